@@ -1,0 +1,88 @@
+"""The files of a run that need no dashboard: metrics.csv, sensitivity.csv, timing.json, and what a checkpoint knows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from nsr.callbacks.sensitivity import finished_epochs
+from nsr.metrics import LayerSensitivity
+
+SENSITIVITY_COLUMNS = ("epoch", "layer", "neuron", "absolute", "relative", "mean_activation")
+
+
+class RunRecords(pl.Callback):
+    """Appends a row an epoch to metrics.csv and a row a neuron to sensitivity.csv, without times: runs can be compared.
+
+    Times go to timing.json. A checkpoint gets the run's configuration, plain numbers and texts, to be rebuilt from.
+
+    Args:
+        directory: the run directory.
+        settings: the resolved configuration.
+    """
+
+    def __init__(self, directory: Path, settings: dict[str, Any]):
+        self.directory, self.settings = directory, settings
+        self.seconds: dict[str, Any] = {"epochs": []}
+        self._started = self._epoch_started = time.perf_counter()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._epoch_started = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        epoch = finished_epochs(trainer)
+        figures = {**(pl_module.figures["train"] if epoch else {}), **pl_module.figures["validation"]}
+        columns = ["epoch", "learning_rate", *pl_module.figure_names("train"), *pl_module.figure_names("validation")]
+        rate = trainer.optimizers[0].param_groups[0]["lr"] if epoch else ""
+        row = {"epoch": epoch, "learning_rate": rate, **figures}
+        append_rows(self.directory / "metrics.csv", columns, [[row.get(column, "") for column in columns]])
+        write_sensitivities(self.directory / "sensitivity.csv", epoch, pl_module.sensitivities)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.seconds["epochs"].append(round(time.perf_counter() - self._epoch_started, 3))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.seconds["fit"] = round(time.perf_counter() - self._started, 3)
+        if trainer.is_global_zero:
+            write_json(self.directory / "timing.json", self.seconds)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["nsr_settings"] = self.settings
+
+
+def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Adds rows to a CSV file, with a header where the file is new; floats in full."""
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if is_new:
+            writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def write_sensitivities(path: Path, epoch: int | str, sensitivities: dict[str, LayerSensitivity]) -> None:
+    """Adds a row for each neuron of each layer to a sensitivity.csv."""
+    rows = [
+        [epoch, layer, neuron, *values]
+        for layer, figures in sensitivities.items()
+        for neuron, values in enumerate(zip(*(figure.tolist() for figure in figures), strict=True))
+    ]
+    append_rows(path, SENSITIVITY_COLUMNS, rows)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A JSON file that is there whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)

@@ -1,0 +1,176 @@
+"""What the user typed, checked and answered within a second or two: hydra is loaded, torch is not.
+
+`check_command_line` composes the configuration before hydra's own main does, for hydra would tell a wrong name in
+several lines and without a guess at the right one, and would make a run directory before a wrong value is found. In a
+sweep every value is checked before the first job starts. What only the network or the data can tell (a layer
+pattern, a missing folder) comes next, from `nsr.assembly.rehearse`, still before anything is made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nsr.configuration import check_settings, flat, rule_of
+from nsr.errors import InputError, RunStopped, did_you_mean
+
+CONFIGURATIONS = Path(__file__).resolve().parent.parent / "conf"
+ASKS_ONLY = ("help", "hydra_help", "cfg", "info", "shell_completion", "version", "run_only")
+
+
+def evaluation_directory(checkpoint: str | None) -> str:
+    """Where an evaluation goes: RUN/evaluations beside RUN/checkpoints/X.ckpt, else runs/evaluations."""
+    if checkpoint and (folder := Path(checkpoint).absolute().parent).name == "checkpoints":
+        return str(folder.parent / "evaluations")
+    return "runs/evaluations"
+
+
+OmegaConf.register_new_resolver("nsr.evaluation_directory", evaluation_directory, replace=True)
+
+
+def check_command_line(config_name: str, arguments: Sequence[str] | None = None) -> None:
+    """Ends the program with one line where the command cannot work; makes nothing.
+
+    Args:
+        config_name: 'train' or 'evaluate'.
+        arguments: None: those of the program.
+    """
+    options = get_args_parser().parse_args(arguments)
+    if any(getattr(options, name, None) for name in ASKS_ONLY) or "LOCAL_RANK" in os.environ:
+        return  # hydra answers questions; a further process of a run repeats a checked command
+    with one_line_errors():
+        configurations = [compose_checked(config_name, row) for row in _jobs(options.overrides)]
+        from nsr.assembly import rehearse  # torch is loaded here
+
+        rehearse(configurations[0])
+
+
+def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """The composed and checked configuration, hydra's own settings among it."""
+    with initialize_config_dir(config_dir=str(CONFIGURATIONS), version_base="1.3"):
+        try:
+            config = compose(config_name, list(overrides), return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(_explain(config_name, overrides, error)) from error
+        HydraConfig.instance().set_config(config)
+        settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        _check_before_resolving(settings)
+        try:
+            check_settings(OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]
+        except OmegaConfBaseException as error:
+            raise InputError(_first_line(error)) from error
+        return config
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What the user can mend is told in one line on stderr, exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
+    try:
+        yield
+    except (InputError, RunStopped) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        if _is_sweep():
+            raise HydraException(str(error)) from error  # hydra goes on with the other jobs
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _is_sweep() -> bool:
+    return (
+        HydraConfig.initialized()
+        and OmegaConf.select(HydraConfig.get(), "mode") is not None
+        and (HydraConfig.get().mode.name == "MULTIRUN")
+    )
+
+
+def _jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The command itself or, for a sweep, a row for each value: all others at their first, so that each is checked."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise InputError(_first_line(error)) from error
+    values = [_values(override) for override in parsed]
+    first = [row[0] for row in values if row]
+    rows = [first]
+    position = 0
+    for row in values:
+        if row:
+            rows += [[*first[:position], value, *first[position + 1 :]] for value in row[1:]]
+            position += 1
+    return rows
+
+
+def _values(override: Override) -> list[str]:
+    """The overrides that a sweep makes of one; none where a sweeper draws from an interval or a pattern."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    if override.is_choice_sweep() or override.is_range_sweep():
+        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    return []
+
+
+def _check_before_resolving(settings: DictConfig) -> None:
+    """Values that other values are looked up with."""
+    missing = sorted(OmegaConf.missing_keys(settings))
+    if missing:
+        raise InputError(f"{missing[0]} is missing; give it on the command line: {missing[0]}=...")
+    norm = settings.get("norm")
+    check = rule_of("norm")
+    if check is not None:
+        check("norm", norm)
+
+
+def _explain(config_name: str, overrides: Sequence[str], error: Exception) -> str:
+    """One line for a name that conf/ does not have."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, got = str(error.missing_cfg_file).rpartition("/")
+        options = [str(option) for option in error.options]
+        return f"{group}={got}: there is no such choice{did_you_mean(got, options)}; {group} is one of {', '.join(options)}"
+    if match := re.search(r"Could not (?:override|append to config|delete) '([^']+)'", text):
+        name = match[1].partition("@")[0]
+        names = _known_names(config_name, [row for row in overrides if not row.lstrip("+~").startswith(match[1])])
+        return f"{name}: there is no such setting{did_you_mean(name, names)}; `python {config_name}.py --help` lists the choices, --cfg job all settings"
+    return _first_line(error)
+
+
+def _known_names(config_name: str, overrides: Sequence[str]) -> list[str]:
+    groups = [path.name for path in CONFIGURATIONS.iterdir() if path.is_dir()]
+    try:
+        config = compose(config_name, list(overrides))
+    except (HydraException, OmegaConfBaseException):
+        return groups
+    names = [name for name, _ in flat(OmegaConf.to_container(config, resolve=False))]  # type: ignore[arg-type]
+    return groups + names
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(line for line in lines if not line.startswith("object_type"))
+
+
+def run_directory() -> Path:
+    """The directory hydra made for this job."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The job's configuration as plain dicts, lists, numbers and texts, everything resolved."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

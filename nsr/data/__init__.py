@@ -1,0 +1,20 @@
+"""Images (batch, channel, height, width) in [0, 1] and labels (batch,): data sets, batches, augmentation."""
+
+from nsr.data.augmentation import CropFlip
+from nsr.data.batches import EvaluationBatches, TrainingBatches
+from nsr.data.image_folder import ImageFolder
+from nsr.data.images import TensorImages
+from nsr.data.module import ImageData
+from nsr.data.sources import CIFAR10, Digits, FashionMNIST
+
+__all__ = [
+    "CIFAR10",
+    "CropFlip",
+    "Digits",
+    "EvaluationBatches",
+    "FashionMNIST",
+    "ImageData",
+    "ImageFolder",
+    "TensorImages",
+    "TrainingBatches",
+]

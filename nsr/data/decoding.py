@@ -1,0 +1,140 @@
+"""Read image files: sizes, pixels, their mean and standard deviation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from nsr.errors import InputError
+
+GREY_MODES = ("1", "L", "LA")
+WIDE_MODES = ("I", "F")  # 16 and 32 bit: PIL would clip them to 255
+CHUNK = 256  # images on their way at a time
+# smaller images spend their time in Python, where threads only get in each other's way: 50,000 of 32 x 32 pixels take
+# 16 s with eight threads and 8 s with none (2 cores), one of 500 x 375 half as long with two threads
+THREADS_FROM_PIXELS = 200 * 200
+
+
+class LazyImages(Dataset[tuple[Tensor, int]]):
+    """Images decoded when they are asked for.
+
+    Args:
+        paths, labels: of each image.
+        channels, image_size: see `decode`.
+    """
+
+    def __init__(self, paths: Sequence[str], labels: Tensor, *, channels: int, image_size: int) -> None:
+        # one array: a list of texts would be copied page by page into every worker process as it counts references
+        self.paths, self.labels = np.asarray(paths), labels
+        self.channels, self.image_size = channels, image_size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """(channel, height, width) float32 in [0, 1] and its label."""
+        image = decode(str(self.paths[index]), channels=self.channels, image_size=self.image_size)
+        return torch.from_numpy(image).to(torch.float32).div_(255), int(self.labels[index])
+
+    def subset(self, indices: Tensor) -> LazyImages:
+        paths, labels = self.paths[indices.numpy()], self.labels[indices]
+        return LazyImages(paths, labels, channels=self.channels, image_size=self.image_size)
+
+
+def decode(path: str, *, channels: int, image_size: int) -> np.ndarray:
+    """(channel, height, width) uint8 of an image file, 1 channel (grey) or 3 (red, green, blue).
+
+    An image of another size is resized, shorter side to `image_size`, and its centre cut out.
+    """
+    return _reading(path, lambda image: _pixels(image, channels, image_size))
+
+
+def decode_all(paths: Sequence[str], *, channels: int, image_size: int) -> Tensor:
+    """(image, channel, height, width) uint8."""
+    images = np.empty((len(paths), channels, image_size, image_size), np.uint8)
+    for index, image in enumerate(_decoded(paths, channels, image_size)):
+        images[index] = image
+    return torch.from_numpy(images)
+
+
+def all_grey(paths: Sequence[str]) -> bool:
+    return all(_reading(path, lambda image: image.mode) in GREY_MODES for path in paths)
+
+
+def common_size(paths: Sequence[str]) -> int:
+    """The size of images that are all squares of one size; InputError for any others, which need data.image_size."""
+    first = _reading(paths[0], lambda image: image.size)
+    for path in paths:
+        size = _reading(path, lambda image: image.size)
+        if size != first or size[0] != size[1]:
+            kinds = "not square" if size == first else f"of different sizes ({paths[0]} is {first[0]} x {first[1]})"
+            raise InputError(
+                f"the images are {kinds}: {path} is {size[0]} x {size[1]} pixels; "
+                "set data.image_size, to which they are resized and cut, such as data.image_size=32"
+            )
+    return first[0]
+
+
+def mean_and_std(paths: Sequence[str], *, channels: int, image_size: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the pixels in [0, 1] for each channel, to 4 digits."""
+    pixels = image_size * image_size * len(paths)
+    total, squares = np.zeros(channels), np.zeros(channels)
+    for image in _decoded(paths, channels, image_size):
+        values = image.reshape(channels, -1) / 255
+        total += values.sum(axis=1)
+        squares += np.square(values).sum(axis=1)
+    mean = total / pixels
+    # the floor, one grey level, is for images that are all one colour: the model divides by it
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1 / 255**2))
+    return [round(value, 4) for value in mean.tolist()], [round(value, 4) for value in std.tolist()]
+
+
+def _decoded(paths: Sequence[str], channels: int, image_size: int) -> Iterator[np.ndarray]:
+    """decode(path) of every path, in order; stops at the first that cannot be read."""
+    width, height = _reading(paths[0], lambda image: image.size)
+    one = partial(decode, channels=channels, image_size=image_size)
+    if width * height < THREADS_FROM_PIXELS:
+        yield from map(one, paths)
+        return
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(paths), CHUNK):
+            yield from pool.map(one, paths[start : start + CHUNK])
+
+
+def _reading(path: str, use: Callable[[Image.Image], Any]) -> Any:
+    try:
+        with Image.open(path) as image:
+            return use(image)
+    # PIL's readers raise whatever a damaged file makes them stumble over (OSError, SyntaxError, struct.error, ...)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} cannot be read as an image ({reason}); repair or remove it") from None
+
+
+def _pixels(image: Image.Image, channels: int, image_size: int) -> np.ndarray:
+    if image.mode.startswith(WIDE_MODES):
+        raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}: save it with 8")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # what PIL asks for in a warning
+    image = _square(image.convert("L" if channels == 1 else "RGB"), image_size)
+    return np.asarray(image).reshape(image_size, image_size, channels).transpose(2, 0, 1)
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    shorter = min(width, height)
+    width, height = round(width * size / shorter), round(height * size / shorter)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased in PIL
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))

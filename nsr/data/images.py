@@ -1,0 +1,83 @@
+"""Images kept in memory as one tensor; a batch is one indexing operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from nsr.errors import InputError
+
+
+class TensorImages(Dataset[tuple[Tensor, Tensor]]):
+    """Images and labels in memory.
+
+    Args:
+        images: (image, channel, height, width), uint8 (scaled to [0, 1] on access) or floating point in [0, 1].
+        labels: (image,), whole numbers from 0.
+        classes: the labels must be below it; None: not checked.
+    Errors:
+        InputError: a shape or type that does not fit, images outside [0, 1], a label outside the classes.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, *, classes: int | None = None) -> None:
+        if images.ndim != 4 or labels.shape != images.shape[:1] or len(images) == 0:
+            raise InputError(
+                f"images have shape {tuple(images.shape)} and labels {tuple(labels.shape)}; "
+                "they must be (image, channel, height, width) and (image,), at least one image"
+            )
+        if images.dtype != torch.uint8:
+            images = _checked_range(images)
+        check_labels(labels, classes)
+        self.images, self.labels = images, labels.to(torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """(channel, height, width) float32 in [0, 1] and () int64."""
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The whole batch, (batch, channel, height, width) and (batch,); needs `already_collated` in the loader."""
+        chosen = torch.as_tensor(indices)
+        return _scaled(self.images[chosen]), self.labels[chosen]
+
+    def subset(self, indices: Tensor) -> TensorImages:
+        """These images as a set of their own (a copy, so that the rest can be freed)."""
+        return TensorImages(self.images[indices], self.labels[indices])
+
+
+def already_collated(batch: Any) -> Any:
+    """The collate function of TensorImages, whose `__getitems__` returns a batch and not a list of items."""
+    return batch
+
+
+def check_labels(labels: Tensor, classes: int | None) -> None:
+    """InputError where the labels (image,) are no whole numbers from 0 to classes - 1."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(f"labels are {str(labels.dtype).removeprefix('torch.')}; they must be whole numbers from 0")
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or (classes is not None and highest >= classes):
+        allowed = "at least 0" if classes is None else f"from 0 to {classes - 1} (data.classes is {classes})"
+        raise InputError(f"labels go from {lowest} to {highest}; they must be {allowed}")
+
+
+def _checked_range(images: Tensor) -> Tensor:
+    if not images.is_floating_point():
+        raise InputError(f"images are {str(images.dtype).removeprefix('torch.')}; they must be uint8 or floating point")
+    lowest, highest = images.aminmax()
+    # written so that NaN, for which every comparison is false, is refused too
+    if not (lowest >= 0 and highest <= 1):
+        raise InputError(
+            f"images outside [0, 1]: from {lowest:g} to {highest:g}; scale them, and leave normalisation to the model"
+        )
+    return images.to(torch.float32)
+
+
+def _scaled(images: Tensor) -> Tensor:
+    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images

@@ -1,0 +1,109 @@
+"""Bad input, told in one line: the argument, what was given, what is allowed and the way out.
+
+This file imports nothing heavy: the command line checks a whole configuration with it before torch is loaded,
+and the library checks the arguments of its functions with the very same lines.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. Its text is one line that needs no traceback."""
+
+
+def did_you_mean(got: object, allowed: Iterable[str]) -> str:
+    """' (did you mean X?)' where a name close to `got` is allowed, else ''."""
+    close = difflib.get_close_matches(str(got), list(allowed), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
+    """`value` if it is one of `allowed`; InputError otherwise."""
+    allowed = list(allowed)
+    if not isinstance(value, (str, bool, int, float, type(None))) or value not in allowed:
+        hint = did_you_mean(value, [str(choice) for choice in allowed])
+        raise InputError(f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}{hint}")
+    return value
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    lowest: float | None = None,
+    above: float | None = None,
+    highest: float | None = None,
+    whole: bool = False,
+    advice: str = "",
+) -> Any:
+    """`value` if it is a finite number within [`lowest` or above `above`, `highest`]; InputError otherwise.
+
+    A truth value is no number here (`steps=true` is a slip, not 1); text is none either, see `fraction`.
+    """
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if (
+        not is_number
+        or not math.isfinite(value)
+        or (lowest is not None and value < lowest)
+        or (above is not None and value <= above)
+        or (highest is not None and value > highest)
+    ):
+        bounds = [
+            f"at least {lowest:g}" if lowest is not None else f"above {above:g}" if above is not None else "",
+            f"at most {highest:g}" if highest is not None else "",
+        ]
+        kind = "a whole number" if whole else "a number"
+        allowed = " ".join([kind, " and ".join(bound for bound in bounds if bound)]).strip()
+        raise InputError(f"{name} is {value!r}; it must be {allowed}{f'; {advice}' if advice else ''}")
+    return value
+
+
+def fraction(name: str, value: Any) -> Any:
+    """A number given as text, '8/255' or '0.03', as a float; anything that is no text is handed on as it is."""
+    if not isinstance(value, str):
+        return value
+    numerator, _, denominator = value.partition("/")
+    try:
+        return float(numerator) / (float(denominator) if denominator else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{name} is {value!r}; it must be a number or a fraction such as 8/255") from None
+
+
+def check_epsilon(name: str, value: Any, *, norm: str, diameter: float | None = None) -> float:
+    """The radius of the attack in pixel units as a float.
+
+    Args:
+        value: a number or a fraction as text ('8/255'), in units of pixels in [0, 1].
+        norm: 'linf' or 'l2'.
+        diameter: the largest distance of two images, 1 in L-infinity; sqrt(channels * height * width) in L2, where
+            it can only be checked once the size of the images is known (None: not checked).
+    Errors:
+        InputError: not a number, negative, or larger than the pixel range allows, which is what an epsilon in
+            units of 0..255, or of normalised pixels, looks like.
+    """
+    diameter = 1.0 if norm == "linf" else diameter
+    return float(
+        check_number(
+            name,
+            fraction(name, value),
+            lowest=0,
+            highest=diameter,
+            advice=f"epsilon is in units of pixels in [0, 1] ({norm}), before any normalisation: 8/255, not 8",
+        )
+    )
+
+
+def check_top(name: str, value: Any) -> int | float:
+    """How many of a layer's neurons count as its most sensitive: a count (int) or a fraction (float)."""
+    if isinstance(value, float):
+        return check_number(name, value, above=0, highest=1, advice="a float is a fraction, an int a count of neurons")
+    return check_number(name, value, lowest=1, whole=True, advice="an int is a count of neurons, a float a fraction")
+
+
+class RunStopped(RuntimeError):
+    """A run that cannot go on for a reason that one line tells, such as a loss that is not finite."""

@@ -1,0 +1,144 @@
+"""What a finished run or an evaluation shows: figures, tables, files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.table import Table
+
+from nsr.callbacks.records import SENSITIVITY_COLUMNS, append_rows, write_json, write_sensitivities
+from nsr.metrics import LayerSensitivity
+from nsr.sensitivity import most_sensitive
+from nsr.training import RobustClassifier
+
+
+def test(trainer: pl.Trainer, module: RobustClassifier, data: pl.LightningDataModule, *, name: str) -> dict[str, float]:
+    """Measures `module` as it is on the test set: {name/ATTACK_accuracy: ..., name/ATTACK_cross_entropy: ...}."""
+    module.test_name = name
+    trainer.test(module, datamodule=data, verbose=False)
+    return module.figures["test"]
+
+
+def accuracy_table(title: str, columns: Mapping[str, Mapping[str, float]], attacks: Mapping[str, str]) -> Table:
+    """A row an attack, a column a checkpoint.
+
+    Args:
+        columns: {heading: {ATTACK_accuracy: fraction}}.
+        attacks: {ATTACK: how it is called on the screen}.
+    """
+    table = Table(title=title)
+    table.add_column("attack")
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for attack, shown in attacks.items():
+        table.add_row(shown, *(f"{100 * figures[f'{attack}_accuracy']:.2f} %" for figures in columns.values()))
+    return table
+
+
+def before_after_table(records: Path, best_epoch: int) -> Table:
+    """Mean sensitivity of each layer before training and at the best epoch, from a run's sensitivity.csv."""
+    means = {epoch: layer_means(records, epoch) for epoch in (0, best_epoch)}
+    table = Table(title=f"sensitivity under the validation attack, before training and after epoch {best_epoch}")
+    table.add_column("mean over the layer's neurons")
+    for figure in SENSITIVITY_COLUMNS[3:]:
+        for when in ("before", "after"):
+            table.add_column(f"{figure.replace('_', ' ')}\n{when}", justify="right")
+    for layer, before in means[0].items():
+        pairs = zip(before, means[best_epoch][layer], strict=True)
+        table.add_row(layer, *(f"{value:.4f}" for pair in pairs for value in pair))
+    return table
+
+
+def layer_means(records: Path, epoch: int) -> dict[str, list[float]]:
+    """{layer: mean absolute, relative and activation over its neurons} of one epoch of a sensitivity.csv."""
+    rows: dict[str, list[list[float]]] = {}
+    with records.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["epoch"] == str(epoch):
+                rows.setdefault(row["layer"], []).append([float(row[column]) for column in SENSITIVITY_COLUMNS[3:]])
+    return {layer: [fmean(values) for values in zip(*figures, strict=True)] for layer, figures in rows.items()}
+
+
+def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, top: int) -> Table:
+    """Each layer's means, and its most sensitive neurons by id with their absolute sensitivity."""
+    table = Table(title="sensitivity under the last attack")
+    for heading in ("layer", "neurons", "absolute", "relative", "activation"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    table.add_column("most sensitive neurons, id (absolute)")
+    for layer, figures in sensitivities.items():
+        ids = most_sensitive(figures.absolute, top).tolist()
+        named = ", ".join(f"{neuron} ({float(figures.absolute[neuron]):.3g})" for neuron in ids)
+        means = [f"{float(values.mean()):.4f}" for values in figures]
+        table.add_row(layer, str(len(figures.absolute)), *means, named)
+    return table
+
+
+def validated(records: Path, epoch: int) -> dict[str, float]:
+    """The validation figures of one epoch of a metrics.csv."""
+    with records.open(newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["epoch"] == str(epoch))
+    return {name: float(value) for name, value in row.items() if name.startswith("validation/")}
+
+
+def show_run(directory: Path, results: Mapping[str, float], attacks: Mapping[str, str]) -> None:
+    """The end of a training run: accuracies, sensitivities before and after, where everything lies, what to try."""
+    best, last = int(results["best_epoch"]), int(results["last_epoch"])
+    columns = {f"best (epoch {best})": _part(results, "test/"), f"last (epoch {last})": _part(results, "test_last/")}
+    checkpoint = directory / "checkpoints" / "best.ckpt"
+    show(
+        accuracy_table("accuracy on the test set", columns, attacks),
+        before_after_table(directory / "sensitivity.csv", best),
+        f"\nrun directory  {_relative(directory)}",
+        "               metrics.json, metrics.csv, sensitivity.csv, config.yaml, checkpoints/",
+        f"try next       python evaluate.py checkpoint={_relative(checkpoint)}",
+    )
+
+
+def write_evaluation(
+    directory: Path, figures: Mapping[str, float], sensitivities: Mapping[str, LayerSensitivity]
+) -> None:
+    """evaluation.json (flat figures), evaluation.csv (a row an attack) and sensitivity.csv (a row a neuron)."""
+    write_json(directory / "evaluation.json", dict(figures))
+    attacks = [name.removeprefix("test/").removesuffix("_accuracy") for name in figures if name.endswith("_accuracy")]
+    rows = [[name, figures[f"test/{name}_accuracy"], figures[f"test/{name}_cross_entropy"]] for name in attacks]
+    append_rows(directory / "evaluation.csv", ["attack", "accuracy", "cross_entropy"], rows)
+    write_sensitivities(directory / "sensitivity.csv", "", sensitivities)
+
+
+def show_evaluation(
+    directory: Path,
+    figures: Mapping[str, float],
+    sensitivities: Mapping[str, LayerSensitivity],
+    attacks: Mapping[str, str],
+    *,
+    top: int,
+) -> None:
+    """The end of an evaluation: accuracies, sensitivities with the most sensitive neurons, where everything lies."""
+    show(
+        accuracy_table("accuracy on the test set, float32", {"accuracy": _part(figures, "test/")}, attacks),
+        most_sensitive_table(sensitivities, top=top) if sensitivities else "",
+        f"\nwritten to  {_relative(directory)}  evaluation.json, evaluation.csv, sensitivity.csv, config.yaml",
+    )
+
+
+def show(*parts: Any) -> None:
+    """Prints tables and lines to standard output; where that is no terminal, as wide as they need."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str))
+
+
+def _part(results: Mapping[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in results.items() if name.startswith(prefix)}
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

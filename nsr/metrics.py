@@ -1,0 +1,130 @@
+"""Sums over batches and processes: sensitivities and counts of right answers. Divided last, exact for any split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from nsr.errors import check_choice
+from nsr.features import Layer
+from nsr.sensitivity import KINDS, SensitivitySums, divide, sensitivity_sums
+
+
+class NeuronSensitivity(Metric):
+    """The sensitivity of one layer's neurons over any number of batches and processes; a torchmetrics Metric.
+
+    `update(clean, adversarial)` takes the layer's outputs on a batch of pairs, `compute()` gives (neuron,) float64:
+    `neuron_sensitivity` of all pairs at once, whatever the batches were.
+
+    Args:
+        kind, neuron_dim: as in `neuron_sensitivity`.
+        neurons: the number of neurons; needed only where a process may see no batch at all.
+    """
+
+    higher_is_better = False
+    full_state_update = False
+    is_differentiable = False
+    movement: Tensor
+    activation: Tensor
+    count: Tensor
+
+    def __init__(self, *, kind: str = "absolute", neuron_dim: int = 1, neurons: int | None = None, **settings: Any):
+        super().__init__(**settings)
+        self.kind = check_choice("kind", kind, KINDS)
+        self.neuron_dim = neuron_dim
+        nothing = torch.zeros((neurons,) if neurons else (), dtype=torch.float64)
+        self.add_state("movement", nothing.clone(), dist_reduce_fx="sum")
+        self.add_state("activation", nothing.clone(), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, clean: Tensor, adversarial: Tensor) -> None:
+        """Adds a batch of pairs, each side (batch, neuron, ...)."""
+        sums = sensitivity_sums(
+            clean.detach(), adversarial.detach(), kind=self.kind, neuron_dim=self.neuron_dim, dtype=torch.float64
+        )
+        self.movement = self.movement + sums.movement
+        self.activation = self.activation + sums.activation
+        self.count = self.count + sums.count
+
+    def compute(self) -> Tensor:
+        """(neuron,) float64."""
+        return divide(SensitivitySums(self.movement, self.activation, self.count), self.kind)
+
+
+class LayerSensitivity(NamedTuple):
+    """What is reported of one layer, each (neuron,) float64."""
+
+    absolute: Tensor
+    relative: Tensor
+    mean_activation: Tensor  # mean over samples and positions of |F(x)|
+
+
+class NetworkSensitivity(Metric):
+    """The sensitivities of all tapped layers at once, in flat states: what processes exchange is one vector each."""
+
+    full_state_update = False
+    is_differentiable = False
+    movement: Tensor
+    activation: Tensor
+    count: Tensor
+
+    def __init__(self, layers: Sequence[Layer], **settings: Any):
+        super().__init__(**settings)
+        self.layers = list(layers)
+        neurons = sum(layer.neurons for layer in layers)
+        self.add_state("movement", torch.zeros(neurons, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("activation", torch.zeros(neurons, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, clean: Mapping[str, Tensor], adversarial: Mapping[str, Tensor]) -> None:
+        """Adds {layer: (batch, neuron, ...)} of the two sides."""
+        sums = [
+            sensitivity_sums(
+                clean[layer.name].detach(),
+                adversarial[layer.name].detach(),
+                neuron_dim=layer.neuron_dim,
+                dtype=torch.float64,
+            )
+            for layer in self.layers
+        ]
+        self.movement = self.movement + torch.cat([layer.movement for layer in sums])
+        self.activation = self.activation + torch.cat([layer.activation for layer in sums])
+        self.count = self.count + sums[0].count
+
+    def compute(self) -> dict[str, LayerSensitivity]:
+        """{layer: its sensitivities}, in the order of the layers."""
+        widths = [layer.neurons for layer in self.layers]
+        parts = zip(self.layers, self.movement.split(widths), self.activation.split(widths), strict=True)
+        figures = {}
+        for layer, movement, activation in parts:
+            sums = SensitivitySums(movement, activation, self.count)
+            figures[layer.name] = LayerSensitivity(divide(sums), divide(sums, "relative"), activation / self.count)
+        return figures
+
+
+class Accuracy(Metric):
+    """The share of right answers from whole counts, so that it is exact for any split."""
+
+    higher_is_better = True
+    full_state_update = False
+    is_differentiable = False
+    correct: Tensor
+    count: Tensor
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.add_state("correct", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch: (batch, class) and (batch,)."""
+        self.correct = self.correct + (logits.argmax(1) == labels).sum()
+        self.count = self.count + len(labels)
+
+    def compute(self) -> Tensor:
+        """A fraction in [0, 1], float64."""
+        return self.correct.double() / self.count

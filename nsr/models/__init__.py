@@ -1,0 +1,8 @@
+"""Networks, every activation a module of its own, and the normalisation in front of them."""
+
+from nsr.models.normalization import Classifier, Normalize
+from nsr.models.resnet import ResNet18, ResNet20
+from nsr.models.small_cnn import SmallCNN
+from nsr.models.vgg import VGG16
+
+__all__ = ["VGG16", "Classifier", "Normalize", "ResNet18", "ResNet20", "SmallCNN"]

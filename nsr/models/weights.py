@@ -1,0 +1,126 @@
+"""Reading other people's weight files: never runs code from them, says in one line what is wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from nsr.errors import InputError
+
+NAMES_SHOWN = 3
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Any:
+    """What `torch.save` put into the file at `path`, its tensors on the CPU.
+
+    Only tensors and plain values are read (`weights_only`), so a file cannot run code here.
+
+    Errors:
+        InputError: one line that names the file: it cannot be opened, is no checkpoint or cut short, or holds
+            something that could run code.
+    """
+    if not isinstance(path, (str, os.PathLike)):  # open() would take a number for a file descriptor
+        raise InputError(f"a checkpoint's path is {path!r}; it must be text")
+    name = repr(os.fspath(path))  # repr: a name with a line break stays on one line
+    with _open(path, name) as file, warnings.catch_warnings():
+        # torch warns of odd pickles before it refuses them; the error says enough
+        warnings.simplefilter("ignore")
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            raise InputError(f"refused to read {name}: {_why_refused(str(error))}") from error
+        except Exception as error:  # a damaged file makes torch raise nearly anything, KeyError: '101' among it
+            raise InputError(f"{name} is cut short or no checkpoint that torch.save wrote") from error
+
+
+def load_state_dict_file(net: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Copies the weights in the file at `path` into `net`; every key and shape has to fit.
+
+    Args:
+        net: changed in place, and only if everything fits.
+        path: a file of `torch.save` that holds a state_dict, itself or under the key 'state_dict' or 'model'. The
+            prefix 'module.', which DataParallel leaves on every key, is taken off.
+    Errors:
+        InputError: one line that names the file; see `read_checkpoint`; or what it holds does not fit `net`.
+    """
+    state = read_checkpoint(path)
+    name = repr(os.fspath(path))
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not _is_state_dict(state):
+        raise InputError(f"{name} holds no state_dict, a mapping of names to tensors, but {_describe(state)}")
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    load_state_dict(net, state, name)
+
+
+def load_state_dict(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Copies `state`, which came from the file called `name`, into `net`; InputError unless every key and shape fits."""
+    expected = net.state_dict()
+    _check_keys(name, net, state, expected)
+    for key, tensor in state.items():
+        # refused before anything is copied: torch would stop half way
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise InputError(f"{name} holds {key} as a sparse, quantised or meta tensor; it must be a dense one")
+        if tensor.shape != expected[key].shape:
+            raise InputError(
+                f"{name} does not fit {type(net).__name__}: {key} must have shape {tuple(expected[key].shape)}, "
+                f"but has {tuple(tensor.shape)} in the file; another model, variant, or number of classes?"
+            )
+    net.load_state_dict({**expected, **state})
+
+
+def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
+    try:
+        return Path(path).open("rb")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        start = "" if Path(path).is_absolute() else f" (relative paths start at {str(Path.cwd())!r})"
+        raise InputError(f"cannot open {name}: {reason}{start}") from None
+
+
+def _check_keys(name: str, net: nn.Module, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    # BatchNorm's batch counter is younger than many weight files; torch too does without it
+    missing = [key for key in expected if key not in state and not key.endswith(".num_batches_tracked")]
+    unexpected = [key for key in state if key not in expected]
+    if missing or unexpected:
+        parts = [
+            f"{kind} {_some(keys)}" for kind, keys in (("it lacks", missing), ("it has unknown", unexpected)) if keys
+        ]
+        raise InputError(f"{name} does not fit {type(net).__name__}: {'; '.join(parts)}; another model or variant?")
+
+
+def _some(keys: Collection[object]) -> str:
+    shown = ", ".join(repr(key) for key in list(keys)[:NAMES_SHOWN])
+    return f"{shown} ({len(keys) - NAMES_SHOWN} more)" if len(keys) > NAMES_SHOWN else shown
+
+
+def _is_state_dict(content: object) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    )
+
+
+def _describe(content: object) -> str:
+    if isinstance(content, Mapping):
+        return f"a mapping with the keys {_some(content)}" if content else "an empty mapping"
+    return f"an object of type {type(content).__name__}"
+
+
+def _why_refused(message: str) -> str:
+    """One line for torch's paragraph, which advises to switch the protection off."""
+    python_object = re.search(r"GLOBAL (\S+)", message)
+    if python_object:
+        return f"it holds {python_object[1]}, which could run code when loaded; save a plain state_dict instead"
+    return "it is no checkpoint that torch.save wrote; a plain pickle could run code when loaded"

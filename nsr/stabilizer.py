@@ -1,0 +1,81 @@
+"""Sensitive-neuron stabilising (SNS): hold the most sensitive neurons of each layer still.
+
+    weight * mean over layers of  mean over that layer's most sensitive neurons of  absolute(l, m)
+
+is added to any objective. Source: Zhang et al., IEEE TIP 30:1291-1304, 2021; what the paper's abstract leaves open is
+a setting, see the arguments.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from nsr.errors import InputError, check_choice, check_number, check_top
+from nsr.modes import BATCH_NORM
+from nsr.sensitivity import most_sensitive, neuron_sensitivity
+
+
+class SensitivityStabilizer:
+    """The stabilising term over the features of a clean and an adversarial pass.
+
+    Args:
+        weight: of the term in the objective; at 0 the term and every pass that it alone needs are left out.
+        top: how many of a layer's neurons are stabilised, a count (int) or a fraction (float), see `most_sensitive`.
+        layers: patterns of the tapped layers to stabilise; None: all.
+        gradient_through_clean: whether the clean side is moved too (measured: better; without it digits lost a point).
+        batch_norm: how BatchNorm treats a pass that only this term needs: 'batch' takes the batch's statistics and
+            leaves the running ones untouched, 'frozen' takes the running ones, 'update' is an ordinary pass.
+        neuron_dim: the neurons' axis; None: 1, and -1 for tokens (batch, token, dim).
+
+    Errors:
+        InputError: a setting out of range; layers that differ between the two sides, or that no pattern matches.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float = 2.0,
+        top: int | float = 0.3,
+        layers: str | Sequence[str] | None = None,
+        gradient_through_clean: bool = True,
+        batch_norm: str = "batch",
+        neuron_dim: int | None = None,
+    ):
+        self.weight = check_number("stabilizer.weight", weight, lowest=0)
+        self.top = check_top("stabilizer.top", top)
+        self.layers = [layers] if isinstance(layers, str) else layers
+        self.gradient_through_clean = check_choice(
+            "stabilizer.gradient_through_clean", gradient_through_clean, (True, False)
+        )
+        self.batch_norm = check_choice("stabilizer.batch_norm", batch_norm, BATCH_NORM)
+        self.neuron_dim = neuron_dim
+
+    def __call__(self, clean: Mapping[str, Tensor], adversarial: Mapping[str, Tensor]) -> Tensor:
+        """The weighted term, a scalar, from {layer: features} of the two sides on the same images."""
+        if list(clean) != list(adversarial):
+            raise InputError(f"the two sides have different layers: {', '.join(clean)} and {', '.join(adversarial)}")
+        means = [self._layer_term(clean[layer], adversarial[layer]) for layer in self.stabilized(list(clean))]
+        return self.weight * torch.stack(means).mean()
+
+    def _layer_term(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        neuron_dim = self.neuron_dim or (-1 if clean.ndim == 3 else 1)
+        clean = clean if self.gradient_through_clean else clean.detach()
+        sensitivity = neuron_sensitivity(clean, adversarial, neuron_dim=neuron_dim)  # (neuron,)
+        return sensitivity[most_sensitive(sensitivity, self.top)].mean()
+
+    def stabilized(self, tapped: Sequence[str]) -> list[str]:
+        """Those of the tapped layers that the term holds still."""
+        if not tapped:
+            raise InputError("no layer is tapped, so there is nothing to stabilise; see layers")
+        if self.layers is None:
+            return list(tapped)
+        for pattern in self.layers:
+            if not fnmatch.filter(tapped, pattern):
+                raise InputError(
+                    f"stabilizer.layers: no tapped layer matches {pattern!r}; tapped are {', '.join(tapped)}"
+                )
+        return [layer for layer in tapped if any(fnmatch.fnmatchcase(layer, pattern) for pattern in self.layers)]

@@ -1,0 +1,281 @@
+"""One step of training, one of evaluation: the page to read first.
+
+A training step goes down `training_step` once: adversarial images from the attack, the passes that the objective and
+the stabiliser need, their terms, the sum. Validation and test share `_measure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Generator, Tensor, nn
+from torchmetrics import MeanMetric
+
+from nsr.boundary import check_batch
+from nsr.errors import RunStopped
+from nsr.features import FeatureTaps, Layer
+from nsr.metrics import Accuracy, LayerSensitivity, NetworkSensitivity
+from nsr.modes import batch_norm
+from nsr.objectives import Natural, Objective
+from nsr.stabilizer import SensitivityStabilizer
+
+Attack = Callable[..., Tensor]  # attack(net, images, labels, generator=...) -> adversarial images
+Batch = tuple[Tensor, Tensor]  # images (batch, channel, height, width) in [0, 1], labels (batch,)
+
+
+class RobustClassifier(pl.LightningModule):
+    """A classifier that is trained on an objective and a stabiliser, and measured under attacks.
+
+    Args:
+        net: images in [0, 1] -> logits (batch, class), the normalisation its first layer.
+        layers: the tapped layers of `within` (None: of `net`), from `find_layers`.
+        classes: how many there are.
+        test_attacks: {name: attack} of the test; sensitivity is measured under the last. An evaluation needs no more.
+        objective: what is minimised, see nsr.objectives.
+        attack: makes the adversarial images of training.
+        validation_attack: makes those of validation.
+        stabilizer: None, or weight 0: none.
+        optimizer, scheduler: parameters -> optimizer, optimizer -> scheduler stepped once an epoch.
+        augment: images -> images on the device, in training alone.
+        seed: of every random draw, together with the place of the step in the run.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        layers: Sequence[Layer],
+        within: nn.Module | None = None,
+        classes: int,
+        test_attacks: Mapping[str, Attack],
+        objective: Objective | None = None,
+        attack: Attack | None = None,
+        validation_attack: Attack | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        stabilizer: SensitivityStabilizer | None = None,
+        scheduler: Callable[..., Any] | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.net = net
+        self.taps = FeatureTaps(net, layers, within=within)
+        self.classes = classes
+        self.objective = objective if objective is not None else Natural()
+        self.attack = attack
+        validation_attacks = {} if validation_attack is None else {"robust": validation_attack}
+        self.attacks = {"validation": validation_attacks, "test": dict(test_attacks)}
+        self.stabilizer = stabilizer if stabilizer is not None and stabilizer.weight > 0 else None
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.augment = augment
+        self.seed = seed
+        self.test_name = "test"  # what the figures of a test are called: test, test_last
+        stabilized = set(self.stabilizer.stabilized([layer.name for layer in layers])) if self.stabilizer else set()
+        self.training_taps = FeatureTaps(net, [layer for layer in layers if layer.name in stabilized], within=within)
+        terms = ["loss", *self.objective.terms, *(["stabilizer"] if self.stabilizer else [])]
+        self.training_means = nn.ModuleDict({term: _mean() for term in terms})
+        self.training_accuracies = nn.ModuleDict({side: Accuracy() for side in self.objective.sides})
+        self.measures = nn.ModuleDict(
+            {stage: StageMeasures(["clean", *attacks], layers) for stage, attacks in self.attacks.items()}
+        )
+        self.figures: dict[str, dict[str, float]] = {}  # {stage: {name: figure}} of the latest epoch
+        self.sensitivities: dict[str, LayerSensitivity] = {}  # {layer: ...} of the latest evaluation
+        self.not_finite = torch.tensor(torch.iinfo(torch.int64).max)  # the first step whose loss was not finite
+        self._checked: set[str] = set()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+    # ---------------------------------------------------------------- training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        self._check_once("train", images, labels)
+        torch.manual_seed(draw_seed(self.seed, 0, self.current_epoch, batch_idx, self.global_rank))
+        if self.augment is not None:
+            images = self.augment(images)
+        inputs = {"clean": images}
+        if "adversarial" in self.objective.sides or self.stabilizer is not None:
+            inputs["adversarial"] = self.attack(self.net, images, labels)
+        logits, features = self._passes(inputs)
+        terms = self.objective(logits, labels)
+        if self.stabilizer is not None:
+            terms["stabilizer"] = self.stabilizer(features["clean"], features["adversarial"])
+        loss = torch.stack(list(terms.values())).sum()
+        self._record(loss, terms, logits, labels)
+        return loss
+
+    def _passes(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """{side: logits} as the objective asks and {side: {layer: features}} as the stabiliser does; one pass a side."""
+        logits: dict[str, Tensor] = {}
+        features: dict[str, dict[str, Tensor]] = {}
+        for side in self.objective.sides:
+            logits[side], features[side] = self.training_taps(inputs[side])
+        if self.stabilizer is not None:
+            # last, so that its random draws disturb no other, and without a trace in BatchNorm
+            for side in ("clean", "adversarial"):
+                if side not in features:
+                    needs_gradient = side == "adversarial" or self.stabilizer.gradient_through_clean
+                    with batch_norm(self.net, self.stabilizer.batch_norm), torch.set_grad_enabled(needs_gradient):
+                        _, features[side] = self.training_taps(inputs[side])
+        return logits, features
+
+    def _record(self, loss: Tensor, terms: Mapping[str, Tensor], logits: Mapping[str, Tensor], labels: Tensor) -> None:
+        """Adds to the epoch's means, on the device: nothing here waits for it."""
+        for term, value in {"loss": loss, **terms}.items():
+            self.training_means[term].update(value.detach(), len(labels))
+        for side, side_logits in logits.items():
+            self.training_accuracies[side].update(side_logits.detach(), labels)
+        step = torch.where(loss.detach().isfinite(), self.not_finite, self.not_finite.new_tensor(self.global_step))
+        self.not_finite = torch.minimum(self.not_finite, step)
+
+    def on_train_start(self) -> None:
+        self.not_finite = self.not_finite.to(self.device)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        is_last = batch_idx + 1 == self.trainer.num_training_batches
+        if is_last or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self.check_finite()
+        if is_last:  # before validation, whose end writes the epoch's records
+            metrics = (*self.training_means.values(), *self.training_accuracies.values())
+            figures = (float(metric.compute()) for metric in metrics)
+            self._publish("train", dict(zip(self.figure_names("train"), figures, strict=True)))
+            for metric in metrics:
+                metric.reset()
+
+    def running_terms(self) -> dict[str, float]:
+        """{term: mean so far} of this process in the running epoch; waits for the device."""
+        return {term: float(mean.mean_value / mean.weight) for term, mean in self.training_means.items()}
+
+    def check_finite(self) -> None:
+        """Stops the run where a loss was not finite; called before a checkpoint could keep the broken weights."""
+        step = int(self.not_finite)
+        if step < torch.iinfo(torch.int64).max:
+            raise RunStopped(
+                f"the loss is not finite at step {step} (epoch {self.current_epoch + 1}); the checkpoints of the "
+                "epochs before are kept; a smaller optimizer.lr or stabilizer.weight is the usual way out"
+            )
+
+    # ---------------------------------------------------------------- validation and test
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._measure("validation", batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._measure("test", batch, batch_idx)
+
+    def _measure(self, stage: str, batch: Batch, batch_idx: int) -> None:
+        """One clean pass and one adversarial pass an attack, in float32 and eval mode whatever trained the network."""
+        loader = self.trainer.val_dataloaders if stage == "validation" else self.trainer.test_dataloaders
+        batches = loader.batch_sampler
+        if batches.repeated(batch_idx):
+            return  # this process has one batch fewer than others; it only keeps step with them
+        images, labels = batch
+        self._check_once(stage, images, labels)
+        measures = self.measures[stage]
+        seed = draw_seed(self.seed, 1, batches.number(batch_idx))
+        with full_precision(self.device):
+            logits, clean = self.taps(images)
+            measures.update("clean", logits, labels)
+            features = None
+            for name, attack in self.attacks[stage].items():
+                generator = Generator(self.device).manual_seed(seed)
+                adversarial = attack(self.net, images, labels, generator=generator)
+                logits, features = self.taps(adversarial)
+                measures.update(name, logits, labels)
+            if features is not None:
+                measures.sensitivity.update(clean, features)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish("validation")
+
+    def on_test_epoch_end(self) -> None:
+        self._finish("test")
+
+    def _finish(self, stage: str) -> None:
+        measures = self.measures[stage]
+        self.sensitivities = measures.sensitivity.compute() if self.attacks[stage] else {}
+        self._publish(stage, dict(zip(self.figure_names(stage), measures.figures(), strict=True)))
+        measures.reset()
+
+    def figure_names(self, stage: str) -> list[str]:
+        """The names of a stage's figures, in the order they are written in."""
+        if stage == "train":
+            accuracies = ["clean_accuracy" if side == "clean" else "robust_accuracy" for side in self.objective.sides]
+            return [f"train/{name}" for name in (*self.training_means, *accuracies)]
+        prefix = self.test_name if stage == "test" else stage
+        return [
+            f"{prefix}/{name}_{what}" for what in ("accuracy", "cross_entropy") for name in self.measures[stage].names
+        ]
+
+    def _publish(self, stage: str, figures: dict[str, float]) -> None:
+        self.figures[stage] = figures
+        tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
+        self.log_dict(tensors, on_step=False, on_epoch=True)
+
+    # ---------------------------------------------------------------- the rest
+
+    def _check_once(self, stage: str, images: Tensor, labels: Tensor) -> None:
+        """The first batch of a stage is looked at; later ones would only make the device wait."""
+        if stage not in self._checked:
+            check_batch(images, labels, classes=self.classes)
+            self._checked.add(stage)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.net.parameters())
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "epoch"}}
+
+
+class StageMeasures(nn.Module):
+    """What an evaluation adds up: accuracy and cross-entropy clean and under each attack, sensitivity of each layer."""
+
+    def __init__(self, names: Sequence[str], layers: Sequence[Layer]):
+        super().__init__()
+        self.names = list(names)
+        self.accuracies = nn.ModuleDict({name: Accuracy() for name in names})
+        self.losses = nn.ModuleDict({name: _mean() for name in names})
+        self.sensitivity = NetworkSensitivity(layers)
+
+    def update(self, name: str, logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch of logits (batch, class) and labels (batch,)."""
+        self.accuracies[name].update(logits, labels)
+        self.losses[name].update(nn.functional.cross_entropy(logits, labels), len(labels))
+
+    def figures(self) -> list[float]:
+        """Reduced over processes: the accuracies, then the cross-entropies, in the order of `names`."""
+        return [float(metric.compute()) for metric in (*self.accuracies.values(), *self.losses.values())]
+
+    def reset(self) -> None:
+        """Empties all sums."""
+        for metric in (*self.accuracies.values(), *self.losses.values(), self.sensitivity):
+            metric.reset()
+
+
+def _mean() -> MeanMetric:
+    # torchmetrics' search for nan would wait for the device; `check_finite` looks instead
+    return MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+
+
+def draw_seed(*place: int) -> int:
+    """A seed for one place of a run, (seed, stream, epoch, batch, rank): resuming needs no stored generator state."""
+    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """float32 arithmetic as written: autocast and TF32 off."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolution.allow_tf32
+    try:
+        matmul.allow_tf32 = convolution.allow_tf32 = False
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32, convolution.allow_tf32 = before

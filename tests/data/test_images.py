@@ -1,0 +1,88 @@
+"""Images in memory: scaling, whole batches, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from nsr.data import TensorImages
+from nsr.data.images import already_collated
+from nsr.errors import InputError
+
+LABELS = torch.tensor([0, 1, 1, 2])
+
+
+def whole(generator_seed=0):
+    return torch.randint(256, (4, 3, 5, 5), generator=torch.Generator().manual_seed(generator_seed), dtype=torch.uint8)
+
+
+def test_bytes_are_scaled_exactly():
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    image, label = TensorImages(images, torch.tensor([3]))[0]
+    assert image.dtype == torch.float32 and label.dtype == torch.int64
+    assert torch.equal(image, images[0].float() / 255)
+    assert image.min() == 0 and image.max() == 1
+
+
+def test_a_batch_is_what_its_items_are():
+    data = TensorImages(whole(), LABELS)
+    images, labels = data.__getitems__([2, 0, 2])
+    assert torch.equal(images, torch.stack([data[2][0], data[0][0], data[2][0]]))
+    assert labels.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("part", [lambda data: data, lambda data: Subset(data, [3, 1, 0, 2])])
+def test_through_a_loader(part):
+    data = part(TensorImages(whole(), LABELS))
+    images, labels = next(iter(DataLoader(data, batch_size=4, collate_fn=already_collated)))
+    for number in range(4):
+        assert torch.equal(images[number], data[number][0])
+        assert labels[number] == data[number][1]
+
+
+def test_floats_become_float32_and_stay_unharmed():
+    source = torch.rand(4, 1, 2, 2, dtype=torch.float64)
+    data = TensorImages(source, LABELS)
+    assert data[0][0].dtype == torch.float32
+    before = data.images.clone()
+    data[0][0].add_(1)
+    data.__getitems__([0, 1])[0].add_(1)
+    assert torch.equal(data.images, before)
+
+
+def test_subset():
+    data = TensorImages(whole(), LABELS)
+    part = data.subset(torch.tensor([1, 3]))
+    assert len(part) == 2 and part.labels.tolist() == [1, 2]
+    assert torch.equal(part[1][0], data[3][0])
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), float("inf")])
+def test_images_outside_the_range(value):
+    images = torch.full((4, 1, 2, 2), 0.5)
+    images[2, 0, 1, 1] = value
+    with pytest.raises(InputError, match=r"images outside \[0, 1\]: from .* to "):
+        TensorImages(images, LABELS)
+
+
+def test_the_message_names_minimum_and_maximum():
+    with pytest.raises(InputError, match="from -2 to 2.5"):
+        TensorImages(torch.tensor([-2.0, 2.5]).reshape(2, 1, 1, 1), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "classes", "message"),
+    [
+        (torch.rand(4, 2, 2), LABELS, None, "they must be .image, channel, height, width."),
+        (torch.rand(3, 1, 2, 2), LABELS, None, "they must be"),
+        (torch.rand(0, 1, 2, 2), LABELS[:0], None, "at least one image"),
+        (torch.ones(4, 1, 2, 2, dtype=torch.int64), LABELS, None, "images are int64; they must be uint8 or floating"),
+        (torch.rand(4, 1, 2, 2), LABELS.float(), None, "labels are float32; they must be whole numbers"),
+        (torch.rand(4, 1, 2, 2), LABELS - 1, None, "labels go from -1 to 1; they must be at least 0"),
+        (torch.rand(4, 1, 2, 2), LABELS, 2, "labels go from 0 to 2; they must be from 0 to 1 .data.classes is 2."),
+    ],
+)
+def test_refusals(images, labels, classes, message):
+    with pytest.raises(InputError, match=message):
+        TensorImages(images, labels, classes=classes)

@@ -1,0 +1,21 @@
+"""Train a classifier: `python train.py`, `python train.py --help` for the choices."""
+
+import hydra
+from omegaconf import DictConfig
+
+from nsr.command_line import check_command_line, one_line_errors
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(config: DictConfig) -> float:
+    """Runs one job; its result is the validated robust accuracy, for sweepers."""
+    with one_line_errors():
+        from nsr.assembly import train  # torch is loaded only now
+
+        return train(config)
+    raise AssertionError("one_line_errors never swallows an error")
+
+
+if __name__ == "__main__":
+    check_command_line("train")
+    main()
