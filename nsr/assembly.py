@@ -13,7 +13,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from nsr import dashboards, evaluation
@@ -39,7 +38,7 @@ def train(config: DictConfig) -> float:
     data = build_data(config)
     module = build_module(config, data)
     settings = plain(config)
-    if rank_zero_only.rank == 0:
+    if "LOCAL_RANK" not in os.environ or os.environ["LOCAL_RANK"] == "0":
         OmegaConf.save(OmegaConf.create(settings), directory / "config.yaml")
     logger = instantiate(config.logger, save_dir=str(directory))
     try:
@@ -192,7 +191,7 @@ def take_over_checkpoint(config: DictConfig) -> Mapping[str, Any] | None:
                 f"{str(config.checkpoint)!r} is no checkpoint of nsr; for a plain state_dict give "
                 "model=NAME model.weights=FILE data=NAME"
             )
-        settings = OmegaConf.create(saved["nsr_settings"])
+        settings = OmegaConf.create(dict(saved["nsr_settings"]))
         with open_dict(config):
             for part, source in (("data", "nsr.data."), ("model", "nsr.models.")):
                 own = {key: value for key, value in (config.get(part) or {}).items() if value is not None}

@@ -8,6 +8,7 @@ pattern, a missing folder) comes next, from `nsr.assembly.rehearse`, still befor
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -21,12 +22,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nsr.configuration import check_settings, flat, rule_of
-from nsr.errors import InputError, RunStopped, did_you_mean
+from nsr.configuration import NORMS, check_settings, flat
+from nsr.errors import InputError, RunStopped, check_choice, did_you_mean
 
 CONFIGURATIONS = Path(__file__).resolve().parent.parent / "conf"
 ASKS_ONLY = ("help", "hydra_help", "cfg", "info", "shell_completion", "version", "run_only")
@@ -67,10 +69,11 @@ def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
         except (HydraException, OmegaConfBaseException) as error:
             raise InputError(_explain(config_name, overrides, error)) from error
         HydraConfig.instance().set_config(config)
-        settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-        _check_before_resolving(settings)
+        check_choice("norm", config.norm, (*NORMS, None))  # other settings are looked up with it
+        settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         try:
-            check_settings(OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]
+            # a missing value stays '???' in the container, and is told as missing
+            check_settings(plain(settings))
         except OmegaConfBaseException as error:
             raise InputError(_first_line(error)) from error
         return config
@@ -91,11 +94,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _is_sweep() -> bool:
-    return (
-        HydraConfig.initialized()
-        and OmegaConf.select(HydraConfig.get(), "mode") is not None
-        and (HydraConfig.get().mode.name == "MULTIRUN")
-    )
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def _jobs(overrides: Sequence[str]) -> list[list[str]]:
@@ -124,28 +123,23 @@ def _values(override: Override) -> list[str]:
     return []
 
 
-def _check_before_resolving(settings: DictConfig) -> None:
-    """Values that other values are looked up with."""
-    missing = sorted(OmegaConf.missing_keys(settings))
-    if missing:
-        raise InputError(f"{missing[0]} is missing; give it on the command line: {missing[0]}=...")
-    norm = settings.get("norm")
-    check = rule_of("norm")
-    if check is not None:
-        check("norm", norm)
-
-
 def _explain(config_name: str, overrides: Sequence[str], error: Exception) -> str:
     """One line for a name that conf/ does not have."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.options:
         group, _, got = str(error.missing_cfg_file).rpartition("/")
         options = [str(option) for option in error.options]
-        return f"{group}={got}: there is no such choice{did_you_mean(got, options)}; {group} is one of {', '.join(options)}"
+        hint = did_you_mean(got, options)
+        return f"{group}={got}: there is no such choice{hint}; {group} is one of {', '.join(options)}"
+    if match := re.search(r"Could not load '([^']+)/([^'/]+)'", text):  # in a list of choices
+        options = sorted(path.stem for path in (CONFIGURATIONS / match[1]).glob("*.yaml"))
+        hint = did_you_mean(match[2], options)
+        return f"{match[1]}=[{match[2]}]: there is no such choice{hint}; {match[1]} are {', '.join(options)}"
     if match := re.search(r"Could not (?:override|append to config|delete) '([^']+)'", text):
         name = match[1].partition("@")[0]
         names = _known_names(config_name, [row for row in overrides if not row.lstrip("+~").startswith(match[1])])
-        return f"{name}: there is no such setting{did_you_mean(name, names)}; `python {config_name}.py --help` lists the choices, --cfg job all settings"
+        hint = did_you_mean(name, names)
+        return f"{name}: there is no such setting{hint}; `python {config_name}.py --cfg job` prints all of them"
     return _first_line(error)
 
 
@@ -160,8 +154,17 @@ def _known_names(config_name: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {str(error.message).splitlines()[0]}; the form is name=value, text with spaces in quotes"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(line for line in lines if not line.startswith("object_type"))
+
+
+class RelevantWarnings(logging.Filter):
+    """Keeps off the screen what libraries say to each other; the log file has it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.name != "py.warnings"
 
 
 def run_directory() -> Path:

@@ -149,7 +149,8 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """InputError, in one line, for the first setting of a resolved configuration that cannot be used."""
-    leaves = dict(flat(settings))
+    # the shortest names first: epsilon itself, before the attacks that take it over
+    leaves = dict(sorted(flat(settings), key=lambda leaf: leaf[0].count(".")))
     for name, value in leaves.items():
         if value == "???":
             raise InputError(f"{name} is missing; give it on the command line: {name}=...")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nsr.callbacks.records import SENSITIVITY_COLUMNS, append_rows, write_json, write_sensitivities
-from nsr.metrics import LayerSensitivity
+from nsr.metrics import LayerSensitivity, ratio
 from nsr.sensitivity import most_sensitive
 from nsr.training import RobustClassifier
 
@@ -56,13 +56,14 @@ def before_after_table(records: Path, best_epoch: int) -> Table:
 
 
 def layer_means(records: Path, epoch: int) -> dict[str, list[float]]:
-    """{layer: mean absolute, relative and activation over its neurons} of one epoch of a sensitivity.csv."""
-    rows: dict[str, list[list[float]]] = {}
+    """{layer: its absolute and relative sensitivity and activation} of one epoch of a sensitivity.csv."""
+    rows: dict[str, list[tuple[float, float]]] = {}
     with records.open(newline="") as file:
         for row in csv.DictReader(file):
             if row["epoch"] == str(epoch):
-                rows.setdefault(row["layer"], []).append([float(row[column]) for column in SENSITIVITY_COLUMNS[3:]])
-    return {layer: [fmean(values) for values in zip(*figures, strict=True)] for layer, figures in rows.items()}
+                rows.setdefault(row["layer"], []).append((float(row["absolute"]), float(row["mean_activation"])))
+    means = {layer: [fmean(values) for values in zip(*figures, strict=True)] for layer, figures in rows.items()}
+    return {layer: [absolute, ratio(absolute, active), active] for layer, (absolute, active) in means.items()}
 
 
 def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, top: int) -> Table:
@@ -74,15 +75,15 @@ def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, top: 
     for layer, figures in sensitivities.items():
         ids = most_sensitive(figures.absolute, top).tolist()
         named = ", ".join(f"{neuron} ({float(figures.absolute[neuron]):.3g})" for neuron in ids)
-        means = [f"{float(values.mean()):.4f}" for values in figures]
+        means = [f"{value:.4f}" for value in figures.means().values()]
         table.add_row(layer, str(len(figures.absolute)), *means, named)
     return table
 
 
-def validated(records: Path, epoch: int) -> dict[str, float]:
+def validated(records: Path, epoch: float) -> dict[str, float]:
     """The validation figures of one epoch of a metrics.csv."""
     with records.open(newline="") as file:
-        row = next(row for row in csv.DictReader(file) if row["epoch"] == str(epoch))
+        row = next(row for row in csv.DictReader(file) if row["epoch"] == f"{epoch:.0f}")
     return {name: float(value) for name, value in row.items() if name.startswith("validation/")}
 
 

@@ -48,11 +48,16 @@ class NeuronSensitivity(Metric):
         )
         self.movement = self.movement + sums.movement
         self.activation = self.activation + sums.activation
-        self.count = self.count + sums.count
+        self.count = self.count + sums.samples
 
     def compute(self) -> Tensor:
         """(neuron,) float64."""
         return divide(SensitivitySums(self.movement, self.activation, self.count), self.kind)
+
+
+def ratio(movement: float, activation: float) -> float:
+    """movement / activation, 0 where both are 0."""
+    return 0.0 if movement == 0 else movement / activation if activation > 0 else float("inf")
 
 
 class LayerSensitivity(NamedTuple):
@@ -61,6 +66,14 @@ class LayerSensitivity(NamedTuple):
     absolute: Tensor
     relative: Tensor
     mean_activation: Tensor  # mean over samples and positions of |F(x)|
+
+    def means(self) -> dict[str, float]:
+        """The layer's own figures: its neurons' mean movement and activation, and the ratio of the two.
+
+        The mean of the neurons' ratios would be infinite as soon as one of them is silent on clean images alone.
+        """
+        absolute, activation = float(self.absolute.mean()), float(self.mean_activation.mean())
+        return {"absolute": absolute, "relative": ratio(absolute, activation), "mean_activation": activation}
 
 
 class NetworkSensitivity(Metric):
@@ -93,7 +106,7 @@ class NetworkSensitivity(Metric):
         ]
         self.movement = self.movement + torch.cat([layer.movement for layer in sums])
         self.activation = self.activation + torch.cat([layer.activation for layer in sums])
-        self.count = self.count + sums[0].count
+        self.count = self.count + sums[0].samples
 
     def compute(self) -> dict[str, LayerSensitivity]:
         """{layer: its sensitivities}, in the order of the layers."""

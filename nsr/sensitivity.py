@@ -30,7 +30,7 @@ class SensitivitySums(NamedTuple):
 
     movement: Tensor  # (neuron,) sum over samples of the neuron's mean movement |F(x) - F(x')|
     activation: Tensor  # (neuron,) sum over samples of the neuron's mean |F(x)|
-    count: int | Tensor  # samples
+    samples: int | Tensor
 
 
 def neuron_sensitivity(clean: Tensor, adversarial: Tensor, *, kind: str = "absolute", neuron_dim: int = 1) -> Tensor:
@@ -95,7 +95,7 @@ def divide(sums: SensitivitySums, kind: str = "absolute") -> Tensor:
         # 0 / 0 is a neuron that is silent on both sides: it does not move, and its gradient is no nan
         activation = torch.where(sums.movement == 0, torch.ones_like(sums.activation), sums.activation)
         return sums.movement / activation
-    return sums.movement / sums.count
+    return sums.movement / sums.samples
 
 
 def most_sensitive(sensitivity: Tensor, top: int | float) -> Tensor:

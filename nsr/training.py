@@ -28,6 +28,9 @@ Attack = Callable[..., Tensor]  # attack(net, images, labels, generator=...) -> 
 Batch = tuple[Tensor, Tensor]  # images (batch, channel, height, width) in [0, 1], labels (batch,)
 
 
+STEPS_BETWEEN_LOOKS = 50  # at whether the loss is finite, for which the device is waited for
+
+
 class RobustClassifier(pl.LightningModule):
     """A classifier that is trained on an objective and a stabiliser, and measured under attacks.
 
@@ -44,6 +47,11 @@ class RobustClassifier(pl.LightningModule):
         augment: images -> images on the device, in training alone.
         seed: of every random draw, together with the place of the step in the run.
     """
+
+    # nn.ModuleDict, whose entries mypy does not know
+    training_means: Any  # {term: MeanMetric}
+    training_accuracies: Any  # {side: Accuracy}
+    measures: Any  # {stage: StageMeasures}
 
     def __init__(
         self,
@@ -101,6 +109,7 @@ class RobustClassifier(pl.LightningModule):
             images = self.augment(images)
         inputs = {"clean": images}
         if "adversarial" in self.objective.sides or self.stabilizer is not None:
+            assert self.attack is not None
             inputs["adversarial"] = self.attack(self.net, images, labels)
         logits, features = self._passes(inputs)
         terms = self.objective(logits, labels)
@@ -111,7 +120,7 @@ class RobustClassifier(pl.LightningModule):
         return loss
 
     def _passes(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """{side: logits} as the objective asks and {side: {layer: features}} as the stabiliser does; one pass a side."""
+        """{side: logits} as the objective asks, {side: {layer: features}} as the stabiliser does; one pass a side."""
         logits: dict[str, Tensor] = {}
         features: dict[str, dict[str, Tensor]] = {}
         for side in self.objective.sides:
@@ -139,7 +148,7 @@ class RobustClassifier(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         is_last = batch_idx + 1 == self.trainer.num_training_batches
-        if is_last or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        if is_last or (batch_idx + 1) % STEPS_BETWEEN_LOOKS == 0:
             self.check_finite()
         if is_last:  # before validation, whose end writes the epoch's records
             metrics = (*self.training_means.values(), *self.training_accuracies.values())
@@ -171,7 +180,7 @@ class RobustClassifier(pl.LightningModule):
 
     def _measure(self, stage: str, batch: Batch, batch_idx: int) -> None:
         """One clean pass and one adversarial pass an attack, in float32 and eval mode whatever trained the network."""
-        loader = self.trainer.val_dataloaders if stage == "validation" else self.trainer.test_dataloaders
+        loader: Any = self.trainer.val_dataloaders if stage == "validation" else self.trainer.test_dataloaders
         batches = loader.batch_sampler
         if batches.repeated(batch_idx):
             return  # this process has one batch fewer than others; it only keeps step with them
@@ -227,6 +236,7 @@ class RobustClassifier(pl.LightningModule):
             self._checked.add(stage)
 
     def configure_optimizers(self) -> Any:
+        assert self.optimizer is not None, "a module without optimizer can be tested, not trained"
         optimizer = self.optimizer(self.net.parameters())
         if self.scheduler is None:
             return optimizer
@@ -235,6 +245,9 @@ class RobustClassifier(pl.LightningModule):
 
 class StageMeasures(nn.Module):
     """What an evaluation adds up: accuracy and cross-entropy clean and under each attack, sensitivity of each layer."""
+
+    accuracies: Any  # {name: Accuracy}
+    losses: Any  # {name: MeanMetric}
 
     def __init__(self, names: Sequence[str], layers: Sequence[Layer]):
         super().__init__()
@@ -260,7 +273,9 @@ class StageMeasures(nn.Module):
 
 def _mean() -> MeanMetric:
     # torchmetrics' search for nan would wait for the device; `check_finite` looks instead
-    return MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+    mean = MeanMetric(nan_strategy="disable")
+    mean.set_dtype(torch.float64)
+    return mean
 
 
 def draw_seed(*place: int) -> int:

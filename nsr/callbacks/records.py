@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]
         writer.writerows(rows)
 
 
-def write_sensitivities(path: Path, epoch: int | str, sensitivities: dict[str, LayerSensitivity]) -> None:
+def write_sensitivities(path: Path, epoch: int | str, sensitivities: Mapping[str, LayerSensitivity]) -> None:
     """Adds a row for each neuron of each layer to a sensitivity.csv."""
     rows = [
         [epoch, layer, neuron, *values]

@@ -36,15 +36,11 @@ def log_sensitivities(
 
 
 def layer_means(sensitivities: Mapping[str, LayerSensitivity]) -> dict[str, float]:
-    """{sensitivity/absolute_mean/LAYER: ...}: absolute, relative and activation always side by side."""
+    """{sensitivity/absolute/LAYER: ...}: absolute, relative and activation always side by side."""
     return {
-        f"sensitivity/{figure}/{layer}": float(values.mean())
+        f"sensitivity/{figure}/{layer}": value
         for layer, row in sensitivities.items()
-        for figure, values in (
-            ("absolute_mean", row.absolute),
-            ("relative_mean", row.relative),
-            ("activation_mean", row.mean_activation),
-        )
+        for figure, value in row.means().items()
     }
 
 

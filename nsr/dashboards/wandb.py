@@ -73,7 +73,7 @@ def log_sensitivities(
     rows = []
     for layer, figures in sensitivities.items():
         counts, edges = sensitivity_histogram(figures.absolute)
-        histogram = wandb.Histogram(np_histogram=(counts.tolist(), edges.tolist()))
+        histogram = wandb.Histogram(np_histogram=(counts.cpu().numpy(), edges.cpu().numpy()))
         record[f"sensitivity/histogram/{layer}"] = histogram
         ids = most_sensitive(figures.absolute, top).tolist()
         record[f"sensitivity/most_sensitive/{layer}"] = ", ".join(map(str, ids))
@@ -81,7 +81,7 @@ def log_sensitivities(
             [epoch, layer, rank, neuron, float(figures.absolute[neuron]), float(figures.relative[neuron])]
             for rank, neuron in enumerate(ids, start=1)
         ]
-    columns = ["epoch", "layer", "rank", "neuron", "absolute", "relative"]
+    columns: list[str | int] = ["epoch", "layer", "rank", "neuron", "absolute", "relative"]
     record["sensitivity/most_sensitive_neurons"] = wandb.Table(columns=columns, data=rows)
     logger.experiment.log(record)
 

@@ -180,7 +180,7 @@ class LateLoader(DataLoader):
     """
 
     def __iter__(self) -> Any:
-        return super().__iter__()
+        yield from super().__iter__()
 
 
 def check_held_out(value: Any) -> int | float:

@@ -64,7 +64,7 @@ def load_state_dict_file(net: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load_state_dict(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Copies `state`, which came from the file called `name`, into `net`; InputError unless every key and shape fits."""
+    """Copies `state`, from the file called `name`, into `net`; InputError unless every key and shape fits."""
     expected = net.state_dict()
     _check_keys(name, net, state, expected)
     for key, tensor in state.items():
