@@ -43,15 +43,7 @@ def train(config: DictConfig) -> float:
     logger = instantiate(config.logger, save_dir=str(directory))
     try:
         logger.log_hyperparams(settings)
-        checkpoints = ModelCheckpoint(
-            dirpath=directory / "checkpoints",
-            filename="best",
-            monitor="validation/robust_accuracy",
-            mode="max",
-            save_last=True,
-            enable_version_counter=False,
-        )
-        callbacks = [RunRecords(directory, settings), SensitivityLogger(), ProgressLine(), checkpoints]
+        callbacks = [RunRecords(directory, settings), SensitivityLogger(), ProgressLine(), *_checkpoints(directory)]
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, default_root_dir=str(directory))
         trainer.fit(module, datamodule=data)
         results = test_best_and_last(trainer, module, data, directory / "checkpoints")
@@ -62,6 +54,15 @@ def train(config: DictConfig) -> float:
     finally:
         dashboards.finish(logger)
     return float(results.get("validation/robust_accuracy", 0.0))  # only the first process has it
+
+
+def _checkpoints(directory: Path) -> list[ModelCheckpoint]:
+    """best.ckpt by validated robust accuracy, the earlier of equals, and last.ckpt of every epoch."""
+    folder = directory / "checkpoints"
+    best = ModelCheckpoint(
+        dirpath=folder, filename="best", monitor="validation/robust_accuracy", mode="max", enable_version_counter=False
+    )
+    return [best, ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)]
 
 
 def test_best_and_last(

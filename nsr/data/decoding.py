@@ -126,7 +126,8 @@ def _pixels(image: Image.Image, channels: int, image_size: int) -> np.ndarray:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # what PIL asks for in a warning
     image = _square(image.convert("L" if channels == 1 else "RGB"), image_size)
-    return np.asarray(image).reshape(image_size, image_size, channels).transpose(2, 0, 1)
+    pixels = np.array(image)  # a copy: PIL's own are read-only
+    return pixels.reshape(image_size, image_size, channels).transpose(2, 0, 1)
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

@@ -66,7 +66,7 @@ def write_cifar(folder, monkeypatch):
         name = file.split("/")[1]
         images[name] = random.randint(256, size=(20, 3072)).astype(np.uint8)
         content = {"data": images[name], "labels": list(range(10)) * 2, "label_names": []}
-        # as the original files of 2009 say it: numpy 2.4 warns of such a number in the place of a truth value
+        # as the original files of 2009 say it: numbers in the place of truth values, of which some numpy 2.4 warn
         packed = pickle.dumps(content, protocol=2).replace(b"\x89\x88\x87", b"K\x00K\x01\x87")
         (folder / name).write_bytes(packed)
         sums[name] = hashlib.md5(packed).hexdigest()

@@ -1,0 +1,299 @@
+"""Made-up folders of tiny images: what is read off them, what they become, and one line for each thing wrong."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nsr.data import ImageFolder, TensorImages, decoding, image_folder
+from nsr.data.decoding import LazyImages, decode
+from nsr.errors import InputError
+
+
+def picture(path, size=(6, 6), mode="RGB", seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.RandomState(seed)
+    image = Image.fromarray(random.randint(256, size=(size[1], size[0], 3)).astype(np.uint8))
+    image.convert(mode).save(path)
+
+
+def fill(root, splits=("train", "test"), classes=("cat", "dog"), images=5, **kind):
+    for split in splits:
+        for name in classes:
+            for number in range(images):
+                picture(
+                    root / split / name / f"{number}.png",
+                    seed=hash((split == "train", name == "cat", number)) % 999,
+                    **kind,
+                )
+    return root
+
+
+def made(root, **changes):
+    return ImageFolder(**{"root": root, "batch_size": 4, "validation_images": 2, **changes})
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1)
+
+
+def test_everything_is_read_off(tmp_path):
+    data = made(fill(tmp_path))
+    data.prepare()
+    told = data.describe()
+    every = np.stack([pixels(path) for path in (tmp_path / "train").rglob("*.png")]) / 255
+    assert told == {
+        "channels": 3,
+        "image_size": 6,
+        "classes": 2,
+        "mean": pytest.approx(every.mean(axis=(0, 2, 3)), abs=5.1e-5),
+        "std": pytest.approx(every.std(axis=(0, 2, 3)), abs=5.1e-5),
+        "class_names": ["cat", "dog"],
+    }
+    assert all(type(value) is float for value in told["mean"] + told["std"])
+    # what was told is what a second, fully described data set is made of
+    names = told.pop("class_names")
+    assert made(tmp_path, **told).describe() == {**told, "class_names": names}
+
+
+def test_images_of_one_size_are_taken_as_they_are(tmp_path):
+    data = made(fill(tmp_path))
+    data.setup()
+    assert isinstance(data.training_set, TensorImages) and data.training_set.images.dtype == torch.uint8
+    assert (len(data.training_set), len(data.validation_set), len(data.test_set)) == (8, 2, 10)
+    assert data.test_set.labels.tolist() == [0] * 5 + [1] * 5
+    for number in range(5):
+        assert np.array_equal(data.test_set.images[number], pixels(tmp_path / "test" / "cat" / f"{number}.png"))
+
+
+def test_other_sizes_are_resized_and_cut(tmp_path):
+    fill(tmp_path)
+    picture(tmp_path / "test" / "cat" / "0.png", size=(24, 12))
+    data = made(tmp_path, image_size=6)
+    data.setup("test")
+    with Image.open(tmp_path / "test" / "cat" / "0.png") as image:
+        expected = np.asarray(image.resize((12, 6), Image.Resampling.BILINEAR).crop((3, 0, 9, 6))).transpose(2, 0, 1)
+    assert np.array_equal(data.test_set.images[0], expected)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (5, 7), (3, 40), (40, 3), (4, 4), (1, 1)])
+def test_any_shape_becomes_a_square(tmp_path, size):
+    picture(tmp_path / "one.png", size=size)
+    image = decode(str(tmp_path / "one.png"), channels=3, image_size=4)
+    assert image.shape == (3, 4, 4) and image.dtype == np.uint8
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_lazy_and_in_memory_are_the_same(tmp_path, workers):
+    fill(tmp_path)
+    kept, lazy = made(tmp_path, in_memory=True), made(tmp_path, in_memory=False, workers=workers)
+    for data in (kept, lazy):
+        data.setup()
+    assert isinstance(lazy.training_set, LazyImages)
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        for one, other in zip(getattr(kept, name)(), getattr(lazy, name)(), strict=True):
+            assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+            assert other[0].dtype == torch.float32 and other[1].dtype == torch.int64
+
+
+def test_a_large_set_is_not_kept_in_memory(tmp_path, monkeypatch):
+    fill(tmp_path)
+    monkeypatch.setattr(image_folder, "MEMORY_LIMIT_BYTES", 10 * 3 * 6 * 6)
+    data = made(tmp_path)
+    data.setup("test")
+    assert isinstance(data.test_set, LazyImages)
+
+
+def test_large_images_are_decoded_in_threads_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "THREADS_FROM_PIXELS", 0)
+    monkeypatch.setattr(decoding, "CHUNK", 3)
+    fill(tmp_path)
+    data = made(tmp_path)
+    data.setup("test")
+    for number in range(5):
+        assert np.array_equal(data.test_set.images[number], pixels(tmp_path / "test" / "cat" / f"{number}.png"))
+    (tmp_path / "test" / "dog" / "3.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="dog/3.png cannot be read"):
+        made(tmp_path, channels=3, image_size=6, mean=[0.5] * 3, std=[0.5] * 3).setup("test")
+
+
+def test_grey_images_have_one_channel(tmp_path):
+    data = made(fill(tmp_path, mode="L"))
+    assert (data.describe()["channels"], len(data.describe()["mean"])) == (1, 1)
+    data.setup("test")
+    assert data.test_set.images.shape == (10, 1, 6, 6)
+    picture(tmp_path / "train" / "cat" / "0.png")
+    assert made(tmp_path).describe()["channels"] == 3
+    assert made(tmp_path, channels=1).describe()["channels"] == 1
+
+
+def test_the_sample_is_evenly_spaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_folder, "SAMPLE", 3)
+    fill(tmp_path)
+    asked = []
+    monkeypatch.setattr(
+        image_folder, "mean_and_std", lambda paths, **_: (asked.extend(paths), ([0.5] * 3, [0.5] * 3))[1]
+    )
+    made(tmp_path).describe()
+    train = tmp_path / "train"
+    assert asked == [str(train / "cat/0.png"), str(train / "cat/4.png"), str(train / "dog/4.png")]
+
+
+def test_images_of_one_colour_have_a_spread_to_divide_by(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4), (51, 102, 204)).save(tmp_path / split / name / "0.png")
+    told = made(tmp_path).describe()
+    assert told["mean"] == [0.2, 0.4, 0.8] and told["std"] == [0.0039] * 3
+
+
+def test_without_train_a_model_is_evaluated(tmp_path):
+    data = made(fill(tmp_path, splits=["test"]))
+    data.prepare()
+    assert data.describe()["classes"] == 2
+    data.setup("test")
+    with pytest.raises(InputError, match=f"{tmp_path} has no train; this needs {tmp_path}/train/CLASS/IMAGE"):
+        data.setup("fit")
+
+
+def test_without_test_a_model_is_trained(tmp_path, caplog):
+    data = made(fill(tmp_path, splits=["train"]))
+    data.prepare()
+    assert "has no test" in caplog.text
+    data.setup("fit")
+    with pytest.raises(InputError, match="has no test"):
+        data.setup("test")
+
+
+def test_the_test_set_is_evaluated_without_touching_train(tmp_path, monkeypatch):
+    fill(tmp_path)
+    (tmp_path / "train" / "cat" / "0.png").write_bytes(b"")
+    data = made(tmp_path, channels=3, image_size=6, classes=2, mean=[0.5] * 3, std=[0.5] * 3)
+    data.prepare()
+    data.setup("test")
+    assert len(data.test_set) == 10
+
+
+def test_suffixes_and_files_passed_over(tmp_path):
+    fill(tmp_path)
+    cat = tmp_path / "test" / "cat"
+    for name in ("A.JPG", "b.Jpeg", "c.bmp", "d.webp", "e.tif", "f.gif", "deeper/g.ppm"):
+        picture(cat / name)
+    for name in ("notes.txt", "Thumbs.db", "._0.png"):
+        (cat / name).write_text("no image")
+    (tmp_path / "test" / ".ipynb_checkpoints").mkdir()
+    data = made(tmp_path)
+    data.setup("test")
+    assert data.test_set.labels.tolist() == [0] * 12 + [1] * 5
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_modes(tmp_path, mode):
+    path = tmp_path / "one.png"
+    image = Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode)
+    image.save(path, **({"transparency": bytes([0, 128])} if mode == "P" else {}))
+    for channels in (1, 3):
+        assert decode(str(path), channels=channels, image_size=4).tolist() == [[[255] * 4] * 4] * channels
+
+
+def test_sixteen_bits_are_refused(tmp_path):
+    fill(tmp_path)
+    Image.fromarray(np.full((6, 6), 40_000, np.uint16)).save(tmp_path / "train" / "cat" / "0.png")
+    with pytest.raises(InputError, match="cat/0.png cannot be read as an image .*more than 8 bits, mode I;16"):
+        made(tmp_path).describe()
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", "half"])
+def test_an_unreadable_image_is_named(tmp_path, content):
+    fill(tmp_path, size=(40, 40))
+    path = tmp_path / "train" / "dog" / "2.png"
+    path.write_bytes(path.read_bytes()[:900] if content == "half" else content)
+    with pytest.raises(InputError, match=f"^{path} cannot be read as an image .*; repair or remove it$"):
+        made(tmp_path).setup("fit")
+
+
+def remove(*names):
+    return lambda root: [shutil.rmtree(root / name) for name in names]
+
+
+def empty(*names):
+    return lambda root: [(shutil.rmtree(root / name), (root / name).mkdir()) for name in names]
+
+
+def into_root(root):
+    (root / "train" / "cat").rename(root / "cat")
+    (root / "train" / "dog").rename(root / "dog")
+    remove("train", "test")(root)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: shutil.rmtree(root), "data.root is {root}, which is no folder; it must hold train/CLASS/IMAGE"),
+        (remove("train", "test"), "{root}, which has neither train nor test; it must hold train/CLASS/IMAGE"),
+        (
+            into_root,
+            "neither train nor test; .* it has 'cat', 'dog': if these are the classes, move them into {root}/tr",
+        ),
+        (empty("train"), "{root}/train has no class folder; it must have a folder for each of 2 or more classes"),
+        (remove("train/cat"), "{root}/train has only the class 'dog'"),
+        (empty("train/cat"), "{root}/train/cat has no image .*; add some, or remove the folder"),
+        (empty("test/dog"), "{root}/test/dog has no image"),
+        (
+            lambda root: fill(root, splits=["test"], classes=["bird", "fish"]),
+            "train and test in {root} must have the same class folders; only test has 'bird', 'fish'",
+        ),
+        (lambda root: (root / "test/dog").rename(root / "test/Dog"), "only train has 'dog', only test has 'Dog'"),
+    ],
+)
+def test_one_line_for_each_thing_wrong(tmp_path, spoil, message):
+    root = fill(tmp_path / "images")
+    spoil(root)
+    with pytest.raises(InputError, match=message.format(root=root)) as caught:
+        made(root).prepare()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"root": None}, "data.root is None; it must be the folder that holds train/CLASS/IMAGE"),
+        ({"classes": 3}, "data.classes is 3, but .* has 2 classes; leave data.classes out"),
+        ({"channels": 2}, "data.channels is 2; it must be one of None, 1, 3"),
+        ({"mean": [0.5]}, "data.mean has 1 numbers; it must have 3"),
+        ({"in_memory": "yes"}, "data.in_memory is 'yes'"),
+        ({"image_size": 0}, "data.image_size is 0"),
+    ],
+)
+def test_settings(tmp_path, changes, message):
+    fill(tmp_path)
+    with pytest.raises(InputError, match=message):
+        made(**{"root": tmp_path, **changes}).describe()
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [((8, 8), "of different sizes .*cat/0.png is 8 x 8.*cat/1.png is 6 x 6"), (None, "not square")]
+)
+def test_images_that_need_a_size(tmp_path, size, message):
+    fill(tmp_path, size=(6, 6) if size else (6, 5))
+    if size:
+        picture(tmp_path / "train" / "cat" / "0.png", size=size)
+    with pytest.raises(InputError, match=f"{message}.* pixels; set data.image_size, to which they are"):
+        made(tmp_path).describe()
+    assert made(tmp_path, image_size=6).describe()["image_size"] == 6
+
+
+def test_real_numbers_of_mean_and_std(tmp_path):
+    for split in ("train", "test"):
+        for name, value in (("cat", 0), ("dog", 255)):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("L", (4, 4), value).save(tmp_path / split / name / "0.png")
+    told = made(tmp_path).describe()
+    assert told["mean"] == [0.5] and math.isclose(told["std"][0], 0.5)
