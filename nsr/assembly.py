@@ -10,7 +10,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
+from hydra import utils
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
@@ -22,7 +23,7 @@ from nsr.callbacks.records import write_json
 from nsr.command_line import plain, run_directory
 from nsr.configuration import flat
 from nsr.data import ImageData
-from nsr.errors import InputError
+from nsr.errors import InputError, RunStopped
 from nsr.features import find_layers
 from nsr.models import Classifier
 from nsr.models.weights import load_state_dict, load_state_dict_file, read_checkpoint
@@ -113,13 +114,25 @@ def rehearse(config: DictConfig) -> None:
 # ---------------------------------------------------------------- parts
 
 
+def instantiate(settings: Any, **further: Any) -> Any:
+    """Hydra's instantiate, lists and dicts plain, what went wrong in one line."""
+    try:
+        return utils.instantiate(settings, **further, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, (InputError, RunStopped)):
+            raise error.__cause__ from error
+        raise InputError(f"{settings.get('_target_')} cannot be made: {error.__cause__ or error}") from error
+
+
 def build_data(config: DictConfig) -> ImageData:
     """The data module; what it finds out about its images is written into config.data, where the model looks it up."""
+    splits = ("train", "test") if "objective" in config else ("test",)
     settings = OmegaConf.to_container(config.data, resolve=True)
     assert isinstance(settings, dict)
     settings.pop("epsilon", None)  # the customary radii of the data set; the attacks look them up
-    data = instantiate(settings, _convert_="all")
+    data = instantiate(settings)
     data.prepare()
+    data.check_splits(splits)
     description = data.describe()
     with open_dict(config):
         for name in ("channels", "image_size", "classes", "mean", "std"):
@@ -132,7 +145,7 @@ def build_classifier(config: DictConfig) -> Classifier:
     settings = OmegaConf.to_container(config.model, resolve=True)
     assert isinstance(settings, dict)
     normalization, weights = settings.pop("normalization", "data"), settings.pop("weights", None)
-    net = instantiate(settings, _convert_="all")
+    net = instantiate(settings)
     if weights is not None:
         load_state_dict_file(net, weights)
     classifier = Classifier(net, *((config.data.mean, config.data.std) if normalization == "data" else ()))
@@ -192,6 +205,8 @@ def take_over_checkpoint(config: DictConfig) -> Mapping[str, Any] | None:
                 f"{str(config.checkpoint)!r} is no checkpoint of nsr; for a plain state_dict give "
                 "model=NAME model.weights=FILE data=NAME"
             )
+        if any("${" in str(value) for _, value in flat(saved["nsr_settings"])):
+            raise InputError(f"the checkpoint {str(config.checkpoint)!r} has settings that look something up: refused")
         settings = OmegaConf.create(dict(saved["nsr_settings"]))
         with open_dict(config):
             for part, source in (("data", "nsr.data."), ("model", "nsr.models.")):

@@ -70,10 +70,9 @@ def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
             raise InputError(_explain(config_name, overrides, error)) from error
         HydraConfig.instance().set_config(config)
         check_choice("norm", config.norm, (*NORMS, None))  # other settings are looked up with it
-        settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         try:
             # a missing value stays '???' in the container, and is told as missing
-            check_settings(plain(settings))
+            check_settings(plain(without_hydra(config)))
         except OmegaConfBaseException as error:
             raise InputError(_first_line(error)) from error
         return config
@@ -155,7 +154,8 @@ def _known_names(config_name: str, overrides: Sequence[str]) -> list[str]:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: {str(error.message).splitlines()[0]}; the form is name=value, text with spaces in quotes"
+        problem = str(error.message).splitlines()[0]
+        return f"{error.override}: {problem}; the form is name=value, text with spaces in quotes"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(line for line in lines if not line.startswith("object_type"))
 
@@ -170,6 +170,11 @@ class RelevantWarnings(logging.Filter):
 def run_directory() -> Path:
     """The directory hydra made for this job."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """The settings alone, as hydra hands them to a job."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

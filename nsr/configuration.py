@@ -55,7 +55,7 @@ def devices(name: str, value: Any) -> Any:
 
 def step_size(name: str, value: Any) -> Any:
     """A positive number or fraction."""
-    return check_number(name, fraction(name, value), above=0)
+    return check_number(name, fraction(name, value), above=0, got=value)
 
 
 def constants(name: str, value: Any) -> Any:
@@ -82,9 +82,9 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "layers": optional(patterns),
     "channels_last": TRUTH,
     "top": number(lowest=1, **WHOLE),
-    "data.channels": optional(number(lowest=1, **WHOLE)),
-    "data.image_size": optional(number(lowest=1, **WHOLE)),
-    "data.classes": optional(number(lowest=2, **WHOLE)),
+    "*.channels": optional(number(lowest=1, **WHOLE)),
+    "*.image_size": optional(number(lowest=1, **WHOLE)),
+    "*.classes": optional(number(lowest=2, **WHOLE)),
     "data.mean": optional(constants),
     "data.std": optional(constants),
     "data.batch_size": number(lowest=2, **WHOLE),

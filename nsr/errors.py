@@ -40,8 +40,11 @@ def check_number(
     highest: float | None = None,
     whole: bool = False,
     advice: str = "",
+    got: Any = None,
 ) -> Any:
     """`value` if it is a finite number within [`lowest` or above `above`, `highest`]; InputError otherwise.
+
+    `got` is what the user wrote, where `value` was made of it.
 
     A truth value is no number here (`steps=true` is a slip, not 1); text is none either, see `fraction`.
     """
@@ -59,7 +62,8 @@ def check_number(
         ]
         kind = "a whole number" if whole else "a number"
         allowed = " ".join([kind, " and ".join(bound for bound in bounds if bound)]).strip()
-        raise InputError(f"{name} is {value!r}; it must be {allowed}{f'; {advice}' if advice else ''}")
+        got = value if got is None else got
+        raise InputError(f"{name} is {got!r}; it must be {allowed}{f'; {advice}' if advice else ''}")
     return value
 
 
@@ -93,6 +97,7 @@ def check_epsilon(name: str, value: Any, *, norm: str, diameter: float | None = 
             fraction(name, value),
             lowest=0,
             highest=diameter,
+            got=value,
             advice=f"epsilon is in units of pixels in [0, 1] ({norm}), before any normalisation: 8/255, not 8",
         )
     )

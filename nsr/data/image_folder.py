@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,6 @@ from nsr.data.images import TensorImages
 from nsr.data.listing import check_folder, list_images
 from nsr.data.module import ImageData
 from nsr.errors import InputError, check_choice
-
-log = logging.getLogger(__name__)
 
 SAMPLE = 2_000  # images from which channels, mean and std are read off
 MEMORY_LIMIT_BYTES = 2 * 2**30
@@ -63,8 +61,11 @@ class ImageFolder(ImageData):
                 f"data.classes is {self.classes}, but {self.root} has {len(self.class_names)} classes; "
                 "leave data.classes out to take theirs"
             )
-        if not (self.root / "test").is_dir():
-            log.warning("%s has no test: a model can be trained on it but not tested", self.root)
+
+    def check_splits(self, splits: Sequence[str]) -> None:
+        for split in splits:
+            if not (self.root / split).is_dir():
+                raise InputError(f"{self.root} has no {split}; this needs {self.root / split}/CLASS/IMAGE")
 
     def describe(self) -> dict[str, Any]:
         """As ImageData.describe; what is None is read off the images and kept.
@@ -79,8 +80,7 @@ class ImageFolder(ImageData):
         return super().describe()
 
     def load(self, split: str) -> TensorImages | LazyImages:
-        if not (self.root / split).is_dir():
-            raise InputError(f"{self.root} has no {split}; this needs {self.root / split}/CLASS/IMAGE")
+        self.check_splits([split])
         self.describe()
         paths, labels = list_images(self.root / split)
         shape = {"channels": self.channels, "image_size": self.image_size}

@@ -84,6 +84,9 @@ class ImageData(pl.LightningDataModule):
     def prepare(self) -> None:
         """Cheap check that the files are there, or their download; InputError in one line where they are not."""
 
+    def check_splits(self, splits: Sequence[str]) -> None:
+        """InputError where one of 'train' and 'test' is not there: known before anything is made."""
+
     def load(self, split: str) -> Any:
         """The 'train' or 'test' Dataset, with `labels` (image,) and `subset(indices)`."""
         raise NotImplementedError

@@ -162,10 +162,12 @@ def test_without_train_a_model_is_evaluated(tmp_path):
         data.setup("fit")
 
 
-def test_without_test_a_model_is_trained(tmp_path, caplog):
+def test_without_test_a_model_is_trained(tmp_path):
     data = made(fill(tmp_path, splits=["train"]))
     data.prepare()
-    assert "has no test" in caplog.text
+    data.check_splits(["train"])
+    with pytest.raises(InputError, match="has no test"):
+        data.check_splits(["train", "test"])
     data.setup("fit")
     with pytest.raises(InputError, match="has no test"):
         data.setup("test")

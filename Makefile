@@ -1,0 +1,46 @@
+# make train, make test: each sets up .venv first where that is missing or out of date
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+ARGS ?=
+export PYTHONDONTWRITEBYTECODE ?= 1
+
+.PHONY: train evaluate test slow lint breakages soak clean help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+train: $(READY)  ## train the default experiment; ARGS="seed=1 ..." is handed on
+	$(RUN) train.py $(ARGS)
+
+evaluate: $(READY)  ## evaluate; ARGS="checkpoint=PATH"
+	$(RUN) evaluate.py $(ARGS)
+
+test: $(READY)  ## the quick tests, some minutes on two cores
+	$(RUN) -m pytest -m "not slow" $(ARGS)
+
+slow: $(READY)  ## the tests that make test leaves out
+	$(RUN) -m pytest -m slow $(ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+breakages: $(READY)  ## each deliberate mistake of tests/breakages and the test that notices it
+	$(RUN) tests/breakages/run.py $(ARGS)
+
+clean:  ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# the stamp holds the requirements the environment was made from, so that a changed pin makes it anew
+$(READY): requirements.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one or give PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@cmp -s requirements.txt $(READY) || { \
+	  $(PYTHON) -m venv --clear $(VENV) \
+	    || { echo "error: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 1; }; \
+	  $(RUN) -m pip install --quiet --disable-pip-version-check uv==0.13.9 && \
+	  $(RUN) -m uv pip install --quiet --python $(RUN) -r requirements.txt; }
+	@cp requirements.txt $(READY)

@@ -1,0 +1,233 @@
+"""What a user sees who mistypes: one line, a non-zero exit, nothing made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from nsr.command_line import check_command_line, evaluation_directory, one_line_errors
+from nsr.errors import InputError, RunStopped
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch, tmp_path):
+    """Runs the check of a command that must fail; gives its one line."""
+
+    def check(entry: str, *arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(SystemExit) as stopped:
+            check_command_line(entry, list(arguments))
+        assert stopped.value.code == 1
+        assert sorted(tmp_path.rglob("*")) == before, "something was made"
+        text = capsys.readouterr().err
+        assert text.count("\n") == 1, text
+        return text
+
+    return check
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Six images of two classes, for training and for testing."""
+    root = tmp_path / "images"
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            (root / split / label).mkdir(parents=True)
+            for number in range(6):
+                Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(root / split / label / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data=mnist"], "data=mnist: there is no such choice (did you mean 'fashion_mnist'?)"),
+        (["attacks=[clean,fgsmm]"], "attacks=[fgsmm]: there is no such choice (did you mean 'fgsm'?)"),
+        (["experiment=digit_sns"], "did you mean 'digits_sns'?"),
+        (["atack.epsilon=3"], "atack.epsilon: there is no such setting (did you mean 'attack.epsilon'?)"),
+        (["stabilizer.wieght=3"], "did you mean 'stabilizer.weight'?"),
+        (["trainer.max_epoch=3"], "did you mean 'trainer.max_epochs'?"),
+        (["epsilon=8"], "epsilon is 8; it must be a number at least 0 and at most 1"),
+        (["epsilon=-8/255"], "epsilon is '-8/255'"),
+        (["norm=l2", "epsilon=9"], "epsilon is 9; it must be a number at least 0 and at most 8"),
+        (["norm=l3"], "norm is 'l3'; it must be one of linf, l2"),
+        (["attack.steps=2.5"], "attack.steps is 2.5; it must be a whole number"),
+        (["attack.steps=0"], "attack.steps is 0"),
+        (["attack.step_size=-1"], "attack.step_size is -1; it must be a number above 0"),
+        (["stabilizer.weight=much"], "stabilizer.weight is 'much'; it must be a number at least 0"),
+        (["stabilizer.top=1.5"], "stabilizer.top is 1.5"),
+        (["data=image_folder"], "data.root is missing; give it on the command line: data.root=..."),
+        (["seed=0,1,two"], "seed is 'two'; it must be a whole number"),
+        (["seed=range(0,3)", "epsilon=0.1,8"], "epsilon is 8"),
+        (["model=[a"], "model=[a: "),
+        (["seed=1.5"], "seed is 1.5"),
+    ],
+)
+def test_the_configuration_alone(refused, arguments, message):
+    assert message in refused("train", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["layers=[layer9]"], "no layer matches 'layer9' in SmallCNN; it has 'conv1'"),
+        (["layers=[rellu1]"], "did you mean 'relu1'?"),
+        (["stabilizer.layers=[relu9]"], "no tapped layer matches 'relu9'; tapped are relu1, relu2"),
+        (["trainer.devices=99", "trainer.accelerator=cpu"], "trainer.devices is 99; there are"),
+        (["hydra.run.dir=/dev/null/run"], "/dev/null is not writable; set hydra.run.dir"),
+        (["data=image_folder", "data.root=/nowhere"], "/nowhere"),
+        (["model.weights=/nowhere.pt"], "cannot open '/nowhere.pt'"),
+        (["model=resnet18", "data=digits", "model.image_size=4"], "4"),
+    ],
+)
+def test_what_network_data_and_machine_tell(refused, arguments, message):
+    assert message in refused("train", *arguments)
+
+
+def test_no_gpu(refused, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert "trainer.accelerator is gpu; there is none" in refused("train", "trainer.accelerator=gpu")
+
+
+def test_a_data_set_without_network(refused, monkeypatch, tmp_path):
+    import torchvision
+
+    def fail(*arguments, **settings):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", fail)
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", fail)
+    text = refused("train", "data=cifar10", f"data.root={tmp_path}")
+    assert "cifar-10-python.tar.gz" in text
+    assert str(tmp_path) in text
+
+
+def test_folders_of_images(refused, folder):
+    command = ["data=image_folder", f"data.root={folder}"]
+    (folder / "train" / "cat" / "0.png").write_bytes(b"no image")
+    assert "0.png" in refused("train", *command)
+    for image in (folder / "train" / "dog").iterdir():
+        image.unlink()
+    assert "dog" in refused("train", *command)
+    (folder / "train" / "dog").rmdir()
+    assert "dog" in refused("train", *command) or "class" in refused("train", *command)
+
+
+def test_a_folder_without_test_images_is_refused_before_training(refused, folder):
+    for path in sorted((folder / "test").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (folder / "test").rmdir()
+    assert "has no test" in refused("train", "data=image_folder", f"data.root={folder}")
+
+
+def test_a_directory_that_holds_a_run(refused, trained):
+    assert "already holds a run" in refused("train", f"hydra.run.dir={trained}")
+
+
+def test_checkpoints(refused, trained, tmp_path):
+    assert "nothing to evaluate: give checkpoint=" in refused("evaluate")
+    assert "nothing to evaluate" in refused("evaluate", "model=small_cnn", "data=digits")
+    assert "cannot open 'none.ckpt'" in refused("evaluate", "checkpoint=none.ckpt")
+    whole = (trained / "checkpoints" / "best.ckpt").read_bytes()
+    short = tmp_path / "short.ckpt"
+    short.write_bytes(whole[: len(whole) // 2])
+    assert "cut short" in refused("evaluate", f"checkpoint={short}")
+    best = trained / "checkpoints" / "best.ckpt"
+    assert "another model or variant?" in refused("evaluate", f"checkpoint={best}", "model=resnet20")
+
+
+def test_a_checkpoint_that_would_run_code(refused, tmp_path):
+    import torch
+
+    trace = tmp_path / "trace"
+
+    class Harm:
+        def __reduce__(self):
+            return os.mkdir, (str(trace),)
+
+    torch.save({"nsr_settings": {}, "state_dict": Harm()}, tmp_path / "harm.ckpt")
+    assert "refused to read" in refused("evaluate", f"checkpoint={tmp_path / 'harm.ckpt'}")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "target", ["torch.hub.load", "builtins.eval", "nsr.models.weights.read_checkpoint", "nsr.models"]
+)
+def test_a_checkpoint_that_names_foreign_code(refused, trained, tmp_path, target):
+    import torch
+
+    saved = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    saved["nsr_settings"]["model"]["_target_"] = target
+    torch.save(saved, tmp_path / "foreign.ckpt")
+    text = refused("evaluate", f"checkpoint={tmp_path / 'foreign.ckpt'}")
+    assert f"the checkpoint's model is {target}, which is not one of nsr's" in text
+
+
+def test_nested_names_and_interpolations_of_a_checkpoint(refused, trained, tmp_path):
+    import torch
+
+    cases = ({"_target_": "builtins.print"}, "not one of nsr's"), ("${oc.env:HOME}", "look something up: refused")
+    for value, message in cases:
+        saved = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+        saved["nsr_settings"]["model"]["width"] = value
+        torch.save(saved, tmp_path / "nested.ckpt")
+        assert message in refused("evaluate", f"checkpoint={tmp_path / 'nested.ckpt'}")
+
+
+def test_errors_of_a_job(capsys, monkeypatch):
+    for error in (InputError("bad"), RunStopped("broken")):
+        with pytest.raises(SystemExit), one_line_errors():
+            raise error
+        assert capsys.readouterr().err == f"error: {error}\n"
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(InputError), one_line_errors():
+        raise InputError("bad")
+    with pytest.raises(ZeroDivisionError), one_line_errors():
+        raise ZeroDivisionError  # a bug is no bad input: it keeps its traceback
+
+
+def test_evaluations_lie_beside_their_run(tmp_path):
+    assert evaluation_directory("runs/a/checkpoints/best.ckpt").endswith("runs/a/evaluations")
+    assert evaluation_directory("somewhere/best.ckpt") == "runs/evaluations"
+    assert evaluation_directory(None) == "runs/evaluations"
+
+
+def answer(entry: str, *arguments: str) -> tuple[subprocess.CompletedProcess, float]:
+    start = time.perf_counter()
+    command = [sys.executable, str(ROOT / entry), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    return done, time.perf_counter() - start
+
+
+@pytest.mark.parametrize("entry", ["train.py", "evaluate.py"])
+def test_help_explains_and_is_quick(entry):
+    done, seconds = answer(entry, "--help")
+    assert done.returncode == 0
+    assert "sns" in done.stdout or entry == "evaluate.py"
+    assert "checkpoint" in done.stdout or entry == "train.py"
+    assert "_target_" not in done.stdout
+    assert seconds < 3
+
+
+def test_a_wrong_value_is_answered_before_torch_is_loaded():
+    done, seconds = answer("train.py", "epsilon=8")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: epsilon is 8")
+    assert done.stderr.count("\n") == 1
+    assert seconds < 3
+    program = (
+        "import sys; from nsr.command_line import compose_checked; compose_checked('train', []);"
+        "print([name for name in ('torch', 'pytorch_lightning', 'wandb') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,180 @@
+"""Every check of a setting: what passes, what is refused, and that the refusal is one useful line."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import PROPERTY
+
+from nsr.errors import (
+    InputError,
+    check_choice,
+    check_epsilon,
+    check_number,
+    check_top,
+    did_you_mean,
+    fraction,
+)
+
+
+def refusal(check, *arguments, **settings) -> str:
+    with pytest.raises(InputError) as caught:
+        check(*arguments, **settings)
+    text = str(caught.value)
+    assert text
+    assert "\n" not in text
+    return text
+
+
+def test_input_error_is_a_value_error():
+    assert issubclass(InputError, ValueError)
+
+
+def test_did_you_mean_names_a_close_name_and_is_silent_otherwise():
+    assert did_you_mean("tradse", ["natural", "trades"]) == " (did you mean 'trades'?)"
+    assert did_you_mean("xyz", ["natural", "trades"]) == ""
+    assert did_you_mean(None, []) == ""
+
+
+# ---------------------------------------------------------------- choices
+
+
+@pytest.mark.parametrize("value", ["eval", "train"])
+def test_choice_hands_an_allowed_value_back(value):
+    assert check_choice("mode", value, ("eval", "train")) is value
+
+
+def test_choice_accepts_a_generator_of_choices():
+    assert check_choice("mode", "b", (letter for letter in "abc")) == "b"
+
+
+@pytest.mark.parametrize("value", ["evil", "Eval", None, 1, ["eval"], {"eval": 1}, {"eval"}, math.nan])
+def test_choice_refuses_with_name_value_and_choices(value):
+    text = refusal(check_choice, "mode", value, ("eval", "train"))
+    assert text.startswith(f"mode is {value!r}; ")
+    assert "eval, train" in text
+
+
+def test_choice_suggests_the_close_name():
+    assert "(did you mean 'eval'?)" in refusal(check_choice, "mode", "evil", ("eval", "train"))
+
+
+# ---------------------------------------------------------------- numbers
+
+BOUNDS = st.none() | st.integers(-3, 3)
+
+
+@PROPERTY
+@given(
+    value=st.integers(-4, 4) | st.floats(-4, 4) | st.sampled_from([math.nan, math.inf, -math.inf, True, "1", None]),
+    lowest=BOUNDS,
+    above=BOUNDS,
+    highest=BOUNDS,
+    whole=st.booleans(),
+)
+def test_number_is_held_against_every_bound(value, lowest, above, highest, whole):
+    good = type(value) is int or (type(value) is float and not whole and math.isfinite(value))
+    for bound, holds in ((lowest, "ge"), (above, "gt"), (highest, "le")):
+        if good and bound is not None:
+            good = {"ge": value >= bound, "gt": value > bound, "le": value <= bound}[holds]
+    limits = dict(lowest=lowest, above=above, highest=highest, whole=whole)
+    if good:
+        assert check_number("steps", value, **limits) is value
+    else:
+        assert refusal(check_number, "steps", value, **limits).startswith(f"steps is {value!r}; it must be ")
+
+
+def test_number_refusal_names_the_bounds_and_the_advice():
+    text = refusal(check_number, "top", 7, above=0, highest=1, advice="a fraction")
+    assert text == "top is 7; it must be a number above 0 and at most 1; a fraction"
+    assert refusal(check_number, "steps", 1.5, lowest=1, whole=True).endswith("it must be a whole number at least 1")
+    assert refusal(check_number, "steps", math.nan).endswith("it must be a number")
+
+
+# ---------------------------------------------------------------- fractions
+
+
+@PROPERTY
+@given(numerator=st.integers(-300, 300), denominator=st.integers(1, 300))
+def test_fraction_is_the_division(numerator, denominator):
+    assert fraction("epsilon", f"{numerator}/{denominator}") == numerator / denominator
+    assert fraction("epsilon", f" {numerator} / {denominator} ") == numerator / denominator
+
+
+@PROPERTY
+@given(value=st.floats(allow_nan=False))
+def test_fraction_reads_a_plain_number(value):
+    assert fraction("epsilon", repr(value)) == value
+
+
+@pytest.mark.parametrize("value", [8, 0.5, None, True, [1]])
+def test_fraction_hands_on_what_is_no_text(value):
+    assert fraction("epsilon", value) is value
+
+
+@pytest.mark.parametrize("text", ["", "eight", "8/0", "8/255/2", "/255", "8:255", "8/two", "0x8"])
+def test_fraction_refuses_other_text(text):
+    assert refusal(fraction, "epsilon", text).startswith(f"epsilon is {text!r}; ")
+
+
+def test_fraction_refuses_a_slash_with_nothing_behind():
+    """'8/' is a slip for '8/255', not 8."""
+    refusal(fraction, "epsilon", "8/")
+
+
+# ---------------------------------------------------------------- epsilon and top
+
+
+@pytest.mark.parametrize(
+    ("value", "norm", "diameter", "expected"),
+    [
+        ("8/255", "linf", None, 8 / 255),
+        (0, "linf", None, 0.0),
+        (1, "linf", None, 1.0),
+        ("0.5", "l2", None, 0.5),
+        (8, "l2", None, 8.0),
+        (8, "l2", 8.0, 8.0),
+    ],
+)
+def test_epsilon_is_a_float(value, norm, diameter, expected):
+    epsilon = check_epsilon("epsilon", value, norm=norm, diameter=diameter)
+    assert type(epsilon) is float
+    assert epsilon == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "norm", "diameter"),
+    [
+        (8, "linf", None),
+        (1.0001, "linf", None),
+        (8, "linf", 100.0),  # a diameter is L2's; one pixel moves by 1 at most
+        (8.001, "l2", 8.0),
+        (-0.1, "linf", None),
+        (-0.1, "l2", None),
+        ("nan", "l2", None),
+        ("inf", "l2", None),
+        (None, "linf", None),
+        (True, "linf", None),
+        ([0.1], "linf", None),
+    ],
+)
+def test_epsilon_out_of_range_is_told_the_units(value, norm, diameter):
+    text = refusal(check_epsilon, "epsilon", value, norm=norm, diameter=diameter)
+    assert "pixels in [0, 1]" in text
+    assert "8/255" in text
+
+
+@pytest.mark.parametrize("top", [1, 7, 1000, 0.001, 0.3, 1.0])
+def test_top_passes(top):
+    assert check_top("top", top) is top
+
+
+@pytest.mark.parametrize("top", [0, -1, 0.0, -0.5, 1.5, True, False, None, "3", "0.3", math.nan, math.inf, [3]])
+def test_top_is_refused(top):
+    text = refusal(check_top, "top", top)
+    assert text.startswith(f"top is {top!r}; ")
+    assert "fraction" in text
+    assert "count" in text

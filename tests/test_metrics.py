@@ -1,0 +1,316 @@
+"""The same numbers for any split into batches and any number of processes, one without a batch included."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import COSTLY_PROPERTY, slow_mean_activation, slow_sensitivity
+
+from nsr.errors import InputError
+from nsr.features import Layer
+from nsr.metrics import Accuracy, LayerSensitivity, NetworkSensitivity, NeuronSensitivity, ratio
+from nsr.sensitivity import KINDS, neuron_sensitivity
+
+ROOT = Path(__file__).parents[1]
+SAMPLES = 12
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
+LAYERS = [Layer("conv", 3), Layer("tokens", 4, neuron_dim=-1), Layer("fc", 5)]
+
+
+def features(seed=0, dtype=torch.float64, samples=SAMPLES):
+    """{layer: (clean, adversarial)}: sums of very different sizes, one silent neuron."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"conv": (samples, 3, 4, 4), "tokens": (samples, 6, 4), "fc": (samples, 5)}
+    made = {}
+    for name, shape in shapes.items():
+        clean = torch.randn(shape, generator=generator, dtype=torch.float64).exp()
+        clean *= torch.logspace(-4, 4, samples, dtype=torch.float64).view(-1, *[1] * (len(shape) - 1))
+        # all in one direction, so that the means of mean_first do not cancel what the tolerance is about
+        adversarial = clean * (1.5 + torch.rand(shape, generator=generator, dtype=torch.float64))
+        if name == "fc":
+            clean[:, 2] = adversarial[:, 2] = 0
+        made[name] = (clean.to(dtype), adversarial.to(dtype))
+    return made
+
+
+def parts(cuts, samples=SAMPLES):
+    """The slices between sorted cuts; empty ones left out."""
+    edges = [0, *sorted(cuts), samples]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+
+
+def measured(metric, pair, pieces):
+    for piece in pieces:
+        metric.update(pair[0][piece], pair[1][piece])
+    return metric
+
+
+def network_measured(made, pieces, metric=None):
+    metric = metric or NetworkSensitivity(LAYERS)
+    for piece in pieces:
+        metric.update(*({name: pair[side][piece] for name, pair in made.items()} for side in (0, 1)))
+    return metric
+
+
+def close(got, expected, tolerance):
+    np.testing.assert_allclose(got.numpy(), np.asarray(expected), rtol=tolerance, atol=0)
+
+
+def computed_with(metric, *others):
+    """What `metric` computes in a run with the other metrics' processes: torchmetrics' own road, without processes."""
+    states = [list(other.metric_state.values()) for other in (metric, *others)]
+    gathered = iter(zip(*states, strict=True))
+    metric.dist_sync_fn = lambda state, group=None: list(next(gathered))
+    metric.distributed_available_fn = lambda: True
+    figures = metric.compute()
+    assert next(gathered, None) is None, "every state takes part"
+    return figures
+
+
+# ---------------------------------------------------------------- any split into batches
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
+def test_one_batch_is_the_definition(layer, kind, dtype):
+    clean, adversarial = features(dtype=dtype)[layer.name]
+    got = measured(NeuronSensitivity(kind=kind, neuron_dim=layer.neuron_dim), (clean, adversarial), parts([])).compute()
+    assert got.dtype == torch.float64
+    close(got, slow_sensitivity(clean, adversarial, kind=kind, neuron_dim=layer.neuron_dim), TOLERANCE[dtype])
+    at_once = neuron_sensitivity(clean, adversarial, kind=kind, neuron_dim=layer.neuron_dim)
+    close(got, at_once, TOLERANCE[dtype])
+
+
+@COSTLY_PROPERTY
+@given(
+    cuts=st.lists(st.integers(0, SAMPLES), max_size=SAMPLES),
+    kind=st.sampled_from(KINDS),
+    layer=st.sampled_from(LAYERS),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    seed=st.integers(0, 2**16),
+)
+def test_any_split_gives_the_same(cuts, kind, layer, dtype, seed):
+    pair = features(seed, dtype)[layer.name]
+    settings = dict(kind=kind, neuron_dim=layer.neuron_dim)
+    whole = neuron_sensitivity(*pair, **settings)
+    close(measured(NeuronSensitivity(**settings), pair, parts(cuts)).compute(), whole, TOLERANCE[dtype])
+
+
+def test_sums_of_float32_features_are_kept_in_float64():
+    """A float32 sum of a million equal small movements behind one large one would stand still."""
+    metric = NeuronSensitivity()
+    metric.update(torch.tensor([[2.0**24]]), torch.tensor([[0.0]]))
+    for _ in range(100):
+        metric.update(torch.ones(1, 1), torch.zeros(1, 1))
+    assert metric.compute().item() == (2**24 + 100) / 101
+
+
+def test_half_precision_features_are_measured_in_float32():
+    metric = NeuronSensitivity()
+    clean = torch.full((4, 2, 300, 300), 1.0, dtype=torch.float16)
+    metric.update(clean, torch.zeros_like(clean))
+    assert metric.compute().tolist() == [1.0, 1.0]
+
+
+def test_a_layer_of_one_neuron_keeps_its_axis():
+    """(neuron,) is promised; torchmetrics makes a scalar of one value where it can."""
+    clean, adversarial = features()["conv"]
+    alone = NeuronSensitivity()
+    alone.update(clean[:, :1], adversarial[:, :1])
+    assert alone.compute().shape == (1,)
+    network = NetworkSensitivity([Layer("conv", 1)])
+    network.update({"conv": clean[:, :1]}, {"conv": adversarial[:, :1]})
+    assert [figure.shape for figure in network.compute()["conv"]] == [(1,)] * 3
+
+
+def test_reset_starts_anew_and_a_metric_can_be_copied_and_pickled():
+    made = features()
+    metric = measured(NeuronSensitivity(), made["conv"], parts([5]))
+    twin, pickled = copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))
+    before = metric.compute()
+    metric.reset()
+    close(measured(metric, made["fc"], parts([])).compute(), slow_sensitivity(*made["fc"]), 1e-12)
+    for other in (twin, pickled):
+        assert torch.equal(other.compute(), before)
+
+
+def test_measuring_keeps_no_graph():
+    clean = torch.rand(2, 3, requires_grad=True)
+    metric = measured(NeuronSensitivity(), (clean * 1, clean * 2), [slice(None)])
+    assert not metric.compute().requires_grad
+    network = NetworkSensitivity([Layer("fc", 3)])
+    network.update({"fc": clean * 1}, {"fc": clean * 2})
+    assert not network.compute()["fc"].absolute.requires_grad
+
+
+def test_unknown_kind_is_refused():
+    with pytest.raises(InputError, match="kind is 'abs'"):
+        NeuronSensitivity(kind="abs")
+
+
+# ---------------------------------------------------------------- the whole network
+
+
+@COSTLY_PROPERTY
+@given(cuts=st.lists(st.integers(0, SAMPLES), max_size=4), dtype=st.sampled_from(list(TOLERANCE)))
+def test_network_is_each_layer(cuts, dtype):
+    made = features(dtype=dtype)
+    figures = network_measured(made, parts(cuts)).compute()
+    assert list(figures) == [layer.name for layer in LAYERS]
+    for layer in LAYERS:
+        for kind in ("absolute", "relative"):
+            alone = measured(NeuronSensitivity(kind=kind, neuron_dim=layer.neuron_dim), made[layer.name], parts(cuts))
+            assert torch.equal(getattr(figures[layer.name], kind), alone.compute())
+        mean_activation = slow_mean_activation(made[layer.name][0], neuron_dim=layer.neuron_dim)
+        close(figures[layer.name].mean_activation, mean_activation, TOLERANCE[dtype])
+
+
+def test_network_ignores_other_entries_and_takes_them_in_any_order():
+    made = features()
+    more = {"other": made["fc"], **dict(reversed(made.items()))}
+    one, other = (network_measured(entries, parts([])).compute() for entries in (made, more))
+    assert list(one) == list(other)
+    for name in one:
+        for a, b in zip(one[name], other[name], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_layer_means_are_of_the_layer():
+    figures = LayerSensitivity(
+        absolute=torch.tensor([1.0, 0.0, 2.0]),
+        relative=torch.tensor([0.5, 0.0, math.inf]),  # the last neuron is silent on clean images
+        mean_activation=torch.tensor([2.0, 4.0, 0.0]),
+    )
+    assert figures.means() == {"absolute": 1.0, "relative": 0.5, "mean_activation": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("movement", "activation", "expected"), [(0.0, 0.0, 0.0), (0.0, 3.0, 0.0), (3.0, 2.0, 1.5), (1.0, 0.0, math.inf)]
+)
+def test_ratio(movement, activation, expected):
+    assert ratio(movement, activation) == expected
+
+
+# ---------------------------------------------------------------- any number of processes
+
+
+# torchmetrics says so of a process that has seen no batch; its empty sums are what is meant
+EMPTY_PROCESS = pytest.mark.filterwarnings("ignore:The ``compute`` method of metric:UserWarning")
+
+
+@EMPTY_PROCESS
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cut", [1, 5, SAMPLES])
+def test_two_processes_give_the_single_process_numbers(kind, cut):
+    """cut = SAMPLES: the second process has no batch at all."""
+    pair = features()["conv"]
+    expected = slow_sensitivity(*pair, kind=kind)
+    ranks = [NeuronSensitivity(kind=kind, neurons=3) for _ in range(2)]
+    measured(ranks[0], pair, parts([2], cut))
+    for piece in (slice(cut, SAMPLES),) if cut < SAMPLES else ():
+        ranks[1].update(pair[0][piece], pair[1][piece])
+    for rank, other in ((0, 1), (1, 0)):
+        close(computed_with(copy.deepcopy(ranks[rank]), ranks[other]), expected, 1e-12)
+
+
+@EMPTY_PROCESS
+@pytest.mark.parametrize("cut", [4, SAMPLES])
+def test_two_processes_measure_a_network(cut):
+    made = features()
+    whole = network_measured(made, parts([])).compute()
+    ranks = [network_measured(made, pieces) for pieces in ([slice(0, cut)], [slice(cut, SAMPLES)][: cut < SAMPLES])]
+    got = computed_with(ranks[1], ranks[0])
+    for name, figures in whole.items():
+        for a, b in zip(got[name], figures, strict=True):
+            close(a, b, 1e-12)
+
+
+def test_processes_exchange_three_vectors_whatever_the_number_of_layers():
+    assert [list(state.shape) for state in NetworkSensitivity(LAYERS).metric_state.values()] == [[12], [12], []]
+
+
+TWO_PROCESSES = """
+import sys
+import torch
+import torch.distributed as dist
+sys.path[:0] = [".", "tests"]
+from nsr.metrics import Accuracy, NeuronSensitivity
+from test_metrics import LAYERS, features, measured, network_measured
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+made = features()
+for pieces in ([slice(0, 5)], [slice(5, 12)]), ([slice(0, 12)], []):
+    network = network_measured(made, pieces[rank]).compute()
+    for layer in LAYERS:
+        clean, adversarial = made[layer.name]
+        others = [dim for dim in range(clean.ndim) if dim != layer.neuron_dim % clean.ndim]
+        absolute = (clean - adversarial).abs().mean(others)
+        torch.testing.assert_close(network[layer.name].absolute, absolute, rtol=1e-12, atol=0)
+    one = measured(NeuronSensitivity(neurons=3), made["conv"], pieces[rank]).compute()
+    torch.testing.assert_close(one, network["conv"].absolute, rtol=1e-12, atol=0)
+accuracy = Accuracy()
+if rank == 0:
+    accuracy.update(torch.eye(3), torch.tensor([0, 1, 0]))
+assert accuracy.compute().item() == 2 / 3
+dist.destroy_process_group()
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_two_real_processes(tmp_path):
+    command = [sys.executable, "-c", TWO_PROCESSES]
+    running = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store")],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in running:
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, output
+            assert output.strip().endswith("equal")
+    finally:
+        for process in running:
+            process.kill()
+
+
+# ---------------------------------------------------------------- accuracy
+
+
+@COSTLY_PROPERTY
+@given(cuts=st.lists(st.integers(0, SAMPLES), max_size=4), seed=st.integers(0, 2**16))
+def test_accuracy_is_the_count_of_right_answers(cuts, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(SAMPLES, 3, generator=generator)
+    labels = torch.randint(3, (SAMPLES,), generator=generator)
+    right = sum(
+        max(range(3), key=row.__getitem__) == y for row, y in zip(logits.tolist(), labels.tolist(), strict=True)
+    )
+    metric = Accuracy()
+    for piece in parts(cuts):
+        metric.update(logits[piece], labels[piece])
+    assert metric.compute().item() == right / SAMPLES
+    assert metric.compute().dtype == torch.float64
+    other = Accuracy()
+    other.update(torch.eye(3), torch.arange(3))
+    metric.update(logits[:0], labels[:0])
+    assert computed_with(metric, other).item() == (right + 3) / (SAMPLES + 3)

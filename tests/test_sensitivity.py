@@ -1,0 +1,301 @@
+"""The measure against double loops from its definition, its choice of neurons, its histogram."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import COSTLY_PROPERTY, PROPERTY, slow_most_sensitive, slow_sensitivity
+
+from nsr.errors import InputError
+from nsr.sensitivity import KINDS, most_sensitive, neuron_sensitivity, sensitivity_histogram
+
+LAYOUTS = {  # shape, neuron_dim
+    "units": ((5, 4), 1),
+    "units_last": ((5, 4), -1),
+    "channels": ((3, 4, 2, 3), 1),
+    "channels_last": ((3, 2, 3, 4), -1),
+    "channels_from_the_end": ((3, 4, 2, 3), -3),
+    "tokens": ((3, 5, 4), -1),
+    "tokens_by_number": ((3, 5, 4), 2),
+    "volume": ((2, 3, 2, 2, 2), 1),
+    "one_sample": ((1, 4, 2, 2), 1),
+    "one_neuron": ((3, 1, 2, 2), 1),
+}
+
+
+def pairs(shape, neuron_dim, seed=0, dtype=torch.float64):
+    """Clean and adversarial features; neuron 0 is silent on both sides, the last one does not move."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = torch.randn(shape, generator=generator, dtype=torch.float64)
+    adversarial = clean + torch.randn(shape, generator=generator, dtype=torch.float64)
+    if shape[neuron_dim] > 2:
+        for side in (clean, adversarial):
+            side.select(neuron_dim, 0).zero_()
+        adversarial.select(neuron_dim, -1).copy_(clean.select(neuron_dim, -1))
+    return clean.to(dtype), adversarial.to(dtype)
+
+
+def close(got, expected, tolerance=1e-12):
+    np.testing.assert_allclose(got.detach().double().numpy(), np.asarray(expected), rtol=tolerance, atol=0)
+
+
+# ---------------------------------------------------------------- the measure
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative", "mean_first"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equals_the_double_loop(layout, kind):
+    shape, neuron_dim = LAYOUTS[layout]
+    clean, adversarial = pairs(shape, neuron_dim)
+    got = neuron_sensitivity(clean, adversarial, kind=kind, neuron_dim=neuron_dim)
+    assert got.shape == (shape[neuron_dim],)
+    assert got.dtype == torch.float64
+    close(got, slow_sensitivity(clean, adversarial, kind=kind, neuron_dim=neuron_dim))
+
+
+def test_kinds_are_the_three_and_absolute_over_axis_1_is_the_default():
+    assert KINDS == ("absolute", "relative", "mean_first")
+    clean, adversarial = pairs((3, 4, 2, 3), 1)
+    got = [neuron_sensitivity(clean, adversarial, kind=kind) for kind in KINDS]
+    torch.testing.assert_close(neuron_sensitivity(clean, adversarial), got[0], rtol=0, atol=0)
+    for one in range(3):
+        for other in range(one):
+            assert not torch.allclose(got[one], got[other]), "the kinds must be told apart by these features"
+
+
+@COSTLY_PROPERTY
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    axis=st.integers(1, 3),
+    from_the_end=st.booleans(),
+    kind=st.sampled_from(["absolute", "relative", "mean_first"]),
+    seed=st.integers(0, 2**16),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+)
+def test_equals_the_double_loop_in_any_layout(shape, axis, from_the_end, kind, seed, scale):
+    axis = min(axis, len(shape) - 1)
+    neuron_dim = axis - len(shape) if from_the_end else axis
+    clean, adversarial = pairs(tuple(shape), neuron_dim, seed)
+    clean, adversarial = clean * scale, adversarial * scale
+    got = neuron_sensitivity(clean, adversarial, kind=kind, neuron_dim=neuron_dim)
+    # the mean is taken before the difference in mean_first: what cancels there is gone in both
+    tolerance = 1e-12 if kind != "mean_first" else 1e-9
+    close(got, slow_sensitivity(clean, adversarial, kind=kind, neuron_dim=neuron_dim), tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_for_equal_inputs(kind):
+    clean, _ = pairs((3, 4, 2, 2), 1, dtype=torch.float32)
+    got = neuron_sensitivity(clean, clean.clone(), kind=kind)
+    assert torch.equal(got, torch.zeros(4))
+
+
+def test_units_and_scale():
+    """absolute is in the activation's units, relative is a ratio; mean_first lets opposite movements cancel."""
+    clean, adversarial = pairs((3, 4, 2, 2), 1)
+    for kind, factor in (("absolute", 10.0), ("relative", 1.0), ("mean_first", 10.0)):
+        once, tenfold = (neuron_sensitivity(s * clean, s * adversarial, kind=kind) for s in (1, 10))
+        torch.testing.assert_close(tenfold, factor * once)
+    seesaw = torch.tensor([[[[1.0, -1.0]]]])
+    still = torch.zeros(1, 1, 1, 2)
+    assert neuron_sensitivity(still, seesaw).item() == 1
+    assert neuron_sensitivity(still, seesaw, kind="mean_first").item() == 0
+
+
+def test_relative_is_of_the_clean_side():
+    clean, adversarial = torch.tensor([[2.0]]), torch.tensor([[6.0]])
+    assert neuron_sensitivity(clean, adversarial, kind="relative").item() == 2  # 4 / 2
+    assert neuron_sensitivity(adversarial, clean, kind="relative").item() == pytest.approx(4 / 6)
+
+
+def test_relative_is_infinite_where_a_silent_neuron_moves():
+    got = neuron_sensitivity(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.5, 0.0]]), kind="relative")
+    assert got.tolist() == [math.inf, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_measured_in_float32(dtype, kind):
+    """Of 20000 values near 1 a sum in half precision would be off by far more than this, or infinite."""
+    generator = torch.Generator().manual_seed(0)
+    clean = (1 + torch.rand(2, 3, 100, 100, generator=generator)).to(dtype)
+    adversarial = clean + torch.rand(2, 3, 100, 100, generator=generator).to(dtype)
+    got = neuron_sensitivity(clean, adversarial, kind=kind)
+    assert got.dtype == torch.float32
+    expected = neuron_sensitivity(clean.double(), adversarial.double(), kind=kind)
+    close(got, expected, 1e-5)
+    # and on a small layer the definition's own loop gives the same
+    small = slow_sensitivity(clean[:, :, :2, :2], adversarial[:, :, :2, :2], kind=kind)
+    close(neuron_sensitivity(clean[:, :, :2, :2], adversarial[:, :, :2, :2], kind=kind), small, 1e-6)
+
+
+def test_float32_stays_float32():
+    clean, adversarial = pairs((3, 4), 1, dtype=torch.float32)
+    assert neuron_sensitivity(clean, adversarial).dtype == torch.float32
+
+
+# ---------------------------------------------------------------- its gradient
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", ["units", "channels", "tokens"])
+def test_gradient_reaches_both_sides_and_is_the_numerical_one(layout, kind):
+    shape, neuron_dim = LAYOUTS[layout]
+    generator = torch.Generator().manual_seed(1)
+    # away from the kinks of |.|, which lie at 0 and where both sides are equal
+    clean = 1 + torch.rand(shape, generator=generator, dtype=torch.float64)
+    adversarial = clean + 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64)
+    sides = [clean.requires_grad_(), adversarial.requires_grad_()]
+    assert torch.autograd.gradcheck(lambda c, a: neuron_sensitivity(c, a, kind=kind, neuron_dim=neuron_dim), sides)
+    gradients = torch.autograd.grad(neuron_sensitivity(*sides, kind=kind, neuron_dim=neuron_dim).sum(), sides)
+    for gradient in gradients:
+        assert gradient.ne(0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_is_finite_where_nothing_moves(kind):
+    """0 / 0 of relative: a dead ReLU must not send nan into every weight."""
+    clean = torch.tensor([[0.0, 2.0, 1.0], [0.0, 3.0, 1.0]], requires_grad=True)
+    adversarial = torch.tensor([[0.0, 2.0, 2.0], [0.0, 3.0, 2.0]], requires_grad=True)
+    sensitivity = neuron_sensitivity(clean, adversarial, kind=kind)
+    assert sensitivity.tolist() == [0, 0, 1]
+    for gradient in torch.autograd.grad(sensitivity.sum(), [clean, adversarial]):
+        assert gradient.isfinite().all()
+        assert gradient[:, :2].eq(0).all()
+        assert gradient[:, 2].ne(0).all()
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("clean", "adversarial", "settings", "match"),
+    [
+        ((3, 4), (3, 5), {}, r"differ in shape, \(3, 4\) and \(3, 5\)"),
+        ((3, 4), (2, 4), {}, r"differ in shape"),
+        ((3, 1), (3, 4), {}, r"differ in shape"),  # broadcasting would hide it
+        ((3, 4), (3, 4), {"neuron_dim": 0}, r"neuron_dim is 0 .*\(3, 4\)"),
+        ((3, 4), (3, 4), {"neuron_dim": -2}, r"neuron_dim is -2"),
+        ((3, 4), (3, 4), {"neuron_dim": 2}, r"neuron_dim is 2"),
+        ((3, 4), (3, 4), {"neuron_dim": -3}, r"neuron_dim is -3"),
+        ((3,), (3,), {}, r"neuron_dim is 1 .*\(3,\)"),
+        ((), (), {}, r"neuron_dim is 1"),
+        ((0, 4), (0, 4), {}, r"at least one sample"),
+        ((3, 4), (3, 4), {"kind": "relativ"}, r"kind is 'relativ'.*did you mean 'relative'"),
+    ],
+)
+def test_bad_input_is_one_line(clean, adversarial, settings, match):
+    with pytest.raises(InputError, match=match) as caught:
+        neuron_sensitivity(torch.zeros(clean), torch.zeros(adversarial), **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_are_keyword_only():
+    parameters = inspect.signature(neuron_sensitivity).parameters.values()
+    assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == ["clean", "adversarial"]
+
+
+# ---------------------------------------------------------------- the most sensitive neurons
+
+
+@PROPERTY
+@given(values=st.lists(st.integers(0, 4), min_size=1, max_size=12), top=st.integers(1, 14))
+def test_count_takes_the_largest_in_order_ties_by_id(values, top):
+    got = most_sensitive(torch.tensor(values, dtype=torch.float32), top)
+    assert got.dtype == torch.int64
+    assert got.tolist() == slow_most_sensitive(values, top)
+
+
+@PROPERTY
+@given(neurons=st.integers(1, 400), percent=st.integers(1, 100))
+def test_fraction_takes_its_whole_share_rounded_down_at_least_one(neurons, percent):
+    """Counted in whole numbers: 0.29 * 100 is 28.999... in floats and 29 neurons all the same."""
+    got = most_sensitive(torch.zeros(neurons), percent / 100)
+    assert got.tolist() == list(range(max(1, neurons * percent // 100)))
+
+
+@pytest.mark.parametrize(
+    ("neurons", "top", "count"),
+    [(5, 1, 1), (5, 1.0, 5), (30, 0.1, 3), (10, 0.7, 7), (10, 0.01, 1), (3, 99, 3), (1, 0.5, 1), (10, 0.39, 3)],
+)
+def test_how_many(neurons, top, count):
+    assert len(most_sensitive(torch.rand(neurons), top)) == count
+
+
+def test_many_equal_neurons_stay_in_order():
+    """torch.sort is stable for short vectors even where it does not promise to be; not for long ones."""
+    values = torch.zeros(5000)
+    values[4000:] = 1
+    assert most_sensitive(values, 1.0).tolist() == [*range(4000, 5000), *range(4000)]
+
+
+def test_choice_carries_no_gradient_and_leaves_its_input():
+    values = torch.tensor([1.0, 3.0, 2.0], requires_grad=True)
+    got = most_sensitive(values, 2)
+    assert not got.requires_grad
+    assert got.tolist() == [1, 2]
+    assert values.requires_grad
+
+
+@pytest.mark.parametrize("top", [True, False, 0, -1, 0.0, 1.01, "3", None, math.nan])
+def test_a_wrong_top_is_refused(top):
+    with pytest.raises(InputError, match="top is"):
+        most_sensitive(torch.rand(4), top)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3)])
+def test_a_wrong_shape_is_refused(shape):
+    with pytest.raises(InputError, match="sensitivity has shape"):
+        most_sensitive(torch.rand(shape), 1)
+
+
+# ---------------------------------------------------------------- the histogram
+
+
+def expected_histogram(values, bins):
+    """numpy's counts on edges k / bins * largest."""
+    largest = max(values) or 1.0
+    edges = [k / bins * largest for k in range(bins + 1)]
+    return np.histogram(np.asarray(values, dtype=np.float64), bins=np.asarray(edges))[0].tolist(), edges
+
+
+@PROPERTY
+@given(
+    values=st.lists(st.floats(0, 1e6, width=32) | st.integers(0, 8).map(float), min_size=1, max_size=40),
+    bins=st.integers(1, 70),
+    double=st.booleans(),
+)
+def test_histogram_is_numpys(values, bins, double):
+    counts, edges = sensitivity_histogram(torch.tensor(values, dtype=[torch.float32, torch.float64][double]), bins=bins)
+    expected, expected_edges = expected_histogram(values, bins)
+    assert counts.dtype == torch.int64
+    assert edges.dtype == torch.float64
+    assert edges.tolist() == expected_edges
+    assert counts.tolist() == expected
+    assert counts.sum() == len(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[0.0] * 7, [0.3], [0.0], [k / 8 for k in range(9)], [1.0] * 5, [0.0, 1e-30], [2.0, 0.1 * 3]],
+    ids=["all_zero", "one_neuron", "one_still_neuron", "on_the_edges", "all_equal", "tiny", "rounding"],
+)
+@pytest.mark.parametrize("bins", [1, 8, 64])
+def test_histogram_of_special_layers(values, bins):
+    counts, edges = sensitivity_histogram(torch.tensor(values, dtype=torch.float64), bins=bins)
+    expected, expected_edges = expected_histogram(values, bins)
+    assert (counts.tolist(), edges.tolist()) == (expected, expected_edges)
+    assert counts.sum() == len(values)
+    assert edges[-1] == (max(values) or 1.0)
+
+
+def test_histogram_has_64_bins_and_no_gradient():
+    counts, edges = sensitivity_histogram(torch.rand(10, requires_grad=True))
+    assert (len(counts), len(edges)) == (64, 65)
+    assert not edges.requires_grad
