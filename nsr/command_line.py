@@ -22,7 +22,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import CompactHydraException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -87,7 +87,7 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         if _is_sweep():
-            raise HydraException(str(error)) from error  # hydra goes on with the other jobs
+            raise CompactHydraException(str(error)) from error  # hydra goes on with the other jobs
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -225,6 +225,8 @@ class RobustClassifier(pl.LightningModule):
     def _publish(self, stage: str, figures: dict[str, float]) -> None:
         self.figures[stage] = figures
         tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
+        if stage != "test":  # Lightning's own count starts at 0, which here is before training
+            tensors["epoch"] = torch.tensor(self.current_epoch + 1.0)
         self.log_dict(tensors, on_step=False, on_epoch=True)
 
     # ---------------------------------------------------------------- the rest

@@ -246,3 +246,24 @@ def some_images(count: int = 6, *, size: int = 6, channels: int = 1, seed: int =
     """(count, channels, size, size) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, channels, size, size, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def trained_net(images: Tensor, labels: Tensor, *, steps: int = 30) -> ResidualNet:
+    """A net that has learnt these images, in eval mode: gradients as a real attack meets them."""
+    net = residual_net(classes=int(labels.max()) + 1, width=6).train()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.03)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    net.zero_grad()
+    return net.eval()
+
+
+def pattern_images(count: int = 200, *, classes: int = 4, size: int = 8) -> tuple[Tensor, Tensor]:
+    """Images (count, 1, size, size) in [0, 1] of a few patterns under noise, some pixels at 0 and 1, and labels."""
+    generator = torch.Generator().manual_seed(3)
+    patterns = torch.rand(classes, 1, size, size, generator=generator)
+    labels = torch.arange(count) % classes
+    noise = 0.3 * torch.randn(count, 1, size, size, generator=generator)
+    return (patterns[labels] + noise).clamp(0, 1), labels

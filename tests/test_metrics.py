@@ -217,7 +217,7 @@ def test_two_processes_give_the_single_process_numbers(kind, cut):
     pair = features()["conv"]
     expected = slow_sensitivity(*pair, kind=kind)
     ranks = [NeuronSensitivity(kind=kind, neurons=3) for _ in range(2)]
-    measured(ranks[0], pair, parts([2], cut))
+    measured(ranks[0], pair, parts([cut // 2], cut))
     for piece in (slice(cut, SAMPLES),) if cut < SAMPLES else ():
         ranks[1].update(pair[0][piece], pair[1][piece])
     for rank, other in ((0, 1), (1, 0)):

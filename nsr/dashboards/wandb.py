@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import netrc
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ from nsr.sensitivity import most_sensitive, sensitivity_histogram
 log = logging.getLogger(__name__)
 
 
-def wandb_logger(*, save_dir: str, project: str = "nsr", name: str | None = None, mode: str | None = None) -> Any:
+def wandb_logger(
+    *, save_dir: str, project: str = "nsr", name: str | None = None, mode: str | None = None
+) -> WandbLogger:
     """Lightning's WandbLogger, its run begun; offline by itself where there is no account or no network.
 
     Args:
@@ -37,15 +38,19 @@ def wandb_logger(*, save_dir: str, project: str = "nsr", name: str | None = None
 
 
 def _begin(save_dir: str, project: str, name: str | None, mode: str) -> WandbLogger:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return WandbLogger(project=project, save_dir=save_dir)  # one process has the run; this one logs nothing
     # console off: what is printed is in the run's own log; flushing each second bounds what a killed process loses
     settings = wandb.Settings(
         init_timeout=20, silent=mode != "online", console="off", x_transaction_log_flush_interval=1.0
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning passes a parameter that wandb has deprecated
-        logger = WandbLogger(project=project, name=name, save_dir=save_dir, mode=mode, settings=settings)
-        logger.experiment  # noqa: B018  begins the run
-    return logger
+    # not left to Lightning, which passes a parameter that wandb warns of
+    run = wandb.init(  # type: ignore[call-overload]
+        project=project, name=name, dir=save_dir, mode=mode, settings=settings, reinit="create_new"
+    )
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(project=project, save_dir=save_dir, experiment=run)
 
 
 def _has_key() -> bool:

@@ -1,0 +1,581 @@
+"""FGSM, BIM and PGD against foolbox and closed forms; inside the ball; without a trace."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import (
+    PROPERTY,
+    Raising,
+    inventory,
+    pattern_images,
+    residual_net,
+    same_inventory,
+    some_images,
+    trained_net,
+)
+from torch import nn
+
+from nsr.attacks import GradientAttack, fgsm, pgd
+from nsr.errors import InputError
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+SETTINGS = dict(epsilon=0.1, steps=3, step_size=0.04)
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    images, labels = pattern_images()
+    return trained_net(images, labels), images, labels
+
+
+def linear_net(classes=2, pixels=36, dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes)).to(dtype)
+
+
+def distance(adversarial, images, norm):
+    """(batch,) in float64, so that the measuring adds no rounding."""
+    movement = (adversarial.double() - images.double()).flatten(1)
+    return movement.abs().amax(1) if norm == "linf" else movement.square().sum(1).sqrt()
+
+
+# ---------------------------------------------------------------- against foolbox
+
+
+@pytest.fixture(scope="module")
+def foolbox():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own imports of SciPy
+        import foolbox
+    return foolbox
+
+
+def share_equal(one, other):
+    return (one - other).flatten(1).abs().amax(1).le(1e-5).double().mean().item()
+
+
+def moved(adversarial, images):
+    """Most images have been moved: two attacks that do nothing agree as well."""
+    return (adversarial - images).flatten(1).abs().amax(1).gt(1e-3).double().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "step_size", "steps"),
+    [("linf", 8 / 255, 2 / 255, 10), ("linf", 0.1, 0.04, 7), ("l2", 0.5, 0.125, 10), ("l2", 1.5, 0.5, 7)],
+)
+def test_pgd_is_foolboxs(learnt, foolbox, norm, epsilon, step_size, steps):
+    net, images, labels = learnt
+    attack = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+    model = foolbox.PyTorchModel(net, bounds=(0, 1))
+    expected, *_ = attack(abs_stepsize=step_size, steps=steps, random_start=False)(model, images, labels, epsilons=epsilon)
+    got = pgd(
+        net, images, labels, epsilon=epsilon, step_size=step_size, steps=steps, norm=norm, random_start=False
+    )
+    assert moved(expected, images) > 0.99
+    assert share_equal(got, expected) >= 0.99
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 8 / 255), ("linf", 0.3), ("l2", 1.0)])
+def test_fgsm_is_foolboxs(learnt, foolbox, norm, epsilon):
+    net, images, labels = learnt
+    attack = {"linf": foolbox.attacks.LinfFastGradientAttack, "l2": foolbox.attacks.L2FastGradientAttack}[norm]
+    model = foolbox.PyTorchModel(net, bounds=(0, 1))
+    expected, *_ = attack(random_start=False)(model, images, labels, epsilons=epsilon)
+    got = fgsm(net, images, labels, epsilon=epsilon, norm=norm)
+    assert moved(expected, images) > 0.99
+    assert share_equal(got, expected) >= 0.99
+
+
+def test_it_fools_a_network_that_has_learnt_its_images(learnt):
+    net, images, labels = learnt
+    assert (net(images).argmax(1) == labels).double().mean() > 0.9
+    torch.manual_seed(0)
+    adversarial = pgd(net, images, labels, epsilon=0.3, steps=10)
+    assert (net(adversarial).argmax(1) == labels).double().mean() < 0.2
+
+
+# ---------------------------------------------------------------- against closed forms
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+@pytest.mark.parametrize("epsilon", [0.05, 0.4])
+def test_linf_reaches_the_optimum_of_a_linear_model_box_included(epsilon, random_start):
+    """With two classes the loss grows along w_other - w_label; ball and box part into pixels."""
+    net, images = linear_net(dtype=torch.float64), some_images(dtype=torch.float64)
+    labels = LABELS % 2
+    weight = net[1].weight.detach()
+    direction = (weight[1 - labels] - weight[labels]).view_as(images)
+    expected = (images + epsilon * direction.sign()).clamp(0, 1)
+    assert expected.eq(0).any()
+    assert expected.eq(1).any()
+    got = pgd(net, images, labels, epsilon=epsilon, step_size=epsilon / 4, steps=9, random_start=random_start)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_l2_reaches_the_optimum_of_a_linear_model_inside_the_box(random_start):
+    net, images = linear_net(dtype=torch.float64), 0.4 + 0.2 * some_images(dtype=torch.float64)
+    labels = LABELS % 2
+    weight = net[1].weight.detach()
+    direction = weight[1 - labels] - weight[labels]
+    expected = images + 0.3 * (direction / direction.square().sum(1, keepdim=True).sqrt()).view_as(images)
+    got = pgd(net, images, labels, epsilon=0.3, step_size=0.1, steps=300, norm="l2", random_start=random_start)
+    # from a random start the ball's edge is followed towards the optimum, each step a little nearer
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12 if not random_start else 1e-6)
+
+
+def test_fgsm_steps_by_epsilon_and_pgd_by_the_step_size():
+    net, images = linear_net(), 0.4 + 0.2 * some_images()
+    for norm in ("linf", "l2"):
+        far = distance(fgsm(net, images, LABELS % 2, epsilon=0.2, norm=norm), images, norm)
+        torch.testing.assert_close(far, torch.full((6,), 0.2, dtype=torch.float64), rtol=0, atol=1e-6)
+        for steps, expected in ((1, 0.03), (2, 0.06), (99, 0.2)):
+            got = pgd(
+                net, images, LABELS % 2, epsilon=0.2, step_size=0.03, steps=steps, norm=norm, random_start=False
+            )
+            far = distance(got, images, norm)
+            torch.testing.assert_close(far, torch.full((6,), expected, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_step_size_is_two_and_a_half_times_epsilon_over_the_steps():
+    net, images = residual_net().eval(), some_images()
+    common = dict(epsilon=0.1, steps=4, random_start=False)
+    assert torch.equal(pgd(net, images, LABELS, **common), pgd(net, images, LABELS, **common, step_size=2.5 * 0.1 / 4))
+    assert not torch.equal(pgd(net, images, LABELS, **common), pgd(net, images, LABELS, **common, step_size=0.01))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_no_gradient_no_movement_and_no_nan(norm):
+    class Constant(nn.Module):
+        def forward(self, images):
+            return 0 * images.flatten(1)[:, :3]
+
+    images = some_images()
+    got = pgd(Constant(), images, LABELS, epsilon=0.5, steps=3, norm=norm, random_start=False)
+    assert torch.equal(got, images)
+    started = pgd(Constant(), images, LABELS, epsilon=0.5, steps=3, norm=norm)
+    assert started.isfinite().all()
+    assert distance(started, images, norm).gt(0).all()
+
+
+# ---------------------------------------------------------------- inside ball and pixel range
+
+
+@PROPERTY
+@given(
+    norm=st.sampled_from(["linf", "l2"]),
+    share=st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
+    steps=st.integers(0, 3),
+    step_size=st.none() | st.floats(0, 3),
+    random_start=st.booleans(),
+    precision=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, "autocast"]),
+    mode=st.sampled_from(["eval", "train"]),
+    seed=st.integers(0, 999),
+)
+def test_within_epsilon_and_the_pixel_range(norm, share, steps, step_size, random_start, precision, mode, seed):
+    dtype = torch.float32 if precision == "autocast" else precision
+    net, images = residual_net(seed).to(dtype), some_images(seed=seed, dtype=dtype)
+    images.view(-1)[:20] = (images.view(-1)[:20] > 0.5).to(dtype)  # pixels at the ends of the range
+    epsilon = share * (1 if norm == "linf" else 6)  # 6 pixels a side: the diameter of these images
+    settings = dict(epsilon=epsilon, steps=steps, step_size=step_size, norm=norm, random_start=random_start, mode=mode)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "autocast"):
+        got = pgd(net, images, LABELS, **settings, generator=torch.Generator().manual_seed(seed))
+    assert got.dtype == dtype
+    assert got.shape == images.shape
+    assert got.ge(0).all()
+    assert got.le(1).all()
+    pixel = torch.finfo(dtype).eps / 2  # rounding of a pixel in [0, 1]
+    rounding = pixel if norm == "linf" else pixel * math.sqrt(36) + 4 * pixel * epsilon
+    assert distance(got, images, norm).max() <= epsilon + rounding
+    if epsilon == 0 or (steps == 0 and not random_start):
+        assert torch.equal(got, images)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("random_start", [False, True])
+def test_epsilon_0_gives_the_images_back_bit_by_bit(norm, random_start):
+    images = some_images()
+    got = pgd(residual_net(), images, LABELS, epsilon=0, steps=2, step_size=0.1, norm=norm, random_start=random_start)
+    assert torch.equal(got, images)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"epsilon": 0, "steps": 2}, {"epsilon": 0.1, "steps": 0}, {"epsilon": 0.1, "steps": 2}]
+)
+def test_the_result_is_the_callers_own(settings):
+    """Written to, it must not change the clean images."""
+    images = some_images()
+    kept = images.clone()
+    pgd(residual_net(), images, LABELS, **settings, random_start=False).fill_(0.5)
+    assert torch.equal(images, kept)
+
+
+def test_half_precision_does_not_lose_the_gradient(learnt):
+    """A bfloat16 network's attack succeeds about as well as its float32 twin's."""
+    net, images, labels = learnt
+    half = copy.deepcopy(net).to(torch.bfloat16)
+    adversarial = pgd(half, images.to(torch.bfloat16), labels, epsilon=0.3, steps=5, random_start=False)
+    assert (net(adversarial.float()).argmax(1) == labels).double().mean() < 0.3
+
+
+# ---------------------------------------------------------------- the random start
+
+
+def kolmogorov(values):
+    """The largest gap between the distribution of `values` and the uniform one on [0, 1]."""
+    ordered = values.flatten().double().sort().values
+    steps = torch.arange(len(ordered) + 1, dtype=torch.float64) / len(ordered)
+    return max((ordered - steps[:-1]).abs().max(), (steps[1:] - ordered).abs().max()).item()
+
+
+def start(images, norm, epsilon, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    return pgd(nn.Flatten(), images, labels, epsilon=epsilon, steps=0, norm=norm, generator=generator)
+
+
+def test_a_linf_start_is_uniform_in_the_cube():
+    images = torch.full((2000, 1, 2, 5), 0.5, dtype=torch.float64)
+    movement = start(images, "linf", 0.25) - images
+    # 1.63 / sqrt(n): the value that one uniform sample in a hundred exceeds; the seed is fixed
+    assert kolmogorov(movement / 0.5 + 0.5) < 1.63 / math.sqrt(movement.numel())
+    correlation = torch.corrcoef(movement.flatten(1).T) - torch.eye(10)
+    assert correlation.abs().max() < 5 / math.sqrt(2000)
+
+
+def test_an_l2_start_is_uniform_in_the_ball():
+    images = torch.full((4000, 1, 1, 3), 0.5, dtype=torch.float64)
+    movement = (start(images, "l2", 0.25) - images).flatten(1)
+    radius = movement.square().sum(1, keepdim=True).sqrt()
+    bound = 1.63 / math.sqrt(4000)
+    assert kolmogorov((radius / 0.25) ** 3) < bound
+    for coordinate in range(3):  # Archimedes: each coordinate of a point of the sphere is uniform
+        assert kolmogorov((movement[:, [coordinate]] / radius + 1) / 2) < bound
+    correlation = torch.corrcoef(movement.T) - torch.eye(3)
+    assert correlation.abs().max() < 5 / math.sqrt(4000)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_generator_decides_the_start(norm):
+    net, images = residual_net().eval(), some_images()
+    state = torch.get_rng_state()
+
+    def attacked(seed):
+        return pgd(net, images, LABELS, **SETTINGS, norm=norm, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(attacked(1), attacked(1))
+    assert not torch.equal(attacked(1), attacked(2))
+    assert torch.equal(torch.get_rng_state(), state), "with a generator torch's own is left alone"
+    one = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        one.append(pgd(net, images, LABELS, **SETTINGS, norm=norm))
+    assert torch.equal(*one)
+
+
+def test_no_random_start_draws_nothing():
+    net, images = residual_net().eval(), some_images()
+    state = torch.get_rng_state()
+    one, other = (pgd(net, images, LABELS, **SETTINGS, random_start=False) for _ in range(2))
+    assert torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---------------------------------------------------------------- without a trace
+
+
+def mixed_net():
+    """In training, one BatchNorm and one weight frozen by their owner, some gradients there, a hook of the caller."""
+    net = residual_net(dropout=0.3).train()
+    net.bn1.eval()
+    net.conv2.weight.requires_grad_(False)
+    net.fc.bias.grad = torch.full((3,), 7.0)
+    net.bn2.register_forward_hook(lambda module, inputs, output: None)
+    return net
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_no_trace(mode, norm, with_gradient):
+    net, images, labels = mixed_net(), some_images(), LABELS.clone()
+    images.requires_grad_(with_gradient)
+    before, kept = inventory(net), images.detach().clone()
+    got = pgd(net, images, labels, **SETTINGS, mode=mode, norm=norm)
+    same_inventory(before, inventory(net))
+    assert not torch.equal(got, kept)
+    assert torch.equal(images, kept)
+    assert torch.equal(labels, LABELS)
+    assert images.requires_grad == with_gradient
+    assert images.grad is None
+    assert not got.requires_grad
+    assert got.grad_fn is None
+    fgsm(net, images, labels, epsilon=0.1, mode=mode, norm=norm)
+    same_inventory(before, inventory(net))
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_no_trace_of_a_network_that_raises_in_the_middle(mode):
+    net = Raising(mixed_net(), at=2)
+    before, images = inventory(net), some_images()
+    with pytest.raises(RuntimeError, match="the network broke"):
+        pgd(net, images, LABELS, **SETTINGS, mode=mode)
+    assert net.passes == 2
+    same_inventory(before, inventory(net))
+    assert torch.is_grad_enabled()
+    assert not images.requires_grad
+
+
+def test_no_trace_of_a_network_that_keeps_other_statistics():
+    """Spectral normalisation moves its vectors in every training pass; the promise is of every buffer."""
+    net = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(36, 3)))
+    before = inventory(net)
+    pgd(net, some_images(), LABELS, **SETTINGS, mode="train")
+    same_inventory(before, inventory(net))
+
+
+def test_the_gradient_of_a_training_step_is_the_same_with_an_attack_in_front():
+    net, images = residual_net().train(), some_images()
+    twin = copy.deepcopy(net)
+    for model in (net, twin):
+        if model is net:
+            pgd(model, images, LABELS, **SETTINGS, mode="train")
+        nn.functional.cross_entropy(model(images), LABELS).backward()
+    same_inventory(inventory(twin), inventory(net))
+
+
+class Product(torch.autograd.Function):
+    """images @ weight.T, noting for which of the two a gradient is asked."""
+
+    asked: list[tuple[bool, ...]] = []
+
+    @staticmethod
+    def forward(ctx, images, weight):
+        ctx.save_for_backward(images, weight)
+        return images @ weight.T
+
+    @staticmethod
+    def backward(ctx, gradient):
+        images, weight = ctx.saved_tensors
+        Product.asked.append(tuple(ctx.needs_input_grad))
+        return gradient @ weight, gradient.T @ images
+
+
+def test_no_gradient_of_a_parameter_is_ever_computed():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 36))
+
+        def forward(self, images):
+            return Product.apply(images.flatten(1), self.weight)
+
+    net = Net()
+    Product.asked.clear()
+    pgd(net, some_images(), LABELS, **SETTINGS)
+    assert Product.asked == [(True, False)] * SETTINGS["steps"]
+    Product.asked.clear()
+    nn.functional.cross_entropy(net(some_images()), LABELS).backward()
+    assert Product.asked == [(False, True)], "the counter works"
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_gradients_are_enabled_where_they_are_off(context, norm, made_inside):
+    net, images, labels = residual_net().eval(), some_images(), LABELS
+    expected = pgd(net, images, labels, **SETTINGS, norm=norm, random_start=False)
+    with context():
+        if made_inside:  # in inference mode a tensor that cannot be differentiated
+            images, labels = images.clone(), labels.clone()
+        got = pgd(net, images, labels, **SETTINGS, norm=norm, random_start=False)
+        assert not torch.is_grad_enabled()
+        net(got)
+    assert torch.equal(got, expected)
+    assert not torch.equal(got, images)
+
+
+# ---------------------------------------------------------------- the network's mode
+
+
+def without_running_statistics(net):
+    """A copy whose BatchNorm layers know the batch alone, whatever their mode."""
+    twin = copy.deepcopy(net)
+    for bn in (twin.bn1, twin.bn2):
+        bn.running_mean = bn.running_var = None
+    return twin
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_is_the_networks_during_the_attack(training):
+    net, images = residual_net().train(training), some_images()
+    settings = dict(**SETTINGS, random_start=False)
+    in_eval = pgd(copy.deepcopy(net).eval(), images, LABELS, **settings)
+    in_batch = pgd(without_running_statistics(net), images, LABELS, **settings)
+    assert not torch.allclose(in_eval, in_batch)
+    before = inventory(net)
+    assert torch.equal(pgd(net, images, LABELS, **settings), in_eval), "eval is the default"
+    assert torch.equal(pgd(net, images, LABELS, **settings, mode="eval"), in_eval)
+    assert torch.equal(pgd(net, images, LABELS, **settings, mode="train"), in_batch)
+    same_inventory(before, inventory(net))
+
+
+# ---------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_attack_object_is_pgd_with_its_settings(norm):
+    net, images = residual_net().eval(), some_images()
+    attack = GradientAttack(**SETTINGS, norm=norm, mode="train")
+    for _ in range(2):  # it carries nothing over
+        one = attack(net, images, LABELS, generator=torch.Generator().manual_seed(3))
+        other = pgd(
+            net, images, LABELS, **SETTINGS, norm=norm, mode="train", generator=torch.Generator().manual_seed(3)
+        )
+        assert torch.equal(one, other)
+
+
+def test_fractions_are_accepted_as_text():
+    net, images = residual_net().eval(), some_images()
+    text = pgd(net, images, LABELS, epsilon="8/255", step_size="2/255", steps=3, random_start=False)
+    numbers = pgd(net, images, LABELS, epsilon=8 / 255, step_size=2 / 255, steps=3, random_start=False)
+    assert torch.equal(text, numbers)
+    assert torch.equal(fgsm(net, images, LABELS, epsilon="8/255"), fgsm(net, images, LABELS, epsilon=8 / 255))
+    attack = GradientAttack(epsilon="8/255", steps=1)
+    assert (attack.epsilon, attack.step_size) == (8 / 255, 2.5 * 8 / 255)
+
+
+def test_fgsm_is_one_step_of_pgd_from_the_image():
+    net, images = residual_net().eval(), some_images()
+    for norm in ("linf", "l2"):
+        one = pgd(net, images, LABELS, epsilon=0.2, step_size=0.2, steps=1, norm=norm, random_start=False)
+        assert torch.equal(fgsm(net, images, LABELS, epsilon=0.2, norm=norm), one)
+
+
+def test_an_attack_tells_its_settings():
+    text = repr(GradientAttack(epsilon="8/255", steps=10, norm="l2"))
+    assert eval(text, {"GradientAttack": GradientAttack}).epsilon == 8 / 255
+    assert "steps=10" in text
+    assert "norm='l2'" in text
+
+
+@pytest.mark.parametrize("function", [pgd, fgsm])
+def test_settings_are_keyword_only(function):
+    parameters = inspect.signature(function).parameters.values()
+    assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == ["net", "images", "labels"]
+
+
+GOOD = dict(epsilon=0.1, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"epsilon": 8}, r"epsilon is 8; .*8/255, not 8"),
+        ({"epsilon": -0.1}, "epsilon is -0.1"),
+        ({"epsilon": "a lot"}, "epsilon is 'a lot'"),
+        ({"epsilon": math.nan}, "epsilon is nan"),
+        ({"norm": "l1"}, "norm is 'l1'.*linf, l2"),
+        ({"norm": "Linf"}, "norm is 'Linf'.*did you mean 'linf'"),
+        ({"norm": math.inf}, "norm is inf"),
+        ({"steps": 2.0}, "steps is 2.0; it must be a whole number"),
+        ({"steps": -1}, "steps is -1"),
+        ({"steps": True}, "steps is True"),
+        ({"step_size": -0.1}, "step_size is -0.1"),
+        ({"step_size": "2/0"}, "step_size is '2/0'"),
+        ({"random_start": "yes"}, "random_start is 'yes'"),
+        ({"random_start": None}, "random_start is None"),
+        ({"mode": "frozen"}, "mode is 'frozen'.*eval, train"),
+    ],
+)
+def test_a_wrong_setting_is_refused(change, match):
+    net, images = residual_net(), some_images()
+    for action in (
+        lambda: GradientAttack(**{**GOOD, **change}),
+        lambda: pgd(net, images, LABELS, **{**GOOD, **change}),
+    ):
+        with pytest.raises(InputError, match=match) as caught:
+            action()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("attack", [pgd, fgsm])
+@pytest.mark.parametrize(
+    ("change", "labels", "match"),
+    [
+        (lambda x: x * 2 - 1, LABELS, r"images outside \[0, 1\]"),
+        (lambda x: x * 255, LABELS, r"images outside \[0, 1\]"),
+        (lambda x: x * math.nan, LABELS, r"images outside \[0, 1\]"),
+        (lambda x: (x * 255).to(torch.uint8), LABELS, "images are torch.uint8"),
+        (lambda x: x[:0], LABELS[:0], "images have shape"),
+        (lambda x: x, LABELS[:5], r"shape \(5,\).*\(6,\)"),
+        (lambda x: x, LABELS[:, None], r"shape \(6, 1\)"),
+        (lambda x: x, LABELS.float(), "labels are torch.float32"),
+        (lambda x: x, LABELS + 1, "labels hold the class 3; the network gives 3 logits"),
+        (lambda x: x, LABELS - 1, "labels hold the class -1"),
+    ],
+)
+def test_a_wrong_batch_is_refused(attack, change, labels, match):
+    settings = GOOD if attack is pgd else {"epsilon": 0.1}
+    net = residual_net()
+    before = inventory(net)
+    with pytest.raises(InputError, match=match) as caught:
+        attack(net, change(some_images()), labels, **settings)
+    assert "\n" not in str(caught.value)
+    same_inventory(before, inventory(net))
+
+
+def test_an_l2_epsilon_beyond_the_images_diameter_is_refused():
+    net, images = residual_net(), some_images()  # 36 pixels: 6
+    attack = GradientAttack(epsilon=8, steps=1, norm="l2")
+    for action in (
+        lambda: pgd(net, images, LABELS, epsilon=6.01, steps=1, norm="l2"),
+        lambda: attack(net, images, LABELS),
+    ):
+        with pytest.raises(InputError, match="at most 6"):
+            action()
+    assert pgd(net, images, LABELS, epsilon=6, steps=1, norm="l2").isfinite().all()
+    assert attack(linear_net(3, 64), some_images(size=8), LABELS).isfinite().all()
+
+
+def test_a_network_without_logits_is_refused():
+    class Pair(nn.Module):
+        def forward(self, images):
+            return images.flatten(1), images
+
+    with pytest.raises(InputError, match="a tuple; it must be logits"):
+        pgd(Pair(), some_images(), LABELS, **GOOD)
+    with pytest.raises(InputError, match=r"of shape \(6, 1, 6, 6\); it must be logits \(6, class\)"):
+        pgd(nn.Identity(), some_images(), LABELS, **GOOD)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_labels_of_any_whole_number_type(dtype):
+    """check_batch lets them pass, and numpy often gives int32."""
+    net, images = residual_net().eval(), some_images()
+    expected = fgsm(net, images, LABELS, epsilon=0.1)
+    assert torch.equal(fgsm(net, images, LABELS.to(dtype), epsilon=0.1), expected)
+
+
+# ---------------------------------------------------------------- torch.compile
+
+
+def test_a_compiled_network_is_attacked_like_the_eager_one():
+    torch.compiler.reset()
+    net, images = residual_net().double().train(), some_images(dtype=torch.float64)
+    expected = pgd(net, images, LABELS, **SETTINGS, random_start=False)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    compiled(images)
+    before = inventory(net)
+    got = pgd(compiled, images, LABELS, **SETTINGS, random_start=False)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+    same_inventory(before, inventory(net))
+    torch.compiler.reset()

@@ -1,0 +1,167 @@
+"""What is changed for a moment is put back exactly, after an exception too."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from reference import inventory, residual_net, same_inventory, some_images
+from torch import nn
+
+from nsr.modes import batch_norm, frozen_parameters, network_mode
+
+
+class Broken(Exception):
+    pass
+
+
+def mixed_net():
+    """A net whose sub-modules are in different modes, one BatchNorm frozen by its owner, one weight too."""
+    net = residual_net().train()
+    net.bn1.eval()
+    net.hidden.eval()
+    net.conv2.weight.requires_grad_(False)
+    net.fc.bias.grad = torch.ones(3)
+    return net
+
+
+# ---------------------------------------------------------------- train and eval
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_mode_is_of_every_module_inside_and_each_ones_own_afterwards(mode):
+    net = mixed_net()
+    before = inventory(net)
+    with network_mode(net, mode):
+        assert {module.training for module in net.modules()} == {mode == "train"}
+    same_inventory(before, inventory(net))
+
+
+def test_no_mode_leaves_all_inside_and_undoes_what_the_body_did():
+    net = mixed_net()
+    before = inventory(net)
+    with network_mode(net):
+        same_inventory(before, inventory(net))
+        net.train()
+    same_inventory(before, inventory(net))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda net: network_mode(net, "eval"), lambda net: network_mode(net, "train"), frozen_parameters]
+)
+def test_put_back_after_an_exception(change):
+    net = mixed_net()
+    before = inventory(net)
+    with pytest.raises(Broken), change(net):
+        raise Broken
+    same_inventory(before, inventory(net))
+
+
+def test_mode_is_put_back_where_a_module_refuses_it():
+    class Stubborn(nn.Identity):
+        def train(self, mode=True):
+            raise Broken
+
+    net = nn.Sequential(nn.Dropout(), Stubborn(), nn.Dropout())
+    net[2].training = False
+    with pytest.raises(Broken), network_mode(net, "eval"):
+        pass
+    assert [module.training for module in net.modules()] == [True, True, True, False]
+
+
+# ---------------------------------------------------------------- BatchNorm
+
+
+def normalised(net, images, *, with_batch):
+    """The two BatchNorm layers' outputs by hand, with the batch's or the running statistics."""
+    twin = copy.deepcopy(net)
+    for bn in (twin.bn1, twin.bn2):
+        bn.training = with_batch
+    return twin.values(images)["fc"]
+
+
+@pytest.mark.parametrize("handling", ["batch", "frozen", "update"])
+def test_the_three_handlings(handling):
+    net, images = residual_net().train(), some_images()
+    before = inventory(net)
+    updated = copy.deepcopy(net)
+    updated(images)
+    with batch_norm(net, handling):
+        logits = net(images)
+    torch.testing.assert_close(logits, normalised(net, images, with_batch=handling != "frozen"))
+    assert not torch.allclose(logits, normalised(net, images, with_batch=handling == "frozen"))
+    after = inventory(net)
+    if handling == "update":
+        assert not torch.equal(after["buffers"]["bn1.running_mean"], before["buffers"]["bn1.running_mean"])
+        assert after["buffers"]["bn1.num_batches_tracked"] == before["buffers"]["bn1.num_batches_tracked"] + 1
+        same_inventory(inventory(updated), after)
+    else:
+        same_inventory(before, after)
+
+
+@pytest.mark.parametrize("handling", ["batch", "frozen", "update"])
+def test_the_running_statistics_of_a_frozen_layer_stay_in_use(handling):
+    net, images = residual_net().train(), some_images()
+    net.bn1.eval()
+    before = inventory(net)["buffers"]
+    expected = nn.functional.batch_norm(
+        net.conv1(images), net.bn1.running_mean, net.bn1.running_var, net.bn1.weight, net.bn1.bias
+    )
+    got = []
+    handle = net.bn1.register_forward_hook(lambda module, inputs, output: got.append(output.clone()))
+    with batch_norm(net, handling):
+        net(images)
+    handle.remove()
+    torch.testing.assert_close(got[0], expected)
+    assert torch.equal(net.bn1.running_mean, before["bn1.running_mean"])
+    assert not net.bn1.training
+
+
+@pytest.mark.parametrize("handling", ["batch", "frozen", "update"])
+def test_batch_norm_is_put_back_after_an_exception(handling):
+    net = mixed_net()
+    before = inventory(net)
+    with pytest.raises(Broken), batch_norm(net, handling):
+        raise Broken
+    same_inventory(before, inventory(net))
+
+
+def test_a_layer_without_running_statistics_keeps_using_the_batch():
+    net = nn.BatchNorm1d(3, track_running_stats=False)
+    inputs = torch.randn(8, 3)
+    expected = net(inputs)
+    for handling in ("batch", "frozen", "update"):
+        with batch_norm(net, handling):
+            torch.testing.assert_close(net(inputs), expected)
+        assert net.running_mean is None
+        assert not net.track_running_stats
+
+
+def test_momentum_none_is_a_cumulative_average_all_the_same():
+    net = nn.BatchNorm1d(3, momentum=None)
+    inputs = torch.randn(8, 3)
+    with batch_norm(net, "batch"):
+        net(inputs + 100)
+    net(inputs)
+    torch.testing.assert_close(net.running_mean, inputs.mean(0))
+
+
+@pytest.mark.parametrize("handling", ["batch", "frozen"])
+def test_instance_norm_that_tracks_is_left_untouched_too(handling):
+    net = nn.InstanceNorm2d(3, track_running_stats=True)
+    before = inventory(net)
+    with batch_norm(net, handling):
+        net(some_images(4, channels=3) + 5)
+    same_inventory(before, inventory(net))
+
+
+# ---------------------------------------------------------------- parameters
+
+
+def test_no_parameter_asks_for_a_gradient_inside():
+    net = mixed_net()
+    before = inventory(net)
+    with frozen_parameters(net):
+        assert not any(parameter.requires_grad for parameter in net.parameters())
+    same_inventory(before, inventory(net))

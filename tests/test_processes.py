@@ -1,0 +1,97 @@
+"""Two processes (gloo) count and measure what one does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nsr.models import SmallCNN
+
+ROOT = Path(__file__).parent.parent
+IMAGES = 101  # in batches of 16: seven, the last of 5, so that one process has a batch more than the other
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory) -> list[str]:
+    """Somebody's weights and a folder of 101 test images."""
+    root = tmp_path_factory.mktemp("two")
+    draws = np.random.default_rng(0)
+    for split, count in (("train", 30), ("test", IMAGES)):
+        for number in range(count):
+            folder = root / "images" / split / f"class{number % 3}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number:03}.png")
+    torch.manual_seed(0)
+    torch.save(SmallCNN(channels=3, classes=3, image_size=8, width=4).state_dict(), root / "weights.pt")
+    return [
+        *("data=image_folder", f"data.root={root / 'images'}", "data.evaluation_batch_size=16", "epsilon=8/255"),
+        *("model=small_cnn", "model.width=4", f"model.weights={root / 'weights.pt'}", "trainer.accelerator=cpu"),
+    ]
+
+
+def run(entry: str, directory: Path, *overrides: str) -> None:
+    program = [sys.executable, str(ROOT / entry), *overrides, f"hydra.run.dir={directory}"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=directory.parent, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_sensitivities(first: Path, second: Path) -> None:
+    one, two = rows(first), rows(second)
+    assert len(one) == len(two) > 0
+    for left, right in zip(one, two, strict=True):
+        assert [left[key] for key in ("epoch", "layer", "neuron")] == [
+            right[key] for key in ("epoch", "layer", "neuron")
+        ]
+        for key in ("absolute", "relative", "mean_activation"):
+            assert float(left[key]) == pytest.approx(float(right[key]), rel=1e-9), left
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(command, tmp_path):
+    run("evaluate.py", tmp_path / "one", *command)
+    run("evaluate.py", tmp_path / "two", *command, "trainer.devices=2", "trainer.strategy=ddp")
+    one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if name.endswith("_accuracy"):  # whole counts of the same 101 images
+            assert value == two[name]
+            assert value * IMAGES == pytest.approx(round(value * IMAGES), abs=1e-9)
+        else:
+            assert value == pytest.approx(two[name], rel=1e-6)
+    assert_same_sensitivities(tmp_path / "one" / "sensitivity.csv", tmp_path / "two" / "sensitivity.csv")
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_leave_one_run(command, tmp_path):
+    training = [
+        *command,
+        *("data.batch_size=6", "data.validation_images=11", "data.evaluation_batch_size=4", "attack.steps=1"),
+        *("trainer.max_epochs=1", "logger=csv", "validation_attack.steps=2", "suite.pgd.steps=2"),
+    ]
+    run("train.py", tmp_path / "run", *training, "trainer.devices=2", "trainer.strategy=ddp")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert [row["epoch"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["0", "1"]
+    run("train.py", tmp_path / "one", *training)
+    # before training both have the same weights, so epoch 0 must agree
+    before = [
+        [row for row in rows(tmp_path / name / "sensitivity.csv") if row["epoch"] == "0"] for name in ("run", "one")
+    ]
+    for left, right in zip(*before, strict=True):
+        assert float(left["absolute"]) == pytest.approx(float(right["absolute"]), rel=1e-9)
+    accuracies = [rows(tmp_path / name / "metrics.csv")[0] for name in ("run", "one")]
+    assert accuracies[0]["validation/clean_accuracy"] == accuracies[1]["validation/clean_accuracy"]
+    assert accuracies[0]["validation/robust_accuracy"] == accuracies[1]["validation/robust_accuracy"]

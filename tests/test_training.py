@@ -1,0 +1,276 @@
+"""One step: its value, its passes, its traces."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nsr.attacks import GradientAttack
+from nsr.errors import InputError, RunStopped
+from nsr.features import find_layers
+from nsr.models import Classifier, SmallCNN
+from nsr.objectives import AdversarialTraining, Natural
+from nsr.stabilizer import SensitivityStabilizer
+from nsr.training import RobustClassifier, draw_seed, full_precision
+
+CLASSES = 3
+OBJECTIVES = {
+    "natural": Natural,
+    "pgd": AdversarialTraining,
+    "half": lambda: AdversarialTraining(clean_share=0.5),
+}
+
+
+def network(*, dropout: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    net = SmallCNN(channels=1, classes=CLASSES, image_size=8, width=4)
+    if dropout:
+        net.relu4 = nn.Sequential(nn.ReLU(), nn.Dropout(0.5))
+    return Classifier(net, [0.3], [0.4])
+
+
+def module_of(objective, *, stabilizer=None, dropout=False, steps=3, **settings) -> RobustClassifier:
+    net = network(dropout=dropout)
+    attack = GradientAttack(epsilon=0.1, steps=steps)
+    layers = find_layers(net, torch.zeros(2, 1, 8, 8), within=net.net)
+    return RobustClassifier(
+        net,
+        layers=layers,
+        within=net.net,
+        classes=CLASSES,
+        objective=objective,
+        attack=attack,
+        validation_attack=attack,
+        test_attacks={"pgd": attack},
+        stabilizer=stabilizer,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        **settings,
+    )
+
+
+def batch(size: int = 6):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(size, 1, 8, 8, generator=generator)
+    return images, torch.arange(size) % CLASSES
+
+
+def step(module: RobustClassifier, number: int = 0) -> torch.Tensor:
+    """One optimiser step, as the Trainer makes it."""
+    module.train()
+    optimizer = module.configure_optimizers()
+    loss = module.training_step(batch(), number)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def state(module: RobustClassifier) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.net.state_dict().items()}
+
+
+def assert_bit_equal(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_weight_zero_is_bit_equal_to_none(name, dropout):
+    plain = module_of(OBJECTIVES[name](), dropout=dropout)
+    zero = module_of(OBJECTIVES[name](), stabilizer=SensitivityStabilizer(weight=0), dropout=dropout)
+    for number in range(3):
+        step(plain, number)
+        step(zero, number)
+    assert_bit_equal(state(plain), state(zero))
+
+
+@pytest.mark.parametrize("handling", ["batch", "frozen"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_stabilisers_own_pass_leaves_no_trace_in_batch_norm(name, handling):
+    plain = module_of(OBJECTIVES[name](), dropout=True)
+    stabilised = module_of(
+        OBJECTIVES[name](), stabilizer=SensitivityStabilizer(weight=1.0, batch_norm=handling), dropout=True
+    )
+    for module in (plain, stabilised):
+        module.train()
+        module.training_step(batch(), 0)  # no optimiser step: the statistics alone move
+    buffers = [dict(module.net.named_buffers()) for module in (plain, stabilised)]
+    assert_bit_equal(*buffers)
+
+
+def test_an_update_pass_is_asked_for_by_name():
+    plain = module_of(AdversarialTraining())
+    stabilised = module_of(AdversarialTraining(), stabilizer=SensitivityStabilizer(batch_norm="update"))
+    for module in (plain, stabilised):
+        module.train()
+        module.training_step(batch(), 0)
+    first, second = (module.net.net.bn1.num_batches_tracked for module in (plain, stabilised))
+    assert (int(first), int(second)) == (1, 2)
+
+
+@pytest.mark.parametrize("through_clean", [True, False])
+def test_loss_and_gradients_of_a_stabilised_step_against_the_definition(through_clean):
+    weight, top = 0.7, 0.3
+    stabilizer = SensitivityStabilizer(weight=weight, top=top, gradient_through_clean=through_clean)
+    module = module_of(AdversarialTraining(), stabilizer=stabilizer).double()
+    images, labels = batch()
+    images = images.double()
+    reference = copy.deepcopy(module.net).train()
+    module.train()
+    loss = module.training_step((images, labels), 4)
+    loss.backward()
+
+    # the same draws, then the definition: layer by layer, neuron by neuron, sample by sample
+    torch.manual_seed(draw_seed(0, 0, 0, 4, 0))
+    adversarial = GradientAttack(epsilon=0.1, steps=3)(reference, images, labels)
+
+    def forward(inputs):
+        seen = []
+        net = reference.net
+        hooks = [
+            layer.register_forward_hook(lambda _module, _input, output: seen.append(output))
+            for layer in (net.relu1, net.relu2, net.relu3, net.relu4)
+        ]
+        logits = reference(inputs)
+        for hook in hooks:
+            hook.remove()
+        return logits, seen
+
+    logits, moved = forward(adversarial)
+    _, still = forward(images)
+    if not through_clean:
+        still = [feature.detach() for feature in still]
+    expected = F.cross_entropy(logits, labels)
+    for clean, shifted in zip(still, moved, strict=True):
+        neurons = []
+        for neuron in range(clean.shape[1]):
+            total = 0.0
+            for sample in range(len(images)):
+                difference = clean[sample, neuron] - shifted[sample, neuron]
+                total = total + difference.abs().sum() / difference.numel()
+            neurons.append(total / len(images))
+        count = max(1, int(top * len(neurons) + 1e-9))
+        largest = sorted(range(len(neurons)), key=lambda neuron, row=neurons: -float(row[neuron].detach()))[:count]
+        expected = expected + weight / len(still) * sum(neurons[neuron] for neuron in largest) / count
+    expected.backward()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-12)
+    for mine, theirs in zip(module.net.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "stabilised", "passes"),
+    [
+        ("natural", False, {"train, gradient": 1}),
+        ("natural", True, {"eval, gradient": 3, "train, gradient": 2}),
+        ("pgd", False, {"eval, gradient": 3, "train, gradient": 1}),
+        ("pgd", True, {"eval, gradient": 3, "train, gradient": 2}),
+        ("half", False, {"eval, gradient": 3, "train, gradient": 2}),
+        ("half", True, {"eval, gradient": 3, "train, gradient": 2}),
+    ],
+)
+def test_no_pass_that_the_definition_does_not_need(name, stabilised, passes):
+    module = module_of(OBJECTIVES[name](), stabilizer=SensitivityStabilizer(weight=1.0) if stabilised else None)
+    counted: Counter[str] = Counter()
+
+    def count(net, inputs):
+        mode = "train" if net.training else "eval"
+        counted[f"{mode}, {'gradient' if torch.is_grad_enabled() else 'no gradient'}"] += 1
+
+    module.net.register_forward_pre_hook(count)
+    module.train()
+    module.training_step(batch(), 0)
+    assert counted == passes
+
+
+def test_a_clean_pass_without_gradient_keeps_no_graph():
+    module = module_of(AdversarialTraining(), stabilizer=SensitivityStabilizer(gradient_through_clean=False))
+    modes = []
+    module.net.register_forward_pre_hook(lambda net, inputs: modes.append((net.training, torch.is_grad_enabled())))
+    module.train()
+    module.training_step(batch(), 0)
+    assert modes[-2:] == [(True, True), (True, False)]
+
+
+def test_a_step_is_a_function_of_seed_and_place():
+    draws = {}
+    for seed, number in ((0, 0), (0, 0), (0, 1), (1, 0)):
+        torch.manual_seed(hash((seed, number)) % 1000)  # whatever was drawn before
+        module = module_of(AdversarialTraining(), dropout=True, seed=seed)
+        module.train()
+        loss = float(module.training_step(batch(), number).detach())
+        assert draws.setdefault((seed, number), loss) == loss
+    assert len(set(draws.values())) == 3
+    places = [(0, 0, 0, 0, 0), (1, 0, 0, 0, 0), (0, 1, 0, 0, 0), (0, 0, 1, 0, 0), (0, 0, 0, 1, 0), (0, 0, 0, 0, 1)]
+    assert len({draw_seed(*place) for place in places}) == len(places)
+
+
+def test_augmentation_acts_in_training_before_the_attack():
+    seen = []
+
+    def augment(images):
+        seen.append(images)
+        return torch.zeros_like(images)
+
+    module = module_of(AdversarialTraining(), augment=augment)
+    module.train()
+    inputs = []
+    module.net.register_forward_pre_hook(lambda net, args: inputs.append(args[0].detach()))
+    module.training_step(batch(), 0)
+    assert len(seen) == 1
+    assert all(float(images.max()) <= 0.1 + 1e-6 for images in inputs)
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_step():
+    module = module_of(Natural())
+    module.train()
+    module.training_step(batch(), 0)
+    module.check_finite()
+    with torch.no_grad():
+        module.net.net.fc2.weight.fill_(float("nan"))
+    module.training_step(batch(), 1)
+    with torch.no_grad():
+        module.net.net.fc2.weight.fill_(0.0)
+    module.training_step(batch(), 2)  # finite again, yet the first one is remembered
+    with pytest.raises(RunStopped, match="the loss is not finite at step 0"):
+        module.check_finite()
+
+
+def test_the_first_batch_is_looked_at():
+    images, labels = batch()
+    for wrong, message in (
+        ((images * 255, labels), r"images outside \[0, 1\]"),
+        ((images.byte(), labels), "images are torch.uint8"),
+        ((images, labels + 5), "labels hold the class 7; there are classes 0 to 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            module_of(Natural()).training_step(wrong, 0)
+
+
+def test_full_precision_is_float32_and_restored():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    layer, inputs = nn.Linear(4, 4), torch.rand(2, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(inputs).dtype == torch.bfloat16
+        with full_precision(torch.device("cpu")):
+            assert layer(inputs).dtype == torch.float32
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert not torch.backends.cudnn.allow_tf32
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_channels_last_and_bf16_train():
+    module = module_of(AdversarialTraining(), stabilizer=SensitivityStabilizer())
+    module.net.to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = step(module)
+    assert loss.isfinite()
+    assert module.net.net.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(parameter.dtype == torch.float32 for parameter in module.net.parameters())
