@@ -235,3 +235,13 @@ def test_a_broken_job_of_a_sweep_does_not_stop_the_others(tmp_path):
     assert "the loss is not finite" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "sweep" / "1" / "metrics.json").exists()
+
+
+def test_figures_are_float32_whatever_trained_the_network(tmp_path):
+    """A run in bf16 reports what an evaluation of its checkpoint in float32 does."""
+    train(job("train", tmp_path / "run", *TINY, "trainer.precision=bf16-mixed"))
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    evaluate(job("evaluate", tmp_path / "evaluation", f"checkpoint={best}", "suite.pgd.steps=2"))
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    repeated = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert repeated == {name: value for name, value in figures.items() if name.startswith("test/")}

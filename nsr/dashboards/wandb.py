@@ -45,8 +45,13 @@ def _begin(save_dir: str, project: str, name: str | None, mode: str) -> WandbLog
         init_timeout=20, silent=mode != "online", console="off", x_transaction_log_flush_interval=1.0
     )
     # not left to Lightning, which passes a parameter that wandb warns of
-    run = wandb.init(  # type: ignore[call-overload]
-        project=project, name=name, dir=save_dir, mode=mode, settings=settings, reinit="create_new"
+    run = wandb.init(
+        project=project,
+        name=name,
+        dir=save_dir,
+        mode=mode,  # type: ignore[arg-type]  # wandb itself checks WANDB_MODE
+        settings=settings,
+        reinit="create_new",
     )
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
