@@ -20,13 +20,13 @@ from nsr import dashboards, evaluation
 from nsr.boundary import check_logits
 from nsr.callbacks import ProgressLine, RunRecords, SensitivityLogger
 from nsr.callbacks.records import write_json
-from nsr.command_line import plain, run_directory
-from nsr.configuration import flat
+from nsr.checkpoints import load_network, take_over_checkpoint
+from nsr.command_line import plain, plain_value, run_directory
 from nsr.data import ImageData
 from nsr.errors import InputError, RunStopped
 from nsr.features import find_layers
 from nsr.models import Classifier
-from nsr.models.weights import load_state_dict, load_state_dict_file, read_checkpoint
+from nsr.models.weights import load_state_dict_file, read_checkpoint
 from nsr.modes import network_mode
 from nsr.training import RobustClassifier
 
@@ -74,9 +74,9 @@ def test_best_and_last(
     results: dict[str, float] = {"best_epoch": best["epoch"] + 1, "last_epoch": last["epoch"] + 1}
     # the best one last, so that it is what the module is left with
     if results["last_epoch"] != results["best_epoch"]:
-        load_network(module, last, checkpoints / "last.ckpt")
+        load_network(module.net, last, checkpoints / "last.ckpt")
         results |= evaluation.test(trainer, module, data, name="test_last")
-    load_network(module, best, checkpoints / "best.ckpt")
+    load_network(module.net, best, checkpoints / "best.ckpt")
     tested = evaluation.test(trainer, module, data, name="test")
     if results["last_epoch"] == results["best_epoch"]:
         results |= {name.replace("test/", "test_last/"): value for name, value in tested.items()}
@@ -96,19 +96,6 @@ def evaluate(config: DictConfig) -> None:
         OmegaConf.save(OmegaConf.create(plain(config)), directory / "config.yaml")
         evaluation.write_evaluation(directory, figures, module.sensitivities)
         evaluation.show_evaluation(directory, figures, module.sensitivities, _shown_attacks(config), top=config.top)
-
-
-def rehearse(config: DictConfig) -> None:
-    """Everything that can go wrong before the first step, before a directory is made; `config` has hydra's part too.
-
-    Errors:
-        InputError: in one line.
-    """
-    config = config.copy()
-    _check_directory(config)
-    _check_devices(config)
-    saved = take_over_checkpoint(config) if "checkpoint" in config else None
-    build_module(config, build_data(config), saved=saved)
 
 
 # ---------------------------------------------------------------- parts
@@ -160,121 +147,31 @@ def build_module(config: DictConfig, data: ImageData, *, saved: Mapping[str, Any
     """
     classifier = build_classifier(config)
     example = torch.zeros(2, config.data.channels, config.data.image_size, config.data.image_size)
-    layers = find_layers(classifier, example, _plain(config.layers), within=classifier.net)
+    layers = find_layers(classifier, example, plain_value(config.layers), within=classifier.net)
     _check_width(classifier, example, config.data.classes)
-    suite = {name: instantiate(attack) for name, attack in config.suite.items() if attack is not None}
-    if "objective" not in config:
-        module = RobustClassifier(
-            classifier,
-            layers=layers,
-            within=classifier.net,
-            classes=config.data.classes,
-            test_attacks=suite,
-            seed=config.seed,
-        )
-        if saved is not None:
-            load_network(module, saved, config.checkpoint)
-        return module
-    return RobustClassifier(
+    training: dict[str, Any] = {}
+    if "objective" in config:
+        training = {
+            name: instantiate(config[name]) for name in ("objective", "attack", "validation_attack", "optimizer")
+        }
+        training |= {name: _optional(config[name]) for name in ("stabilizer", "scheduler")} | {"augment": data.augment}
+    module = RobustClassifier(
         classifier,
         layers=layers,
         within=classifier.net,
         classes=config.data.classes,
-        test_attacks=suite,
+        test_attacks={name: instantiate(attack) for name, attack in config.suite.items() if attack is not None},
         seed=config.seed,
-        objective=instantiate(config.objective),
-        attack=instantiate(config.attack),
-        validation_attack=instantiate(config.validation_attack),
-        stabilizer=_optional(config.stabilizer),
-        optimizer=instantiate(config.optimizer),
-        scheduler=_optional(config.scheduler),
-        augment=data.augment,
+        **training,
     )
-
-
-def take_over_checkpoint(config: DictConfig) -> Mapping[str, Any] | None:
-    """Reads config.checkpoint and fills in what the command left open: data, model, threat model.
-
-    Only tensors and plain values are read, and of the classes that the checkpoint names none but those of nsr.
-    """
-    saved: Mapping[str, Any] | None = None
-    if config.checkpoint is not None:
-        saved = read_checkpoint(config.checkpoint)
-        if not isinstance(saved, Mapping) or not {"nsr_settings", "state_dict"} <= set(saved):
-            raise InputError(
-                f"{str(config.checkpoint)!r} is no checkpoint of nsr; for a plain state_dict give "
-                "model=NAME model.weights=FILE data=NAME"
-            )
-        if any("${" in str(value) for _, value in flat(saved["nsr_settings"])):
-            raise InputError(f"the checkpoint {str(config.checkpoint)!r} has settings that look something up: refused")
-        settings = OmegaConf.create(dict(saved["nsr_settings"]))
-        with open_dict(config):
-            for part, source in (("data", "nsr.data."), ("model", "nsr.models.")):
-                own = {key: value for key, value in (config.get(part) or {}).items() if value is not None}
-                if "_target_" not in own:
-                    _check_source(part, settings[part], source)
-                    config[part] = OmegaConf.merge(settings[part], own)
-            config.model.weights = None
-            config.layers = config.layers if config.layers is not None else settings.layers
-            if config.norm in (None, settings.norm):
-                config.epsilon = config.epsilon if config.epsilon is not None else settings.epsilon
-            config.norm = config.norm or settings.norm
-    elif config.get("model") is None or "_target_" not in config.data or config.model.get("weights") is None:
-        raise InputError(
-            "nothing to evaluate: give checkpoint=RUN/checkpoints/best.ckpt, or model=NAME model.weights=FILE data=NAME"
-        )
-    config.norm = config.norm or "linf"
-    if config.epsilon is None:
-        config.epsilon = config.data.epsilon[config.norm]
-    return saved
-
-
-def load_network(module: RobustClassifier, saved: Mapping[str, Any], path: Any) -> None:
-    """The weights of a checkpoint of nsr into the module's network, InputError where they are another network's."""
-    state = {key.removeprefix("net."): value for key, value in saved["state_dict"].items() if key.startswith("net.")}
-    load_state_dict(module.net, state, repr(str(path)))
-
-
-def _check_source(part: str, settings: Mapping[str, Any], source: str) -> None:
-    """A checkpoint may come from anywhere; what it names is imported and called only where it is ours."""
-    targets = [value for name, value in flat(settings) if name.rpartition(".")[2] == "_target_"]
-    if len(targets) != 1 or not str(targets[0]).startswith(source) or str(targets[0]).count(".") != source.count("."):
-        raise InputError(
-            f"the checkpoint's {part} is {', '.join(map(str, targets))}, which is not one of nsr's; give {part}=NAME "
-            "on the command line if you trust it"
-        )
+    if saved is not None:
+        load_network(module.net, saved, config.checkpoint)
+    return module
 
 
 def _check_width(classifier: nn.Module, example: torch.Tensor, classes: int) -> None:
     with torch.no_grad(), network_mode(classifier, "eval"):
         check_logits(classifier(example), torch.zeros(len(example), dtype=torch.int64), classes=classes)
-
-
-def _check_directory(config: DictConfig) -> None:
-    """The run directory can be made, and holds no run yet."""
-    is_sweep = str(config.hydra.mode).endswith("MULTIRUN")
-    directory = Path(str(config.hydra.sweep.dir if is_sweep else config.hydra.run.dir)).absolute()
-    parent = next(folder for folder in (directory, *directory.parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"the run directory {directory} cannot be made: {parent} is not writable; set hydra.run.dir")
-    if (directory / "metrics.csv").exists():
-        raise InputError(f"the run directory {directory} already holds a run; set hydra.run.dir to another")
-
-
-def _check_devices(config: DictConfig) -> None:
-    accelerator, devices = config.trainer.accelerator, _plain(config.trainer.devices)
-    gpus = torch.cuda.device_count()
-    if accelerator == "gpu" and gpus == 0:
-        raise InputError(
-            "trainer.accelerator is gpu; there is none that torch can use here, trainer.accelerator=cpu works"
-        )
-    if accelerator == "mps" or devices == "auto":
-        return
-    on_gpu = accelerator == "gpu" or (accelerator == "auto" and gpus > 0)
-    there_are, kind = (gpus, "GPUs") if on_gpu else (os.cpu_count() or 1, "CPU cores")
-    wanted = max(devices) + 1 if isinstance(devices, list) else devices
-    if wanted > there_are:
-        raise InputError(f"trainer.devices is {devices}; there are {there_are} {kind}")
 
 
 def _shown_attacks(config: DictConfig) -> dict[str, str]:
@@ -293,10 +190,6 @@ def _shown_attacks(config: DictConfig) -> dict[str, str]:
 def _optional(settings: DictConfig) -> Any:
     """The object, None where the choice is `none`."""
     return instantiate(settings) if settings.get("_target_") else None
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _log_to_hydra() -> None:

@@ -3,7 +3,7 @@
 `check_command_line` composes the configuration before hydra's own main does, for hydra would tell a wrong name in
 several lines and without a guess at the right one, and would make a run directory before a wrong value is found. In a
 sweep every value is checked before the first job starts. What only the network or the data can tell (a layer
-pattern, a missing folder) comes next, from `nsr.assembly.rehearse`, still before anything is made.
+pattern, a missing folder) comes next, from `nsr.rehearsal`, still before anything is made.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def check_command_line(config_name: str, arguments: Sequence[str] | None = None)
         return  # hydra answers questions; a further process of a run repeats a checked command
     with one_line_errors():
         configurations = [compose_checked(config_name, row) for row in _jobs(options.overrides)]
-        from nsr.assembly import rehearse  # torch is loaded here
+        from nsr.rehearsal import rehearse  # torch is loaded here
 
         rehearse(configurations[0])
 
@@ -182,3 +182,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
+
+
+def plain_value(value: Any) -> Any:
+    """A setting as a plain list where it is a list."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

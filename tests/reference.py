@@ -91,7 +91,7 @@ def slow_stabilizer_term(
             for i in range(samples):
                 total = total + (clean[name][i, m] - adversarial[name][i, m]).abs().mean()
             sensitivities.append(total / samples)
-        chosen = slow_most_sensitive([float(value) for value in sensitivities], count[name])
+        chosen = slow_most_sensitive([value.item() for value in sensitivities], count[name])
         layer_means.append(sum(sensitivities[m] for m in chosen) / len(chosen))
     return weight * sum(layer_means) / len(layer_means)
 
@@ -194,10 +194,8 @@ class ResidualNet(nn.Module):
         tanh = hidden.tanh()
         assert not (self.dropout.training and self.dropout.p), "this oracle knows no dropout"
         logits = tanh @ self.fc.weight.T + self.fc.bias
-        return {
-            **{"conv1": conv1, "bn1": bn1, "relu": relu, "conv2": conv2, "bn2": bn2, "relu#2": relu2},
-            **{"hidden": hidden, "dropout": hidden, "tanh": tanh, "fc": logits},
-        }
+        convolutional = {"conv1": conv1, "bn1": bn1, "relu": relu, "conv2": conv2, "bn2": bn2, "relu#2": relu2}
+        return {**convolutional, "hidden": hidden, "dropout": hidden, "tanh": tanh, "fc": logits}
 
 
 class TokenNet(nn.Module):

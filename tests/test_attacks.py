@@ -6,10 +6,11 @@ import copy
 import inspect
 import math
 import warnings
+from typing import ClassVar
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import (
     PROPERTY,
@@ -27,7 +28,7 @@ from nsr.attacks import GradientAttack, fgsm, pgd
 from nsr.errors import InputError
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
-SETTINGS = dict(epsilon=0.1, steps=3, step_size=0.04)
+SETTINGS = {"epsilon": 0.1, "steps": 3, "step_size": 0.04}
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_fgsm_steps_by_epsilon_and_pgd_by_the_step_size():
 
 def test_step_size_is_two_and_a_half_times_epsilon_over_the_steps():
     net, images = residual_net().eval(), some_images()
-    common = dict(epsilon=0.1, steps=4, random_start=False)
+    common = {"epsilon": 0.1, "steps": 4, "random_start": False}
     assert torch.equal(pgd(net, images, LABELS, **common), pgd(net, images, LABELS, **common, step_size=2.5 * 0.1 / 4))
     assert not torch.equal(pgd(net, images, LABELS, **common), pgd(net, images, LABELS, **common, step_size=0.01))
 
@@ -167,7 +168,7 @@ def test_no_gradient_no_movement_and_no_nan(norm):
 # ---------------------------------------------------------------- inside ball and pixel range
 
 
-@PROPERTY
+@settings(PROPERTY, max_examples=150)
 @given(
     norm=st.sampled_from(["linf", "l2"]),
     share=st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
@@ -183,9 +184,16 @@ def test_within_epsilon_and_the_pixel_range(norm, share, steps, step_size, rando
     net, images = residual_net(seed).to(dtype), some_images(seed=seed, dtype=dtype)
     images.view(-1)[:20] = (images.view(-1)[:20] > 0.5).to(dtype)  # pixels at the ends of the range
     epsilon = share * (1 if norm == "linf" else 6)  # 6 pixels a side: the diameter of these images
-    settings = dict(epsilon=epsilon, steps=steps, step_size=step_size, norm=norm, random_start=random_start, mode=mode)
+    chosen = {
+        "epsilon": epsilon,
+        "steps": steps,
+        "step_size": step_size,
+        "norm": norm,
+        "random_start": random_start,
+        "mode": mode,
+    }
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "autocast"):
-        got = pgd(net, images, LABELS, **settings, generator=torch.Generator().manual_seed(seed))
+        got = pgd(net, images, LABELS, **chosen, generator=torch.Generator().manual_seed(seed))
     assert got.dtype == dtype
     assert got.shape == images.shape
     assert got.ge(0).all()
@@ -206,13 +214,13 @@ def test_epsilon_0_gives_the_images_back_bit_by_bit(norm, random_start):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"epsilon": 0, "steps": 2}, {"epsilon": 0.1, "steps": 0}, {"epsilon": 0.1, "steps": 2}]
+    "chosen", [{"epsilon": 0, "steps": 2}, {"epsilon": 0.1, "steps": 0}, {"epsilon": 0.1, "steps": 2}]
 )
-def test_the_result_is_the_callers_own(settings):
+def test_the_result_is_the_callers_own(chosen):
     """Written to, it must not change the clean images."""
     images = some_images()
     kept = images.clone()
-    pgd(residual_net(), images, LABELS, **settings, random_start=False).fill_(0.5)
+    pgd(residual_net(), images, LABELS, **chosen, random_start=False).fill_(0.5)
     assert torch.equal(images, kept)
 
 
@@ -353,7 +361,7 @@ def test_the_gradient_of_a_training_step_is_the_same_with_an_attack_in_front():
 class Product(torch.autograd.Function):
     """images @ weight.T, noting for which of the two a gradient is asked."""
 
-    asked: list[tuple[bool, ...]] = []
+    asked: ClassVar[list[tuple[bool, ...]]] = []
 
     @staticmethod
     def forward(ctx, images, weight):
@@ -415,14 +423,14 @@ def without_running_statistics(net):
 @pytest.mark.parametrize("training", [True, False])
 def test_mode_is_the_networks_during_the_attack(training):
     net, images = residual_net().train(training), some_images()
-    settings = dict(**SETTINGS, random_start=False)
-    in_eval = pgd(copy.deepcopy(net).eval(), images, LABELS, **settings)
-    in_batch = pgd(without_running_statistics(net), images, LABELS, **settings)
+    chosen = dict(**SETTINGS, random_start=False)
+    in_eval = pgd(copy.deepcopy(net).eval(), images, LABELS, **chosen)
+    in_batch = pgd(without_running_statistics(net), images, LABELS, **chosen)
     assert not torch.allclose(in_eval, in_batch)
     before = inventory(net)
-    assert torch.equal(pgd(net, images, LABELS, **settings), in_eval), "eval is the default"
-    assert torch.equal(pgd(net, images, LABELS, **settings, mode="eval"), in_eval)
-    assert torch.equal(pgd(net, images, LABELS, **settings, mode="train"), in_batch)
+    assert torch.equal(pgd(net, images, LABELS, **chosen), in_eval), "eval is the default"
+    assert torch.equal(pgd(net, images, LABELS, **chosen, mode="eval"), in_eval)
+    assert torch.equal(pgd(net, images, LABELS, **chosen, mode="train"), in_batch)
     same_inventory(before, inventory(net))
 
 
@@ -471,7 +479,7 @@ def test_settings_are_keyword_only(function):
     assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == ["net", "images", "labels"]
 
 
-GOOD = dict(epsilon=0.1, steps=2)
+GOOD = {"epsilon": 0.1, "steps": 2}
 
 
 @pytest.mark.parametrize(
@@ -522,11 +530,11 @@ def test_a_wrong_setting_is_refused(change, match):
     ],
 )
 def test_a_wrong_batch_is_refused(attack, change, labels, match):
-    settings = GOOD if attack is pgd else {"epsilon": 0.1}
+    chosen = GOOD if attack is pgd else {"epsilon": 0.1}
     net = residual_net()
     before = inventory(net)
     with pytest.raises(InputError, match=match) as caught:
-        attack(net, change(some_images()), labels, **settings)
+        attack(net, change(some_images()), labels, **chosen)
     assert "\n" not in str(caught.value)
     same_inventory(before, inventory(net))
 

@@ -80,7 +80,7 @@ def test_number_is_held_against_every_bound(value, lowest, above, highest, whole
     for bound, holds in ((lowest, "ge"), (above, "gt"), (highest, "le")):
         if good and bound is not None:
             good = {"ge": value >= bound, "gt": value > bound, "le": value <= bound}[holds]
-    limits = dict(lowest=lowest, above=above, highest=highest, whole=whole)
+    limits = {"lowest": lowest, "above": above, "highest": highest, "whole": whole}
     if good:
         assert check_number("steps", value, **limits) is value
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 import subprocess
@@ -46,7 +47,7 @@ def features(seed=0, dtype=torch.float64, samples=SAMPLES):
 def parts(cuts, samples=SAMPLES):
     """The slices between sorted cuts; empty ones left out."""
     edges = [0, *sorted(cuts), samples]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    return [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
 
 
 def measured(metric, pair, pieces):
@@ -102,7 +103,7 @@ def test_one_batch_is_the_definition(layer, kind, dtype):
 )
 def test_any_split_gives_the_same(cuts, kind, layer, dtype, seed):
     pair = features(seed, dtype)[layer.name]
-    settings = dict(kind=kind, neuron_dim=layer.neuron_dim)
+    settings = {"kind": kind, "neuron_dim": layer.neuron_dim}
     whole = neuron_sensitivity(*pair, **settings)
     close(measured(NeuronSensitivity(**settings), pair, parts(cuts)).compute(), whole, TOLERANCE[dtype])
 

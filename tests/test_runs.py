@@ -245,3 +245,23 @@ def test_figures_are_float32_whatever_trained_the_network(tmp_path):
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
     repeated = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert repeated == {name: value for name, value in figures.items() if name.startswith("test/")}
+
+
+def test_memory_does_not_grow_with_epochs(tmp_path, monkeypatch):
+    import gc
+
+    from nsr.callbacks import RunRecords
+
+    alive = []
+    finished = RunRecords.on_train_epoch_end
+
+    def count(self, trainer, module):
+        finished(self, trainer, module)
+        gc.collect()
+        tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+        alive.append((len(tensors), sum(tensor.numel() for tensor in tensors)))
+
+    monkeypatch.setattr(RunRecords, "on_train_epoch_end", count)
+    train(job("train", tmp_path / "run", *TINY, "trainer.max_epochs=5"))
+    assert len(alive) == 5
+    assert alive[-1] == alive[1]

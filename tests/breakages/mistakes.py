@@ -248,7 +248,7 @@ MISTAKES = [
     ),
     Mistake(
         "a checkpoint may name any class",
-        "nsr/assembly.py",
+        "nsr/checkpoints.py",
         "                    _check_source(part, settings[part], source)\n",
         "",
         "tests/test_command_line.py",

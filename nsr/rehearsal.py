@@ -1,0 +1,50 @@
+"""Everything that can go wrong before the first step, tried before a run directory is made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from nsr.assembly import build_data, build_module
+from nsr.checkpoints import take_over_checkpoint
+from nsr.command_line import plain_value
+from nsr.errors import InputError
+
+
+def rehearse(config: DictConfig) -> None:
+    """InputError, in one line, where the run or evaluation of `config` (hydra's part among it) cannot begin."""
+    config = config.copy()
+    _check_directory(config)
+    _check_devices(config)
+    saved = take_over_checkpoint(config) if "checkpoint" in config else None
+    build_module(config, build_data(config), saved=saved)
+
+
+def _check_directory(config: DictConfig) -> None:
+    """The run directory can be made, and holds no run yet."""
+    is_sweep = str(config.hydra.mode).endswith("MULTIRUN")
+    directory = Path(str(config.hydra.sweep.dir if is_sweep else config.hydra.run.dir)).absolute()
+    parent = next(folder for folder in (directory, *directory.parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"the run directory {directory} cannot be made: {parent} is not writable; set hydra.run.dir")
+    if (directory / "metrics.csv").exists():
+        raise InputError(f"the run directory {directory} already holds a run; set hydra.run.dir to another")
+
+
+def _check_devices(config: DictConfig) -> None:
+    accelerator, devices = config.trainer.accelerator, plain_value(config.trainer.devices)
+    gpus = torch.cuda.device_count()
+    if accelerator == "gpu" and gpus == 0:
+        raise InputError(
+            "trainer.accelerator is gpu; there is none that torch can use here, trainer.accelerator=cpu works"
+        )
+    if accelerator == "mps" or devices == "auto":
+        return
+    on_gpu = accelerator == "gpu" or (accelerator == "auto" and gpus > 0)
+    there_are, kind = (gpus, "GPUs") if on_gpu else (os.cpu_count() or 1, "CPU cores")
+    wanted = max(devices) + 1 if isinstance(devices, list) else devices
+    if wanted > there_are:
+        raise InputError(f"trainer.devices is {devices}; there are {there_are} {kind}")

@@ -1,0 +1,145 @@
+"""The package as a library: its names, their documentation, and how little `import nsr` loads."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from reference import residual_net, some_images
+from torch import nn
+
+import nsr
+
+ROOT = Path(__file__).parents[1]
+NAMES = [
+    "NeuronSensitivity",
+    "SensitivityStabilizer",
+    "capture_features",
+    "fgsm",
+    "most_sensitive",
+    "neuron_sensitivity",
+    "pgd",
+]
+MODULES = ["attacks", "attacks.balls", "boundary", "errors", "features", "metrics", "modes", "objectives"]
+MODULES += ["objectives.objective", "sensitivity", "stabilizer"]
+
+
+def in_a_fresh_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_public_name_can_be_imported_and_is_documented(name):
+    namespace: dict[str, object] = {}
+    exec(f"from nsr import {name}", namespace)
+    thing = namespace[name]
+    assert thing.__name__ == name
+    assert thing.__module__.startswith("nsr.")
+    assert inspect.getdoc(thing)
+
+
+def test_these_are_all_public_names():
+    assert sorted(nsr.__all__) == sorted([*NAMES, "__version__"])
+    assert dir(nsr) == sorted(nsr.__all__)
+    namespace: dict[str, object] = {}
+    exec("from nsr import *", namespace)
+    assert set(NAMES) <= set(namespace)
+
+
+def test_the_version_is_the_projects():
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert nsr.__version__ == declared[1]
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'nsr' has no attribute 'pdg'"):
+        _ = nsr.pdg
+    with pytest.raises(ImportError):
+        exec("from nsr import pdg")
+
+
+def public(module):
+    """The functions and classes that a module defines, and the classes' methods."""
+    for name, thing in vars(module).items():
+        if name.startswith("_") or getattr(thing, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            yield f"{module.__name__}.{name}", thing
+        if inspect.isclass(thing):
+            for inner, method in vars(thing).items():
+                if inspect.isfunction(method) and not inner.startswith("_"):
+                    yield f"{module.__name__}.{name}.{inner}", method
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_everything_public_has_a_docstring(module):
+    module = importlib.import_module(f"nsr.{module}")
+    assert module.__doc__
+    found = dict(public(module))
+    assert found or module.__name__ in ("nsr.attacks", "nsr.objectives")
+    assert [name for name, thing in found.items() if not thing.__doc__] == []
+
+
+@pytest.mark.parametrize("name", ["neuron_sensitivity", "pgd", "capture_features", "most_sensitive"])
+def test_each_setting_is_in_its_docstring(name):
+    function = getattr(nsr, name)
+    for parameter in inspect.signature(function).parameters:
+        assert re.search(rf"\b{parameter}\b", function.__doc__), parameter
+
+
+# ---------------------------------------------------------------- what an import loads
+
+
+def test_import_is_light():
+    """The command line checks a configuration before it loads torch."""
+    code = "import sys, nsr, nsr.errors, nsr.configuration; print(*sorted(sys.modules))"
+    loaded = set(in_a_fresh_process(code).split())
+    assert "nsr.configuration" in loaded
+    assert not loaded & {"torch", "numpy", "pytorch_lightning", "torchmetrics", "hydra", "wandb"}
+
+
+def test_the_library_core_needs_torch_alone():
+    """All of it but the metrics, which are torchmetrics'."""
+    names = ["sensitivity", "features", "modes", "attacks", "boundary", "stabilizer", "objectives"]
+    code = f"import sys, {', '.join(f'nsr.{name}' for name in names)}; print(*sorted(sys.modules))"
+    loaded = {name.partition(".")[0] for name in in_a_fresh_process(code).split()}
+    assert "torch" in loaded
+    assert not loaded & {"pytorch_lightning", "torchmetrics", "torchvision", "hydra", "wandb"}
+
+
+# ---------------------------------------------------------------- together, as a newcomer would
+
+
+def test_the_names_work_together():
+    net, images, labels = residual_net().eval(), some_images(), torch.tensor([0, 1, 2, 0, 1, 2])
+    adversarial = nsr.pgd(net, images, labels, epsilon="8/255", steps=3)
+    with nsr.capture_features(net) as features:
+        net(images)
+        clean = dict(features)
+        net(adversarial)
+        moved = dict(features)
+    assert list(clean) == ["relu", "relu#2", "tanh"]
+    for name in clean:
+        sensitivity = nsr.neuron_sensitivity(clean[name], moved[name])
+        expected = (clean[name] - moved[name]).abs().transpose(0, 1).flatten(1).mean(1)
+        torch.testing.assert_close(sensitivity, expected)
+        assert nsr.most_sensitive(sensitivity, 1).tolist() == [expected.argmax().item()]
+        metric = nsr.NeuronSensitivity()
+        metric.update(clean[name], moved[name])
+        torch.testing.assert_close(metric.compute(), expected.double(), rtol=1e-6, atol=0)
+    term = nsr.SensitivityStabilizer(top=1, weight=1.0)(clean, moved)
+    largest = [(clean[name] - moved[name]).abs().transpose(0, 1).flatten(1).mean(1).max() for name in clean]
+    torch.testing.assert_close(term, sum(largest) / 3)
+    nn.functional.cross_entropy(net(adversarial), labels).add(term).backward()
+    assert net.conv1.weight.grad.ne(0).any()
