@@ -13,9 +13,6 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
-# two threads lose more by waiting for each other than they win on networks of this size: five times the time
-torch.set_num_threads(1)
-
 # the same examples on every machine and in every run
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40, database=None)
 COSTLY_PROPERTY = settings(PROPERTY, max_examples=20)

@@ -31,6 +31,12 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 SETTINGS = {"epsilon": 0.1, "steps": 3, "step_size": 0.04}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On networks of this size two threads only wait for each other: beside another busy process ten times as long."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def learnt():
     images, labels = pattern_images()

@@ -30,6 +30,12 @@ from nsr.features import FeatureTaps, Layer, capture_features, find_layers
 INNER = ["conv1", "bn1", "relu", "conv2", "bn2", "relu#2", "hidden", "dropout", "tanh"]  # in the order of the calls
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On networks of this size two threads only wait for each other: beside another busy process ten times as long."""
+    torch.set_num_threads(1)
+
+
 def captured(net, images, layers=None):
     with capture_features(net, layers) as features:
         net(images)

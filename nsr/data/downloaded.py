@@ -106,8 +106,14 @@ class Downloaded(ImageData):
 
     def _download(self) -> None:
         log.info("downloading %s to %s", type(self).__name__, self.folder)
-        with quiet():
-            self.read("test", download=True)
+        new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        try:
+            with quiet():
+                self.read("test", download=True)
+        finally:
+            for folder in new:  # torchvision makes them before it knows whether there is a network
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # only where nothing came
 
 
 def unpack(archive: Path) -> None:
