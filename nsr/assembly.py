@@ -24,7 +24,7 @@ from nsr.checkpoints import load_network, take_over_checkpoint
 from nsr.command_line import plain, plain_value, run_directory
 from nsr.data import ImageData
 from nsr.errors import InputError, RunStopped
-from nsr.features import find_layers
+from nsr.layers import find_layers
 from nsr.models import Classifier
 from nsr.models.weights import load_state_dict_file, read_checkpoint
 from nsr.modes import network_mode

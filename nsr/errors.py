@@ -71,9 +71,9 @@ def fraction(name: str, value: Any) -> Any:
     """A number given as text, '8/255' or '0.03', as a float; anything that is no text is handed on as it is."""
     if not isinstance(value, str):
         return value
-    numerator, _, denominator = value.partition("/")
+    numerator, slash, denominator = value.partition("/")
     try:
-        return float(numerator) / (float(denominator) if denominator else 1.0)
+        return float(numerator) / (float(denominator) if slash else 1.0)
     except (ValueError, ZeroDivisionError):
         raise InputError(f"{name} is {value!r}; it must be a number or a fraction such as 8/255") from None
 

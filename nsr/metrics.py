@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
+from lightning_utilities import apply_to_collection
 from torch import Tensor
 from torchmetrics import Metric
 
 from nsr.errors import check_choice
-from nsr.features import Layer
+from nsr.layers import Layer
 from nsr.sensitivity import KINDS, SensitivitySums, divide, sensitivity_sums
 
 
-class NeuronSensitivity(Metric):
+class _NeuronMetric(Metric):
+    """A metric whose vectors stay vectors: torchmetrics would make a number of a layer with one neuron."""
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super()._wrap_compute(compute)
+
+        @wraps(compute)
+        def with_axis() -> Any:
+            return apply_to_collection(wrapped(), Tensor, torch.atleast_1d)
+
+        return with_axis
+
+
+class NeuronSensitivity(_NeuronMetric):
     """The sensitivity of one layer's neurons over any number of batches and processes; a torchmetrics Metric.
 
     `update(clean, adversarial)` takes the layer's outputs on a batch of pairs, `compute()` gives (neuron,) float64:
@@ -76,7 +91,7 @@ class LayerSensitivity(NamedTuple):
         return {"absolute": absolute, "relative": ratio(absolute, activation), "mean_activation": activation}
 
 
-class NetworkSensitivity(Metric):
+class NetworkSensitivity(_NeuronMetric):
     """The sensitivities of all tapped layers at once, in flat states: what processes exchange is one vector each."""
 
     full_state_update = False

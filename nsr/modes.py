@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 MODES = ("eval", "train")
 BATCH_NORM = ("batch", "frozen", "update")
@@ -36,7 +37,7 @@ def batch_norm(net: nn.Module, handling: str) -> Iterator[None]:
     with the running ones, 'update' is an ordinary training pass. Layers in eval mode stay as they are.
     """
     norms = [module for module in net.modules() if isinstance(module, _NormBase) and module.training]
-    flags = [(module, module.track_running_stats) for module in norms]
+    before = [(module, module.track_running_stats, module.running_mean, module.running_var) for module in norms]
     try:
         for module in norms if handling != "update" else ():
             if handling == "frozen" and module.running_mean is not None:
@@ -44,10 +45,25 @@ def batch_norm(net: nn.Module, handling: str) -> Iterator[None]:
             else:
                 # a layer in training that does not track takes the batch's statistics and writes none
                 module.track_running_stats = False
+                if not isinstance(module, _BatchNorm):  # InstanceNorm writes wherever it has some
+                    module.running_mean = module.running_var = None
         yield
     finally:
-        for module, tracks in flags:
+        for module, tracks, mean, variance in before:
             module.training, module.track_running_stats = True, tracks
+            module.running_mean, module.running_var = mean, variance
+
+
+@contextmanager
+def unchanged_buffers(net: nn.Module) -> Iterator[None]:
+    """Whatever passes inside write into buffers (running statistics, spectral norm's vectors) is undone."""
+    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 @contextmanager

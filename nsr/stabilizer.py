@@ -8,13 +8,13 @@ a setting, see the arguments.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from nsr.errors import InputError, check_choice, check_number, check_top
+from nsr.errors import InputError, check_choice, check_number, check_top, did_you_mean
+from nsr.layers import as_list, calls_matching
 from nsr.modes import BATCH_NORM
 from nsr.sensitivity import most_sensitive, neuron_sensitivity
 
@@ -47,7 +47,9 @@ class SensitivityStabilizer:
     ):
         self.weight = check_number("stabilizer.weight", weight, lowest=0)
         self.top = check_top("stabilizer.top", top)
-        self.layers = [layers] if isinstance(layers, str) else layers
+        self.layers = None if layers is None else as_list(layers)
+        if self.layers == []:
+            raise InputError("stabilizer.layers is []; it must name a layer, or be left out for all")
         self.gradient_through_clean = check_choice(
             "stabilizer.gradient_through_clean", gradient_through_clean, (True, False)
         )
@@ -62,7 +64,7 @@ class SensitivityStabilizer:
         return self.weight * torch.stack(means).mean()
 
     def _layer_term(self, clean: Tensor, adversarial: Tensor) -> Tensor:
-        neuron_dim = self.neuron_dim or (-1 if clean.ndim == 3 else 1)
+        neuron_dim = self.neuron_dim if self.neuron_dim is not None else -1 if clean.ndim == 3 else 1
         clean = clean if self.gradient_through_clean else clean.detach()
         sensitivity = neuron_sensitivity(clean, adversarial, neuron_dim=neuron_dim)  # (neuron,)
         return sensitivity[most_sensitive(sensitivity, self.top)].mean()
@@ -73,9 +75,13 @@ class SensitivityStabilizer:
             raise InputError("no layer is tapped, so there is nothing to stabilise; see layers")
         if self.layers is None:
             return list(tapped)
+        chosen: set[str] = set()
         for pattern in self.layers:
-            if not fnmatch.filter(tapped, pattern):
+            matching = calls_matching(pattern, tapped)
+            if not matching:
                 raise InputError(
-                    f"stabilizer.layers: no tapped layer matches {pattern!r}; tapped are {', '.join(tapped)}"
+                    f"stabilizer.layers: no tapped layer matches {pattern!r}{did_you_mean(pattern, tapped)}; "
+                    f"tapped are {', '.join(tapped)}"
                 )
-        return [layer for layer in tapped if any(fnmatch.fnmatchcase(layer, pattern) for pattern in self.layers)]
+            chosen.update(matching)
+        return [layer for layer in tapped if layer in chosen]

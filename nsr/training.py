@@ -18,7 +18,8 @@ from torchmetrics import MeanMetric
 
 from nsr.boundary import check_batch
 from nsr.errors import RunStopped
-from nsr.features import FeatureTaps, Layer
+from nsr.features import FeatureTaps
+from nsr.layers import Layer
 from nsr.metrics import Accuracy, LayerSensitivity, NetworkSensitivity
 from nsr.modes import batch_norm
 from nsr.objectives import Natural, Objective

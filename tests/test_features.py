@@ -25,7 +25,8 @@ from reference import (
 from torch import Tensor, nn
 
 from nsr.errors import InputError
-from nsr.features import FeatureTaps, Layer, capture_features, find_layers
+from nsr.features import FeatureTaps, capture_features
+from nsr.layers import Layer, find_layers
 
 INNER = ["conv1", "bn1", "relu", "conv2", "bn2", "relu#2", "hidden", "dropout", "tanh"]  # in the order of the calls
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reference import COSTLY_PROPERTY, slow_mean_activation, slow_sensitivity
 
 from nsr.errors import InputError
-from nsr.features import Layer
+from nsr.layers import Layer
 from nsr.metrics import Accuracy, LayerSensitivity, NetworkSensitivity, NeuronSensitivity, ratio
 from nsr.sensitivity import KINDS, neuron_sensitivity
 
@@ -238,7 +238,14 @@ def test_two_processes_measure_a_network(cut):
 
 
 def test_processes_exchange_three_vectors_whatever_the_number_of_layers():
-    assert [list(state.shape) for state in NetworkSensitivity(LAYERS).metric_state.values()] == [[12], [12], []]
+    empty, full = NetworkSensitivity(LAYERS), network_measured(features(dtype=torch.float32), parts([]))
+    for metric in (empty, full):  # of one type, or two processes could not add them up
+        states = metric.metric_state.values()
+        assert [list(state.shape) for state in states] == [[12], [12], []]
+        assert [state.dtype for state in states] == [torch.float64, torch.float64, torch.int64]
+    alone = NeuronSensitivity(neurons=3)
+    assert [list(state.shape) for state in alone.metric_state.values()] == [[3], [3], []]
+    assert [state.dtype for state in alone.metric_state.values()] == [torch.float64, torch.float64, torch.int64]
 
 
 TWO_PROCESSES = """

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nsr.attacks import GradientAttack
 from nsr.errors import InputError, RunStopped
-from nsr.features import find_layers
+from nsr.layers import find_layers
 from nsr.models import Classifier, SmallCNN
 from nsr.objectives import AdversarialTraining, Natural
 from nsr.stabilizer import SensitivityStabilizer

@@ -7,6 +7,7 @@ Madry et al. 2018 (PGD).
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from nsr.attacks.balls import BALLS, precise
 from nsr.boundary import check_batch, check_logits
 from nsr.errors import check_choice, check_epsilon, check_number, fraction
-from nsr.modes import MODES, batch_norm, frozen_parameters, network_mode
+from nsr.modes import MODES, frozen_parameters, network_mode, unchanged_buffers
 
 
 class GradientAttack:
@@ -71,10 +72,11 @@ class GradientAttack:
         check_epsilon("epsilon", self.epsilon, norm=self.norm, diameter=images[0].numel() ** 0.5)
         # an evaluation may stand in inference mode, whose tensors cannot be differentiated
         with torch.inference_mode(False), torch.enable_grad():
-            images, labels = _ordinary(images), _ordinary(labels)
+            images, labels = _ordinary(images), _ordinary(labels).long()
             ball = BALLS[self.norm](images, self.epsilon)
-            adversarial = ball.random_point(generator) if self.random_start else images
-            with network_mode(net, self.mode), batch_norm(net, "batch"), frozen_parameters(net):
+            adversarial = ball.random_point(generator) if self.random_start else images.clone()
+            in_training = unchanged_buffers(net) if self.mode == "train" else nullcontext()
+            with in_training, network_mode(net, self.mode), frozen_parameters(net):
                 for _ in range(self.steps if self.epsilon > 0 else 0):
                     adversarial = adversarial.detach().requires_grad_()
                     logits = net(adversarial)

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from mistakes import MISTAKES, Mistake  # noqa: E402
+from mistakes import MISTAKES, Mistake
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
