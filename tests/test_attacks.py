@@ -238,6 +238,15 @@ def test_half_precision_does_not_lose_the_gradient(learnt):
     assert (net(adversarial.float()).argmax(1) == labels).double().mean() < 0.3
 
 
+def test_a_large_batch_does_not_drown_its_gradients_in_half_precision():
+    """An image's gradient is its own: divided by the batch it would be below float16's smallest number."""
+    net, images = linear_net(2, 4, torch.float16), torch.full((512, 1, 2, 2), 0.5, dtype=torch.float16)
+    nn.init.constant_(net[1].weight[:1], 1e-5)
+    nn.init.constant_(net[1].weight[1:], -1e-5)
+    got = fgsm(net, images, torch.zeros(512, dtype=torch.int64), epsilon=0.25)
+    assert got.eq(0.25).all()
+
+
 # ---------------------------------------------------------------- the random start
 
 

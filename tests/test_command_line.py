@@ -81,7 +81,10 @@ def test_the_configuration_alone(refused, arguments, message):
     [
         (["layers=[layer9]"], "no layer matches 'layer9' in SmallCNN; it has 'conv1'"),
         (["layers=[rellu1]"], "did you mean 'relu1'?"),
-        (["stabilizer.layers=[relu9]"], "no tapped layer matches 'relu9'; tapped are relu1, relu2"),
+        (
+            ["stabilizer.layers=[relu9]"],
+            "no tapped layer matches 'relu9' (did you mean 'relu4'?); tapped are relu1, relu2",
+        ),
         (["trainer.devices=99", "trainer.accelerator=cpu"], "trainer.devices is 99; there are"),
         (["hydra.run.dir=/dev/null/run"], "/dev/null is not writable; set hydra.run.dir"),
         (["data=image_folder", "data.root=/nowhere"], "/nowhere"),

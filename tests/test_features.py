@@ -442,6 +442,27 @@ def test_blocks_have_the_values_of_a_pass_without_taps(mode):
     assert len(features) == 3
 
 
+def test_blocks_within_blocks_are_part_of_the_outer_ones():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = (nn.Sequential(nn.Linear(4, 4), nn.GELU()) for _ in range(2))
+
+        def forward(self, tokens):
+            return self.two(self.one(tokens)) + tokens
+
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks, self.head = nn.Sequential(Block(), Block(), Block()), nn.Linear(4, 2)
+
+        def forward(self, tokens):
+            return self.head(self.blocks(tokens).mean(1))
+
+    names = [layer.name for layer in find_layers(Mixer(), torch.rand(2, 5, 4))]
+    assert names == ["blocks.0", "blocks.1", "blocks.2"]
+
+
 def test_patterns_of_a_token_model():
     net, images = TokenNet(), some_images(4, size=4)
     assert find_layers(net, images, "encoder.layers.1") == [Layer("encoder.layers.1", 8, -1)]
@@ -478,6 +499,17 @@ def test_find_layers_leaves_no_trace(frozen):
     same_inventory(before, inventory(net))
     assert torch.equal(random, torch.get_rng_state())
     assert torch.equal(images, kept)
+
+
+def test_find_layers_leaves_other_statistics_too():
+    """Spectral normalisation and an InstanceNorm that tracks write in training passes; neither is a BatchNorm."""
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 4, 3))
+    net = nn.Sequential(
+        spectral, nn.InstanceNorm2d(4, track_running_stats=True), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)
+    )
+    before = inventory(net)
+    find_layers(net, some_images())
+    same_inventory(before, inventory(net))
 
 
 def test_find_layers_leaves_no_trace_of_a_pass_that_fails():
@@ -714,7 +746,8 @@ def test_capture_of_a_network_that_was_compiled_and_called(in_place, backend):
                 same_features(dict(features), {name: expected[name] for name in names})
                 kept = dict(features)
             assert hooks(compiled) == before
-            torch.testing.assert_close(compiled(images), expected["fc"])
+            other = some_images(seed=9)  # whose features must reach nobody any more
+            torch.testing.assert_close(compiled(other), net.values(other)["fc"])
             same_features(features, kept, rtol=0, atol=0)
 
 

@@ -137,8 +137,8 @@ MISTAKES = [
     Mistake(
         "backward through the parameters",
         "nsr/attacks/gradient.py",
-        'batch_norm(net, "batch"), frozen_parameters(net):',
-        'batch_norm(net, "batch"):',
+        "with in_training, network_mode(net, self.mode), frozen_parameters(net):",
+        "with in_training, network_mode(net, self.mode):",
         ATTACKS,
     ),
     Mistake(
@@ -151,8 +151,8 @@ MISTAKES = [
     Mistake(
         "attack in train mode feeds BatchNorm",
         "nsr/attacks/gradient.py",
-        'batch_norm(net, "batch"), frozen_parameters(net):',
-        "frozen_parameters(net):",
+        'in_training = unchanged_buffers(net) if self.mode == "train" else nullcontext()',
+        "in_training = nullcontext()",
         ATTACKS,
     ),
     Mistake(
@@ -170,7 +170,7 @@ MISTAKES = [
         TRAINING,
     ),
     Mistake(
-        "a broken loss forgotten",
+        "a later broken loss told in place of the first",
         "nsr/training.py",
         "self.not_finite = torch.minimum(self.not_finite, step)",
         "self.not_finite = step",

@@ -36,6 +36,8 @@ def noticed_by(mistake: Mistake, folder: Path) -> str | None:
     """The first test that fails on the mistake, None where all pass."""
     path = folder / mistake.file
     right = path.read_text()
+    if right.count(mistake.right) != 1:
+        return None
     path.write_text(right.replace(mistake.right, mistake.wrong))
     try:
         command = [sys.executable, "-m", "pytest", "-x", "-m", "not slow", "--no-header", *mistake.tests.split()]
