@@ -19,7 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from nsr.errors import InputError
-from nsr.layers import ACTIVATIONS, Layer, as_list, name_and_call, named_modules, no_match, without_compilation
+from nsr.layers import (
+    ACTIVATIONS,
+    Layer,
+    as_list,
+    is_compiled,
+    name_and_call,
+    named_modules,
+    no_match,
+    without_compilation,
+)
 
 
 @dataclass
@@ -117,7 +126,7 @@ def capture_features(net: nn.Module, layers: str | Sequence[str] | None = None) 
     chosen: dict[str, dict[int, bool] | None] = {}
     if layers is None:
         activations = [name for name in names if isinstance(modules[name], ACTIVATIONS)]
-        chosen = dict.fromkeys(activations or [name for name, _ in net.named_children()][:-1])
+        chosen = dict.fromkeys(activations or [name for name, _ in without_compilation(net).named_children()][:-1])
     for pattern in as_list(layers):
         of_module, call = name_and_call(pattern)
         matching = fnmatch.filter(names, of_module)
@@ -152,8 +161,7 @@ class _Restart:
 
 def _forget_compiled_code(net: nn.Module) -> bool:
     """Whether parts of `net` are compiled; their code is dropped, for it would not see that taps came or went."""
-    modules = list(net.modules()) if isinstance(net, nn.Module) else []
-    compiled = any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for module in modules)
+    compiled = is_compiled(net)
     if compiled:
         torch.compiler.reset()
     return compiled

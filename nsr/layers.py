@@ -5,13 +5,14 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from nsr.errors import InputError, did_you_mean
-from nsr.modes import network_mode, unchanged_buffers
+from nsr.modes import batch_norm, network_mode, unchanged_buffers
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +99,11 @@ def _observe(net: nn.Module, images: Tensor, within: nn.Module, *, mode: str) ->
     ]
     devices = [images.device] if images.device.type == "cuda" else []
     # as written, for code that was compiled before does not see these hooks
-    stance = torch.compiler.set_stance("force_eager")
+    stance = torch.compiler.set_stance("force_eager") if is_compiled(net) else nullcontext()
     try:
         with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices), stance:
             images = images.clone()
-            with unchanged_buffers(net), network_mode(net, mode):
+            with unchanged_buffers(net), network_mode(net, mode), batch_norm(net, "batch"):
                 result = net(images)
     finally:
         for handle in handles:
@@ -151,6 +152,11 @@ def named_modules(net: nn.Module) -> dict[str, nn.Module]:
 def without_compilation(net: nn.Module) -> nn.Module:
     """The module that torch.compile wraps; any other as it is."""
     return getattr(net, "_orig_mod", net)
+
+
+def is_compiled(net: nn.Module) -> bool:
+    """Whether torch.compile has been asked for any part of `net`."""
+    return any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for module in net.modules())
 
 
 def as_list(layers: str | Sequence[str] | None) -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from nsr.errors import check_choice
 
 MODES = ("eval", "train")
 BATCH_NORM = ("batch", "frozen", "update")
@@ -36,6 +37,7 @@ def batch_norm(net: nn.Module, handling: str) -> Iterator[None]:
     'batch' normalises with the batch's own statistics and leaves the running ones untouched, 'frozen' normalises
     with the running ones, 'update' is an ordinary training pass. Layers in eval mode stay as they are.
     """
+    check_choice("batch_norm", handling, BATCH_NORM)
     norms = [module for module in net.modules() if isinstance(module, _NormBase) and module.training]
     before = [(module, module.track_running_stats, module.running_mean, module.running_var) for module in norms]
     try:
@@ -61,9 +63,8 @@ def unchanged_buffers(net: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        for buffer, value in buffers:
+            buffer.data.copy_(value)  # .data: a graph of the caller's that needs the buffer is not told of a change
 
 
 @contextmanager

@@ -373,6 +373,19 @@ def test_the_gradient_of_a_training_step_is_the_same_with_an_attack_in_front():
     same_inventory(inventory(twin), inventory(net))
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_pass_made_before_the_attack_can_still_be_differentiated(mode):
+    """Autograd counts every write into a buffer, one that puts the old value back too."""
+    net, images = residual_net().train(), some_images()
+    twin = copy.deepcopy(net)
+    for model in (net, twin):
+        logits = model(images)
+        if model is net:
+            pgd(model, images, LABELS, **SETTINGS, mode=mode)
+        nn.functional.cross_entropy(logits, LABELS).backward()
+    same_inventory(inventory(twin), inventory(net))
+
+
 class Product(torch.autograd.Function):
     """images @ weight.T, noting for which of the two a gradient is asked."""
 

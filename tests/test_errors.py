@@ -87,6 +87,13 @@ def test_number_is_held_against_every_bound(value, lowest, above, highest, whole
         assert refusal(check_number, "steps", value, **limits).startswith(f"steps is {value!r}; it must be ")
 
 
+def test_bounds_belong_to_the_range_but_for_above():
+    assert check_number("steps", 1, lowest=1, highest=1) == 1
+    refusal(check_number, "steps", 1, above=1)
+    refusal(check_number, "steps", 0.0, above=0)
+    assert check_number("steps", 1e-300, above=0) == 1e-300
+
+
 def test_number_refusal_names_the_bounds_and_the_advice():
     text = refusal(check_number, "top", 7, above=0, highest=1, advice="a fraction")
     assert text == "top is 7; it must be a number above 0 and at most 1; a fraction"

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from nsr.attacks.balls import BALLS, precise
 from nsr.boundary import check_batch, check_logits
 from nsr.errors import check_choice, check_epsilon, check_number, fraction
-from nsr.modes import MODES, frozen_parameters, network_mode, unchanged_buffers
+from nsr.modes import MODES, batch_norm, frozen_parameters, network_mode, unchanged_buffers
 
 
 class GradientAttack:
@@ -75,8 +75,9 @@ class GradientAttack:
             images, labels = _ordinary(images), _ordinary(labels).long()
             ball = BALLS[self.norm](images, self.epsilon)
             adversarial = ball.random_point(generator) if self.random_start else images.clone()
+            # BatchNorm writes nothing in training either; what else writes into buffers then is undone
             in_training = unchanged_buffers(net) if self.mode == "train" else nullcontext()
-            with in_training, network_mode(net, self.mode), frozen_parameters(net):
+            with in_training, network_mode(net, self.mode), batch_norm(net, "batch"), frozen_parameters(net):
                 for _ in range(self.steps if self.epsilon > 0 else 0):
                     adversarial = adversarial.detach().requires_grad_()
                     logits = net(adversarial)

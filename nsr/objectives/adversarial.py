@@ -19,12 +19,11 @@ class AdversarialTraining:
     """Adversarial training on whatever images the attack gives (PGD, FGSM).
 
     Args:
-        clean_share: the weight of the clean cross-entropy, in [0, 1).
+        clean_share: the weight of the clean cross-entropy, in [0, 1]; 1 is natural training.
     """
 
     def __init__(self, *, clean_share: float = 0.0):
-        advice = "objective=natural trains on clean images alone"
-        self.clean_share = check_number("objective.clean_share", clean_share, lowest=0, highest=1, advice=advice)
+        self.clean_share = check_number("objective.clean_share", clean_share, lowest=0, highest=1)
         shares = {"adversarial": 1 - clean_share, "clean": clean_share}
         self.shares = {side: share for side, share in shares.items() if share > 0}
 

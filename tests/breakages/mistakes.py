@@ -137,8 +137,8 @@ MISTAKES = [
     Mistake(
         "backward through the parameters",
         "nsr/attacks/gradient.py",
-        "with in_training, network_mode(net, self.mode), frozen_parameters(net):",
-        "with in_training, network_mode(net, self.mode):",
+        'with in_training, network_mode(net, self.mode), batch_norm(net, "batch"), frozen_parameters(net):',
+        'with in_training, network_mode(net, self.mode), batch_norm(net, "batch"):',
         ATTACKS,
     ),
     Mistake(
@@ -149,7 +149,7 @@ MISTAKES = [
         "tests/test_modes.py",
     ),
     Mistake(
-        "attack in train mode feeds BatchNorm",
+        "attack in train mode moves other buffers",
         "nsr/attacks/gradient.py",
         'in_training = unchanged_buffers(net) if self.mode == "train" else nullcontext()',
         "in_training = nullcontext()",
