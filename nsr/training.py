@@ -14,13 +14,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Generator, Tensor, nn
-from torchmetrics import MeanMetric
 
 from nsr.boundary import check_batch
 from nsr.errors import RunStopped
 from nsr.features import FeatureTaps
 from nsr.layers import Layer
-from nsr.metrics import Accuracy, LayerSensitivity, NetworkSensitivity
+from nsr.metrics import Accuracy, LayerSensitivity, Mean, NetworkSensitivity
 from nsr.modes import batch_norm
 from nsr.objectives import Natural, Objective
 from nsr.stabilizer import SensitivityStabilizer
@@ -50,7 +49,7 @@ class RobustClassifier(pl.LightningModule):
     """
 
     # nn.ModuleDict, whose entries mypy does not know
-    training_means: Any  # {term: MeanMetric}
+    training_means: Any  # {term: Mean}
     training_accuracies: Any  # {side: Accuracy}
     measures: Any  # {stage: StageMeasures}
 
@@ -87,7 +86,7 @@ class RobustClassifier(pl.LightningModule):
         stabilized = set(self.stabilizer.stabilized([layer.name for layer in layers])) if self.stabilizer else set()
         self.training_taps = FeatureTaps(net, [layer for layer in layers if layer.name in stabilized], within=within)
         terms = ["loss", *self.objective.terms, *(["stabilizer"] if self.stabilizer else [])]
-        self.training_means = nn.ModuleDict({term: _mean() for term in terms})
+        self.training_means = nn.ModuleDict({term: Mean() for term in terms})
         self.training_accuracies = nn.ModuleDict({side: Accuracy() for side in self.objective.sides})
         self.measures = nn.ModuleDict(
             {stage: StageMeasures(["clean", *attacks], layers) for stage, attacks in self.attacks.items()}
@@ -138,10 +137,11 @@ class RobustClassifier(pl.LightningModule):
     def _record(self, loss: Tensor, terms: Mapping[str, Tensor], logits: Mapping[str, Tensor], labels: Tensor) -> None:
         """Adds to the epoch's means, on the device: nothing here waits for it."""
         for term, value in {"loss": loss, **terms}.items():
-            self.training_means[term].update(value.detach(), len(labels))
+            self.training_means[term].update(value, len(labels))
         for side, side_logits in logits.items():
             self.training_accuracies[side].update(side_logits.detach(), labels)
-        step = torch.where(loss.detach().isfinite(), self.not_finite, self.not_finite.new_tensor(self.global_step))
+        here = torch.full_like(self.not_finite, self.global_step)  # filled on the device, nothing is copied there
+        step = torch.where(loss.detach().isfinite(), self.not_finite, here)
         self.not_finite = torch.minimum(self.not_finite, step)
 
     def on_train_start(self) -> None:
@@ -160,7 +160,7 @@ class RobustClassifier(pl.LightningModule):
 
     def running_terms(self) -> dict[str, float]:
         """{term: mean so far} of this process in the running epoch; waits for the device."""
-        return {term: float(mean.mean_value / mean.weight) for term, mean in self.training_means.items()}
+        return {term: float(mean.total / mean.count) for term, mean in self.training_means.items()}
 
     def check_finite(self) -> None:
         """Stops the run where a loss was not finite; called before a checkpoint could keep the broken weights."""
@@ -250,13 +250,13 @@ class StageMeasures(nn.Module):
     """What an evaluation adds up: accuracy and cross-entropy clean and under each attack, sensitivity of each layer."""
 
     accuracies: Any  # {name: Accuracy}
-    losses: Any  # {name: MeanMetric}
+    losses: Any  # {name: Mean}
 
     def __init__(self, names: Sequence[str], layers: Sequence[Layer]):
         super().__init__()
         self.names = list(names)
         self.accuracies = nn.ModuleDict({name: Accuracy() for name in names})
-        self.losses = nn.ModuleDict({name: _mean() for name in names})
+        self.losses = nn.ModuleDict({name: Mean() for name in names})
         self.sensitivity = NetworkSensitivity(layers)
 
     def update(self, name: str, logits: Tensor, labels: Tensor) -> None:
@@ -272,13 +272,6 @@ class StageMeasures(nn.Module):
         """Empties all sums."""
         for metric in (*self.accuracies.values(), *self.losses.values(), self.sensitivity):
             metric.reset()
-
-
-def _mean() -> MeanMetric:
-    # torchmetrics' search for nan would wait for the device; `check_finite` looks instead
-    mean = MeanMetric(nan_strategy="disable")
-    mean.set_dtype(torch.float64)
-    return mean
 
 
 def draw_seed(*place: int) -> int:

@@ -322,3 +322,17 @@ def test_accuracy_is_the_count_of_right_answers(cuts, seed):
     other.update(torch.eye(3), torch.arange(3))
     metric.update(logits[:0], labels[:0])
     assert computed_with(metric, other).item() == (right + 3) / (SAMPLES + 3)
+
+
+def test_mean_weighs_by_samples_and_is_exact_for_any_split():
+    from nsr.metrics import Mean
+
+    values = torch.tensor([0.1, 0.7, 0.4, 0.9, 0.2], dtype=torch.float64)
+    for cut in range(1, 5):
+        mean = Mean()
+        for part in (values[:cut], values[cut:]):
+            mean.update(part.mean().float() if cut == 1 else part.mean(), len(part))
+        assert float(mean.compute()) == pytest.approx(0.46, rel=1e-7 if cut == 1 else 1e-12)
+    mean.reset()
+    mean.update(torch.tensor(2.0, requires_grad=True), 3)
+    assert not mean.compute().requires_grad

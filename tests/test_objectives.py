@@ -91,7 +91,9 @@ def test_confident_logits_do_not_overflow():
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan, True, "0.5", None])
 def test_a_wrong_share_is_refused(share):
-    with pytest.raises(InputError, match=r"objective.clean_share is .*; it must be a number at least 0 and at most 1") as caught:
+    with pytest.raises(
+        InputError, match=r"objective.clean_share is .*; it must be a number at least 0 and at most 1"
+    ) as caught:
         AdversarialTraining(clean_share=share)
     assert "\n" not in str(caught.value)
 

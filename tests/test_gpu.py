@@ -1,0 +1,43 @@
+"""What only a GPU can show; skipped aloud where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nsr import neuron_sensitivity, pgd
+from nsr.objectives import AdversarialTraining
+from nsr.stabilizer import SensitivityStabilizer
+from tests.test_training import batch, module_of, network
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch sees none"),
+]
+
+
+def test_the_same_attack_and_sensitivities_as_on_the_cpu():
+    images, labels = batch(32)
+    net = network().eval().double()
+    features = []
+    for device in ("cpu", "cuda"):
+        net.to(device)
+        here = images.double().to(device)
+        adversarial = pgd(net, here, labels.to(device), epsilon=0.1, steps=5, random_start=False)
+        outputs = [net.net.relu1(net.net.bn1(net.net.conv1(net.normalize(x)))) for x in (here, adversarial)]
+        features.append(neuron_sensitivity(*outputs).detach().cpu())
+    torch.testing.assert_close(*features, rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_never_waits_for_the_device():
+    module = module_of(AdversarialTraining(), stabilizer=SensitivityStabilizer()).cuda().train()
+    module.on_train_start()
+    images, labels = (tensor.cuda() for tensor in batch())
+    module.training_step((images, labels), 0).backward()  # the first looks at the images, once
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        module.training_step((images, labels), 1).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    module.check_finite()
