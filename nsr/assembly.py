@@ -18,17 +18,21 @@ from torch import nn
 
 from nsr import dashboards, evaluation
 from nsr.boundary import check_logits
-from nsr.callbacks import ProgressLine, RunRecords, SensitivityLogger
+from nsr.callbacks import ConstantNetworkStop, ProgressLine, RunRecords, SensitivityLogger
 from nsr.callbacks.records import write_json
-from nsr.checkpoints import load_network, take_over_checkpoint
+from nsr.checkpoints import check_source, load_network, read_settings, take_over_checkpoint
 from nsr.command_line import plain, plain_value, run_directory
 from nsr.data import ImageData
 from nsr.errors import InputError, RunStopped
+from nsr.free import FreeClassifier
 from nsr.layers import find_layers
 from nsr.models import Classifier
 from nsr.models.weights import load_state_dict_file, read_checkpoint
 from nsr.modes import network_mode
+from nsr.objectives import Free
 from nsr.training import RobustClassifier
+
+log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> float:
@@ -39,12 +43,17 @@ def train(config: DictConfig) -> float:
     data = build_data(config)
     module = build_module(config, data)
     settings = plain(config)
+    _divide_epochs(config)
     if "LOCAL_RANK" not in os.environ or os.environ["LOCAL_RANK"] == "0":
         OmegaConf.save(OmegaConf.create(settings), directory / "config.yaml")
     logger = instantiate(config.logger, save_dir=str(directory))
     try:
         logger.log_hyperparams(settings)
-        callbacks = [RunRecords(directory, settings), SensitivityLogger(), ProgressLine(), *_checkpoints(directory)]
+        callbacks = [
+            *build_callbacks(config),
+            *(RunRecords(directory, settings), SensitivityLogger(), ProgressLine(), ConstantNetworkStop()),
+            *_checkpoints(directory),
+        ]
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, default_root_dir=str(directory))
         trainer.fit(module, datamodule=data)
         results = test_best_and_last(trainer, module, data, directory / "checkpoints")
@@ -55,6 +64,15 @@ def train(config: DictConfig) -> float:
     finally:
         dashboards.finish(logger)
     return float(results.get("validation/robust_accuracy", 0.0))  # only the first process has it
+
+
+def _divide_epochs(config: DictConfig) -> None:
+    """Free training replays each batch, and so takes that much fewer epochs (Shafahi et al. 2019)."""
+    replays = config.objective.get("replays", 1)
+    if replays > 1:
+        epochs = config.trainer.max_epochs
+        config.trainer.max_epochs = -(-epochs // replays)
+        log.info("objective=free: %d epochs of %d replays for %d", config.trainer.max_epochs, replays, epochs)
 
 
 def _checkpoints(directory: Path) -> list[ModelCheckpoint]:
@@ -113,7 +131,7 @@ def instantiate(settings: Any, **further: Any) -> Any:
 
 def build_data(config: DictConfig) -> ImageData:
     """The data module; what it finds out about its images is written into config.data, where the model looks it up."""
-    splits = ("train", "test") if "objective" in config else ("test",)
+    splits = needed_splits(config)
     settings = OmegaConf.to_container(config.data, resolve=True)
     assert isinstance(settings, dict)
     settings.pop("epsilon", None)  # the customary radii of the data set; the attacks look them up
@@ -125,6 +143,11 @@ def build_data(config: DictConfig) -> ImageData:
         for name in ("channels", "image_size", "classes", "mean", "std"):
             config.data[name] = description[name]
     return data
+
+
+def needed_splits(config: DictConfig) -> tuple[str, ...]:
+    """The parts of the data set that a run or an evaluation takes up."""
+    return ("train", "test") if "objective" in config else ("test",)
 
 
 def build_classifier(config: DictConfig) -> Classifier:
@@ -149,13 +172,13 @@ def build_module(config: DictConfig, data: ImageData, *, saved: Mapping[str, Any
     example = torch.zeros(2, config.data.channels, config.data.image_size, config.data.image_size)
     layers = find_layers(classifier, example, plain_value(config.layers), within=classifier.net)
     _check_width(classifier, example, config.data.classes)
-    training: dict[str, Any] = {}
+    kind, training = RobustClassifier, {}
     if "objective" in config:
-        training = {
-            name: instantiate(config[name]) for name in ("objective", "attack", "validation_attack", "optimizer")
-        }
-        training |= {name: _optional(config[name]) for name in ("stabilizer", "scheduler")} | {"augment": data.augment}
-    module = RobustClassifier(
+        training = {name: instantiate(config[name]) for name in ("objective", "validation_attack", "optimizer")}
+        training |= {"attack": build_attack(config, example), "stabilizer": _optional(config.stabilizer)}
+        training |= build_scheduler(config) | {"augment": data.augment}
+        kind = FreeClassifier if isinstance(training["objective"], Free) else RobustClassifier
+    module = kind(
         classifier,
         layers=layers,
         within=classifier.net,
@@ -164,9 +187,51 @@ def build_module(config: DictConfig, data: ImageData, *, saved: Mapping[str, Any
         seed=config.seed,
         **training,
     )
+    if module.stabilizer is not None:
+        with torch.no_grad(), network_mode(classifier, "eval"):
+            module.stabilizer.check_features(module.training_taps(example)[1])
     if saved is not None:
         load_network(module.net, saved, config.checkpoint)
     return module
+
+
+def build_attack(config: DictConfig, example: torch.Tensor) -> Any:
+    """The training attack; the fixed networks of an ensemble are built from their checkpoints and tried."""
+    settings = OmegaConf.to_container(config.attack, resolve=True)
+    assert isinstance(settings, dict)
+    if "checkpoints" not in settings:
+        return instantiate(settings)
+    networks = []
+    for path in settings.pop("checkpoints"):
+        saved, source = read_settings(path)
+        check_source("model", source.model, "nsr.models.")
+        # its own normalisation, none of its weight files
+        own = OmegaConf.create(
+            {"model": {**source.model, "weights": None}, "data": source.data, "channels_last": False}
+        )
+        network = build_classifier(own)
+        load_network(network, saved, path)
+        try:
+            _check_width(network, example, config.data.classes)
+        except (InputError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"attack.checkpoints: {str(path)!r} cannot be used on these data: {reason}") from error
+        networks.append(network)
+    return instantiate(settings, networks=networks)
+
+
+def build_scheduler(config: DictConfig) -> dict[str, Any]:
+    """The learning rate's schedule, stepped every step where its settings ask for the run's steps, else every epoch."""
+    settings = OmegaConf.to_container(config.scheduler, resolve=True)
+    assert isinstance(settings, dict)
+    interval = "step" if "total_steps" in settings else "epoch"
+    settings.pop("total_steps", None)
+    return {"scheduler": _optional(settings), "scheduler_interval": interval}
+
+
+def build_callbacks(config: DictConfig) -> list[pl.Callback]:
+    """Those of the command."""
+    return [instantiate(settings) for settings in (config.get("callbacks") or {}).values()]
 
 
 def _check_width(classifier: nn.Module, example: torch.Tensor, classes: int) -> None:
@@ -187,7 +252,7 @@ def _shown_attacks(config: DictConfig) -> dict[str, str]:
     return shown
 
 
-def _optional(settings: DictConfig) -> Any:
+def _optional(settings: Any) -> Any:
     """The object, None where the choice is `none`."""
     return instantiate(settings) if settings.get("_target_") else None
 

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nsr.configuration import NORMS, check_settings, flat
-from nsr.errors import InputError, RunStopped, check_choice, did_you_mean
+from nsr.errors import InputError, RunStopped, check_choice, did_you_mean, fraction
 
 CONFIGURATIONS = Path(__file__).resolve().parent.parent / "conf"
 ASKS_ONLY = ("help", "hydra_help", "cfg", "info", "shell_completion", "version", "run_only")
@@ -41,7 +41,22 @@ def evaluation_directory(checkpoint: str | None) -> str:
     return "runs/evaluations"
 
 
-OmegaConf.register_new_resolver("nsr.evaluation_directory", evaluation_directory, replace=True)
+def times(factor: float, value: Any) -> Any:
+    """A multiple of a number or fraction such as 8/255; what is neither is handed on, to be told by its own name."""
+    try:
+        number = fraction("", value)
+    except InputError:
+        return value
+    return factor * number if isinstance(number, (int, float)) and not isinstance(number, bool) else value
+
+
+def share_of(share: float, epochs: int) -> Any:
+    """The epoch at that share of the training, at least 1."""
+    return max(1, round(share * epochs)) if isinstance(epochs, int) else epochs
+
+
+for resolver in (evaluation_directory, times, share_of):
+    OmegaConf.register_new_resolver(f"nsr.{resolver.__name__}", resolver, replace=True)
 
 
 def check_command_line(config_name: str, arguments: Sequence[str] | None = None) -> None:

@@ -75,6 +75,22 @@ def patterns(name: str, value: Any) -> Any:
 
 WHOLE: dict[str, Any] = {"whole": True}
 TRUTH = choice(True, False)
+
+
+def milestones(name: str, value: Any) -> Any:
+    """A list of epochs."""
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{name} is {value!r}; it must be a list of epochs, such as [30, 45]")
+    return [check_number(f"{name} entry", epoch, lowest=1, whole=True) for epoch in value]
+
+
+def checkpoints(name: str, value: Any) -> Any:
+    """A list of files."""
+    if not isinstance(value, list) or not value or not all(isinstance(entry, str) and entry for entry in value):
+        raise InputError(f"{name} is {value!r}; it must be a list of checkpoints, [RUN/checkpoints/best.ckpt]")
+    return value
+
+
 RULES: dict[str, Check] = {  # the first that matches counts
     "logger.mode": optional(choice("online", "offline")),
     "norm": optional(choice(*NORMS)),
@@ -104,12 +120,36 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "*.norm": optional(choice(*NORMS)),
     "*.steps": number(lowest=1, **WHOLE),
     "*.step_size": optional(step_size),
-    "*.random_start": TRUTH,
+    "*.random_start": choice(True, False, "gaussian"),
+    "*.noise": optional(step_size),
+    "*.projection": TRUTH,
+    "*.loss": choice("cross_entropy", "margin", "kl"),
+    "*.targeted": choice(False, "least_likely"),  # labels as targets are the library's: a data set has none
+    "*.restarts": number(lowest=1, **WHOLE),
+    "*.keep_best": TRUTH,
+    "attack.checkpoints": checkpoints,
+    "callbacks.early_stopping.mode": choice("max"),
     "*.mode": choice("eval", "train"),
     "objective.clean_share": number(lowest=0, highest=1),
+    "objective.label_smoothing": number(lowest=0, highest=1),
+    "objective.weight": number(lowest=0),
+    "objective.beta": number(lowest=0),
+    "objective.replays": number(lowest=1, **WHOLE),
+    "callbacks.awp.gamma": number(lowest=0),
+    "callbacks.awp.warmup": number(lowest=0, **WHOLE),
+    "callbacks.ema.decay": number(lowest=0, highest=1),
+    "callbacks.early_stopping.patience": number(lowest=1, **WHOLE),
+    "callbacks.early_stopping.monitor": choice("validation/robust_accuracy", "validation/clean_accuracy"),
+    "callbacks.*_ramp.of": choice("attack", "stabilizer"),
+    "callbacks.*_ramp.epochs": number(above=0),
+    "callbacks.*_ramp.start": number(lowest=0),
     "stabilizer.weight": number(lowest=0),
     "stabilizer.top": check_top,
     "stabilizer.layers": optional(patterns),
+    "stabilizer.refresh": choice("batch", "average", "epoch", "once"),
+    "stabilizer.decay": number(lowest=0, highest=1),
+    "stabilizer.distance": choice("l1", "l2", "cosine"),
+    "stabilizer.reduction": choice("mean", "sum"),
     "stabilizer.gradient_through_clean": TRUTH,
     "stabilizer.batch_norm": choice("batch", "frozen", "update"),
     "optimizer.lr": number(above=0),
@@ -117,6 +157,12 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "optimizer.momentum": number(lowest=0, highest=1),
     "optimizer.nesterov": TRUTH,
     "scheduler.T_max": number(lowest=1, **WHOLE),
+    "scheduler.milestones": milestones,
+    "scheduler.gamma": number(above=0, highest=1),
+    "scheduler.max_lr": number(above=0),
+    "scheduler.pct_start": number(above=0, highest=1),
+    "scheduler.anneal_strategy": choice("linear", "cos"),
+    "scheduler.cycle_momentum": TRUTH,
     "trainer.accelerator": choice("auto", "cpu", "gpu", "mps"),
     "trainer.devices": devices,
     "trainer.precision": choice(*PRECISIONS),
@@ -161,6 +207,39 @@ def check_settings(settings: Mapping[str, Any]) -> None:
                 check_epsilon(name, value, norm=norm, diameter=_diameter(leaves) if norm == "l2" else None)
         elif (check := rule_of(name)) is not None:
             check(name, value)
+    _check_pairs(settings, leaves)
+
+
+def _check_pairs(settings: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
+    """Choices that have no meaning together."""
+    objective, attack = (str(leaves.get(f"{part}._target_", "")).rpartition(".")[2] for part in ("objective", "attack"))
+    if (objective == "Free") != (attack == "KeptPerturbation") and objective and attack:
+        raise InputError(
+            "objective=free trains on the perturbation it keeps and takes no other attack; leave attack out"
+            if objective == "Free"
+            else f"attack=kept belongs to objective=free, not to {objective}; leave attack out, or take another"
+        )
+    if str(leaves.get("validation_attack._target_", "")).endswith(("KeptPerturbation", "EnsembleAttack")):
+        raise InputError("validation_attack is one of training alone; it must be fgsm, bim or pgd, or alike")
+    callbacks = settings.get("callbacks") or {}
+    if "awp" in callbacks and objective == "Free":
+        raise InputError("callbacks has awp, which has no meaning with objective=free: leave one of them out")
+    stabilizes = bool(leaves.get("stabilizer._target_")) and leaves.get("stabilizer.weight", 0) > 0
+    for name, ramp in callbacks.items():
+        if ramp.get("_target_") != "nsr.callbacks.Ramp":
+            continue
+        if ramp["of"] == "stabilizer" and not stabilizes:
+            raise InputError(
+                f"callbacks has {name}, but there is no weight to ramp: stabilizer is none or its weight 0"
+            )
+        if ramp["of"] == "attack" and objective == "Natural" and not stabilizes:
+            raise InputError(f"callbacks has {name}, but natural training without a stabiliser attacks nothing")
+        epochs = -(-leaves["trainer.max_epochs"] // leaves.get("objective.replays", 1))
+        if ramp["start"] >= epochs:
+            raise InputError(
+                f"callbacks.{name}.start is {ramp['start']}; it must be below the {epochs} epochs of the run, or the "
+                "ramp never starts"
+            )
 
 
 def _diameter(leaves: Mapping[str, Any]) -> float | None:

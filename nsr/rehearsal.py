@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from nsr.assembly import build_data, build_module
+from nsr.assembly import build_data, build_module, needed_splits
 from nsr.checkpoints import take_over_checkpoint
 from nsr.command_line import plain_value
 from nsr.errors import InputError
@@ -20,7 +20,9 @@ def rehearse(config: DictConfig) -> None:
     _check_directory(config)
     _check_devices(config)
     saved = take_over_checkpoint(config) if "checkpoint" in config else None
-    build_module(config, build_data(config), saved=saved)
+    data = build_data(config)
+    build_module(config, data, saved=saved)
+    data.rehearse(needed_splits(config))  # last: it takes the longest
 
 
 def _check_directory(config: DictConfig) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from nsr.errors import InputError, check_choice, check_top
 
 KINDS = ("absolute", "relative", "mean_first")
+DISTANCES = ("l1", "l2", "cosine")
 
 
 class SensitivitySums(NamedTuple):
@@ -50,6 +51,34 @@ def neuron_sensitivity(clean: Tensor, adversarial: Tensor, *, kind: str = "absol
     """
     sums = sensitivity_sums(clean, adversarial, kind=kind, neuron_dim=neuron_dim)
     return divide(sums, kind)
+
+
+def neuron_movement(clean: Tensor, adversarial: Tensor, *, distance: str = "l1", neuron_dim: int = 1) -> Tensor:
+    """How far each neuron moves in another distance than sensitivity's own; differentiable in both sides.
+
+    l1      1/N * sum_i  1/dim(F_lm) * || F_lm(x_i) - F_lm(x'_i) ||_1, which is `neuron_sensitivity`
+    l2      1/N * sum_i  1/sqrt(dim(F_lm)) * || F_lm(x_i) - F_lm(x'_i) ||_2
+    cosine  1/N * sum_i  1 - cos(F_lm(x_i), F_lm(x'_i)); 0 for a neuron that is silent on both sides
+
+    Args:
+        clean, adversarial, neuron_dim: as in `neuron_sensitivity`.
+        distance: 'l1', 'l2' or 'cosine'; the last needs neurons of more than one value (feature maps, tokens).
+
+    Returns:
+        (neuron,) in float32, or float64 where the features are.
+    """
+    check_choice("distance", distance, DISTANCES)
+    if distance == "l1":
+        return neuron_sensitivity(clean, adversarial, neuron_dim=neuron_dim)
+    precise = torch.promote_types(clean.dtype, torch.float32)
+    # (batch, neuron, value)
+    clean, adversarial = (side.to(precise).movedim(neuron_dim, 1) for side in (clean, adversarial))
+    clean, adversarial = (side.reshape(*side.shape[:2], -1) for side in (clean, adversarial))
+    if distance == "l2":
+        return torch.linalg.vector_norm(clean - adversarial, dim=2).mean(0) / clean.shape[2] ** 0.5
+    silent = (clean == 0).all(2) & (adversarial == 0).all(2)
+    moved = 1 - torch.nn.functional.cosine_similarity(clean, adversarial, dim=2)
+    return torch.where(silent, torch.zeros_like(moved), moved).mean(0)
 
 
 def sensitivity_sums(

@@ -43,7 +43,9 @@ class RobustClassifier(pl.LightningModule):
         attack: makes the adversarial images of training.
         validation_attack: makes those of validation.
         stabilizer: None, or weight 0: none.
-        optimizer, scheduler: parameters -> optimizer, optimizer -> scheduler stepped once an epoch.
+        optimizer: parameters -> optimizer.
+        scheduler: optimizer -> scheduler.
+        scheduler_interval: 'epoch' or 'step', when it is stepped; by 'step' it is also given total_steps=.
         augment: images -> images on the device, in training alone.
         seed: of every random draw, together with the place of the step in the run.
     """
@@ -67,6 +69,7 @@ class RobustClassifier(pl.LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         stabilizer: SensitivityStabilizer | None = None,
         scheduler: Callable[..., Any] | None = None,
+        scheduler_interval: str = "epoch",
         augment: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
     ):
@@ -79,7 +82,8 @@ class RobustClassifier(pl.LightningModule):
         validation_attacks = {} if validation_attack is None else {"robust": validation_attack}
         self.attacks = {"validation": validation_attacks, "test": dict(test_attacks)}
         self.stabilizer = stabilizer if stabilizer is not None and stabilizer.weight > 0 else None
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
+        self.before_passes: Callable[[Mapping[str, Tensor], Tensor], None] | None = None  # where AWP moves the weights
         self.augment = augment
         self.seed = seed
         self.test_name = "test"  # what the figures of a test are called: test, test_last
@@ -101,23 +105,37 @@ class RobustClassifier(pl.LightningModule):
 
     # ---------------------------------------------------------------- training
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        images, labels = self._begin(batch, batch_idx)
+        inputs = {"clean": images}
+        if "adversarial" in self.objective.sides or self._stabilizes:
+            assert self.attack is not None
+            inputs["adversarial"] = self.attack(self.net, images, labels)
+        if self.before_passes is not None:
+            self.before_passes(inputs, labels)
+        return self._loss(inputs, labels)
+
+    def _begin(self, batch: Batch, batch_idx: int) -> Batch:
+        """The batch looked at and augmented, every later draw of the step seeded."""
         images, labels = batch
         self._check_once("train", images, labels)
         torch.manual_seed(draw_seed(self.seed, 0, self.current_epoch, batch_idx, self.global_rank))
-        if self.augment is not None:
-            images = self.augment(images)
-        inputs = {"clean": images}
-        if "adversarial" in self.objective.sides or self.stabilizer is not None:
-            assert self.attack is not None
-            inputs["adversarial"] = self.attack(self.net, images, labels)
+        return (images if self.augment is None else self.augment(images)), labels
+
+    def _loss(self, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """Objective and stabiliser on {side: images}, recorded."""
         logits, features = self._passes(inputs)
         terms = self.objective(logits, labels)
-        if self.stabilizer is not None:
-            terms["stabilizer"] = self.stabilizer(features["clean"], features["adversarial"])
+        if self._stabilizes:
+            terms["stabilizer"] = self.stabilizer(features["clean"], features["adversarial"])  # type: ignore[misc]
         loss = torch.stack(list(terms.values())).sum()
         self._record(loss, terms, logits, labels)
         return loss
+
+    @property
+    def _stabilizes(self) -> bool:
+        """Whether this step has the stabilising term: a ramp may still hold it at nothing."""
+        return self.stabilizer is not None and self.stabilizer.share > 0
 
     def _passes(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         """{side: logits} as the objective asks, {side: {layer: features}} as the stabiliser does; one pass a side."""
@@ -125,7 +143,7 @@ class RobustClassifier(pl.LightningModule):
         features: dict[str, dict[str, Tensor]] = {}
         for side in self.objective.sides:
             logits[side], features[side] = self.training_taps(inputs[side])
-        if self.stabilizer is not None:
+        if self.stabilizer is not None and self._stabilizes:
             # last, so that its random draws disturb no other, and without a trace in BatchNorm
             for side in ("clean", "adversarial"):
                 if side not in features:
@@ -136,8 +154,9 @@ class RobustClassifier(pl.LightningModule):
 
     def _record(self, loss: Tensor, terms: Mapping[str, Tensor], logits: Mapping[str, Tensor], labels: Tensor) -> None:
         """Adds to the epoch's means, on the device: nothing here waits for it."""
-        for term, value in {"loss": loss, **terms}.items():
-            self.training_means[term].update(value, len(labels))
+        for term, mean in self.training_means.items():
+            value = loss if term == "loss" else terms.get(term, torch.zeros_like(loss))  # a ramp left it out
+            mean.update(value, len(labels))
         for side, side_logits in logits.items():
             self.training_accuracies[side].update(side_logits.detach(), labels)
         here = torch.full_like(self.not_finite, self.global_step)  # filled on the device, nothing is copied there
@@ -210,6 +229,8 @@ class RobustClassifier(pl.LightningModule):
     def _finish(self, stage: str) -> None:
         measures = self.measures[stage]
         self.sensitivities = measures.sensitivity.compute() if self.attacks[stage] else {}
+        if stage == "validation" and self.stabilizer is not None:
+            self.stabilizer.remember({layer: figures.absolute for layer, figures in self.sensitivities.items()})
         self._publish(stage, dict(zip(self.figure_names(stage), measures.figures(), strict=True)))
         measures.reset()
 
@@ -243,7 +264,14 @@ class RobustClassifier(pl.LightningModule):
         optimizer = self.optimizer(self.net.parameters())
         if self.scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "epoch"}}
+        by_step = {"total_steps": self.optimizer_steps} if self.scheduler_interval == "step" else {}
+        scheduler = {"scheduler": self.scheduler(optimizer, **by_step), "interval": self.scheduler_interval}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Of the whole run."""
+        return int(self.trainer.estimated_stepping_batches)
 
 
 class StageMeasures(nn.Module):

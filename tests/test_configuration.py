@@ -7,15 +7,22 @@ from pathlib import Path
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from torch import nn
 
 from nsr.command_line import compose_checked, plain, without_hydra
 from nsr.configuration import check_settings, flat, rule_of
 from nsr.errors import InputError
 
 CONF = Path(__file__).parent.parent / "conf"
-GROUPS = ("data", "model", "objective", "attack", "attacks", "stabilizer", "optimizer", "scheduler", "logger")
+LISTS = {"attacks": "suite", "callbacks": "callbacks"}  # groups of which several are chosen: where they go
+GROUPS = ("data", "model", "objective", "attack", *LISTS, "stabilizer", "optimizer", "scheduler", "logger")
 TRAINING = [(group, path.stem) for group in (*GROUPS, "experiment") for path in sorted((CONF / group).glob("*.yaml"))]
-NEEDED = {("data", "image_folder"): ["data.root=/somewhere", "data.channels=3", "data.image_size=8", "data.classes=3"]}
+NEEDED = {
+    ("data", "image_folder"): ["data.root=/somewhere", "data.channels=3", "data.image_size=8", "data.classes=3"],
+    ("attack", "ensemble"): ["attack.checkpoints=[best.ckpt]"],
+    ("attack", "kept"): ["objective=free"],
+    ("objective", "eat"): ["attack.checkpoints=[best.ckpt]"],
+}
 
 
 def train_settings(*overrides: str):
@@ -23,21 +30,21 @@ def train_settings(*overrides: str):
 
 
 def composed(group: str, name: str):
-    value = f"[{name}]" if group == "attacks" else name
+    value = f"[{name}]" if group in LISTS else name
     return compose_checked("train", [f"{group}={value}", *NEEDED.get((group, name), [])])
 
 
 @pytest.mark.parametrize(("group", "name"), TRAINING)
 def test_every_choice_composes_and_passes_the_checks(group, name):
     config = composed(group, name)
-    assert group == "attacks" or config.hydra.runtime.choices[group] == name
+    assert group in LISTS or config.hydra.runtime.choices[group] == name
 
 
 @pytest.mark.parametrize(("group", "name"), [row for row in TRAINING if row[0] in GROUPS])
 def test_every_choice_builds_what_it_names(group, name, tmp_path):
     config = composed(group, name)
-    settings = OmegaConf.to_container(config[group] if group != "attacks" else config.suite, resolve=True)
-    if group == "attacks":
+    settings = OmegaConf.to_container(config[LISTS.get(group, group)], resolve=True)
+    if group in LISTS:
         settings = settings[name]
     if group == "data":
         settings.pop("epsilon")
@@ -45,6 +52,10 @@ def test_every_choice_builds_what_it_names(group, name, tmp_path):
         settings = {key: value for key, value in settings.items() if key not in ("normalization", "weights")}
     if group == "logger":
         settings |= {"save_dir": str(tmp_path)}
+    if name == "ensemble":
+        settings = {key: value for key, value in settings.items() if key != "checkpoints"} | {
+            "networks": [nn.Identity()]
+        }
     if settings is None or settings["_target_"] is None:
         assert name in ("none", "constant", "clean")
         return

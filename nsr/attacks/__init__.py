@@ -1,5 +1,7 @@
-"""The training attack: FGSM, BIM and PGD in L-infinity and L2, one loop."""
+"""The training attacks: FGSM, BIM and PGD in one loop, the ensemble's and the kept perturbation of free training."""
 
+from nsr.attacks.ensemble import EnsembleAttack
 from nsr.attacks.gradient import GradientAttack, fgsm, pgd
+from nsr.attacks.kept import KeptPerturbation
 
-__all__ = ["GradientAttack", "fgsm", "pgd"]
+__all__ = ["EnsembleAttack", "GradientAttack", "KeptPerturbation", "fgsm", "pgd"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from nsr.losses import precise
+
 
 class LinfBall:
     """|x' - x| <= epsilon in every pixel."""
@@ -18,7 +20,11 @@ class LinfBall:
     def random_point(self, generator: Generator | None) -> Tensor:
         """Uniform in the ball, then clipped to the pixel range: (batch, channel, height, width)."""
         noise = torch.rand(self.images.shape, generator=generator, dtype=self.images.dtype, device=self.images.device)
-        return self._project(self.images + (2 * noise - 1) * self.epsilon)
+        return self.moved((2 * noise - 1) * self.epsilon)
+
+    def moved(self, movement: Tensor) -> Tensor:
+        """The images, moved and put back into ball and pixel range."""
+        return self._project(self.images + movement)
 
     def step(self, adversarial: Tensor, gradient: Tensor, step_size: float) -> Tensor:
         """One step of steepest ascent: `step_size` in the direction of the gradient's sign, and back into the ball."""
@@ -40,26 +46,19 @@ class L2Ball:
         direction = torch.randn(self.images.shape, generator=generator, device=device, dtype=dtype)
         radius = torch.rand(len(self.images), generator=generator, device=device, dtype=dtype)
         share = radius ** (1 / self.images[0].numel())
-        return self._project(_unit(direction) * _per_image(share * self.epsilon, direction))
+        return self.moved(_unit(direction) * _per_image(share * self.epsilon, direction))
 
     def step(self, adversarial: Tensor, gradient: Tensor, step_size: float) -> Tensor:
         """One step of steepest ascent: `step_size` along the gradient, and back into the ball."""
         movement = (adversarial - self.images).to(precise(gradient))
-        return self._project(torch.add(movement, _unit(gradient), alpha=step_size))
+        return self.moved(torch.add(movement, _unit(gradient), alpha=step_size))
 
-    def _project(self, movement: Tensor) -> Tensor:
-        length = _length(movement)
-        # clipping to the pixel range afterwards only shortens a movement that starts at an image in the range
-        shrink = (self.epsilon / length.clamp(min=torch.finfo(length.dtype).tiny)).clamp_(max=1)
-        return (self.images + movement * shrink).clamp_(0, 1).to(self.images.dtype)
+    def moved(self, movement: Tensor) -> Tensor:
+        """The images, moved and put back into ball and pixel range."""
+        return (self.images + _shortened(movement, self.epsilon)).clamp_(0, 1).to(self.images.dtype)
 
 
 BALLS: dict[str, type[LinfBall] | type[L2Ball]] = {"linf": LinfBall, "l2": L2Ball}
-
-
-def precise(tensor: Tensor) -> torch.dtype:
-    """The tensor's dtype, float32 where it is in half precision."""
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:
@@ -75,3 +74,19 @@ def _unit(direction: Tensor) -> Tensor:
     """Each image's direction at length 1; zero where it is zero."""
     direction = direction.to(precise(direction))
     return direction / _length(direction).clamp(min=torch.finfo(direction.dtype).tiny)
+
+
+def _shortened(movement: Tensor, epsilon: float) -> Tensor:
+    """Each image's movement at a length of at most epsilon.
+
+    Clipping to the pixel range afterwards only shortens a movement that starts at an image in the range.
+    """
+    length = _length(movement)
+    return movement * (epsilon / length.clamp(min=torch.finfo(length.dtype).tiny)).clamp_(max=1)
+
+
+def ascended(perturbation: Tensor, gradient: Tensor, *, norm: str, epsilon: float, step_size: float) -> Tensor:
+    """One step of steepest ascent of a perturbation on its own, within epsilon; the pixel range is not looked at."""
+    if norm == "linf":
+        return torch.add(perturbation, gradient.sign(), alpha=step_size).clamp_(-epsilon, epsilon)
+    return _shortened(torch.add(perturbation, _unit(gradient), alpha=step_size), epsilon)

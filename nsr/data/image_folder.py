@@ -17,6 +17,8 @@ from nsr.errors import InputError, check_choice
 SAMPLE = 2_000  # images from which channels, mean and std are read off
 MEMORY_LIMIT_BYTES = 2 * 2**30
 
+_decoded_ahead: dict[tuple[str, int, int], torch.Tensor] = {}  # by `rehearse`, for the run that follows in this process
+
 
 class ImageFolder(ImageData):
     """ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE, where the names of the class folders are the classes.
@@ -79,15 +81,32 @@ class ImageFolder(ImageData):
             self._check_description()
         return super().describe()
 
+    def rehearse(self, splits: Sequence[str]) -> None:
+        """Decodes what is kept in memory, so that a damaged image is told before a run directory is made."""
+        self.describe()
+        for split in splits:
+            paths, _ = list_images(self.root / split)
+            if self._keeps_in_memory(len(paths)):
+                _decoded_ahead[self._key(split)] = decode_all(paths, **self._shape())
+
     def load(self, split: str) -> TensorImages | LazyImages:
         self.check_splits([split])
         self.describe()
         paths, labels = list_images(self.root / split)
-        shape = {"channels": self.channels, "image_size": self.image_size}
-        size_bytes = len(paths) * self.channels * self.image_size**2
-        if self.in_memory or (self.in_memory is None and size_bytes < MEMORY_LIMIT_BYTES):
-            return TensorImages(decode_all(paths, **shape), torch.tensor(labels))
-        return LazyImages(paths, torch.tensor(labels), **shape)
+        if not self._keeps_in_memory(len(paths)):
+            return LazyImages(paths, torch.tensor(labels), **self._shape())
+        images = _decoded_ahead.pop(self._key(split), None)
+        return TensorImages(decode_all(paths, **self._shape()) if images is None else images, torch.tensor(labels))
+
+    def _keeps_in_memory(self, images: int) -> bool:
+        size_bytes = images * self.channels * self.image_size**2
+        return self.in_memory or (self.in_memory is None and size_bytes < MEMORY_LIMIT_BYTES)
+
+    def _shape(self) -> dict[str, int]:
+        return {"channels": self.channels, "image_size": self.image_size}
+
+    def _key(self, split: str) -> tuple[str, int, int]:
+        return (str((self.root / split).absolute()), self.channels, self.image_size)
 
     def _read_off(self) -> None:
         paths = [path for split in ("train", "test") for path in self._paths(split)]  # train first, where there is one

@@ -103,6 +103,9 @@ class ImageData(pl.LightningDataModule):
             "class_names": names,
         }
 
+    def rehearse(self, splits: Sequence[str]) -> None:
+        """InputError for what is wrong with the images of a run about to begin; here nothing is looked at."""
+
     def prepare_data(self) -> None:
         self.prepare()
 

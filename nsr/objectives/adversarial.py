@@ -2,7 +2,9 @@
 
     L = (1 - clean_share) * CE(f(x'), y)  +  clean_share * CE(f(x), y)
 
-Madry et al. 2018 train with clean_share 0; the paper's group (AISafety) with 0.5, as Goodfellow et al. 2015 did.
+The attack makes the method. PGD: Madry et al. 2018 (clean_share 0; the paper's group, AISafety, takes 0.5, as
+Goodfellow et al. 2015 did). FGSM from a random start: Wong et al. 2020. N-FGSM: de Jorge et al. 2022. Examples from this network
+or a fixed one, with clean_share 0.5: Tramer et al. 2018.
 """
 
 from __future__ import annotations
@@ -16,15 +18,18 @@ from nsr.errors import check_number
 
 
 class AdversarialTraining:
-    """Adversarial training on whatever images the attack gives (PGD, FGSM).
+    """Adversarial training on whatever images the attack gives.
 
     Args:
         clean_share: the weight of the clean cross-entropy, in [0, 1]; 1 is natural training.
+        label_smoothing: of both cross-entropies, in [0, 1).
     """
 
-    def __init__(self, *, clean_share: float = 0.0):
+    def __init__(self, *, clean_share: float = 0.0, label_smoothing: float = 0.0):
         self.clean_share = check_number("objective.clean_share", clean_share, lowest=0, highest=1)
+        self.label_smoothing = check_number("objective.label_smoothing", label_smoothing, lowest=0, highest=1)
         shares = {"adversarial": 1 - clean_share, "clean": clean_share}
+        # a pass whose logits nothing uses is not made
         self.shares = {side: share for side, share in shares.items() if share > 0}
 
     @property
@@ -37,6 +42,6 @@ class AdversarialTraining:
 
     def __call__(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         return {
-            f"{side}_cross_entropy": share * F.cross_entropy(logits[side], labels)
+            f"{side}_cross_entropy": share * F.cross_entropy(logits[side], labels, label_smoothing=self.label_smoothing)
             for side, share in self.shares.items()
         }

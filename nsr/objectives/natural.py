@@ -7,12 +7,22 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional as F
 
+from nsr.errors import check_number
+
 
 class Natural:
-    """No adversarial images at all: the undefended baseline."""
+    """No adversarial images at all: the undefended baseline.
+
+    Args:
+        label_smoothing: of the cross-entropy, in [0, 1).
+    """
 
     sides: tuple[str, ...] = ("clean",)
     terms: tuple[str, ...] = ("clean_cross_entropy",)
 
+    def __init__(self, *, label_smoothing: float = 0.0):
+        self.label_smoothing = check_number("objective.label_smoothing", label_smoothing, lowest=0, highest=1)
+
     def __call__(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        return {"clean_cross_entropy": F.cross_entropy(logits["clean"], labels)}
+        loss = F.cross_entropy(logits["clean"], labels, label_smoothing=self.label_smoothing)
+        return {"clean_cross_entropy": loss}

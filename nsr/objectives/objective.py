@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from nsr.errors import InputError
+
 
 class Objective(Protocol):
     """Says which passes through the network it needs, and makes its terms of their logits; the loss is their sum."""
@@ -21,3 +23,11 @@ class Objective(Protocol):
 
     def __call__(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """{term: scalar} from {side: (batch, class)} and labels (batch,)."""
+
+
+def both_sides(logits: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """The clean and the adversarial logits, InputError where a pass was not made."""
+    missing = [side for side in ("clean", "adversarial") if side not in logits]
+    if missing:
+        raise InputError(f"the objective {name} needs clean and adversarial logits; it was given no {missing[0]} ones")
+    return logits["clean"], logits["adversarial"]

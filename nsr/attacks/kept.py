@@ -1,0 +1,57 @@
+"""Free adversarial training's attack (Shafahi et al. 2019): a perturbation that is kept from step to step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nsr.attacks.balls import BALLS, ascended
+from nsr.errors import check_choice, check_epsilon, check_number, fraction
+
+
+class KeptPerturbation:
+    """One perturbation for each place in the batch, zero at first, moved by the gradient that training has anyway.
+
+    x' = clip(x + perturbation, 0, 1);  perturbation <- project(perturbation + step_size * direction(grad_x' loss)).
+
+    Args:
+        epsilon: radius of the ball in pixel units, a number or text such as '8/255'.
+        step_size: in the units of epsilon; None: epsilon, as in the paper.
+        norm: 'linf' or 'l2'.
+    """
+
+    def __init__(self, *, epsilon: float | str, step_size: float | str | None = None, norm: str = "linf"):
+        self.norm = check_choice("norm", norm, BALLS)
+        self.epsilon = check_epsilon("epsilon", epsilon, norm=norm)
+        step_size = self.epsilon if step_size is None else fraction("step_size", step_size)
+        self.step_size = float(check_number("step_size", step_size, lowest=0))
+        self.share = 1.0  # of epsilon and step size: what a ramp moves
+        self.perturbation: Tensor | None = None  # (largest batch so far, channel, height, width)
+
+    def perturbed(self, images: Tensor) -> Tensor:
+        """The images with the kept perturbation on them, (batch, channel, height, width) in [0, 1], detached."""
+        return (images + self._of(images)).clamp_(0, 1)
+
+    def ascend(self, gradient: Tensor) -> None:
+        """Moves the perturbation along the gradient of the loss with respect to the images that `perturbed` gave."""
+        # a gradient scaled for half precision may have overflowed: such a step is left out, as the optimiser does
+        gradient = torch.where(gradient.isfinite().all(), gradient, 0)
+        moved = ascended(
+            self._of(gradient).to(gradient.dtype),
+            gradient,
+            norm=self.norm,
+            epsilon=self.share * self.epsilon,
+            step_size=self.share * self.step_size,
+        )
+        assert self.perturbation is not None
+        self.perturbation[: len(gradient)] = moved
+
+    def _of(self, images: Tensor) -> Tensor:
+        """The perturbation of a batch; a larger batch than all before gets zeros for its further places."""
+        kept = self.perturbation
+        if kept is None or len(kept) < len(images):
+            self.perturbation = torch.zeros_like(images)
+            if kept is not None:
+                self.perturbation[: len(kept)] = kept
+        self.perturbation = self.perturbation.to(images.device)  # type: ignore[union-attr]
+        return self.perturbation[: len(images)]

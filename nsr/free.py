@@ -1,0 +1,71 @@
+"""Free adversarial training's step (Shafahi et al. 2019, algorithm 1): one backward pass for network and perturbation.
+
+The one place where an attack's gradient comes with the parameters': the perturbation ascends the loss that the network
+descends, stabilising term included, and no pass is made for the attack alone. Since one batch takes several optimiser
+steps, they are made here and not by the Trainer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nsr.attacks import KeptPerturbation
+from nsr.errors import InputError
+from nsr.objectives import Free
+from nsr.training import Batch, RobustClassifier
+
+
+class FreeClassifier(RobustClassifier):
+    """A classifier trained for free: `objective` is Free, `attack` a KeptPerturbation. All else is RobustClassifier's.
+
+    Errors:
+        InputError: another objective or attack.
+    """
+
+    replays: int
+    kept: KeptPerturbation
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        if not isinstance(self.objective, Free) or not isinstance(self.attack, KeptPerturbation):
+            raise InputError("objective=free and attack=kept belong together; neither has a meaning with another")
+        self.automatic_optimization = False
+        self.replays, self.kept = self.objective.replays, self.attack
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        images, labels = self._begin(batch, batch_idx)
+        optimizer: Any = self.optimizers()
+        for _ in range(self.replays):
+            adversarial = self.kept.perturbed(images).requires_grad_()
+            loss = self._loss({"clean": images, "adversarial": adversarial}, labels)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            assert adversarial.grad is not None
+            self.kept.ascend(adversarial.grad)
+            optimizer.step()
+            self._step_scheduler("step")
+
+    def on_train_epoch_end(self) -> None:
+        self._step_scheduler("epoch")
+
+    def _step_scheduler(self, interval: str) -> None:
+        if self.scheduler is not None and self.scheduler_interval == interval:
+            scheduler: Any = self.lr_schedulers()
+            scheduler.step()
+
+    @property
+    def optimizer_steps(self) -> int:
+        return self.replays * super().optimizer_steps
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.kept.perturbation is not None:  # called in every process: (process, place, channel, height, width)
+            gathered: Any = self.all_gather(self.kept.perturbation)
+            checkpoint["perturbations"] = gathered.reshape(-1, *self.kept.perturbation.shape)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        perturbations: Tensor | None = checkpoint.get("perturbations")
+        if perturbations is not None and len(perturbations) == self.trainer.world_size:
+            self.kept.perturbation = torch.clone(perturbations[self.global_rank])
