@@ -60,6 +60,7 @@ def train(config: DictConfig) -> float:
         if trainer.is_global_zero:
             results = evaluation.validated(directory / "metrics.csv", results["best_epoch"]) | results
             write_json(directory / "metrics.json", results)
+            evaluation.write_outcomes(directory / "images.csv", module.outcomes)  # of the best checkpoint
             evaluation.show_run(directory, results, _shown_attacks(config))
     finally:
         dashboards.finish(logger)
@@ -112,7 +113,7 @@ def evaluate(config: DictConfig) -> None:
     figures = evaluation.test(trainer, module, data, name="test")
     if trainer.is_global_zero:
         OmegaConf.save(OmegaConf.create(plain(config)), directory / "config.yaml")
-        evaluation.write_evaluation(directory, figures, module.sensitivities)
+        evaluation.write_evaluation(directory, figures, module.sensitivities, module.outcomes)
         evaluation.show_evaluation(directory, figures, module.sensitivities, _shown_attacks(config), top=config.top)
 
 

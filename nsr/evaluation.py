@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from nsr.callbacks.records import SENSITIVITY_COLUMNS, append_rows, write_json, write_sensitivities
 from nsr.metrics import LayerSensitivity, ratio
@@ -96,15 +97,19 @@ def show_run(directory: Path, results: Mapping[str, float], attacks: Mapping[str
         accuracy_table("accuracy on the test set", columns, attacks),
         before_after_table(directory / "sensitivity.csv", best),
         f"\nrun directory  {_relative(directory)}",
-        "               metrics.json, metrics.csv, sensitivity.csv, config.yaml, checkpoints/",
+        "               metrics.json, metrics.csv, sensitivity.csv, images.csv, config.yaml, checkpoints/",
         f"try next       python evaluate.py checkpoint={_relative(checkpoint)}",
     )
 
 
 def write_evaluation(
-    directory: Path, figures: Mapping[str, float], sensitivities: Mapping[str, LayerSensitivity]
+    directory: Path,
+    figures: Mapping[str, float],
+    sensitivities: Mapping[str, LayerSensitivity],
+    outcomes: Mapping[str, Tensor],
 ) -> None:
-    """evaluation.json (flat figures), evaluation.csv (a row an attack) and sensitivity.csv (a row a neuron)."""
+    """evaluation.json (flat figures), evaluation.csv (a row an attack), sensitivity.csv (a neuron), images.csv."""
+    write_outcomes(directory / "images.csv", outcomes)
     write_json(directory / "evaluation.json", dict(figures))
     attacks = [name.removeprefix("test/").removesuffix("_accuracy") for name in figures if name.endswith("_accuracy")]
     rows = [[name, figures[f"test/{name}_accuracy"], figures[f"test/{name}_cross_entropy"]] for name in attacks]
@@ -124,8 +129,14 @@ def show_evaluation(
     show(
         accuracy_table("accuracy on the test set, float32", {"accuracy": _part(figures, "test/")}, attacks),
         most_sensitive_table(sensitivities, top=top) if sensitivities else "",
-        f"\nwritten to  {_relative(directory)}  evaluation.json, evaluation.csv, sensitivity.csv, config.yaml",
+        f"\nwritten to  {_relative(directory)}  evaluation.json, evaluation.csv, sensitivity.csv, images.csv",
     )
+
+
+def write_outcomes(path: Path, outcomes: Mapping[str, Tensor]) -> None:
+    """A CSV file with a row an image, in the order of the data set: 1 where it is right under an attack, else 0."""
+    columns = [outcome.tolist() for outcome in outcomes.values()]
+    append_rows(path, ["image", *outcomes], [[image, *row] for image, row in enumerate(zip(*columns, strict=True))])
 
 
 def show(*parts: Any) -> None:

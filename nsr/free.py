@@ -61,11 +61,13 @@ class FreeClassifier(RobustClassifier):
         return self.replays * super().optimizer_steps
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         if self.kept.perturbation is not None:  # called in every process: (process, place, channel, height, width)
             gathered: Any = self.all_gather(self.kept.perturbation)
             checkpoint["perturbations"] = gathered.reshape(-1, *self.kept.perturbation.shape)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         perturbations: Tensor | None = checkpoint.get("perturbations")
         if perturbations is not None and len(perturbations) == self.trainer.world_size:
             self.kept.perturbation = torch.clone(perturbations[self.global_rank])

@@ -9,10 +9,9 @@ a setting, see the arguments and docs/stabilizer.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from nsr.errors import InputError, check_choice, check_number, check_top, did_you_mean
 from nsr.layers import as_list, calls_matching
@@ -22,8 +21,8 @@ from nsr.sensitivity import DISTANCES, most_sensitive, neuron_movement, neuron_s
 REFRESHES = ("batch", "average", "epoch", "once")
 
 
-class SensitivityStabilizer(nn.Module):
-    """The stabilising term over the features of a clean and an adversarial pass; it has no parameters.
+class SensitivityStabilizer:
+    """The stabilising term over the features of a clean and an adversarial pass.
 
     Args:
         weight: of the term in the objective; at 0 the term and every pass that it alone needs are left out.
@@ -60,7 +59,6 @@ class SensitivityStabilizer(nn.Module):
         batch_norm: str = "batch",
         neuron_dim: int | None = None,
     ):
-        super().__init__()
         self.weight = check_number("stabilizer.weight", weight, lowest=0)
         self.top = check_top("stabilizer.top", top)
         self.layers = None if layers is None else as_list(layers)
@@ -78,7 +76,7 @@ class SensitivityStabilizer(nn.Module):
         self.share = 1.0  # of the weight: what a ramp moves
         self.scores: dict[str, Tensor] = {}  # {layer: (neuron,)} that choose, where the batch at hand does not
 
-    def forward(self, clean: Mapping[str, Tensor], adversarial: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, clean: Mapping[str, Tensor], adversarial: Mapping[str, Tensor]) -> Tensor:
         """The weighted term, a scalar, from {layer: features} of the two sides on the same images."""
         if list(clean) != list(adversarial):
             raise InputError(f"the two sides have different layers: {', '.join(clean)} and {', '.join(adversarial)}")
@@ -145,20 +143,15 @@ class SensitivityStabilizer(nn.Module):
                     f"stabilizer.refresh is {self.refresh!r}, but no sensitivities of {', '.join(missing)} were given; "
                     "call remember first"
                 )
-            return self.scores
+            return {name: self.scores[name].to(values.device) for name, values in sensitivities.items()}
         batch = over_processes({name: values.detach() for name, values in sensitivities.items()}, samples)
         if self.refresh == "average":
             if self.scores:
-                batch = {name: torch.lerp(values, self.scores[name], self.decay) for name, values in batch.items()}
+                batch = {
+                    name: torch.lerp(values, self.scores[name].to(values), self.decay) for name, values in batch.items()
+                }
             self.scores = batch
         return batch
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"scores": dict(self.scores)}
-
-    def set_extra_state(self, state: Any) -> None:
-        self.scores = dict(state["scores"])
 
 
 def over_processes(sensitivities: dict[str, Tensor], samples: int) -> dict[str, Tensor]:

@@ -95,6 +95,7 @@ class RobustClassifier(pl.LightningModule):
         self.measures = nn.ModuleDict(
             {stage: StageMeasures(["clean", *attacks], layers) for stage, attacks in self.attacks.items()}
         )
+        self.outcomes: dict[str, Tensor] = {}  # {attack: (image,) whether each is right} of the latest evaluation
         self.figures: dict[str, dict[str, float]] = {}  # {stage: {name: figure}} of the latest epoch
         self.sensitivities: dict[str, LayerSensitivity] = {}  # {layer: ...} of the latest evaluation
         self.not_finite = torch.tensor(torch.iinfo(torch.int64).max)  # the first step whose loss was not finite
@@ -192,6 +193,22 @@ class RobustClassifier(pl.LightningModule):
 
     # ---------------------------------------------------------------- validation and test
 
+    def on_validation_epoch_start(self) -> None:
+        self._start("validation")
+
+    def on_test_epoch_start(self) -> None:
+        self._start("test")
+
+    def _start(self, stage: str) -> None:
+        images = self._batches(stage).size
+        self.outcomes = {
+            name: torch.zeros(images, dtype=torch.uint8, device=self.device) for name in self.measures[stage].names
+        }
+
+    def _batches(self, stage: str) -> Any:
+        loader: Any = self.trainer.val_dataloaders if stage == "validation" else self.trainer.test_dataloaders
+        return loader.batch_sampler
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._measure("validation", batch, batch_idx)
 
@@ -200,23 +217,24 @@ class RobustClassifier(pl.LightningModule):
 
     def _measure(self, stage: str, batch: Batch, batch_idx: int) -> None:
         """One clean pass and one adversarial pass an attack, in float32 and eval mode whatever trained the network."""
-        loader: Any = self.trainer.val_dataloaders if stage == "validation" else self.trainer.test_dataloaders
-        batches = loader.batch_sampler
+        batches = self._batches(stage)
         if batches.repeated(batch_idx):
             return  # this process has one batch fewer than others; it only keeps step with them
         images, labels = batch
         self._check_once(stage, images, labels)
         measures = self.measures[stage]
-        seed = draw_seed(self.seed, 1, batches.number(batch_idx))
+        number = batches.number(batch_idx)
+        seed = draw_seed(self.seed, 1, number)
+        here = slice(number * batches.batch_size, number * batches.batch_size + len(labels))
         with full_precision(self.device):
             logits, clean = self.taps(images)
-            measures.update("clean", logits, labels)
+            self.outcomes["clean"][here] = measures.update("clean", logits, labels)
             features = None
             for name, attack in self.attacks[stage].items():
                 generator = Generator(self.device).manual_seed(seed)
                 adversarial = attack(self.net, images, labels, generator=generator)
                 logits, features = self.taps(adversarial)
-                measures.update(name, logits, labels)
+                self.outcomes[name][here] = measures.update(name, logits, labels)
             if features is not None:
                 measures.sensitivity.update(clean, features)
 
@@ -232,6 +250,9 @@ class RobustClassifier(pl.LightningModule):
         if stage == "validation" and self.stabilizer is not None:
             self.stabilizer.remember({layer: figures.absolute for layer, figures in self.sensitivities.items()})
         self._publish(stage, dict(zip(self.figure_names(stage), measures.figures(), strict=True)))
+        if self.trainer.world_size > 1:  # each process has its own images, the others' are 0
+            together = self.trainer.strategy.reduce(torch.stack(list(self.outcomes.values())), reduce_op="sum")
+            self.outcomes = dict(zip(self.outcomes, together, strict=True))
         measures.reset()
 
     def figure_names(self, stage: str) -> list[str]:
@@ -252,6 +273,14 @@ class RobustClassifier(pl.LightningModule):
         self.log_dict(tensors, on_step=False, on_epoch=True)
 
     # ---------------------------------------------------------------- the rest
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.stabilizer is not None:  # what its neurons are chosen by
+            checkpoint["stabilizer_scores"] = dict(self.stabilizer.scores)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.stabilizer is not None:
+            self.stabilizer.scores = dict(checkpoint.get("stabilizer_scores", {}))
 
     def _check_once(self, stage: str, images: Tensor, labels: Tensor) -> None:
         """The first batch of a stage is looked at; later ones would only make the device wait."""
@@ -287,10 +316,11 @@ class StageMeasures(nn.Module):
         self.losses = nn.ModuleDict({name: Mean() for name in names})
         self.sensitivity = NetworkSensitivity(layers)
 
-    def update(self, name: str, logits: Tensor, labels: Tensor) -> None:
-        """Adds a batch of logits (batch, class) and labels (batch,)."""
+    def update(self, name: str, logits: Tensor, labels: Tensor) -> Tensor:
+        """Adds a batch of logits (batch, class) and labels (batch,); which images are right, (batch,)."""
         self.accuracies[name].update(logits, labels)
         self.losses[name].update(nn.functional.cross_entropy(logits, labels), len(labels))
+        return logits.argmax(1) == labels
 
     def figures(self) -> list[float]:
         """Reduced over processes: the accuracies, then the cross-entropies, in the order of `names`."""
