@@ -220,12 +220,12 @@ def introduction(all_rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from (
         "# Results",
         "",
-        "Made by `python benchmarks/methods.py select`, then `confirm`, then `table` from the rows in",
+        "Made by `python benchmarks/methods.py select`, then `confirm`, then `table`, from the rows in",
         f"[benchmarks/results/methods.jsonl](../benchmarks/results/methods.jsonl): {len(all_rows)} runs, about",
         f"{minutes:.0f} minutes on two cores, commits {', '.join(commits)}.",
         "",
-        "scikit-learn's digits (8 x 8): 1,097 images trained on, 200 validated, 500 tested; the small network, 20 epochs,",
-        "Adam; L-infinity, epsilon 0.15; PGD-10 in training and validation, PGD-40 from a random start on the test set.",
+        "scikit-learn's digits (8 x 8): 1,097 images trained on, 200 validated, 500 tested; the small network, 20",
+        "epochs, Adam; L-infinity, epsilon 0.15; PGD-10 in training and validation, PGD-40 from a random start on the test set.",
         "Accuracies in per cent. `python benchmarks/methods.py` explains how to repeat them.",
         "",
     )
@@ -235,8 +235,8 @@ def selection(all_rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from (
         "## The stabiliser's settings, on validation alone",
         "",
-        f"Over PGD training, seeds {list(SELECT_SEEDS)}: validated robust accuracy, mean of the last {LAST_EPOCHS} epochs,",
-        "and its paired difference to `stabilizer=none`. 200 images and three seeds: differences below about 2 points",
+        f"Over PGD training, seeds {list(SELECT_SEEDS)}: validated robust accuracy, mean of the last {LAST_EPOCHS}",
+        "epochs, and its paired difference to `stabilizer=none`. 200 images and three seeds: differences below about 2 points",
         "are noise.",
         "",
         "| setting | validated robust accuracy | difference, mean (each seed) |",
@@ -258,8 +258,8 @@ def confirmation(all_rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from (
         "## Every objective without and with SNS, on the test set",
         "",
-        f"Fresh seeds {CONFIRM_SEEDS[0]} to {CONFIRM_SEEDS[-1]}, the defaults of conf/; mean and standard deviation over",
-        "seeds. The difference is SNS minus none at the same seed, with its 95 % t-interval: where that holds 0, no",
+        f"Fresh seeds {CONFIRM_SEEDS[0]} to {CONFIRM_SEEDS[-1]}, the defaults of conf/; mean and standard deviation",
+        "over seeds. The difference is SNS minus none at the same seed, with its 95 % t-interval: where that holds 0, no",
         "effect was shown. The best checkpoint is that of validated robust accuracy.",
         "",
         "| objective | clean, none | clean, SNS | PGD-40, none | PGD-40, SNS | PGD-40 difference | of the last epoch |",

@@ -93,12 +93,112 @@ def slow_stabilizer_term(
     return weight * sum(layer_means) / len(layer_means)
 
 
-def slow_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over samples of -log softmax(logits)[label], a sum of exponentials written out."""
+def slow_softmax(row: Tensor) -> list[Tensor]:
+    """p_k = exp(z_k) / sum of exp(z_j), one by one."""
+    exponentials = [torch.exp(value) for value in row]
+    return [exponential / sum(exponentials) for exponential in exponentials]
+
+
+def slow_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean over samples of (1 - s) * -log p_y + s * mean over classes of -log p_k, a sum of exponentials written out."""
     total = logits.new_zeros(())
     for row, label in zip(logits, labels.tolist(), strict=True):
-        total = total - torch.log(torch.exp(row[label]) / sum(torch.exp(value) for value in row))
+        p = slow_softmax(row)
+        total = total - (1 - smoothing) * torch.log(p[label])
+        if smoothing:
+            total = total - smoothing * sum(torch.log(p_k) for p_k in p) / len(p)
     return total / len(logits)
+
+
+def slow_kl_divergence(logits: Tensor, other: Tensor) -> list[Tensor]:
+    """KL(p || q) = sum over k of p_k * log(p_k / q_k), sample by sample."""
+    answer = []
+    for row, other_row in zip(logits, other, strict=True):
+        p, q = slow_softmax(row), slow_softmax(other_row)
+        answer.append(sum(p_k * torch.log(p_k / q_k) for p_k, q_k in zip(p, q, strict=True)))
+    return answer
+
+
+def slow_boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over samples of -log p_y - log(1 - max over k != y of p_k)."""
+    total = logits.new_zeros(())
+    for row, label in zip(logits, labels.tolist(), strict=True):
+        p = slow_softmax(row)
+        rival = max((p_k for k, p_k in enumerate(p) if k != label), key=float)
+        total = total - torch.log(p[label]) - torch.log(1 - rival)
+    return total / len(logits)
+
+
+def slow_weighted_kl_divergence(logits: Tensor, other: Tensor, labels: Tensor) -> Tensor:
+    """Mean over samples of KL(p || q) * (1 - p_y)."""
+    total = logits.new_zeros(())
+    for row, label, divergence in zip(logits, labels.tolist(), slow_kl_divergence(logits, other), strict=True):
+        total = total + divergence * (1 - slow_softmax(row)[label])
+    return total / len(logits)
+
+
+def slow_logit_pairing(logits: Tensor, other: Tensor) -> Tensor:
+    """Mean over samples and classes of the squared difference."""
+    samples, classes = logits.shape
+    squares = [(logits[i, k] - other[i, k]) ** 2 for i in range(samples) for k in range(classes)]
+    return sum(squares) / (samples * classes)
+
+
+# ---------------------------------------------------------------- a run
+
+
+def fit(module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], *, epochs: int = 1, resumed=None, **settings_):
+    """The Trainer of a run over these batches in their order: training alone, no file is written."""
+    import pytorch_lightning as pl
+
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        limit_val_batches=0,
+        inference_mode=False,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"enable_checkpointing": False, **settings_},
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(list(batches), batch_size=None), ckpt_path=resumed)
+    return trainer
+
+
+class CountedPasses:
+    """Inside the block: how often `net` was called, by mode and whether a graph was made, and autograd was run."""
+
+    def __init__(self, net: nn.Module, monkeypatch):
+        self.net, self.monkeypatch = net, monkeypatch
+
+    def __enter__(self) -> dict[str, int]:
+        counted: dict[str, int] = {}
+
+        def count(what: str) -> None:
+            counted[what] = counted.get(what, 0) + 1
+
+        def forward(net, inputs):
+            graph = "gradient" if torch.is_grad_enabled() else "no gradient"
+            count(f"{'train' if net.training else 'eval'}, {graph}")
+
+        def backward(run):
+            def counting(*arguments, **settings_):
+                count("backward")
+                return run(*arguments, **settings_)
+
+            return counting
+
+        self.handle = self.net.register_forward_pre_hook(forward)
+        self.patched = self.monkeypatch.context()
+        patch = self.patched.__enter__()
+        for run in ("grad", "backward"):  # Tensor.backward is the second one
+            patch.setattr(torch.autograd, run, backward(getattr(torch.autograd, run)))
+        return counted
+
+    def __exit__(self, *error: object) -> None:
+        self.patched.__exit__(*error)
+        self.handle.remove()
 
 
 # ---------------------------------------------------------------- what a network carries
