@@ -25,7 +25,11 @@ def did_you_mean(got: object, allowed: Iterable[str]) -> str:
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     """`value` if it is one of `allowed`; InputError otherwise."""
     allowed = list(allowed)
-    if not isinstance(value, (str, bool, int, float, type(None))) or value not in allowed:
+    # 1 is no True here, nor 0 False
+    is_plain = isinstance(value, (str, bool, int, float, type(None)))
+    if not is_plain or not any(
+        value == choice and isinstance(value, bool) is isinstance(choice, bool) for choice in allowed
+    ):
         hint = did_you_mean(value, [str(choice) for choice in allowed])
         raise InputError(f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}{hint}")
     return value

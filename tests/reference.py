@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from hypothesis import settings
@@ -100,7 +102,7 @@ def slow_softmax(row: Tensor) -> list[Tensor]:
 
 
 def slow_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean over samples of (1 - s) * -log p_y + s * mean over classes of -log p_k, a sum of exponentials written out."""
+    """Mean over samples of (1 - s) * -log p_y + s * mean over classes of -log p_k, exponentials written out."""
     total = logits.new_zeros(())
     for row, label in zip(logits, labels.tolist(), strict=True):
         p = slow_softmax(row)
@@ -124,7 +126,7 @@ def slow_boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     total = logits.new_zeros(())
     for row, label in zip(logits, labels.tolist(), strict=True):
         p = slow_softmax(row)
-        rival = max((p_k for k, p_k in enumerate(p) if k != label), key=float)
+        rival = max((p_k for k, p_k in enumerate(p) if k != label), key=Tensor.item)
         total = total - torch.log(p[label]) - torch.log(1 - rival)
     return total / len(logits)
 
@@ -147,58 +149,51 @@ def slow_logit_pairing(logits: Tensor, other: Tensor) -> Tensor:
 # ---------------------------------------------------------------- a run
 
 
-def fit(module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], *, epochs: int = 1, resumed=None, **settings_):
-    """The Trainer of a run over these batches in their order: training alone, no file is written."""
+def quiet_trainer(**settings_):
+    """A Trainer that trains alone, on the CPU, and writes no file."""
     import pytorch_lightning as pl
 
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        limit_val_batches=0,
-        inference_mode=False,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"enable_checkpointing": False, **settings_},
-    )
-    trainer.fit(module, torch.utils.data.DataLoader(list(batches), batch_size=None), ckpt_path=resumed)
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
+    fixed = {**dict.fromkeys(quiet, False), "accelerator": "cpu", "inference_mode": False, "limit_val_batches": 0}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "GPU available but not used")
+        return pl.Trainer(**{**fixed, **settings_})
+
+
+def fit(module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], *, epochs: int = 1, resumed=None, **settings_):
+    """The Trainer of a run over these batches in their order."""
+    trainer = quiet_trainer(max_epochs=epochs, **settings_)
+    loader = torch.utils.data.DataLoader(list(batches), batch_size=None)
+    trainer.fit(module, loader, loader, ckpt_path=resumed)  # a loader for validation, which is left out: no warning
     return trainer
 
 
-class CountedPasses:
-    """Inside the block: how often `net` was called, by mode and whether a graph was made, and autograd was run."""
+@contextmanager
+def counted_passes(net: nn.Module, monkeypatch) -> Iterator[dict[str, int]]:
+    """How often the block calls `net`, by its mode and whether a graph is made, and how often it runs autograd."""
+    counted: dict[str, int] = {}
 
-    def __init__(self, net: nn.Module, monkeypatch):
-        self.net, self.monkeypatch = net, monkeypatch
+    def count(what: str) -> None:
+        counted[what] = counted.get(what, 0) + 1
 
-    def __enter__(self) -> dict[str, int]:
-        counted: dict[str, int] = {}
+    def forward(net, inputs):
+        count(f"{'train' if net.training else 'eval'}, {'gradient' if torch.is_grad_enabled() else 'no gradient'}")
 
-        def count(what: str) -> None:
-            counted[what] = counted.get(what, 0) + 1
+    def backward(run):
+        def counting(*arguments, **settings_):
+            count("backward")
+            return run(*arguments, **settings_)
 
-        def forward(net, inputs):
-            graph = "gradient" if torch.is_grad_enabled() else "no gradient"
-            count(f"{'train' if net.training else 'eval'}, {graph}")
+        return counting
 
-        def backward(run):
-            def counting(*arguments, **settings_):
-                count("backward")
-                return run(*arguments, **settings_)
-
-            return counting
-
-        self.handle = self.net.register_forward_pre_hook(forward)
-        self.patched = self.monkeypatch.context()
-        patch = self.patched.__enter__()
-        for run in ("grad", "backward"):  # Tensor.backward is the second one
-            patch.setattr(torch.autograd, run, backward(getattr(torch.autograd, run)))
-        return counted
-
-    def __exit__(self, *error: object) -> None:
-        self.patched.__exit__(*error)
-        self.handle.remove()
+    handle = net.register_forward_pre_hook(forward)
+    try:
+        with monkeypatch.context() as patch:
+            for run in ("grad", "backward"):  # Tensor.backward goes through the second one
+                patch.setattr(torch.autograd, run, backward(getattr(torch.autograd, run)))
+            yield counted
+    finally:
+        handle.remove()
 
 
 # ---------------------------------------------------------------- what a network carries

@@ -11,7 +11,6 @@ from reference import (
     slow_cross_entropy,
     slow_kl_divergence,
     slow_logit_pairing,
-    slow_softmax,
     slow_weighted_kl_divergence,
 )
 from torch.nn import functional as F
@@ -287,9 +286,7 @@ def test_equal_sides_have_no_divergence(objective):
     same = {"clean": logits["clean"], "adversarial": logits["clean"].clone()}
     terms = objective(same, LABELS)
     assert abs(terms[objective.terms[-1]].item()) < 1e-15
-    p = [slow_softmax(row)[label] for row, label in zip(logits["clean"], LABELS.tolist(), strict=True)]
-    assert terms[objective.terms[0]].item() != 0
-    assert min(map(float, p)) < 0.5  # so that a wrong prediction is among them
+    assert terms[objective.terms[0]].item() > 0.1
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan, True, "0.5", None])

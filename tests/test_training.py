@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 
 import pytest
 import torch
+from reference import counted_passes, fit
 from torch import nn
 from torch.nn import functional as F
 
-from nsr.attacks import GradientAttack
+from nsr.attacks import GradientAttack, KeptPerturbation
 from nsr.errors import InputError, RunStopped
+from nsr.free import FreeClassifier
 from nsr.layers import find_layers
 from nsr.models import Classifier, SmallCNN
-from nsr.objectives import AdversarialTraining, Natural
+from nsr.objectives import AdversarialTraining, Free, LogitPairing, Mart, Natural, Trades
 from nsr.stabilizer import SensitivityStabilizer
 from nsr.training import RobustClassifier, draw_seed, full_precision
 
@@ -23,6 +24,10 @@ OBJECTIVES = {
     "natural": Natural,
     "pgd": AdversarialTraining,
     "half": lambda: AdversarialTraining(clean_share=0.5),
+    "alp": LogitPairing,
+    "trades": Trades,
+    "mart": Mart,
+    "free": lambda: Free(replays=3),
 }
 
 
@@ -37,14 +42,21 @@ def network(*, dropout: bool = False) -> nn.Module:
 def module_of(objective, *, stabilizer=None, dropout=False, steps=3, **settings) -> RobustClassifier:
     net = network(dropout=dropout)
     attack = GradientAttack(epsilon=0.1, steps=steps)
+    if isinstance(objective, Free):
+        kind, training_attack = FreeClassifier, KeptPerturbation(epsilon=0.1)
+    elif isinstance(objective, Trades):
+        kind = RobustClassifier
+        training_attack = GradientAttack(epsilon=0.1, steps=steps, loss="kl", random_start="gaussian")
+    else:
+        kind, training_attack = RobustClassifier, attack
     layers = find_layers(net, torch.zeros(2, 1, 8, 8), within=net.net)
-    return RobustClassifier(
+    return kind(
         net,
         layers=layers,
         within=net.net,
         classes=CLASSES,
         objective=objective,
-        attack=attack,
+        attack=training_attack,
         validation_attack=attack,
         test_attacks={"pgd": attack},
         stabilizer=stabilizer,
@@ -85,24 +97,27 @@ def assert_bit_equal(first, second):
 def test_weight_zero_is_bit_equal_to_none(name, dropout):
     plain = module_of(OBJECTIVES[name](), dropout=dropout)
     zero = module_of(OBJECTIVES[name](), stabilizer=SensitivityStabilizer(weight=0), dropout=dropout)
-    for number in range(3):
-        step(plain, number)
-        step(zero, number)
-    assert_bit_equal(state(plain), state(zero))
+    before = state(plain)
+    for module in (plain, zero):
+        fit(module, [batch()] * 3, epochs=2)
+    assert_bit_equal(state(plain), state(zero))  # parameters and buffers
+    moved = [key for key, value in state(plain).items() if not torch.equal(value, before[key])]
+    assert set(dict(plain.net.named_parameters())) <= set(moved)
+    assert {"net.bn1.running_mean", "net.bn1.running_var", "net.bn1.num_batches_tracked"} <= set(moved)
 
 
 @pytest.mark.parametrize("handling", ["batch", "frozen"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_stabilisers_own_pass_leaves_no_trace_in_batch_norm(name, handling):
-    plain = module_of(OBJECTIVES[name](), dropout=True)
-    stabilised = module_of(
-        OBJECTIVES[name](), stabilizer=SensitivityStabilizer(weight=1.0, batch_norm=handling), dropout=True
-    )
+    # one replay: at the second one the weights have moved by then, and differently
+    objective = Free(replays=1) if name == "free" else OBJECTIVES[name]()
+    plain = module_of(objective, dropout=True)
+    stabilised = module_of(objective, stabilizer=SensitivityStabilizer(weight=1.0, batch_norm=handling), dropout=True)
     for module in (plain, stabilised):
-        module.train()
-        module.training_step(batch(), 0)  # no optimiser step: the statistics alone move
+        fit(module, [batch()])
     buffers = [dict(module.net.named_buffers()) for module in (plain, stabilised)]
     assert_bit_equal(*buffers)
+    assert int(plain.net.net.bn1.num_batches_tracked) == len(objective.sides)
 
 
 def test_an_update_pass_is_asked_for_by_name():
@@ -165,29 +180,57 @@ def test_loss_and_gradients_of_a_stabilised_step_against_the_definition(through_
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-9, atol=1e-12)
 
 
+STEPS = {"eval, gradient": 3, "backward": 4}  # an attack of three steps, and the training step's own backward pass
+PASSES = {  # of one batch: {objective: (without stabiliser, with)}
+    "natural": ({"train, gradient": 1, "backward": 1}, {**STEPS, "train, gradient": 2}),
+    "pgd": ({**STEPS, "train, gradient": 1}, {**STEPS, "train, gradient": 2}),
+    "half": ({**STEPS, "train, gradient": 2}, {**STEPS, "train, gradient": 2}),
+    "alp": ({**STEPS, "train, gradient": 2}, {**STEPS, "train, gradient": 2}),
+    "trades": (
+        {**STEPS, "eval, no gradient": 1, "train, gradient": 2},
+        {**STEPS, "eval, no gradient": 1, "train, gradient": 2},
+    ),
+    "mart": ({**STEPS, "train, gradient": 2}, {**STEPS, "train, gradient": 2}),
+    # three replays, and no pass for the attack
+    "free": ({"train, gradient": 3, "backward": 3}, {"train, gradient": 6, "backward": 3}),
+}
+
+
+@pytest.mark.parametrize("weight", [None, 0, 1.0])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_pass_that_the_definition_does_not_need(name, weight, monkeypatch):
+    stabilizer = None if weight is None else SensitivityStabilizer(weight=weight)
+    module = module_of(OBJECTIVES[name](), stabilizer=stabilizer)
+    with counted_passes(module.net, monkeypatch) as counted:
+        fit(module, [batch()])
+    assert counted == PASSES[name][bool(weight)]
+
+
+def test_objectives_without_their_weight_cost_no_pass(monkeypatch):
+    for objective, passes in (
+        (Trades(beta=0), PASSES["natural"]),
+        (LogitPairing(weight=0, clean_share=0.0), PASSES["pgd"]),
+        (LogitPairing(weight=0, clean_share=1.0), PASSES["natural"]),
+    ):
+        module = module_of(objective)
+        with counted_passes(module.net, monkeypatch) as counted:
+            fit(module, [batch()])
+        assert counted == passes[0]
+
+
 @pytest.mark.parametrize(
-    ("name", "stabilised", "passes"),
+    ("weightless", "other"),
     [
-        ("natural", False, {"train, gradient": 1}),
-        ("natural", True, {"eval, gradient": 3, "train, gradient": 2}),
-        ("pgd", False, {"eval, gradient": 3, "train, gradient": 1}),
-        ("pgd", True, {"eval, gradient": 3, "train, gradient": 2}),
-        ("half", False, {"eval, gradient": 3, "train, gradient": 2}),
-        ("half", True, {"eval, gradient": 3, "train, gradient": 2}),
+        (lambda: Trades(beta=0), Natural),
+        (lambda: LogitPairing(weight=0, clean_share=0.5), lambda: AdversarialTraining(clean_share=0.5)),
     ],
+    ids=["trades", "alp"],
 )
-def test_no_pass_that_the_definition_does_not_need(name, stabilised, passes):
-    module = module_of(OBJECTIVES[name](), stabilizer=SensitivityStabilizer(weight=1.0) if stabilised else None)
-    counted: Counter[str] = Counter()
-
-    def count(net, inputs):
-        mode = "train" if net.training else "eval"
-        counted[f"{mode}, {'gradient' if torch.is_grad_enabled() else 'no gradient'}"] += 1
-
-    module.net.register_forward_pre_hook(count)
-    module.train()
-    module.training_step(batch(), 0)
-    assert counted == passes
+def test_objectives_without_their_weight_train_bit_by_bit_as_the_simpler_ones(weightless, other):
+    modules = [module_of(objective(), dropout=True) for objective in (weightless, other)]
+    for module in modules:
+        fit(module, [batch()] * 3)
+    assert_bit_equal(*map(state, modules))
 
 
 def test_a_clean_pass_without_gradient_keeps_no_graph():

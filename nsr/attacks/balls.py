@@ -73,7 +73,10 @@ def _length(movement: Tensor) -> Tensor:
 def _unit(direction: Tensor) -> Tensor:
     """Each image's direction at length 1; zero where it is zero."""
     direction = direction.to(precise(direction))
-    return direction / _length(direction).clamp(min=torch.finfo(direction.dtype).tiny)
+    tiny = torch.finfo(direction.dtype).tiny
+    # by its largest entry first: the squares of a confident network's gradients underflow
+    direction = direction / _per_image(direction.abs().flatten(1).amax(1), direction).clamp(min=tiny)
+    return direction / _length(direction).clamp(min=tiny)
 
 
 def _shortened(movement: Tensor, epsilon: float) -> Tensor:

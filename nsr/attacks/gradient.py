@@ -110,6 +110,13 @@ class GradientAttack:
         self, net: nn.Module, images: Tensor, labels: Tensor, generator: Generator | None, *, check: bool = False
     ) -> Tensor:
         check_epsilon("epsilon", self.epsilon, norm=self.norm, diameter=images[0].numel() ** 0.5)
+
+        def logits_of(inputs: Tensor) -> Tensor:
+            logits = net(inputs)
+            if check:
+                check_logits(logits, labels)
+            return logits
+
         epsilon, step_size = self.share * self.epsilon, self.share * self.step_size
         # an evaluation may stand in inference mode, whose tensors cannot be differentiated
         with torch.inference_mode(False), torch.enable_grad():
@@ -121,14 +128,12 @@ class GradientAttack:
             # BatchNorm writes nothing in training either; what else writes into buffers then is undone
             in_training = unchanged_buffers(net) if self.mode == "train" else nullcontext()
             with in_training, network_mode(net, self.mode), batch_norm(net, "batch"), frozen_parameters(net):
-                loss_of, fooled_by = self._aims(net, images, labels)
+                loss_of, fooled_by = self._aims(logits_of, images, labels)
                 for _ in range(self.restarts):
                     adversarial = self._start(ball, generator)
                     for _ in range(self.steps):
                         adversarial = adversarial.detach().requires_grad_()
-                        logits = net(adversarial)
-                        if check:
-                            check_logits(logits, labels)
+                        logits = logits_of(adversarial)
                         losses = loss_of(logits)
                         # a sum, not a mean: each image's own gradient, which half precision does not lose
                         (gradient,) = torch.autograd.grad(losses.sum(), adversarial)
@@ -138,7 +143,7 @@ class GradientAttack:
                         adversarial = ball.step(adversarial, gradient, step_size)
                     if best is not None:
                         with torch.no_grad():
-                            logits = net(adversarial)
+                            logits = logits_of(adversarial)
                             best.consider(adversarial, loss_of(logits), fooled_by(logits))
             return adversarial.detach() if best is None else best.images
 
@@ -152,7 +157,7 @@ class GradientAttack:
         return BALLS[self.norm](images, noise).random_point(generator)
 
     def _aims(
-        self, net: nn.Module, images: Tensor, labels: Tensor
+        self, logits_of: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
     ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """logits -> what to ascend (batch,), and logits -> whether the attack has reached its aim (batch,)."""
 
@@ -161,14 +166,14 @@ class GradientAttack:
 
         if self.loss == "kl":
             with torch.no_grad():
-                clean = net(images)
+                clean = logits_of(images)
             return lambda logits: kl_divergence(clean, logits), misclassified
         loss = cross_entropy if self.loss == "cross_entropy" else margin
         if self.targeted is True:
             return lambda logits: -loss(logits, labels), lambda logits: logits.argmax(1) == labels
         if self.targeted == "least_likely":
             with torch.no_grad():
-                target = net(images).argmin(1)
+                target = logits_of(images).argmin(1)
             return lambda logits: -loss(logits, target), misclassified
         return lambda logits: loss(logits, labels), misclassified
 

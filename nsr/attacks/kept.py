@@ -30,21 +30,20 @@ class KeptPerturbation:
 
     def perturbed(self, images: Tensor) -> Tensor:
         """The images with the kept perturbation on them, (batch, channel, height, width) in [0, 1], detached."""
-        return (images + self._of(images)).clamp_(0, 1)
+        return (images.detach() + self._of(images)).clamp_(0, 1)
 
     def ascend(self, gradient: Tensor) -> None:
         """Moves the perturbation along the gradient of the loss with respect to the images that `perturbed` gave."""
-        # a gradient scaled for half precision may have overflowed: such a step is left out, as the optimiser does
-        gradient = torch.where(gradient.isfinite().all(), gradient, 0)
+        kept = self._of(gradient)
         moved = ascended(
-            self._of(gradient).to(gradient.dtype),
+            kept.to(gradient.dtype),
             gradient,
             norm=self.norm,
             epsilon=self.share * self.epsilon,
             step_size=self.share * self.step_size,
         )
-        assert self.perturbation is not None
-        self.perturbation[: len(gradient)] = moved
+        # a gradient scaled for half precision may have overflowed: such a step is left out, as the optimiser does
+        kept.copy_(torch.where(gradient.isfinite().all(), moved, kept))
 
     def _of(self, images: Tensor) -> Tensor:
         """The perturbation of a batch; a larger batch than all before gets zeros for its further places."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import fmean
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,39 +10,47 @@ from nsr.callbacks.sensitivity import finished_epochs
 from nsr.errors import RunStopped
 
 EPOCHS = 3  # in a row: a run may pass through a constant at its start
-SENSITIVITY_LEFT = 0.01  # of the sensitivity before training
+SENSITIVITY_LEFT = 0.1  # of a layer's sensitivity before training
 ABOVE_CHANCE = 0.1  # of the way from chance to all right
+CHANGED = 0.005  # of the predictions, by the attack
 
 
 class ConstantNetworkStop(pl.Callback):
     """Stops a run whose stabiliser has driven the network to a constant, with the cause and the setting.
 
-    A constant: for three epochs in a row the stabilised layers' mean absolute sensitivity is under a hundredth of what
-    it was before training, while validated clean accuracy is within a tenth of the way from chance to 1.
+    A constant, for three epochs in a row: validated clean accuracy is within a tenth of the way from chance to 1, the
+    attack costs no more than half a point of it, and a stabilised layer has less than a tenth of the mean absolute
+    sensitivity it had before training. One such layer is enough: nothing passes through it.
     """
 
     def __init__(self) -> None:
-        self.before: float | None = None
+        self.before: dict[str, float] = {}
         self.epochs = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.state.fn != "fit" or pl_module.stabilizer is None:
             return
-        stabilized = pl_module.stabilizer.stabilized(list(pl_module.sensitivities))
-        sensitivity = fmean(float(pl_module.sensitivities[layer].absolute.mean()) for layer in stabilized)
-        accuracy = pl_module.figures["validation"]["validation/clean_accuracy"]
+        layers = pl_module.stabilizer.stabilized(list(pl_module.sensitivities))
+        now = {layer: float(pl_module.sensitivities[layer].absolute.mean()) for layer in layers}
         if finished_epochs(trainer) == 0:
-            self.before = sensitivity
-        if self.before is None:
+            self.before = now
+        if not self.before:
             return
-        chance = 1 / pl_module.classes
-        is_constant = sensitivity < SENSITIVITY_LEFT * self.before and accuracy <= chance + ABOVE_CHANCE * (1 - chance)
+        stillest = min(layers, key=lambda layer: now[layer] / max(self.before[layer], 1e-30))
+        figures, chance = pl_module.figures["validation"], 1 / pl_module.classes
+        clean, robust = figures["validation/clean_accuracy"], figures["validation/robust_accuracy"]
+        is_constant = (
+            clean <= chance + ABOVE_CHANCE * (1 - chance)
+            and clean - robust <= CHANGED
+            and now[stillest] < SENSITIVITY_LEFT * self.before[stillest]
+        )
         self.epochs = self.epochs + 1 if is_constant else 0
         if self.epochs == EPOCHS:
             raise RunStopped(
-                f"the stabiliser has driven the network to a constant: clean accuracy {100 * accuracy:.1f} % is chance "
-                f"and sensitivity {sensitivity:.2g} was {self.before:.2g} before training, for {EPOCHS} epochs; lower "
-                f"stabilizer.weight ({pl_module.stabilizer.weight:g}) or optimizer.lr, or let the weight grow: "
+                f"the stabiliser has driven the network to a constant: for {EPOCHS} epochs clean accuracy "
+                f"{100 * clean:.1f} % is chance, and the sensitivity of {stillest} is {now[stillest]:.2g} where it was "
+                f"{self.before[stillest]:.2g} before training; lower stabilizer.weight "
+                f"({pl_module.stabilizer.weight:g}) or optimizer.lr, or let the weight grow: "
                 "callbacks=[stabilizer_ramp]"
             )
 

@@ -37,6 +37,7 @@ class RunRecords(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._epoch_started = time.perf_counter()
+        self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]  # as the epoch begins with it
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
@@ -44,8 +45,7 @@ class RunRecords(pl.Callback):
         epoch = finished_epochs(trainer)
         figures = {**(pl_module.figures["train"] if epoch else {}), **pl_module.figures["validation"]}
         columns = ["epoch", "learning_rate", *pl_module.figure_names("train"), *pl_module.figure_names("validation")]
-        rate = trainer.optimizers[0].param_groups[0]["lr"] if epoch else ""
-        row = {"epoch": epoch, "learning_rate": rate, **figures}
+        row = {"epoch": epoch, "learning_rate": self._learning_rate if epoch else "", **figures}
         append_rows(self.directory / "metrics.csv", columns, [[row.get(column, "") for column in columns]])
         write_sensitivities(self.directory / "sensitivity.csv", epoch, pl_module.sensitivities)
 

@@ -3,8 +3,8 @@
     L = (1 - clean_share) * CE(f(x'), y)  +  clean_share * CE(f(x), y)
 
 The attack makes the method. PGD: Madry et al. 2018 (clean_share 0; the paper's group, AISafety, takes 0.5, as
-Goodfellow et al. 2015 did). FGSM from a random start: Wong et al. 2020. N-FGSM: de Jorge et al. 2022. Examples from this network
-or a fixed one, with clean_share 0.5: Tramer et al. 2018.
+Goodfellow et al. 2015 did). FGSM from a random start: Wong et al. 2020. N-FGSM: de Jorge et al. 2022. Examples from
+this network or a fixed one, with clean_share 0.5: Tramer et al. 2018.
 """
 
 from __future__ import annotations

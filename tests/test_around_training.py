@@ -1,0 +1,296 @@
+"""What stands around the step, in whole runs: ramps, averaged weights, early stopping, schedules, a collapse told."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nsr.assembly import build_callbacks, train
+from nsr.callbacks import ConstantNetworkStop, Ramp
+from nsr.errors import InputError, RunStopped
+from nsr.metrics import LayerSensitivity
+from nsr.stabilizer import SensitivityStabilizer
+from nsr.training import RobustClassifier
+from tests.conftest import TINY, job
+
+BATCHES = 2  # an epoch, in TINY
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(path: Path, part: str = "state_dict") -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)[part]
+
+
+@pytest.mark.parametrize("objective", ["natural", "fast", "nfgsm", "free", "alp", "trades", "mart"])
+def test_every_objective_trains_from_the_command_line(tmp_path, objective):
+    """With the stabiliser, and its terms in the records; weight 0 ends bit-equal to none."""
+    ends = {}
+    tiny = [override for override in TINY if override != "attack.steps=2"]
+    for name, choice in (("sns", "sns"), ("zero", "sns stabilizer.weight=0"), ("none", "none")):
+        run = tmp_path / name
+        train(job("train", run, *tiny, f"objective={objective}", *f"stabilizer={choice}".split()))
+        ends[name] = weights(run / "checkpoints" / "last.ckpt")
+    assert all(torch.equal(ends["zero"][key], ends["none"][key]) for key in ends["none"])
+    assert not all(torch.equal(ends["sns"][key], ends["none"][key]) for key in ends["none"])
+    row = rows(tmp_path / "sns" / "metrics.csv")[-1]
+    terms = [key for key in row if key.startswith("train/") and not key.endswith("accuracy") and key != "train/loss"]
+    assert "train/stabilizer" in terms
+    assert float(row["train/loss"]) == pytest.approx(sum(float(row[term]) for term in terms), rel=1e-5)
+    header = rows(tmp_path / "none" / "metrics.csv")[-1]
+    assert "train/stabilizer" not in header
+
+
+def test_ensemble_training_from_checkpoints(tmp_path, trained):
+    fixed = trained / "checkpoints" / "best.ckpt"
+    tiny = [override for override in TINY if override != "attack.steps=2"]
+    train(job("train", tmp_path / "run", *tiny, "objective=eat", f"attack.checkpoints=[{fixed}]"))
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())
+    # what is fixed is no part of the checkpoint
+    assert weights(tmp_path / "run" / "checkpoints" / "last.ckpt").keys() == weights(fixed).keys()
+
+
+def test_the_ramps_follow_the_steps(tmp_path, monkeypatch):
+    seen = []
+    step = RobustClassifier.training_step
+
+    def spy(self, batch, batch_idx):
+        seen.append((self.attack.share, self.stabilizer.share))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(RobustClassifier, "training_step", spy)
+    overrides = ["callbacks=[epsilon_ramp,stabilizer_ramp]", "callbacks.epsilon_ramp.epochs=1.5"]
+    overrides += ["callbacks.stabilizer_ramp.start=1", "callbacks.stabilizer_ramp.epochs=1", "trainer.max_epochs=3"]
+    train(job("train", tmp_path / "run", *TINY, *overrides))
+    epsilon, weight = zip(*seen, strict=True)
+    assert epsilon == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
+    assert weight == pytest.approx([0, 0, 0.5, 1, 1, 1])
+    written = [float(row["train/stabilizer"]) for row in rows(tmp_path / "run" / "metrics.csv")[1:]]
+    assert written[0] == 0 < written[1]
+
+
+def test_a_stabiliser_that_a_ramp_holds_at_nothing_costs_no_pass(monkeypatch, tmp_path):
+    from nsr.models import Classifier
+
+    counted = {}
+    forward = Classifier.forward
+    for name, extra in {
+        "none": ["stabilizer=none"],
+        "held": ["callbacks=[stabilizer_ramp]", "callbacks.stabilizer_ramp.start=1", "trainer.max_epochs=2"],
+    }.items():
+        passes = []
+        monkeypatch.setattr(
+            Classifier, "forward", lambda self, x, p=passes: (p.append(self.training), forward(self, x))[1]
+        )
+        stopped = SimpleNamespace(first=None)
+        end = RobustClassifier.on_train_batch_end
+
+        def at_end(self, outputs, batch, batch_idx, p=passes, s=stopped, end=end):
+            if s.first is None and batch_idx == BATCHES - 1:
+                s.first = sum(p)
+            return end(self, outputs, batch, batch_idx)
+
+        monkeypatch.setattr(RobustClassifier, "on_train_batch_end", at_end)
+        train(job("train", tmp_path / name, *TINY, *extra))
+        monkeypatch.setattr(RobustClassifier, "on_train_batch_end", end)
+        counted[name] = stopped.first
+    assert counted["held"] == counted["none"]
+
+
+def test_averaged_weights_are_validated_kept_and_tested(tmp_path, monkeypatch):
+    decay = 0.6
+    trajectory, validated = [], []
+    end, validate = RobustClassifier.on_train_batch_end, RobustClassifier.on_validation_epoch_start
+
+    def after_step(self, outputs, batch, batch_idx):
+        trajectory.append({name: value.detach().clone() for name, value in self.net.named_parameters()})
+        return end(self, outputs, batch, batch_idx)
+
+    def at_validation(self):
+        validated.append({name: value.detach().clone() for name, value in self.net.named_parameters()})
+        return validate(self)
+
+    monkeypatch.setattr(RobustClassifier, "on_train_batch_end", after_step)
+    monkeypatch.setattr(RobustClassifier, "on_validation_epoch_start", at_validation)
+    overrides = ["callbacks=[ema]", f"callbacks.ema.decay={decay}", "trainer.max_epochs=3"]
+    train(job("train", tmp_path / "run", *TINY, *overrides))
+    average, expected = None, []
+    for number, weights_ in enumerate(trajectory):
+        average = weights_ if average is None else {k: decay * average[k] + (1 - decay) * weights_[k] for k in weights_}
+        if number % BATCHES == BATCHES - 1:
+            expected.append(average)
+    for got, wanted in zip(validated[1:], expected, strict=True):  # the first is before training
+        for name in wanted:
+            torch.testing.assert_close(got[name], wanted[name], rtol=1e-5, atol=1e-6)
+    kept = weights(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    for name, value in expected[-1].items():
+        torch.testing.assert_close(kept[f"net.{name}"], value, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(kept[f"net.{name}"], trajectory[-1][name])
+    from nsr.assembly import evaluate
+
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    evaluate(job("evaluate", tmp_path / "evaluation", f"checkpoint={best}", "suite.pgd.steps=2"))
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    repeated = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert repeated == {name: value for name, value in figures.items() if name.startswith("test/")}
+
+
+def test_weight_perturbation_from_the_command_line(tmp_path):
+    ends = []
+    for name, extra in (
+        ("plain", []),
+        ("awp", ["callbacks=[awp]"]),
+        ("late", ["callbacks=[awp]", "callbacks.awp.warmup=1"]),
+    ):
+        train(job("train", tmp_path / name, *TINY, *extra))
+        ends.append(weights(tmp_path / name / "checkpoints" / "last.ckpt"))
+    plain, moved, late = ends
+    assert not all(torch.equal(plain[key], moved[key]) for key in plain)
+    assert all(torch.equal(plain[key], late[key]) for key in plain)
+
+
+def test_early_stopping_ends_a_run_whole(tmp_path):
+    # at this rate nothing is learnt: robust accuracy does not rise
+    overrides = ["callbacks=[early_stopping]", "callbacks.early_stopping.patience=2", "trainer.max_epochs=9"]
+    train(job("train", tmp_path / "run", *TINY, *overrides, "optimizer.lr=1e-12"))
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert figures["last_epoch"] == 3
+    assert "test_last/pgd_accuracy" in figures
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "epochs", "expected"),
+    [
+        ("cosine", 2, [1, 0.5]),
+        ("piecewise", 4, [1, 1, 0.1, 0.01]),
+        ("constant", 2, [1, 1]),
+    ],
+)
+def test_schedules_of_epochs(tmp_path, scheduler, epochs, expected):
+    train(job("train", tmp_path / "run", *TINY, f"scheduler={scheduler}", f"trainer.max_epochs={epochs}"))
+    rates = [float(row["learning_rate"]) / 0.005 for row in rows(tmp_path / "run" / "metrics.csv")[1:]]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("objective", ["pgd", "free objective.replays=3"])
+def test_one_cycle_goes_by_optimiser_steps(tmp_path, monkeypatch, objective):
+    rates = []
+    step = torch.optim.Adam.step
+
+    def spy(self, *arguments, **settings):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **settings)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    tiny = [override for override in TINY if override != "attack.steps=2"]
+    overrides = ["scheduler=one_cycle", f"trainer.max_epochs={6 if 'free' in objective else 4}"]
+    train(job("train", tmp_path / "run", *tiny, *f"objective={objective}".split(), *overrides))
+    steps = 2 * BATCHES * 3 if "free" in objective else 4 * BATCHES
+    assert len(rates) == steps  # free: six epochs of the command are two of three replays
+    other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        other, max_lr=0.005, total_steps=steps, pct_start=0.4, anneal_strategy="linear", cycle_momentum=False
+    )
+    expected = []
+    for _ in range(steps):
+        expected.append(other.param_groups[0]["lr"])
+        other.step()
+        schedule.step()
+    assert rates == pytest.approx(expected)
+
+
+def test_free_training_divides_the_epochs(tmp_path):
+    tiny = [override for override in TINY if override != "attack.steps=2"]
+    train(job("train", tmp_path / "run", *tiny, "objective=free", "objective.replays=4", "trainer.max_epochs=7"))
+    assert [row["epoch"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["0", "1", "2"]
+    settings = (tmp_path / "run" / "config.yaml").read_text()
+    assert "max_epochs: 7" in settings  # what was asked for, so that it can be asked for again
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["perturbations"]
+    assert kept.shape[0] == 1
+    assert 0 < float(kept.abs().max()) <= 0.15 + 1e-6
+
+
+@pytest.mark.parametrize("refresh", ["average", "epoch", "once"])
+def test_what_chooses_is_in_the_checkpoint(tmp_path, refresh):
+    train(job("train", tmp_path / "run", *TINY, f"stabilizer.refresh={refresh}", "trainer.max_epochs=2"))
+    scores = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["stabilizer_scores"]
+    assert list(scores) == ["relu1", "relu2", "relu3", "relu4"]
+    if refresh == "average":
+        return
+    epoch = {"once": "0", "epoch": "2"}[refresh]
+    written = [row for row in rows(tmp_path / "run" / "sensitivity.csv") if row["epoch"] == epoch]
+    flat = torch.cat(list(scores.values())).tolist()
+    assert flat == pytest.approx([float(row["absolute"]) for row in written], rel=1e-12)
+
+
+# ---------------------------------------------------------------- a stabiliser that has won
+
+
+def validate(stop: ConstantNetworkStop, epoch: int, *, sensitivity: float, clean: float, robust: float) -> None:
+    stilled, other = torch.full((4,), sensitivity), torch.full((4,), 1.0)
+    module = SimpleNamespace(
+        stabilizer=SensitivityStabilizer(layers=["relu", "still"]),
+        classes=10,
+        figures={"validation": {"validation/clean_accuracy": clean, "validation/robust_accuracy": robust}},
+        sensitivities={
+            "relu": LayerSensitivity(other, other, other),
+            "still": LayerSensitivity(stilled, stilled, stilled),
+            "free": LayerSensitivity(0 * other, other, other),  # not stabilised: it does not count
+        },
+    )
+    place = {"sanity_checking": epoch == 0, "current_epoch": max(0, epoch - 1)}
+    stop.on_validation_end(SimpleNamespace(state=SimpleNamespace(fn="fit"), **place), module)
+
+
+@pytest.mark.parametrize(("sensitivity", "clean", "robust"), [(1e-5, 0.1, 0.1), (0.0, 0.12, 0.12)])
+def test_a_constant_network_is_told_after_three_epochs(sensitivity, clean, robust):
+    stop = ConstantNetworkStop()
+    validate(stop, 0, sensitivity=0.1, clean=0.1, robust=0.0)
+    validate(stop, 1, sensitivity=sensitivity, clean=clean, robust=robust)
+    validate(stop, 2, sensitivity=0.1, clean=0.3, robust=0.2)  # it recovers, and the count begins anew
+    for epoch in (3, 4):
+        validate(stop, epoch, sensitivity=sensitivity, clean=clean, robust=robust)
+    with pytest.raises(RunStopped, match=r"driven the network to a constant.*of still is .*weight \(2\)") as caught:
+        validate(stop, 5, sensitivity=sensitivity, clean=clean, robust=robust)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sensitivity", "clean", "robust"), [(1e-5, 0.5, 0.5), (0.05, 0.1, 0.1), (1e-5, 0.12, 0.05)], ids=str
+)
+def test_a_network_that_learns_or_moves_is_no_constant(sensitivity, clean, robust):
+    stop = ConstantNetworkStop()
+    validate(stop, 0, sensitivity=0.1, clean=0.1, robust=0.0)
+    for epoch in range(1, 8):
+        validate(stop, epoch, sensitivity=sensitivity, clean=clean, robust=robust)
+
+
+def test_a_run_whose_stabiliser_wins_is_stopped(tmp_path):
+    """The sum over layers and neurons at a weight made for the mean."""
+    overrides = [override for override in TINY if not override.startswith("trainer.limit")]
+    overrides += ["stabilizer.reduction=sum", "stabilizer.weight=20", "trainer.max_epochs=12"]
+    with pytest.raises(RunStopped, match="the stabiliser has driven the network to a constant.*stabilizer.weight"):
+        train(job("train", tmp_path / "run", *overrides))
+    assert len(rows(tmp_path / "run" / "metrics.csv")) >= 4  # nothing is lost
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+# ---------------------------------------------------------------- refused
+
+
+def test_a_ramp_of_nothing(tmp_path):
+    ramp = Ramp(of="stabilizer", epochs=1)
+    with pytest.raises(InputError, match="a ramp of the stabilizer, but this run has none"):
+        ramp.setup(None, SimpleNamespace(stabilizer=None), "fit")
+    with pytest.raises(InputError, match="it must be one of attack, stabilizer"):
+        Ramp(of="learning_rate", epochs=1)
+    config = job("train", tmp_path / "run", *TINY, "callbacks=[stabilizer_ramp,epsilon_ramp]")
+    assert len({ramp.state_key for ramp in build_callbacks(config)}) == 2
