@@ -219,8 +219,6 @@ def _check_pairs(settings: Mapping[str, Any], leaves: Mapping[str, Any]) -> None
             if objective == "Free"
             else f"attack=kept belongs to objective=free, not to {objective}; leave attack out, or take another"
         )
-    if str(leaves.get("validation_attack._target_", "")).endswith(("KeptPerturbation", "EnsembleAttack")):
-        raise InputError("validation_attack is one of training alone; it must be fgsm, bim or pgd, or alike")
     callbacks = settings.get("callbacks") or {}
     if "awp" in callbacks and objective == "Free":
         raise InputError("callbacks has awp, which has no meaning with objective=free: leave one of them out")

@@ -58,7 +58,8 @@ class FreeClassifier(RobustClassifier):
 
     @property
     def optimizer_steps(self) -> int:
-        return self.replays * super().optimizer_steps
+        steps, most = self.replays * super().optimizer_steps, self.trainer.max_steps
+        return steps if most == -1 else min(steps, most)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -69,5 +70,7 @@ class FreeClassifier(RobustClassifier):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         perturbations: Tensor | None = checkpoint.get("perturbations")
-        if perturbations is not None and len(perturbations) == self.trainer.world_size:
+        if self._trainer is None or perturbations is None:
+            return  # loaded to be looked at, not to go on
+        if len(perturbations) == self.trainer.world_size:
             self.kept.perturbation = torch.clone(perturbations[self.global_rank])

@@ -16,12 +16,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from nsr.boundary import check_batch
-from nsr.errors import RunStopped
+from nsr.errors import InputError, RunStopped
 from nsr.features import FeatureTaps
 from nsr.layers import Layer
 from nsr.metrics import Accuracy, LayerSensitivity, Mean, NetworkSensitivity
 from nsr.modes import batch_norm
-from nsr.objectives import Natural, Objective
+from nsr.objectives import Free, Natural, Objective
 from nsr.stabilizer import SensitivityStabilizer
 
 Attack = Callable[..., Tensor]  # attack(net, images, labels, generator=...) -> adversarial images
@@ -78,6 +78,8 @@ class RobustClassifier(pl.LightningModule):
         self.taps = FeatureTaps(net, layers, within=within)
         self.classes = classes
         self.objective = objective if objective is not None else Natural()
+        if isinstance(self.objective, Free) and type(self) is RobustClassifier:
+            raise InputError("the objective Free replays its batches; nsr.free.FreeClassifier trains with it")
         self.attack = attack
         validation_attacks = {} if validation_attack is None else {"robust": validation_attack}
         self.attacks = {"validation": validation_attacks, "test": dict(test_attacks)}

@@ -70,6 +70,45 @@ def folder(tmp_path) -> Path:
         (["seed=range(0,3)", "epsilon=0.1,8"], "epsilon is 8"),
         (["model=[a"], "model=[a: "),
         (["seed=1.5"], "seed is 1.5"),
+        (["objective=tradse"], "objective=tradse: there is no such choice (did you mean 'trades'?)"),
+        (["callbacks=[awpp]"], "callbacks=[awpp]: there is no such choice (did you mean 'awp'?)"),
+        (["objective=free", "attack=pgd"], "objective=free trains on the perturbation it keeps"),
+        (["attack=kept"], "attack=kept belongs to objective=free, not to AdversarialTraining"),
+        (["objective=free", "callbacks=[awp]"], "callbacks has awp, which has no meaning with objective=free"),
+        (
+            ["validation_attack=kept"],
+            "validation_attack=kept: there is no such choice; validation_attack is one of bim, fgsm, pgd",
+        ),
+        (["objective=eat"], "attack.checkpoints is missing; give it on the command line: attack.checkpoints=..."),
+        (["objective=eat", "attack.checkpoints=[]"], "attack.checkpoints is []; it must be a list of checkpoints"),
+        (["objective=mart", "objective.label_smoothing=0.1"], "objective.label_smoothing: there is no such setting"),
+        (
+            ["objective.label_smoothing=2"],
+            "objective.label_smoothing is 2; it must be a number at least 0 and at most 1",
+        ),
+        (["objective=trades", "objective.beta=-1"], "objective.beta is -1"),
+        (["objective=free", "objective.replays=0"], "objective.replays is 0; it must be a whole number at least 1"),
+        (
+            ["objective=trades", "attack.targeted=true"],
+            "attack.targeted is True; it must be one of False, least_likely",
+        ),
+        (["attack.loss=kld"], "attack.loss is 'kld'; it must be one of cross_entropy, margin, kl (did you mean 'kl'?)"),
+        (["attack.restarts=0"], "attack.restarts is 0"),
+        (["stabilizer.refresh=epcoh"], "did you mean 'epoch'?"),
+        (["stabilizer.distance=l3"], "stabilizer.distance is 'l3'; it must be one of l1, l2, cosine"),
+        (["callbacks=[ema]", "callbacks.ema.decay=2"], "callbacks.ema.decay is 2"),
+        (["callbacks=[stabilizer_ramp]", "stabilizer=none"], "no weight to ramp: stabilizer is none or its weight 0"),
+        (["callbacks=[stabilizer_ramp]", "stabilizer.weight=0"], "no weight to ramp"),
+        (
+            ["callbacks=[stabilizer_ramp]", "callbacks.stabilizer_ramp.start=60"],
+            "callbacks.stabilizer_ramp.start is 60; it must be below the 60 epochs of the run, or the ramp never",
+        ),
+        (
+            ["objective=free", "callbacks=[stabilizer_ramp]", "callbacks.stabilizer_ramp.start=15"],
+            "below the 15 epochs",
+        ),
+        (["objective=natural", "stabilizer=none", "callbacks=[epsilon_ramp]"], "attacks nothing"),
+        (["scheduler=piecewise", "scheduler.milestones=[a]"], "scheduler.milestones entry is 'a'"),
     ],
 )
 def test_the_configuration_alone(refused, arguments, message):
@@ -90,6 +129,10 @@ def test_the_configuration_alone(refused, arguments, message):
         (["data=image_folder", "data.root=/nowhere"], "/nowhere"),
         (["model.weights=/nowhere.pt"], "cannot open '/nowhere.pt'"),
         (["model=resnet18", "data=digits", "model.image_size=4"], "4"),
+        (["objective=trades", "attack.random_start=false"], "loss is 'kl' without random start"),
+        (["objective=nfgsm", "attack.projection=true"], "beyond the ball of radius"),
+        (["stabilizer.distance=cosine"], "a neuron of relu4 has one value, which has no direction"),
+        (["objective=eat", "attack.checkpoints=[/nowhere.ckpt]"], "/nowhere.ckpt"),
     ],
 )
 def test_what_network_data_and_machine_tell(refused, arguments, message):
@@ -123,6 +166,26 @@ def test_folders_of_images(refused, folder):
     assert "dog" in refused("train", *command)
     (folder / "train" / "dog").rmdir()
     assert "dog" in refused("train", *command) or "class" in refused("train", *command)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_image_whose_header_alone_is_sound(refused, folder, split, monkeypatch):
+    """Channels and size are read off it; that its pixels are broken shows when all are decoded, before the run."""
+    monkeypatch.setattr("nsr.data.image_folder.SAMPLE", 1)
+    path = folder / split / "dog" / "5.png"
+    path.write_bytes(path.read_bytes()[:40])
+    command = ["data=image_folder", f"data.root={folder}", "data.validation_images=4", "data.batch_size=2"]
+    assert f"{path} cannot be read as an image" in refused("train", *command)
+
+
+def test_a_fixed_network_of_other_classes(refused, folder, trained):
+    """The digits' network has ten classes and one channel, the folder's images two and three."""
+    command = ["data=image_folder", f"data.root={folder}", "objective=eat", "model.width=4"]
+    checkpoint = trained / "checkpoints" / "best.ckpt"
+    text = refused("train", *command, f"attack.checkpoints=[{checkpoint}]", "data.channels=1")
+    assert f"attack.checkpoints: '{checkpoint}' cannot be used on these data: the network gives 10 logits" in text
+    text = refused("train", *command, f"attack.checkpoints=[{checkpoint}]")
+    assert "cannot be used on these data" in text
 
 
 def test_a_folder_without_test_images_is_refused_before_training(refused, folder):

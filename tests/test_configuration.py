@@ -15,7 +15,18 @@ from nsr.errors import InputError
 
 CONF = Path(__file__).parent.parent / "conf"
 LISTS = {"attacks": "suite", "callbacks": "callbacks"}  # groups of which several are chosen: where they go
-GROUPS = ("data", "model", "objective", "attack", *LISTS, "stabilizer", "optimizer", "scheduler", "logger")
+GROUPS = (
+    "data",
+    "model",
+    "objective",
+    "attack",
+    "validation_attack",
+    *LISTS,
+    "stabilizer",
+    "optimizer",
+    "scheduler",
+    "logger",
+)
 TRAINING = [(group, path.stem) for group in (*GROUPS, "experiment") for path in sorted((CONF / group).glob("*.yaml"))]
 NEEDED = {
     ("data", "image_folder"): ["data.root=/somewhere", "data.channels=3", "data.image_size=8", "data.classes=3"],

@@ -228,11 +228,11 @@ def test_which_passes_are_asked_for():
 @pytest.mark.parametrize(
     ("name", "objective"),
     [
-        ("trades", Trades()),
-        ("mart", Mart()),
-        ("alp", LogitPairing()),
-        ("alp", LogitPairing(clean_share=0.0)),
-        ("alp", LogitPairing(clean_share=1.0)),
+        ("Trades", Trades()),
+        ("Mart", Mart()),
+        ("LogitPairing", LogitPairing()),
+        ("LogitPairing", LogitPairing(clean_share=0.0)),
+        ("LogitPairing", LogitPairing(clean_share=1.0)),
     ],
     ids=["trades", "mart", "alp", "alp_adversarial", "alp_clean"],
 )

@@ -46,12 +46,12 @@ class L2Ball:
         direction = torch.randn(self.images.shape, generator=generator, device=device, dtype=dtype)
         radius = torch.rand(len(self.images), generator=generator, device=device, dtype=dtype)
         share = radius ** (1 / self.images[0].numel())
-        return self.moved(_unit(direction) * _per_image(share * self.epsilon, direction))
+        return self.moved(unit(direction) * _per_image(share * self.epsilon, direction))
 
     def step(self, adversarial: Tensor, gradient: Tensor, step_size: float) -> Tensor:
         """One step of steepest ascent: `step_size` along the gradient, and back into the ball."""
         movement = (adversarial - self.images).to(precise(gradient))
-        return self.moved(torch.add(movement, _unit(gradient), alpha=step_size))
+        return self.moved(torch.add(movement, unit(gradient), alpha=step_size))
 
     def moved(self, movement: Tensor) -> Tensor:
         """The images, moved and put back into ball and pixel range."""
@@ -70,7 +70,7 @@ def _length(movement: Tensor) -> Tensor:
     return _per_image(torch.linalg.vector_norm(movement.flatten(1), dim=1), movement)
 
 
-def _unit(direction: Tensor) -> Tensor:
+def unit(direction: Tensor) -> Tensor:
     """Each image's direction at length 1; zero where it is zero."""
     direction = direction.to(precise(direction))
     tiny = torch.finfo(direction.dtype).tiny
@@ -92,4 +92,4 @@ def ascended(perturbation: Tensor, gradient: Tensor, *, norm: str, epsilon: floa
     """One step of steepest ascent of a perturbation on its own, within epsilon; the pixel range is not looked at."""
     if norm == "linf":
         return torch.add(perturbation, gradient.sign(), alpha=step_size).clamp_(-epsilon, epsilon)
-    return _shortened(torch.add(perturbation, _unit(gradient), alpha=step_size), epsilon)
+    return _shortened(torch.add(perturbation, unit(gradient), alpha=step_size), epsilon)

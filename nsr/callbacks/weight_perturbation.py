@@ -8,13 +8,14 @@ more than one dimension. gamma is 0.005 for TRADES and 0.01 for PGD training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
+from nsr.attacks.balls import unit
 from nsr.errors import InputError, check_number
 from nsr.modes import batch_norm
 
@@ -46,6 +47,9 @@ class AdversarialWeightPerturbation(pl.Callback):
             raise InputError("callbacks has awp, which has no meaning with objective=free: leave one of them out")
         pl_module.before_passes = lambda inputs, labels: self.perturb(pl_module, inputs, labels)
 
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        pl_module.before_passes = None  # the module's next run may be one without
+
     def perturb(self, pl_module: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> None:
         """Moves the weights of `pl_module.net` to where the objective on this batch is larger."""
         if pl_module.current_epoch < self.warmup:
@@ -55,12 +59,13 @@ class AdversarialWeightPerturbation(pl.Callback):
         weights = [weight for weight in weights if weight.requires_grad]
         with batch_norm(net, "batch"):
             terms = objective({side: net(inputs[side]) for side in objective.sides}, labels)
-        gradients = torch.autograd.grad(torch.stack(list(terms.values())).sum(), weights)
+        loss = torch.stack(list(terms.values())).sum()
+        # a weight that the loss does not use, such as another head's, stays where it is
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         self._unmoved = [(weight, weight.detach().clone()) for weight in weights]
         with torch.no_grad():
-            for weight, gradient in zip(weights, _averaged(pl_module, gradients), strict=True):
-                length = torch.linalg.vector_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
-                weight.add_(self.gamma * torch.linalg.vector_norm(weight) * (gradient / length))
+            for weight, gradient in zip(weights, _averaged(gradients), strict=True):
+                weight.add_(self.gamma * torch.linalg.vector_norm(weight) * unit(gradient[None])[0])
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.restore()
@@ -76,11 +81,11 @@ class AdversarialWeightPerturbation(pl.Callback):
         self._unmoved = []
 
 
-def _averaged(pl_module: Any, gradients: tuple[Tensor, ...]) -> list[Tensor]:
+def _averaged(gradients: Sequence[Tensor]) -> list[Tensor]:
     """The mean over processes, exchanged as one flat tensor."""
-    if pl_module.trainer is None or pl_module.trainer.world_size == 1:
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return list(gradients)
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    flat = pl_module.trainer.strategy.reduce(flat, reduce_op="mean")
-    parts = flat.split([gradient.numel() for gradient in gradients])
+    distributed.all_reduce(flat)
+    parts = (flat / distributed.get_world_size()).split([gradient.numel() for gradient in gradients])
     return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nsr.errors import check_number
+from nsr.objectives.objective import check_sides
 
 
 class AdversarialTraining:
@@ -22,7 +23,7 @@ class AdversarialTraining:
 
     Args:
         clean_share: the weight of the clean cross-entropy, in [0, 1]; 1 is natural training.
-        label_smoothing: of both cross-entropies, in [0, 1).
+        label_smoothing: of both cross-entropies, in [0, 1].
     """
 
     def __init__(self, *, clean_share: float = 0.0, label_smoothing: float = 0.0):
@@ -41,6 +42,7 @@ class AdversarialTraining:
         return tuple(f"{side}_cross_entropy" for side in self.shares)
 
     def __call__(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        check_sides(self, logits)
         return {
             f"{side}_cross_entropy": share * F.cross_entropy(logits[side], labels, label_smoothing=self.label_smoothing)
             for side, share in self.shares.items()

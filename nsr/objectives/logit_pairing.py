@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from nsr.errors import check_number
 from nsr.objectives.adversarial import AdversarialTraining
-from nsr.objectives.objective import both_sides
 
 
 class LogitPairing(AdversarialTraining):
@@ -41,6 +40,5 @@ class LogitPairing(AdversarialTraining):
     def __call__(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         terms = super().__call__(logits, labels)
         if self.weight > 0:
-            clean, adversarial = both_sides(logits, "alp")
-            terms["logit_pairing"] = self.weight * F.mse_loss(clean, adversarial)
+            terms["logit_pairing"] = self.weight * F.mse_loss(logits["clean"], logits["adversarial"])
         return terms

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from nsr.errors import check_number
 from nsr.losses import boosted_cross_entropy, kl_divergence
-from nsr.objectives.objective import both_sides
+from nsr.objectives.objective import check_sides
 
 
 class Mart:
@@ -33,7 +33,8 @@ class Mart:
         self.weight = check_number("objective.weight", weight, lowest=0)
 
     def __call__(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        clean, adversarial = both_sides(logits, "mart")
+        check_sides(self, logits)
+        clean, adversarial = logits["clean"], logits["adversarial"]
         wrong = 1 - F.softmax(clean, dim=1).gather(1, labels[:, None])[:, 0]
         return {
             "boosted_cross_entropy": boosted_cross_entropy(adversarial, labels).mean(),

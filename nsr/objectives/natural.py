@@ -8,13 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nsr.errors import check_number
+from nsr.objectives.objective import check_sides
 
 
 class Natural:
     """No adversarial images at all: the undefended baseline.
 
     Args:
-        label_smoothing: of the cross-entropy, in [0, 1).
+        label_smoothing: of the cross-entropy, in [0, 1].
     """
 
     sides: tuple[str, ...] = ("clean",)
@@ -24,5 +25,6 @@ class Natural:
         self.label_smoothing = check_number("objective.label_smoothing", label_smoothing, lowest=0, highest=1)
 
     def __call__(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        check_sides(self, logits)
         loss = F.cross_entropy(logits["clean"], labels, label_smoothing=self.label_smoothing)
         return {"clean_cross_entropy": loss}

@@ -25,9 +25,9 @@ class Objective(Protocol):
         """{term: scalar} from {side: (batch, class)} and labels (batch,)."""
 
 
-def both_sides(logits: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """The clean and the adversarial logits, InputError where a pass was not made."""
-    missing = [side for side in ("clean", "adversarial") if side not in logits]
+def check_sides(objective: Objective, logits: Mapping[str, Tensor]) -> None:
+    """InputError where a pass that the objective needs was not made."""
+    missing = [side for side in objective.sides if side not in logits]
     if missing:
-        raise InputError(f"the objective {name} needs clean and adversarial logits; it was given no {missing[0]} ones")
-    return logits["clean"], logits["adversarial"]
+        name, needed = type(objective).__name__, " and ".join(objective.sides)
+        raise InputError(f"the objective {name} needs {needed} logits; it was given no {missing[0]} ones")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from nsr.errors import check_number
 from nsr.losses import kl_divergence
-from nsr.objectives.objective import both_sides
+from nsr.objectives.objective import check_sides
 
 
 class Trades:
@@ -22,7 +22,7 @@ class Trades:
 
     Args:
         beta: weight of the divergence; 0 is natural training, without the adversarial pass.
-        label_smoothing: of the clean cross-entropy, in [0, 1).
+        label_smoothing: of the clean cross-entropy, in [0, 1].
     """
 
     def __init__(self, *, beta: float = 6.0, label_smoothing: float = 0.0):
@@ -38,9 +38,9 @@ class Trades:
         return ("clean_cross_entropy", "kl_divergence") if self.beta > 0 else ("clean_cross_entropy",)
 
     def __call__(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        check_sides(self, logits)
         terms = {}
         if self.beta > 0:
-            clean, adversarial = both_sides(logits, "trades")
-            terms["kl_divergence"] = self.beta * kl_divergence(clean, adversarial).mean()
+            terms["kl_divergence"] = self.beta * kl_divergence(logits["clean"], logits["adversarial"]).mean()
         loss = F.cross_entropy(logits["clean"], labels, label_smoothing=self.label_smoothing)
         return {"clean_cross_entropy": loss, **terms}
