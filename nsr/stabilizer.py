@@ -48,8 +48,8 @@ class SensitivityStabilizer:
     def __init__(
         self,
         *,
-        weight: float = 2.0,
-        top: int | float = 0.3,
+        weight: float = 1.0,
+        top: int | float = 0.1,
         layers: str | Sequence[str] | None = None,
         refresh: str = "batch",
         decay: float = 0.9,

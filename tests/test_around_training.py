@@ -258,7 +258,7 @@ def test_a_constant_network_is_told_after_three_epochs(sensitivity, clean, robus
     validate(stop, 2, sensitivity=0.1, clean=0.3, robust=0.2)  # it recovers, and the count begins anew
     for epoch in (3, 4):
         validate(stop, epoch, sensitivity=sensitivity, clean=clean, robust=robust)
-    with pytest.raises(RunStopped, match=r"driven the network to a constant.*of still is .*weight \(2\)") as caught:
+    with pytest.raises(RunStopped, match=r"driven the network to a constant.*of still is .*weight \(1\)") as caught:
         validate(stop, 5, sensitivity=sensitivity, clean=clean, robust=robust)
     assert "\n" not in str(caught.value)
 

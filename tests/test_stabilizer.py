@@ -132,7 +132,7 @@ def test_through_a_network():
         )
         got = SensitivityStabilizer(top=2, gradient_through_clean=through_clean)(clean, adversarial)
         reference = clean if through_clean else {name: value.detach() for name, value in clean.items()}
-        expected = slow_stabilizer_term(reference, adversarial, count=dict.fromkeys(clean, 2), weight=2.0)
+        expected = slow_stabilizer_term(reference, adversarial, count=dict.fromkeys(clean, 2), weight=1.0)
         weights = [net.conv1.weight, net.conv2.weight, net.hidden.weight, net.bn1.bias]
         for one, other in zip(
             *(torch.autograd.grad(term, weights, retain_graph=True) for term in (got, expected)), strict=True
@@ -159,7 +159,7 @@ def test_tokens_have_their_neurons_last():
     """(batch, token, dim) by default, as find_layers says of them; neuron_dim overrides."""
     clean, adversarial = sides(shapes={"block": (3, 6, 4)})
     swapped = [{"block": side["block"].transpose(1, 2)} for side in (clean, adversarial)]  # neurons on axis 1
-    expected = slow_stabilizer_term(*swapped, count={"block": 2}, weight=2.0)
+    expected = slow_stabilizer_term(*swapped, count={"block": 2}, weight=1.0)
     same(SensitivityStabilizer(top=2)(clean, adversarial), expected)
     same(SensitivityStabilizer(top=2, neuron_dim=-1)(clean, adversarial), expected)
     same(SensitivityStabilizer(top=2, neuron_dim=2)(clean, adversarial), expected)
@@ -191,7 +191,7 @@ def test_patterns_choose_layers(layers, names):
     assert stabilizer.stabilized(list(SHAPES)) == names
     clean, adversarial = sides()
     expected = slow_stabilizer_term(
-        *({name: side[name] for name in names} for side in (clean, adversarial)), count=counts(0.3), weight=2.0
+        *({name: side[name] for name in names} for side in (clean, adversarial)), count=counts(0.1), weight=1.0
     )
     same(stabilizer(clean, adversarial), expected)
 
@@ -225,7 +225,7 @@ def test_no_pattern_at_all_is_told_in_one_line():
 
 def test_defaults():
     stabilizer = SensitivityStabilizer()
-    assert (stabilizer.weight, stabilizer.top, stabilizer.layers) == (2.0, 0.3, None)
+    assert (stabilizer.weight, stabilizer.top, stabilizer.layers) == (1.0, 0.1, None)
     assert stabilizer.gradient_through_clean is True
     assert stabilizer.batch_norm == "batch"
     parameters = inspect.signature(SensitivityStabilizer).parameters.values()
