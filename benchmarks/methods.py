@@ -225,8 +225,8 @@ def introduction(all_rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         f"{minutes:.0f} minutes on two cores, commits {', '.join(commits)}.",
         "",
         "scikit-learn's digits (8 x 8): 1,097 images trained on, 200 validated, 500 tested; the small network, 20",
-        "epochs, Adam; L-infinity, epsilon 0.15; PGD-10 in training and validation, PGD-40 from a random start on the test set.",
-        "Accuracies in per cent. `python benchmarks/methods.py` explains how to repeat them.",
+        "epochs, Adam; L-infinity, epsilon 0.15; PGD-10 in training and validation, PGD-40 from a random start on the",
+        "test set. Accuracies in per cent. `python benchmarks/methods.py` explains how to repeat them.",
         "",
     )
 
@@ -236,8 +236,8 @@ def selection(all_rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         "## The stabiliser's settings, on validation alone",
         "",
         f"Over PGD training, seeds {list(SELECT_SEEDS)}: validated robust accuracy, mean of the last {LAST_EPOCHS}",
-        "epochs, and its paired difference to `stabilizer=none`. 200 images and three seeds: differences below about 2 points",
-        "are noise.",
+        "epochs, and its paired difference to `stabilizer=none`. 200 images and three seeds: differences below about 2",
+        "points are noise. The largest mean is the default of conf/stabilizer/sns.yaml.",
         "",
         "| setting | validated robust accuracy | difference, mean (each seed) |",
         "|---|---|---|",
@@ -259,8 +259,8 @@ def confirmation(all_rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         "## Every objective without and with SNS, on the test set",
         "",
         f"Fresh seeds {CONFIRM_SEEDS[0]} to {CONFIRM_SEEDS[-1]}, the defaults of conf/; mean and standard deviation",
-        "over seeds. The difference is SNS minus none at the same seed, with its 95 % t-interval: where that holds 0, no",
-        "effect was shown. The best checkpoint is that of validated robust accuracy.",
+        "over seeds. The difference is SNS minus none at the same seed, with its 95 % t-interval: where that holds 0,",
+        "no effect was shown. The best checkpoint is that of validated robust accuracy.",
         "",
         "| objective | clean, none | clean, SNS | PGD-40, none | PGD-40, SNS | PGD-40 difference | of the last epoch |",
         "|---|---|---|---|---|---|---|",
@@ -274,6 +274,7 @@ def confirmation(all_rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         ]
         gains = [paired(none, sns, key) for key in ("test/pgd_accuracy", "test_last/pgd_accuracy")]
         yield f"| {objective} | {' | '.join(cells)} | {' | '.join(gains)} |"
+    yield from verdict(found)
     yield from (
         "",
         "Relative sensitivity (movement over activation, mean over layers) of the best checkpoint on the validation",
@@ -289,6 +290,23 @@ def confirmation(all_rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         ]
         yield f"| {objective} | {' | '.join(cells)} |"
     yield ""
+
+
+def verdict(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """What the intervals say, and what so many of them say by chance."""
+    up, down, without = [], [], []
+    for objective in OBJECTIVES:
+        none, sns = (by_seed(found.get(f"{objective} {name}", [])) for name in ("none", "sns"))
+        bounds = interval(none, sns, "test/pgd_accuracy")
+        kind = without if bounds is None or bounds[0] <= 0 <= bounds[1] else up if bounds[0] > 0 else down
+        kind.append(objective)
+    chance = 100 * (1 - 0.95 ** len(OBJECTIVES))
+    yield from (
+        "",
+        f"PGD-40 of the best checkpoint: a gain was shown for {', '.join(up) or 'none'}, a loss for",
+        f"{', '.join(down) or 'none'}, no effect for {', '.join(without) or 'none'}.",
+        f"{len(OBJECTIVES)} intervals at 95 % exclude 0 somewhere by chance in {chance:.0f} of 100 such tables.",
+    )
 
 
 def left_out(all_rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -318,15 +336,23 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{fmean(values):.{digits}f}" + (f" +- {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def paired(none: Mapping[int, Mapping[str, Any]], sns: Mapping[int, Mapping[str, Any]], key: str) -> str:
-    """The mean difference of runs of the same seed and its 95 % interval by Student's t."""
+def interval(
+    none: Mapping[int, Mapping[str, Any]], sns: Mapping[int, Mapping[str, Any]], key: str
+) -> tuple[float, float] | None:
+    """The 95 % interval (Student's t) of the difference in points of runs of one seed; None for less than two."""
     from scipy.stats import t
 
     gains = [100 * (sns[seed][key] - none[seed][key]) for seed in none if seed in sns]
     if len(gains) < 2:
-        return ""
+        return None
     half = t.ppf(0.975, len(gains) - 1) * stdev(gains) / len(gains) ** 0.5
-    return f"{fmean(gains):+.2f} [{fmean(gains) - half:+.2f}, {fmean(gains) + half:+.2f}]"
+    return fmean(gains) - half, fmean(gains) + half
+
+
+def paired(none: Mapping[int, Mapping[str, Any]], sns: Mapping[int, Mapping[str, Any]], key: str) -> str:
+    """The mean difference and its interval as text."""
+    bounds = interval(none, sns, key)
+    return "" if bounds is None else f"{fmean(bounds):+.2f} [{bounds[0]:+.2f}, {bounds[1]:+.2f}]"
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ COMMANDS = sorted(
 
 
 def overrides_of(arguments: str) -> list[str]:
-    words = [word for word in arguments.split() if "=" in word]
+    words = [word for word in shlex.split(arguments) if "=" in word]
     return [word.replace("FOLDER", "/folder").replace("FILE", "/file.pt").replace("RUN/", "runs/") for word in words]
 
 
