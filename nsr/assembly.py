@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from nsr import dashboards, evaluation
+from nsr import dashboards
 from nsr.boundary import check_logits
 from nsr.callbacks import ConstantNetworkStop, ProgressLine, RunRecords, SensitivityLogger
 from nsr.callbacks.records import write_json
@@ -24,6 +24,9 @@ from nsr.checkpoints import check_source, load_network, read_settings, take_over
 from nsr.command_line import plain, plain_value, run_directory
 from nsr.data import ImageData
 from nsr.errors import InputError, RunStopped
+from nsr.evaluation import report
+from nsr.evaluation.chunks import Chunks, fingerprint, images_fingerprint, network_fingerprint
+from nsr.evaluation.suite import Suite
 from nsr.free import FreeClassifier
 from nsr.layers import find_layers
 from nsr.models import Classifier
@@ -58,10 +61,10 @@ def train(config: DictConfig) -> float:
         trainer.fit(module, datamodule=data)
         results = test_best_and_last(trainer, module, data, directory / "checkpoints")
         if trainer.is_global_zero:
-            results = evaluation.validated(directory / "metrics.csv", results["best_epoch"]) | results
+            results = report.validated(directory / "metrics.csv", results["best_epoch"]) | results
             write_json(directory / "metrics.json", results)
-            evaluation.write_outcomes(directory / "images.csv", module.outcomes)  # of the best checkpoint
-            evaluation.show_run(directory, results, _shown_attacks(config))
+            report.write_outcomes(directory / "images.csv", module.suite.outcomes)  # of the best checkpoint
+            report.show_run(directory, results, _shown_attacks(config))
     finally:
         dashboards.finish(logger)
     return float(results.get("validation/robust_accuracy", 0.0))  # only the first process has it
@@ -94,9 +97,9 @@ def test_best_and_last(
     # the best one last, so that it is what the module is left with
     if results["last_epoch"] != results["best_epoch"]:
         load_network(module.net, last, checkpoints / "last.ckpt")
-        results |= evaluation.test(trainer, module, data, name="test_last")
+        results |= report.test(trainer, module, data, name="test_last")
     load_network(module.net, best, checkpoints / "best.ckpt")
-    tested = evaluation.test(trainer, module, data, name="test")
+    tested = report.test(trainer, module, data, name="test")
     if results["last_epoch"] == results["best_epoch"]:
         results |= {name.replace("test/", "test_last/"): value for name, value in tested.items()}
     return results | tested
@@ -110,11 +113,33 @@ def evaluate(config: DictConfig) -> None:
     data = build_data(config)
     module = build_module(config, data, saved=saved)
     trainer = instantiate(config.trainer, logger=False, callbacks=[ProgressLine()], default_root_dir=str(directory))
-    figures = evaluation.test(trainer, module, data, name="test")
+    data.setup("test")
+    if config.limit is not None:
+        checksum = data.limit_test(config.limit, config.limit_order)
+        log.info("limit=%d: %d test images, checksum %s", config.limit, len(data.test_set), checksum)
+    module.suite.chunks = _chunks(config, module, data, directory)
+    figures = report.test(trainer, module, data, name="test")
     if trainer.is_global_zero:
         OmegaConf.save(OmegaConf.create(plain(config)), directory / "config.yaml")
-        evaluation.write_evaluation(directory, figures, module.sensitivities, module.outcomes)
-        evaluation.show_evaluation(directory, figures, module.sensitivities, _shown_attacks(config), top=config.top)
+        report.write_evaluation(directory, figures, module.sensitivities, module.suite.outcomes)
+        shown = _shown_attacks(config)
+        images = len(data.test_set)
+        report.show_evaluation(directory, figures, module.sensitivities, shown, images=images, top=config.top)
+
+
+def _chunks(config: DictConfig, module: RobustClassifier, data: ImageData, directory: Path) -> Chunks:
+    """Where the finished parts of this evaluation are kept: the same command finds them again."""
+    identity = {
+        "network": network_fingerprint(module.net),
+        "images": images_fingerprint(data.test_set),
+        "images of a chunk": data.evaluation_batch_size,
+        "seed": config.seed,
+        "layers": plain_value(config.layers),
+    }
+    settings = plain(config)
+    attacks = {"clean": None, **settings["suite"], "sensitivity": settings["sensitivity_attack"]}
+    folder = directory.parent / "chunks" / fingerprint(identity)[:12] if config.chunks is None else Path(config.chunks)
+    return Chunks(folder, identity, attacks)
 
 
 # ---------------------------------------------------------------- parts
@@ -184,7 +209,7 @@ def build_module(config: DictConfig, data: ImageData, *, saved: Mapping[str, Any
         layers=layers,
         within=classifier.net,
         classes=config.data.classes,
-        test_attacks={name: instantiate(attack) for name, attack in config.suite.items() if attack is not None},
+        suite=build_suite(config),
         seed=config.seed,
         **training,
     )
@@ -194,6 +219,13 @@ def build_module(config: DictConfig, data: ImageData, *, saved: Mapping[str, Any
     if saved is not None:
         load_network(module.net, saved, config.checkpoint)
     return module
+
+
+def build_suite(config: DictConfig) -> Suite:
+    """The attacks of the test; sensitivity is measured in an evaluation alone."""
+    attacks = {str(name): instantiate(attack) for name, attack in config.suite.items() if attack is not None}
+    sensitivity_attack = instantiate(config.sensitivity_attack) if "sensitivity_attack" in config else None
+    return Suite(attacks, sensitivity_attack=sensitivity_attack, seed=config.seed)
 
 
 def build_attack(config: DictConfig, example: torch.Tensor) -> Any:
@@ -247,10 +279,24 @@ def _shown_attacks(config: DictConfig) -> dict[str, str]:
         if attack is None:
             shown[str(name)] = str(name)
         else:
-            kind = "FGSM" if attack.steps == 1 and not attack.random_start else f"PGD-{attack.steps}"
-            norm = {"linf": "L-infinity", "l2": "L2"}[attack.norm]
-            shown[str(name)] = f"{kind}, {norm} {attack.epsilon}"
-    return shown
+            norm = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}[attack.norm]
+            shown[str(name)] = f"{_kind(attack)}, {norm} {attack.epsilon}"
+    return {**shown, "worst_case": "worst case of all"}
+
+
+def _kind(attack: DictConfig) -> str:
+    kind = attack._target_.rpartition(".")[2]
+    if kind == "AutoAttack":
+        return f"AutoAttack, {attack.version}" if attack.version != "custom" else ", ".join(attack.attacks)
+    if kind == "Momentum":
+        return f"MI-FGSM-{attack.steps}"
+    if kind == "AdaptiveAttack":
+        return f"{'adaptive' if attack.cross_entropy else 'feature'} PGD-{attack.steps}"
+    if attack.steps == 1 and not attack.random_start:
+        return "FGSM"
+    loss = {"cross_entropy": "", "margin": " on the margin", "kl": " on KL"}[attack.loss]
+    restarts = f", {attack.restarts} restarts" if attack.restarts > 1 else ""
+    return f"PGD-{attack.steps}{loss}{restarts}"
 
 
 def _optional(settings: Any) -> Any:

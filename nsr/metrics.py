@@ -91,6 +91,22 @@ class LayerSensitivity(NamedTuple):
         return {"absolute": absolute, "relative": ratio(absolute, activation), "mean_activation": activation}
 
 
+def network_sums(
+    layers: Sequence[Layer], clean: Mapping[str, Tensor], adversarial: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The sums of movement and activation of all layers' neurons, one after the other, each (neuron,) float64."""
+    sums = [
+        sensitivity_sums(
+            clean[layer.name].detach(),
+            adversarial[layer.name].detach(),
+            neuron_dim=layer.neuron_dim,
+            dtype=torch.float64,
+        )
+        for layer in layers
+    ]
+    return torch.cat([layer.movement for layer in sums]), torch.cat([layer.activation for layer in sums])
+
+
 class NetworkSensitivity(_NeuronMetric):
     """The sensitivities of all tapped layers at once, in flat states: what processes exchange is one vector each."""
 
@@ -108,20 +124,11 @@ class NetworkSensitivity(_NeuronMetric):
         self.add_state("activation", torch.zeros(neurons, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, clean: Mapping[str, Tensor], adversarial: Mapping[str, Tensor]) -> None:
-        """Adds {layer: (batch, neuron, ...)} of the two sides."""
-        sums = [
-            sensitivity_sums(
-                clean[layer.name].detach(),
-                adversarial[layer.name].detach(),
-                neuron_dim=layer.neuron_dim,
-                dtype=torch.float64,
-            )
-            for layer in self.layers
-        ]
-        self.movement = self.movement + torch.cat([layer.movement for layer in sums])
-        self.activation = self.activation + torch.cat([layer.activation for layer in sums])
-        self.count = self.count + sums[0].samples
+    def update(self, movement: Tensor, activation: Tensor, samples: int) -> None:
+        """Adds what `network_sums` gave of so many samples."""
+        self.movement = self.movement + movement
+        self.activation = self.activation + activation
+        self.count = self.count + samples
 
     def compute(self) -> dict[str, LayerSensitivity]:
         """{layer: its sensitivities}, in the order of the layers."""

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Generator, Tensor, nn
 
 from nsr.boundary import check_batch
 from nsr.errors import InputError, RunStopped
+from nsr.evaluation.suite import Attack, Suite
 from nsr.features import FeatureTaps
 from nsr.layers import Layer
-from nsr.metrics import Accuracy, LayerSensitivity, Mean, NetworkSensitivity
+from nsr.metrics import Accuracy, LayerSensitivity, Mean, NetworkSensitivity, network_sums
 from nsr.modes import batch_norm
 from nsr.objectives import Free, Natural, Objective
+from nsr.randomness import draw_seed
 from nsr.stabilizer import SensitivityStabilizer
 
-Attack = Callable[..., Tensor]  # attack(net, images, labels, generator=...) -> adversarial images
 Batch = tuple[Tensor, Tensor]  # images (batch, channel, height, width) in [0, 1], labels (batch,)
 
 
@@ -38,7 +38,7 @@ class RobustClassifier(pl.LightningModule):
         net: images in [0, 1] -> logits (batch, class), the normalisation its first layer.
         layers: the tapped layers of `within` (None: of `net`), from `find_layers`.
         classes: how many there are.
-        test_attacks: {name: attack} of the test; sensitivity is measured under the last. An evaluation needs no more.
+        suite: the attacks of the test. An evaluation needs no more.
         objective: what is minimised, see nsr.objectives.
         attack: makes the adversarial images of training.
         validation_attack: makes those of validation.
@@ -53,7 +53,6 @@ class RobustClassifier(pl.LightningModule):
     # nn.ModuleDict, whose entries mypy does not know
     training_means: Any  # {term: Mean}
     training_accuracies: Any  # {side: Accuracy}
-    measures: Any  # {stage: StageMeasures}
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class RobustClassifier(pl.LightningModule):
         layers: Sequence[Layer],
         within: nn.Module | None = None,
         classes: int,
-        test_attacks: Mapping[str, Attack],
+        suite: Suite,
         objective: Objective | None = None,
         attack: Attack | None = None,
         validation_attack: Attack | None = None,
@@ -81,8 +80,7 @@ class RobustClassifier(pl.LightningModule):
         if isinstance(self.objective, Free) and type(self) is RobustClassifier:
             raise InputError("the objective Free replays its batches; nsr.free.FreeClassifier trains with it")
         self.attack = attack
-        validation_attacks = {} if validation_attack is None else {"robust": validation_attack}
-        self.attacks = {"validation": validation_attacks, "test": dict(test_attacks)}
+        self.validation_attack, self.suite = validation_attack, suite
         self.stabilizer = stabilizer if stabilizer is not None and stabilizer.weight > 0 else None
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self.before_passes: Callable[[Mapping[str, Tensor], Tensor], None] | None = None  # where AWP moves the weights
@@ -94,10 +92,8 @@ class RobustClassifier(pl.LightningModule):
         terms = ["loss", *self.objective.terms, *(["stabilizer"] if self.stabilizer else [])]
         self.training_means = nn.ModuleDict({term: Mean() for term in terms})
         self.training_accuracies = nn.ModuleDict({side: Accuracy() for side in self.objective.sides})
-        self.measures = nn.ModuleDict(
-            {stage: StageMeasures(["clean", *attacks], layers) for stage, attacks in self.attacks.items()}
-        )
-        self.outcomes: dict[str, Tensor] = {}  # {attack: (image,) whether each is right} of the latest evaluation
+        self.measures = ValidationMeasures(layers)
+        self.test_sensitivity = NetworkSensitivity(layers)
         self.figures: dict[str, dict[str, float]] = {}  # {stage: {name: figure}} of the latest epoch
         self.sensitivities: dict[str, LayerSensitivity] = {}  # {layer: ...} of the latest evaluation
         self.not_finite = torch.tensor(torch.iinfo(torch.int64).max)  # the first step whose loss was not finite
@@ -195,77 +191,76 @@ class RobustClassifier(pl.LightningModule):
 
     # ---------------------------------------------------------------- validation and test
 
-    def on_validation_epoch_start(self) -> None:
-        self._start("validation")
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """A clean pass, the attack and an adversarial pass, in float32 and eval mode whatever trained the network."""
+        place = self._place("validation", batch, batch_idx)
+        if place is None:
+            return
+        images, labels = batch
+        with full_precision(self.device):
+            logits, clean = self.taps(images)
+            self.measures.update("clean", logits, labels)
+            generator = Generator(self.device).manual_seed(draw_seed(self.seed, 1, place.number))
+            logits, adversarial = self.taps(self._validation_images(images, labels, generator))
+            self.measures.update("robust", logits, labels)
+            self.measures.sensitivity.update(*network_sums(self.taps.layers, clean, adversarial), len(labels))
+
+    def _validation_images(self, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
+        assert self.validation_attack is not None
+        return self.validation_attack(self.net, images, labels, generator=generator)
+
+    def on_validation_epoch_end(self) -> None:
+        self.sensitivities = self.measures.sensitivity.compute()
+        if self.stabilizer is not None:
+            self.stabilizer.remember({layer: figures.absolute for layer, figures in self.sensitivities.items()})
+        self._publish("validation", dict(zip(self.figure_names("validation"), self.measures.figures(), strict=True)))
+        self.measures.reset()
 
     def on_test_epoch_start(self) -> None:
-        self._start("test")
+        self.suite.start(self._batches("test").size, self.device)
+        self.test_sensitivity.reset()
 
-    def _start(self, stage: str) -> None:
-        images = self._batches(stage).size
-        self.outcomes = {
-            name: torch.zeros(images, dtype=torch.uint8, device=self.device) for name in self.measures[stage].names
-        }
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """A chunk of the suite, and its sensitivities where the suite has an attack for them."""
+        place = self._place("test", batch, batch_idx)
+        if place is None:
+            return
+        images, labels = batch
+        with full_precision(self.device):
+            self.suite.measure(self.net, images, labels, number=place.number, first=place.first)
+            if self.suite.sensitivity_attack is not None:
+                sums = self.suite.sensitivity(self.net, self.taps, images, labels, number=place.number)
+                self.test_sensitivity.update(*sums)
+
+    def on_test_epoch_end(self) -> None:
+        if self.trainer.world_size > 1:  # each process has its own images, the others' are 0
+            self.suite.outcomes = self._over_processes(self.suite.outcomes)
+        self.sensitivities = {} if self.suite.sensitivity_attack is None else self.test_sensitivity.compute()
+        self._publish("test", {f"{self.test_name}/{name}": value for name, value in self.suite.figures().items()})
+
+    def _over_processes(self, outcomes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        together = self.trainer.strategy.reduce(torch.stack(list(outcomes.values())), reduce_op="sum")
+        return dict(zip(outcomes, together, strict=True))
 
     def _batches(self, stage: str) -> Any:
         loader: Any = self.trainer.val_dataloaders if stage == "validation" else self.trainer.test_dataloaders
         return loader.batch_sampler
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._measure("validation", batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._measure("test", batch, batch_idx)
-
-    def _measure(self, stage: str, batch: Batch, batch_idx: int) -> None:
-        """One clean pass and one adversarial pass an attack, in float32 and eval mode whatever trained the network."""
+    def _place(self, stage: str, batch: Batch, batch_idx: int) -> Place | None:
+        """Where the batch stands among all; None for one that only keeps step with other processes."""
         batches = self._batches(stage)
         if batches.repeated(batch_idx):
-            return  # this process has one batch fewer than others; it only keeps step with them
-        images, labels = batch
-        self._check_once(stage, images, labels)
-        measures = self.measures[stage]
+            return None
+        self._check_once(stage, *batch)
         number = batches.number(batch_idx)
-        seed = draw_seed(self.seed, 1, number)
-        here = slice(number * batches.batch_size, number * batches.batch_size + len(labels))
-        with full_precision(self.device):
-            logits, clean = self.taps(images)
-            self.outcomes["clean"][here] = measures.update("clean", logits, labels)
-            features = None
-            for name, attack in self.attacks[stage].items():
-                generator = Generator(self.device).manual_seed(seed)
-                adversarial = attack(self.net, images, labels, generator=generator)
-                logits, features = self.taps(adversarial)
-                self.outcomes[name][here] = measures.update(name, logits, labels)
-            if features is not None:
-                measures.sensitivity.update(clean, features)
-
-    def on_validation_epoch_end(self) -> None:
-        self._finish("validation")
-
-    def on_test_epoch_end(self) -> None:
-        self._finish("test")
-
-    def _finish(self, stage: str) -> None:
-        measures = self.measures[stage]
-        self.sensitivities = measures.sensitivity.compute() if self.attacks[stage] else {}
-        if stage == "validation" and self.stabilizer is not None:
-            self.stabilizer.remember({layer: figures.absolute for layer, figures in self.sensitivities.items()})
-        self._publish(stage, dict(zip(self.figure_names(stage), measures.figures(), strict=True)))
-        if self.trainer.world_size > 1:  # each process has its own images, the others' are 0
-            together = self.trainer.strategy.reduce(torch.stack(list(self.outcomes.values())), reduce_op="sum")
-            self.outcomes = dict(zip(self.outcomes, together, strict=True))
-        measures.reset()
+        return Place(number, number * batches.batch_size)
 
     def figure_names(self, stage: str) -> list[str]:
-        """The names of a stage's figures, in the order they are written in."""
+        """The names of the figures of 'train' or 'validation', in the order they are written in."""
         if stage == "train":
             accuracies = ["clean_accuracy" if side == "clean" else "robust_accuracy" for side in self.objective.sides]
             return [f"train/{name}" for name in (*self.training_means, *accuracies)]
-        prefix = self.test_name if stage == "test" else stage
-        return [
-            f"{prefix}/{name}_{what}" for what in ("accuracy", "cross_entropy") for name in self.measures[stage].names
-        ]
+        return [f"{stage}/{name}_{what}" for what in ("accuracy", "cross_entropy") for name in self.measures.names]
 
     def _publish(self, stage: str, figures: dict[str, float]) -> None:
         self.figures[stage] = figures
@@ -305,24 +300,30 @@ class RobustClassifier(pl.LightningModule):
         return int(self.trainer.estimated_stepping_batches)
 
 
-class StageMeasures(nn.Module):
-    """What an evaluation adds up: accuracy and cross-entropy clean and under each attack, sensitivity of each layer."""
+class Place(NamedTuple):
+    """Of an evaluation's batch among all."""
+
+    number: int
+    first: int  # its first image
+
+
+class ValidationMeasures(nn.Module):
+    """What validation adds up: accuracy and cross-entropy clean and attacked, sensitivity of each layer."""
 
     accuracies: Any  # {name: Accuracy}
     losses: Any  # {name: Mean}
 
-    def __init__(self, names: Sequence[str], layers: Sequence[Layer]):
+    def __init__(self, layers: Sequence[Layer]):
         super().__init__()
-        self.names = list(names)
-        self.accuracies = nn.ModuleDict({name: Accuracy() for name in names})
-        self.losses = nn.ModuleDict({name: Mean() for name in names})
+        self.names = ["clean", "robust"]
+        self.accuracies = nn.ModuleDict({name: Accuracy() for name in self.names})
+        self.losses = nn.ModuleDict({name: Mean() for name in self.names})
         self.sensitivity = NetworkSensitivity(layers)
 
-    def update(self, name: str, logits: Tensor, labels: Tensor) -> Tensor:
-        """Adds a batch of logits (batch, class) and labels (batch,); which images are right, (batch,)."""
+    def update(self, name: str, logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch of logits (batch, class) and labels (batch,)."""
         self.accuracies[name].update(logits, labels)
         self.losses[name].update(nn.functional.cross_entropy(logits, labels), len(labels))
-        return logits.argmax(1) == labels
 
     def figures(self) -> list[float]:
         """Reduced over processes: the accuracies, then the cross-entropies, in the order of `names`."""
@@ -332,11 +333,6 @@ class StageMeasures(nn.Module):
         """Empties all sums."""
         for metric in (*self.accuracies.values(), *self.losses.values(), self.sensitivity):
             metric.reset()
-
-
-def draw_seed(*place: int) -> int:
-    """A seed for one place of a run, (seed, stream, epoch, batch, rank): resuming needs no stored generator state."""
-    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager

@@ -137,7 +137,8 @@ def test_averaged_weights_are_validated_kept_and_tested(tmp_path, monkeypatch):
     from nsr.assembly import evaluate
 
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    evaluate(job("evaluate", tmp_path / "evaluation", f"checkpoint={best}", "suite.pgd.steps=2"))
+    settings = [f"checkpoint={best}", "attacks=[clean,fgsm,pgd]", "suite.pgd.steps=2"]
+    evaluate(job("evaluate", tmp_path / "evaluation", *settings))
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
     repeated = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert repeated == {name: value for name, value in figures.items() if name.startswith("test/")}

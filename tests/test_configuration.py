@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,12 @@ def test_every_choice_explains_itself_in_one_line(name):
 def test_the_help_names_every_choice(group, name):
     text = (CONF / "hydra" / "help" / "train.yaml").read_text()
     assert f" {name} " in text.replace("\n", " ").replace(",", " "), f"{group}={name}"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "attacks").glob("*.yaml")))
+def test_the_evaluations_help_names_every_attack(name):
+    text = (CONF / "hydra" / "help" / "evaluate.yaml").read_text()
+    assert re.search(rf"\b{name}\b", text), name
 
 
 def test_the_threat_model_is_set_once():

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from nsr.attacks import GradientAttack, KeptPerturbation
 from nsr.errors import InputError
+from nsr.evaluation.suite import Suite
 from nsr.free import FreeClassifier
 from nsr.layers import find_layers
 from nsr.objectives import AdversarialTraining, Free
@@ -48,7 +49,7 @@ def settings_of(net, **settings):
     return {
         "layers": find_layers(net, torch.zeros(2, 1, 6, 6), ["2", "5"]),
         "classes": CLASSES,
-        "test_attacks": {},
+        "suite": Suite({}),
         "optimizer": partial(RecordingSGD, lr=RATE),
         **settings,
     }

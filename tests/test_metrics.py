@@ -19,7 +19,7 @@ from reference import COSTLY_PROPERTY, slow_mean_activation, slow_sensitivity
 
 from nsr.errors import InputError
 from nsr.layers import Layer
-from nsr.metrics import Accuracy, LayerSensitivity, NetworkSensitivity, NeuronSensitivity, ratio
+from nsr.metrics import Accuracy, LayerSensitivity, NetworkSensitivity, NeuronSensitivity, network_sums, ratio
 from nsr.sensitivity import KINDS, neuron_sensitivity
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +59,8 @@ def measured(metric, pair, pieces):
 def network_measured(made, pieces, metric=None):
     metric = metric or NetworkSensitivity(LAYERS)
     for piece in pieces:
-        metric.update(*({name: pair[side][piece] for name, pair in made.items()} for side in (0, 1)))
+        sides = [{name: pair[side][piece] for name, pair in made.items()} for side in (0, 1)]
+        metric.update(*network_sums(LAYERS, *sides), len(sides[0]["conv"]))
     return metric
 
 
@@ -131,7 +132,7 @@ def test_a_layer_of_one_neuron_keeps_its_axis():
     alone.update(clean[:, :1], adversarial[:, :1])
     assert alone.compute().shape == (1,)
     network = NetworkSensitivity([Layer("conv", 1)])
-    network.update({"conv": clean[:, :1]}, {"conv": adversarial[:, :1]})
+    network.update(*network_sums(network.layers, {"conv": clean[:, :1]}, {"conv": adversarial[:, :1]}), len(clean))
     assert [figure.shape for figure in network.compute()["conv"]] == [(1,)] * 3
 
 
@@ -151,7 +152,7 @@ def test_measuring_keeps_no_graph():
     metric = measured(NeuronSensitivity(), (clean * 1, clean * 2), [slice(None)])
     assert not metric.compute().requires_grad
     network = NetworkSensitivity([Layer("fc", 3)])
-    network.update({"fc": clean * 1}, {"fc": clean * 2})
+    network.update(*network_sums(network.layers, {"fc": clean * 1}, {"fc": clean * 2}), len(clean))
     assert not network.compute()["fc"].absolute.requires_grad
 
 

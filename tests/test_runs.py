@@ -71,10 +71,10 @@ def test_sensitivities_recomputed_without_nsr(trained):
     net.eval()
     data.setup("fit")
     images, labels = data.validation_set.images, data.validation_set.labels
-    from nsr.training import draw_seed
+    from nsr.randomness import draw_seed
 
     generator = torch.Generator().manual_seed(draw_seed(0, 1, 0))
-    attack = module.attacks["validation"]["robust"]
+    attack = module.validation_attack
     adversarial = attack(net, images, labels, generator=generator)
 
     written = [row for row in rows(trained / "sensitivity.csv") if row["epoch"] == "2"]
@@ -127,6 +127,7 @@ def test_an_evaluation_repeats_the_runs_own(trained, tmp_path, capsys):
             "evaluate",
             tmp_path / "evaluation",
             f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}",
+            "attacks=[clean,fgsm,pgd]",
             "suite.pgd.steps=2",
         )
     )
@@ -134,7 +135,7 @@ def test_an_evaluation_repeats_the_runs_own(trained, tmp_path, capsys):
     repeated = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert repeated == {name: value for name, value in figures.items() if name.startswith("test/")}
     table = rows(tmp_path / "evaluation" / "evaluation.csv")
-    assert [row["attack"] for row in table] == ["clean", "fgsm", "pgd"]
+    assert [row["attack"] for row in table] == ["clean", "fgsm", "pgd", "worst_case"]
     neurons = rows(tmp_path / "evaluation" / "sensitivity.csv")
     shown = capsys.readouterr().out
     relu4 = sorted((row for row in neurons if row["layer"] == "relu4"), key=lambda row: -float(row["absolute"]))
@@ -146,7 +147,7 @@ def test_somebody_elses_weights(trained, tmp_path):
     weights = {name.removeprefix("net.net."): value for name, value in saved.items() if name.startswith("net.net.")}
     torch.save(weights, tmp_path / "weights.pt")
     command = ["model=small_cnn", "model.width=4", f"model.weights={tmp_path / 'weights.pt'}", "data=digits"]
-    evaluate(job("evaluate", tmp_path / "evaluation", *command, "suite.pgd.steps=2"))
+    evaluate(job("evaluate", tmp_path / "evaluation", *command, "attacks=[clean,fgsm,pgd]", "suite.pgd.steps=2"))
     figures = json.loads((trained / "metrics.json").read_text())
     assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text()) == {
         name: value for name, value in figures.items() if name.startswith("test/")
@@ -241,7 +242,9 @@ def test_figures_are_float32_whatever_trained_the_network(tmp_path):
     """A run in bf16 reports what an evaluation of its checkpoint in float32 does."""
     train(job("train", tmp_path / "run", *TINY, "trainer.precision=bf16-mixed"))
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    evaluate(job("evaluate", tmp_path / "evaluation", f"checkpoint={best}", "suite.pgd.steps=2"))
+    evaluate(
+        job("evaluate", tmp_path / "evaluation", f"checkpoint={best}", "attacks=[clean,fgsm,pgd]", "suite.pgd.steps=2")
+    )
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
     repeated = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert repeated == {name: value for name, value in figures.items() if name.startswith("test/")}

@@ -47,11 +47,15 @@ def slow_movement(clean, adversarial, distance: str, neuron_dim: int) -> list[fl
     return answer
 
 
-@pytest.mark.parametrize("distance", ["l1", "l2", "cosine"])
-@pytest.mark.parametrize(("shape", "neuron_dim"), [((3, 5, 2, 2), 1), ((3, 4, 6), -1), ((4, 7), 1)])
+MAPS, TOKENS, UNITS = ((3, 5, 2, 2), 1), ((3, 4, 6), -1), ((4, 7), 1)
+
+
+@pytest.mark.parametrize(
+    ("distance", "shape", "neuron_dim"),
+    [(distance, *layout) for distance in ("l1", "l2") for layout in (MAPS, TOKENS, UNITS)]
+    + [("cosine", *layout) for layout in (MAPS, TOKENS)],
+)
 def test_each_distance_is_its_equation(distance, shape, neuron_dim):
-    if distance == "cosine" and len(shape) == 2:
-        pytest.skip("one value has no direction; refused, see below")
     generator = torch.Generator().manual_seed(1)
     clean, adversarial = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     got = neuron_movement(clean, adversarial, distance=distance, neuron_dim=neuron_dim)

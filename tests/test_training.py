@@ -12,12 +12,14 @@ from torch.nn import functional as F
 
 from nsr.attacks import GradientAttack, KeptPerturbation
 from nsr.errors import InputError, RunStopped
+from nsr.evaluation.suite import Suite
 from nsr.free import FreeClassifier
 from nsr.layers import find_layers
 from nsr.models import Classifier, SmallCNN
 from nsr.objectives import AdversarialTraining, Free, LogitPairing, Mart, Natural, Trades
+from nsr.randomness import draw_seed
 from nsr.stabilizer import SensitivityStabilizer
-from nsr.training import RobustClassifier, draw_seed, full_precision
+from nsr.training import RobustClassifier, full_precision
 
 CLASSES = 3
 OBJECTIVES = {
@@ -58,7 +60,7 @@ def module_of(objective, *, stabilizer=None, dropout=False, steps=3, **settings)
         objective=objective,
         attack=training_attack,
         validation_attack=attack,
-        test_attacks={"pgd": attack},
+        suite=Suite({"pgd": attack}),
         stabilizer=stabilizer,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         **settings,

@@ -22,6 +22,7 @@ from torch import nn
 from nsr.attacks import KeptPerturbation
 from nsr.callbacks import AdversarialWeightPerturbation
 from nsr.errors import InputError
+from nsr.evaluation.suite import Suite
 from nsr.free import FreeClassifier
 from nsr.layers import find_layers
 from nsr.objectives import AdversarialTraining, Free, Trades
@@ -82,7 +83,7 @@ def settings_of(net, *, layers=STABILISED, **settings):
     return {
         "layers": find_layers(net, torch.zeros(2, 1, 6, 6), list(layers)) if layers else [],
         "classes": 3,
-        "test_attacks": {},
+        "suite": Suite({}),
         "optimizer": partial(torch.optim.SGD, lr=RATE, weight_decay=DECAY),
         **settings,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,31 @@ class ImageData(pl.LightningDataModule):
             self.training_set, self.validation_set = images.subset(kept), images.subset(held_out)
         if stage in ("test", None) and self.test_set is None:
             self.test_set = self._loaded("test")
+
+    def limit_test(self, count: int, order: str) -> str:
+        """Keeps so many test images, and gives their checksum; `setup` comes first.
+
+        Args:
+            count: of the test images; at least as many as there are: all.
+            order: 'balanced': of every class its share, decided by split_seed; 'first': the first ones, as in the
+                tables of the field.
+        Errors:
+            InputError: the first ones do not hold every class.
+        """
+        labels = self.test_set.labels
+        indices = torch.arange(len(labels))
+        if count < len(labels) and order == "first":
+            indices = indices[:count]
+            missing = sorted(set(labels.tolist()) - set(labels[:count].tolist()))
+            if missing:
+                raise InputError(
+                    f"limit_order is first, but the first {count} test images hold none of class {missing[0]}; "
+                    "take more, or limit_order=balanced"
+                )
+        elif count < len(labels):
+            _, indices = stratified_split(labels, count, seed=self.split_seed, asked_by="limit")
+        self.test_set = self.test_set.subset(indices)
+        return hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:12]
 
     def train_dataloader(self) -> DataLoader:
         batches = TrainingBatches(len(self.training_set), self.batch_size, seed=self.seed, **self._process())

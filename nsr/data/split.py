@@ -9,7 +9,9 @@ from torch import Tensor
 from nsr.errors import InputError
 
 
-def stratified_split(labels: Tensor, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+def stratified_split(
+    labels: Tensor, count: int, *, seed: int, asked_by: str = "data.validation_images"
+) -> tuple[Tensor, Tensor]:
     """Indices of the images kept and of the `count` images held out, each in ascending order.
 
     Every class gives its proportional share, rounded so that the sum is exact (Webster's method: image k of a shuffled
@@ -19,6 +21,7 @@ def stratified_split(labels: Tensor, count: int, *, seed: int) -> tuple[Tensor, 
         labels: (image,).
         count: images to hold out.
         seed: the one thing that decides which.
+        asked_by: the setting that an error names.
     Returns:
         kept (images - count,), held out (count,), int64.
     Errors:
@@ -27,8 +30,8 @@ def stratified_split(labels: Tensor, count: int, *, seed: int) -> tuple[Tensor, 
     sizes = np.unique(labels.numpy(), return_counts=True)[1]
     if not 0 < count <= len(labels) - len(sizes):
         raise InputError(
-            f"data.validation_images asks for {count} of {len(labels)} training images in {len(sizes)} classes; "
-            f"it must be from 1 to {len(labels) - len(sizes)}, so that each class keeps one to train on"
+            f"{asked_by} asks for {count} of {len(labels)} images in {len(sizes)} classes; "
+            f"it must be from 1 to {len(labels) - len(sizes)}, so that each class keeps one"
         )
     # RandomState's stream is frozen for ever (NEP 19), that of Generator and of torch.randperm is not
     order = np.random.RandomState(seed).permutation(len(labels))

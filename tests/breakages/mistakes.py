@@ -77,8 +77,8 @@ MISTAKES = [
     Mistake(
         "sums of a network averaged over batches",
         "nsr/metrics.py",
-        "self.count = self.count + sums[0].samples",
-        "self.count = self.count + 1",
+        "self.activation = self.activation + activation\n        self.count = self.count + samples",
+        "self.activation = self.activation + activation\n        self.count = self.count + 1",
         "tests/test_metrics.py",
     ),
     Mistake(
@@ -182,8 +182,8 @@ MISTAKES = [
     Mistake(
         "evaluation in the training's precision",
         "nsr/training.py",
-        "        with full_precision(self.device):\n",
-        "        if True:\n",
+        "        with full_precision(self.device):\n            self.suite",
+        "        if True:\n            self.suite",
         "tests/test_runs.py",
     ),
     Mistake(

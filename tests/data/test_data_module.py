@@ -163,7 +163,7 @@ def test_settings_that_cannot_be(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation_images": 28}, "asks for 28 of 30 training images in 3 classes; it must be from 1 to 27"),
+        ({"validation_images": 28}, "asks for 28 of 30 images in 3 classes; it must be from 1 to 27"),
         ({"validation_images": 1.0}, "asks for 30 of 30"),
         ({"classes": 2}, "labels go from 0 to 2; they must be from 0 to 1"),
         ({"image_size": 4}, r"images of Made have shape \(1, 2, 2\), but .* make it \(1, 4, 4\)"),

@@ -48,5 +48,5 @@ def test_frozen_for_ever():
 
 @pytest.mark.parametrize("count", [0, 9, 12, 500])
 def test_too_few_images(count):
-    with pytest.raises(InputError, match=f"asks for {count} of 12 training images in 4 classes; .* from 1 to 8"):
+    with pytest.raises(InputError, match=f"asks for {count} of 12 images in 4 classes; .* from 1 to 8"):
         stratified_split(torch.arange(4).repeat(3), count, seed=0)

@@ -20,7 +20,7 @@ from nsr.training import RobustClassifier
 
 
 def test(trainer: pl.Trainer, module: RobustClassifier, data: pl.LightningDataModule, *, name: str) -> dict[str, float]:
-    """Measures `module` as it is on the test set: {name/ATTACK_accuracy: ..., name/ATTACK_cross_entropy: ...}."""
+    """Measures `module` as it is on the test set: {name/ATTACK_accuracy: ..., and _low and _high, its interval}."""
     module.test_name = name
     trainer.test(module, datamodule=data, verbose=False)
     return module.figures["test"]
@@ -39,6 +39,23 @@ def accuracy_table(title: str, columns: Mapping[str, Mapping[str, float]], attac
         table.add_column(heading, justify="right")
     for attack, shown in attacks.items():
         table.add_row(shown, *(f"{100 * figures[f'{attack}_accuracy']:.2f} %" for figures in columns.values()))
+    return table
+
+
+def evaluation_table(figures: Mapping[str, float], attacks: Mapping[str, str], images: int) -> Table:
+    """A row an attack: accuracy over all images and its 95 % interval.
+
+    Args:
+        figures: {ATTACK_accuracy, ATTACK_low, ATTACK_high: fraction}.
+        attacks: {ATTACK: how it is called on the screen}.
+    """
+    table = Table(title=f"{images} test images, float32, eval mode; each attack alone on every image right without one")
+    table.add_column("attack")
+    for heading in ("accuracy", "95 % interval"):
+        table.add_column(heading, justify="right")
+    for attack, shown in attacks.items():
+        accuracy, low, high = (100 * figures[f"{attack}_{what}"] for what in ("accuracy", "low", "high"))
+        table.add_row(shown, f"{accuracy:.2f} %", f"{low:.1f} to {high:.1f} %")
     return table
 
 
@@ -69,7 +86,7 @@ def layer_means(records: Path, epoch: int) -> dict[str, list[float]]:
 
 def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, top: int) -> Table:
     """Each layer's means, and its most sensitive neurons by id with their absolute sensitivity."""
-    table = Table(title="sensitivity under the last attack")
+    table = Table(title="sensitivity under the attack of sensitivity_attack, all test images")
     for heading in ("layer", "neurons", "absolute", "relative", "activation"):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     table.add_column("most sensitive neurons, id (absolute)")
@@ -112,8 +129,8 @@ def write_evaluation(
     write_outcomes(directory / "images.csv", outcomes)
     write_json(directory / "evaluation.json", dict(figures))
     attacks = [name.removeprefix("test/").removesuffix("_accuracy") for name in figures if name.endswith("_accuracy")]
-    rows = [[name, figures[f"test/{name}_accuracy"], figures[f"test/{name}_cross_entropy"]] for name in attacks]
-    append_rows(directory / "evaluation.csv", ["attack", "accuracy", "cross_entropy"], rows)
+    rows = [[name, *(figures[f"test/{name}_{what}"] for what in ("accuracy", "low", "high"))] for name in attacks]
+    append_rows(directory / "evaluation.csv", ["attack", "accuracy", "low", "high"], rows)
     write_sensitivities(directory / "sensitivity.csv", "", sensitivities)
 
 
@@ -123,11 +140,12 @@ def show_evaluation(
     sensitivities: Mapping[str, LayerSensitivity],
     attacks: Mapping[str, str],
     *,
+    images: int,
     top: int,
 ) -> None:
     """The end of an evaluation: accuracies, sensitivities with the most sensitive neurons, where everything lies."""
     show(
-        accuracy_table("accuracy on the test set, float32", {"accuracy": _part(figures, "test/")}, attacks),
+        evaluation_table(_part(figures, "test/"), attacks, images),
         most_sensitive_table(sensitivities, top=top) if sensitivities else "",
         f"\nwritten to  {_relative(directory)}  evaluation.json, evaluation.csv, sensitivity.csv, images.csv",
     )

@@ -1,0 +1,1 @@
+"""Measuring a network: the suite of attacks, its finished chunks, intervals, tables and files."""

@@ -1,0 +1,345 @@
+"""The suite of an evaluation: each attack alone, image by image; chunks that survive; intervals; limits."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from reference import pattern_images, trained_net
+
+from nsr.assembly import evaluate
+from nsr.attacks import AdaptiveAttack, AutoAttack, GradientAttack, Momentum
+from nsr.errors import InputError
+from nsr.evaluation.chunks import Chunks
+from nsr.evaluation.intervals import mcnemar, wilson
+from nsr.evaluation.suite import Suite
+from nsr.features import capture_features
+from tests.conftest import job
+
+CHUNK = 40
+
+
+@pytest.fixture(scope="module")
+def case():
+    images, labels = pattern_images(100, classes=4)
+    net = trained_net(images, labels)
+    labels = labels.clone()
+    labels[::9] = (labels[::9] + 1) % 4  # some that the network gets wrong
+    return net, images, labels
+
+
+def measured(suite: Suite, case, *, only: range | None = None) -> dict[str, torch.Tensor]:
+    net, images, labels = case
+    suite.start(len(images), images.device)
+    for number in only if only is not None else range(math.ceil(len(images) / CHUNK)):
+        here = slice(number * CHUNK, (number + 1) * CHUNK)
+        suite.measure(net, images[here], labels[here], number=number, first=number * CHUNK)
+    return suite.outcomes
+
+
+# ---------------------------------------------------------------- rows
+
+
+def test_each_attack_is_measured_alone_on_what_is_right_without_one(case):
+    net, images, labels = case
+    seen = {"weak": [], "strong": []}
+
+    def recording(name, attack):
+        def call(net, images, labels, *, generator):
+            assert (net(images).argmax(1) == labels).all()
+            seen[name].append(len(images))
+            return attack(net, images, labels, generator=generator)
+
+        return call
+
+    attacks = {
+        "strong": recording("strong", GradientAttack(epsilon=0.3, steps=10)),
+        "weak": recording("weak", GradientAttack(epsilon=0.02, steps=1)),
+    }
+    suite = Suite(attacks)
+    outcomes = measured(suite, case)
+    right = net(images).argmax(1) == labels
+    assert torch.equal(outcomes["clean"].bool(), right)
+    assert 0 < int(right.sum()) < len(images)
+    # the weak attack saw every image that is right, fallen under the strong one or not
+    assert sum(seen["weak"]) == sum(seen["strong"]) == int(right.sum())
+    assert outcomes["strong"].sum() < outcomes["weak"].sum()
+    figures = suite.figures()
+    assert figures["weak_accuracy"] == int(outcomes["weak"].sum()) / 100
+    every = (outcomes["weak"] & outcomes["strong"] & outcomes["clean"]).sum()
+    assert figures["worst_case_accuracy"] == int(every) / 100
+    assert list(figures)[-3:] == ["worst_case_accuracy", "worst_case_low", "worst_case_high"]
+
+
+def test_an_attack_cannot_make_a_wrong_image_right(case):
+    def to_the_label(net, images, labels, *, generator):
+        return GradientAttack(epsilon=1, steps=20, targeted=True)(net, images, labels)
+
+    outcomes = measured(Suite({"kind": to_the_label}), case)
+    assert not (outcomes["kind"] > outcomes["clean"]).any()
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 10), (10, 10), (3, 7), (381, 500), (5, 1000)])
+def test_the_interval_is_wilsons(right, images):
+    z, share = 1.959963984540054, right / images
+    middle = (share + z * z / (2 * images)) / (1 + z * z / images)
+    half = z / (1 + z * z / images) * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
+    low, high = wilson(right, images)
+    assert low == pytest.approx(middle - half, abs=1e-12)
+    assert high == pytest.approx(middle + half, abs=1e-12)
+    assert 0 <= low <= share <= high <= 1 or right in (0, images)
+
+
+def test_mcnemar_by_hand():
+    assert mcnemar(0, 0) == 1
+    assert mcnemar(0, 8) == pytest.approx(2 / 2**8)
+    assert mcnemar(3, 3) == pytest.approx(1)
+    assert mcnemar(1, 5) == mcnemar(5, 1) == pytest.approx(2 * (1 + 6) / 2**6)
+
+
+# ---------------------------------------------------------------- chunks
+
+
+def test_what_is_finished_is_not_measured_again(case, tmp_path):
+    calls = []
+
+    def attack(net, images, labels, *, generator):
+        calls.append(len(images))
+        return GradientAttack(epsilon=0.2, steps=3)(net, images, labels, generator=generator)
+
+    def fresh() -> Suite:
+        suite = Suite({"pgd": attack})
+        suite.chunks = Chunks(tmp_path, {"network": "a"}, {"clean": None, "pgd": {"steps": 3}})
+        return suite
+
+    whole = measured(Suite({"pgd": attack}), case)
+    calls.clear()
+    measured(fresh(), case, only=range(2))  # killed after two chunks
+    assert len(calls) == 2
+    again = measured(fresh(), case)
+    assert len(calls) == 3
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_killed_anywhere_it_ends_as_if_it_had_not_been(case, tmp_path, at, monkeypatch):
+    """At each write, before and after the rename, the process is gone; the same command goes on."""
+    attacks = {"pgd": GradientAttack(epsilon=0.2, steps=3), "fgsm": GradientAttack(epsilon=0.1, steps=1)}
+
+    def fresh() -> Suite:
+        suite = Suite(attacks)
+        suite.chunks = Chunks(tmp_path, {"network": "a"}, {"clean": None, "pgd": {}, "fgsm": {}})
+        return suite
+
+    whole = measured(Suite(attacks), case)
+    rename, done = Path.replace, []
+
+    def kill(self, target):
+        done.append(target)
+        if len(done) == at:
+            if at % 2:
+                rename(self, target)
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        measured(fresh(), case)
+    monkeypatch.setattr(Path, "replace", rename)
+    again = measured(fresh(), case)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_chunks_of_another_evaluation_are_refused(tmp_path):
+    Chunks(tmp_path, {"network": "a", "seed": 0}, {})
+    with pytest.raises(
+        InputError, match=r"another evaluation: seed differ \(seed was 0, now 1\); give another"
+    ) as caught:
+        Chunks(tmp_path, {"network": "a", "seed": 1}, {})
+    assert "\n" not in str(caught.value)
+    Chunks(tmp_path, {"network": "a", "seed": 0}, {})
+
+
+def test_an_attack_with_other_settings_has_its_own_chunks(tmp_path):
+    for steps, expected in ((3, None), (4, None), (3, "first")):
+        chunks = Chunks(tmp_path, {}, {"pgd": {"steps": steps}})
+        assert chunks.read("pgd", 0) == expected
+        if expected is None:
+            chunks.write("pgd", 0, "first" if steps == 3 else "second")
+
+
+# ---------------------------------------------------------------- libraries
+
+
+def by_hand(net, images, labels, *, epsilon, seed):
+    """AutoAttack as its own README runs it."""
+    from pyautoattack import AutoAttack as Original
+
+    attack = Original(
+        net, norm="Linf", eps=epsilon, seed=seed, version="custom", attacks=["apgd-ce", "apgd-t", "fab-t", "square"]
+    )
+    attack.apgd.n_restarts = attack.fab.n_restarts = 1
+    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = 3
+    attack.square.n_queries = 5000
+    return attack.run_standard_evaluation(images, labels, batch_size=len(images))[0]
+
+
+@pytest.mark.slow
+def test_autoattack_equals_a_script_without_nsr(case):
+    net, images, labels = case
+    net = copy.deepcopy(net)  # the script leaves gradients behind
+    outcomes = measured(Suite({"autoattack": AutoAttack(epsilon=0.1, seed=3)}), case)
+    flags = []
+    for start in range(0, 100, CHUNK):
+        part, true = images[start : start + CHUNK], labels[start : start + CHUNK]
+        adversarial = by_hand(net, part, true, epsilon=0.1, seed=3)
+        flags.append(((net(adversarial).argmax(1) == true) & (net(part).argmax(1) == true)).long())
+    expected = torch.cat(flags)
+    assert torch.equal(outcomes["autoattack"].long(), expected)
+    assert 0 < int(expected.sum()) < int(outcomes["clean"].sum())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("part", ["apgd-ce", "apgd-dlr", "square"])
+def test_library_attacks_stay_in_the_ball(case, norm, part):
+    net, images, labels = case
+    epsilon = {"linf": 0.1, "l2": 0.7, "l1": 4.0}[norm]
+    attack = AutoAttack(epsilon=epsilon, norm=norm, version="custom", attacks=[part], queries=50)
+    before = torch.random.get_rng_state()
+    adversarial = attack(net, images[:20], labels[:20])
+    assert torch.equal(torch.random.get_rng_state(), before)  # its seeding stays its own
+    length = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
+    distance = torch.linalg.vector_norm((adversarial - images[:20]).flatten(1), ord=length, dim=1)
+    assert (distance <= epsilon * (1 + 1e-4)).all()
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+
+
+def test_momentum_against_a_slow_loop(case):
+    net, images, labels = case
+    epsilon, steps, momentum = 0.1, 5, 0.9
+    got = Momentum(epsilon=epsilon, steps=steps, momentum=momentum)(net, images[:10], labels[:10])
+    adversarial, velocity = images[:10].clone(), torch.zeros_like(images[:10])
+    for _ in range(steps):
+        adversarial.requires_grad_()
+        loss = torch.nn.functional.cross_entropy(net(adversarial), labels[:10], reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, adversarial)
+        size = gradient.abs().flatten(1).sum(1).view(-1, 1, 1, 1)
+        velocity = momentum * velocity + gradient / size
+        adversarial = (adversarial.detach() + epsilon / steps * velocity.sign()).clamp(0, 1)
+        adversarial = torch.minimum(torch.maximum(adversarial, images[:10] - epsilon), images[:10] + epsilon)
+    torch.testing.assert_close(got, adversarial, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("cross_entropy", [True, False])
+def test_the_adaptive_attack_against_a_slow_loop(case, cross_entropy):
+    net, images, labels = case
+    images, labels = images[:6].double(), labels[:6]
+    net = copy.deepcopy(net).double()
+    attack = AdaptiveAttack(
+        epsilon=0.1, steps=3, step_size=0.04, weight=2.0, top=0.5, layers=["2", "5"], cross_entropy=cross_entropy
+    )
+    got = attack(net, images, labels, generator=torch.Generator().manual_seed(5))
+    draw = torch.rand(images.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    adversarial = (images + (2 * draw - 1) * 0.1).clamp(0, 1)
+    for _ in range(3):
+        adversarial = adversarial.detach().requires_grad_()
+        with capture_features(net, ["2", "5"]) as features:
+            net(images)
+            clean = dict(features)
+            logits = net(adversarial)
+        loss = sum(-torch.log_softmax(row, 0)[label] for row, label in zip(logits, labels, strict=True))
+        loss = loss if cross_entropy else 0 * loss
+        for layer, moved in features.items():
+            neurons = []  # (neuron, image)
+            for m in range(moved.shape[1]):
+                neurons.append([(clean[layer][i, m] - moved[i, m]).abs().mean() for i in range(len(images))])
+            order = sorted(range(len(neurons)), key=lambda m, row=neurons: -float(sum(row[m]).detach()))
+            chosen = order[: int(0.5 * len(neurons))]
+            loss = loss + 2.0 * sum(sum(neurons[m]) for m in chosen) / len(chosen) / 2
+        (gradient,) = torch.autograd.grad(loss, adversarial)
+        adversarial = (adversarial.detach() + 0.04 * gradient.sign()).clamp(images - 0.1, images + 0.1).clamp(0, 1)
+    torch.testing.assert_close(got, adversarial, rtol=0, atol=1e-9)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"version": "fast"}, "version is 'fast'; it must be one of standard, plus, rand, custom"),
+        ({"version": "custom"}, "attacks belong to version 'custom' alone"),
+        ({"attacks": ["apgd-ce"]}, "attacks belong to version 'custom' alone"),
+        ({"version": "custom", "attacks": ["apgd"]}, r"attacks entry is 'apgd'.*did you mean 'apgd-[a-z]+'"),
+        ({"norm": "l3"}, "norm is 'l3'; it must be one of linf, l2, l1"),
+        ({"epsilon": -1}, "epsilon is -1"),
+    ],
+)
+def test_wrong_settings_of_autoattack(settings, message):
+    with pytest.raises(InputError, match=message) as caught:
+        AutoAttack(**{"epsilon": 0.1, **settings})
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_command_goes_on_where_it_was_killed(trained, tmp_path, monkeypatch):
+    """Chunks of 40 images, killed in the second: the same command, in another directory, ends as one that was not."""
+    command = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "attacks=[clean,fgsm,pgd]", "suite.pgd.steps=2"]
+    command += ["limit=100", "data.evaluation_batch_size=40"]
+    evaluate(job("evaluate", tmp_path / "whole" / "first", *command))
+    measure, begun = Suite.measure, []
+
+    def killed(self, *arguments, **settings):
+        begun.append(settings["number"])
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return measure(self, *arguments, **settings)
+
+    monkeypatch.setattr(Suite, "measure", killed)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        evaluate(job("evaluate", tmp_path / "parts" / "first", *command))
+    monkeypatch.setattr(Suite, "measure", measure)
+    assert len(list((tmp_path / "parts" / "chunks").glob("*/pgd-*/*.json"))) == 1
+    evaluate(job("evaluate", tmp_path / "parts" / "second", *command))
+    for name in ("evaluation.json", "evaluation.csv", "images.csv", "sensitivity.csv"):
+        assert (tmp_path / "parts" / "second" / name).read_bytes() == (tmp_path / "whole" / "first" / name).read_bytes()
+    images = rows(tmp_path / "whole" / "first" / "images.csv")
+    figures = json.loads((tmp_path / "whole" / "first" / "evaluation.json").read_text())
+    assert len(images) == 100
+    for attack in ("clean", "fgsm", "pgd"):
+        assert sum(int(row[attack]) for row in images) / 100 == figures[f"test/{attack}_accuracy"]
+
+
+def test_a_limit_is_balanced_fixed_and_told(trained, tmp_path, capsys):
+    from nsr.assembly import build_data
+
+    config = job("evaluate", tmp_path / "run", "data=digits", "model=small_cnn", "model.weights=x.pt")
+    data = build_data(config)
+    data.setup("test")
+    labels = data.test_set.labels
+    first = data.limit_test(100, "balanced")
+    counts = torch.bincount(data.test_set.labels, minlength=10)
+    assert (counts - 100 * torch.bincount(labels, minlength=10) / len(labels)).abs().max() < 1
+    other = build_data(config)
+    other.setup("test")
+    assert other.limit_test(100, "balanced") == first
+    assert torch.equal(other.test_set.images, data.test_set.images)
+    third = build_data(config)
+    third.setup("test")
+    assert third.limit_test(30, "first") != first
+    assert torch.equal(third.test_set.labels, labels[:30])
+    fourth = build_data(config)
+    fourth.setup("test")
+    with pytest.raises(InputError, match="the first 5 test images hold none of class"):
+        fourth.limit_test(5, "first")
