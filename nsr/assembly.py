@@ -25,7 +25,9 @@ from nsr.command_line import plain, plain_value, run_directory
 from nsr.data import ImageData
 from nsr.errors import InputError, RunStopped
 from nsr.evaluation import report
+from nsr.evaluation.alarms import alarms
 from nsr.evaluation.chunks import Chunks, fingerprint, images_fingerprint, network_fingerprint
+from nsr.evaluation.probes import PROBES
 from nsr.evaluation.suite import Suite
 from nsr.free import FreeClassifier
 from nsr.layers import find_layers
@@ -125,6 +127,10 @@ def evaluate(config: DictConfig) -> None:
         shown = _shown_attacks(config)
         images = len(data.test_set)
         report.show_evaluation(directory, figures, module.sensitivities, shown, images=images, top=config.top)
+        if config.alarms:
+            judged = alarms({**module.suite.outcomes, **module.suite.probed}, classes=config.data.classes)
+            write_json(directory / "alarms.json", [alarm._asdict() for alarm in judged])
+            report.show_alarms(judged)
 
 
 def _chunks(config: DictConfig, module: RobustClassifier, data: ImageData, directory: Path) -> Chunks:
@@ -137,7 +143,12 @@ def _chunks(config: DictConfig, module: RobustClassifier, data: ImageData, direc
         "layers": plain_value(config.layers),
     }
     settings = plain(config)
-    attacks = {"clean": None, **settings["suite"], "sensitivity": settings["sensitivity_attack"]}
+    attacks = {
+        "clean": None,
+        **settings["suite"],
+        "sensitivity": settings["sensitivity_attack"],
+        **dict.fromkeys(PROBES),
+    }
     folder = directory.parent / "chunks" / fingerprint(identity)[:12] if config.chunks is None else Path(config.chunks)
     return Chunks(folder, identity, attacks)
 
@@ -201,7 +212,7 @@ def build_module(config: DictConfig, data: ImageData, *, saved: Mapping[str, Any
     kind, training = RobustClassifier, {}
     if "objective" in config:
         training = {name: instantiate(config[name]) for name in ("objective", "validation_attack", "optimizer")}
-        training |= {"attack": build_attack(config, example), "stabilizer": _optional(config.stabilizer)}
+        training |= {"attack": build_attack(config, "attack", example), "stabilizer": _optional(config.stabilizer)}
         training |= build_scheduler(config) | {"augment": data.augment}
         kind = FreeClassifier if isinstance(training["objective"], Free) else RobustClassifier
     module = kind(
@@ -209,7 +220,7 @@ def build_module(config: DictConfig, data: ImageData, *, saved: Mapping[str, Any
         layers=layers,
         within=classifier.net,
         classes=config.data.classes,
-        suite=build_suite(config),
+        suite=build_suite(config, example),
         seed=config.seed,
         **training,
     )
@@ -221,19 +232,23 @@ def build_module(config: DictConfig, data: ImageData, *, saved: Mapping[str, Any
     return module
 
 
-def build_suite(config: DictConfig) -> Suite:
+def build_suite(config: DictConfig, example: torch.Tensor) -> Suite:
     """The attacks of the test; sensitivity is measured in an evaluation alone."""
-    attacks = {str(name): instantiate(attack) for name, attack in config.suite.items() if attack is not None}
+    names = [str(name) for name, attack in config.suite.items() if attack is not None]
+    attacks = {name: build_attack(config, f"suite.{name}", example) for name in names}
     sensitivity_attack = instantiate(config.sensitivity_attack) if "sensitivity_attack" in config else None
-    return Suite(attacks, sensitivity_attack=sensitivity_attack, seed=config.seed)
+    probes = PROBES if config.get("alarms") else None
+    return Suite(attacks, sensitivity_attack=sensitivity_attack, probes=probes, seed=config.seed)
 
 
-def build_attack(config: DictConfig, example: torch.Tensor) -> Any:
-    """The training attack; the fixed networks of an ensemble are built from their checkpoints and tried."""
-    settings = OmegaConf.to_container(config.attack, resolve=True)
+def build_attack(config: DictConfig, place: str, example: torch.Tensor) -> Any:
+    """The attack at that place of the configuration; other networks that it needs are built from their checkpoints."""
+    settings = OmegaConf.to_container(OmegaConf.select(config, place), resolve=True)
     assert isinstance(settings, dict)
     if "checkpoints" not in settings:
         return instantiate(settings)
+    if settings["_target_"].endswith("TransferAttack"):  # said once more for the table; the attack within has its own
+        settings = {key: value for key, value in settings.items() if key not in ("norm", "epsilon")}
     networks = []
     for path in settings.pop("checkpoints"):
         saved, source = read_settings(path)
@@ -248,7 +263,7 @@ def build_attack(config: DictConfig, example: torch.Tensor) -> Any:
             _check_width(network, example, config.data.classes)
         except (InputError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"attack.checkpoints: {str(path)!r} cannot be used on these data: {reason}") from error
+            raise InputError(f"{place}.checkpoints: {str(path)!r} cannot be used on these data: {reason}") from error
         networks.append(network)
     return instantiate(settings, networks=networks)
 
@@ -288,6 +303,10 @@ def _kind(attack: DictConfig) -> str:
     kind = attack._target_.rpartition(".")[2]
     if kind == "AutoAttack":
         return f"AutoAttack, {attack.version}" if attack.version != "custom" else ", ".join(attack.attacks)
+    if kind == "TransferAttack":
+        return f"PGD-{attack.attack.steps} from {len(attack.checkpoints)} surrogates"
+    if kind == "UniformDraws":
+        return f"{attack.draws} uniform draws"
     if kind == "Momentum":
         return f"MI-FGSM-{attack.steps}"
     if kind == "AdaptiveAttack":

@@ -101,6 +101,8 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "limit": optional(number(lowest=1, **WHOLE)),
     "limit_order": choice("balanced", "first"),
     "*.version": choice("standard", "plus", "rand", "custom"),
+    "alarms": TRUTH,
+    "*.draws": number(lowest=1, **WHOLE),
     "*.queries": number(lowest=1, **WHOLE),
     "*.seed": number(lowest=0, highest=2**32 - 1, **WHOLE),
     "optimizer.momentum": number(lowest=0, highest=1),
@@ -137,7 +139,7 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "*.targeted": choice(False, "least_likely"),  # labels as targets are the library's: a data set has none
     "*.restarts": number(lowest=1, **WHOLE),
     "*.keep_best": TRUTH,
-    "attack.checkpoints": checkpoints,
+    "*.checkpoints": checkpoints,
     "callbacks.early_stopping.mode": choice("max"),
     "*.mode": choice("eval", "train"),
     "objective.clean_share": number(lowest=0, highest=1),

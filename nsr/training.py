@@ -235,6 +235,8 @@ class RobustClassifier(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         if self.trainer.world_size > 1:  # each process has its own images, the others' are 0
             self.suite.outcomes = self._over_processes(self.suite.outcomes)
+            if self.suite.probes:
+                self.suite.probed = self._over_processes(self.suite.probed)
         self.sensitivities = {} if self.suite.sensitivity_attack is None else self.test_sensitivity.compute()
         self._publish("test", {f"{self.test_name}/{name}": value for name, value in self.suite.figures().items()})
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -268,10 +268,16 @@ def test_evaluations_lie_beside_their_run(tmp_path):
 
 
 def answer(entry: str, *arguments: str) -> tuple[subprocess.CompletedProcess, float]:
-    start = time.perf_counter()
+    """What a command says, and the processor's seconds it took: the clock's would be those of its neighbours too."""
+
+    def seconds() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before = seconds()
     command = [sys.executable, str(ROOT / entry), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    return done, time.perf_counter() - start
+    return done, seconds() - before
 
 
 @pytest.mark.parametrize("entry", ["train.py", "evaluate.py"])

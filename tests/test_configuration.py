@@ -33,6 +33,7 @@ NEEDED = {
     ("data", "image_folder"): ["data.root=/somewhere", "data.channels=3", "data.image_size=8", "data.classes=3"],
     ("attack", "ensemble"): ["attack.checkpoints=[best.ckpt]"],
     ("attack", "kept"): ["objective=free"],
+    ("attacks", "transfer"): ["suite.transfer.checkpoints=[best.ckpt]"],
     ("objective", "eat"): ["attack.checkpoints=[best.ckpt]"],
 }
 
@@ -64,10 +65,10 @@ def test_every_choice_builds_what_it_names(group, name, tmp_path):
         settings = {key: value for key, value in settings.items() if key not in ("normalization", "weights")}
     if group == "logger":
         settings |= {"save_dir": str(tmp_path)}
-    if name == "ensemble":
-        settings = {key: value for key, value in settings.items() if key != "checkpoints"} | {
-            "networks": [nn.Identity()]
-        }
+    if settings is not None and "checkpoints" in settings:  # what the assembly does with them
+        settings = {**settings, "networks": [nn.Identity()]}
+        for key in ("checkpoints", *(("norm", "epsilon") if name == "transfer" else ())):
+            del settings[key]
     if settings is None or settings["_target_"] is None:
         assert name in ("none", "constant", "clean")
         return

@@ -6,6 +6,9 @@ import copy
 import csv
 import json
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ import torch
 from reference import pattern_images, trained_net
 
 from nsr.assembly import evaluate
-from nsr.attacks import AdaptiveAttack, AutoAttack, GradientAttack, Momentum
+from nsr.attacks import AdaptiveAttack, AutoAttack, GradientAttack, Momentum, TransferAttack
 from nsr.errors import InputError
 from nsr.evaluation.chunks import Chunks
 from nsr.evaluation.intervals import mcnemar, wilson
@@ -22,6 +25,7 @@ from nsr.features import capture_features
 from tests.conftest import job
 
 CHUNK = 40
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +272,23 @@ def test_the_adaptive_attack_against_a_slow_loop(case, cross_entropy):
     assert not any(module._forward_hooks for module in net.modules())
 
 
+def test_transfer_shows_the_surrogates_examples(case):
+    net, images, labels = case
+    torch.manual_seed(1)
+    surrogates = [trained_net(images, labels, steps=steps) for steps in (10, 20)]
+    attack = GradientAttack(epsilon=0.15, steps=5, random_start=False)
+    right = net(images).argmax(1) == labels
+    images, labels = images[right], labels[right]
+    got = TransferAttack(attack=attack, networks=surrogates)(net, images, labels)
+    made = [attack(surrogate, images, labels) for surrogate in surrogates]
+    fooled = [net(examples).argmax(1) != labels for examples in made]
+    for i in range(len(images)):
+        assert torch.equal(got[i], made[0][i] if fooled[0][i] else made[1][i])
+    assert int((fooled[0] | fooled[1]).sum()) > 0
+    with pytest.raises(InputError, match="needs at least one surrogate"):
+        TransferAttack(attack=attack, networks=[])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -343,3 +364,37 @@ def test_a_limit_is_balanced_fixed_and_told(trained, tmp_path, capsys):
     fourth.setup("test")
     with pytest.raises(InputError, match="the first 5 test images hold none of class"):
         fourth.limit_test(5, "first")
+
+
+def test_transfer_from_a_checkpoint(trained, tmp_path, capsys):
+    best = trained / "checkpoints" / "best.ckpt"
+    command = [f"checkpoint={best}", "attacks=[clean,transfer]", f"suite.transfer.checkpoints=[{best}]", "limit=50"]
+    evaluate(job("evaluate", tmp_path / "run", *command, "suite.transfer.attack.steps=2"))
+    assert "PGD-2 from 1 surrogates" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_kill_minus_nine(trained, tmp_path):
+    """A real process, killed without warning in its third and sixth chunk, ends as one that was not."""
+    best = trained / "checkpoints" / "best.ckpt"
+    settings = [f"checkpoint={best}", "attacks=[clean,fgsm,pgd]", "data.evaluation_batch_size=50", "epsilon=0.1"]
+    settings += ["suite.pgd.steps=300", "alarms=false", "trainer.accelerator=cpu"]
+
+    def command(name: str) -> list[str]:
+        return [sys.executable, str(ROOT / "evaluate.py"), *settings, f"hydra.run.dir={tmp_path / name}"]
+
+    subprocess.run(command("whole/run"), check=True, capture_output=True, cwd=tmp_path)
+    for number, finished in enumerate((2, 5)):
+        process = subprocess.Popen(
+            command(f"parts/{number}"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
+        )
+        while len(list((tmp_path / "parts" / "chunks").glob("*/pgd-*/*.json"))) < finished:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    done = list((tmp_path / "parts" / "chunks").glob("*/pgd-*/*.json"))
+    assert 5 <= len(done) < 10
+    subprocess.run(command("parts/last"), check=True, capture_output=True, cwd=tmp_path)
+    for name in ("evaluation.json", "images.csv", "sensitivity.csv"):
+        assert (tmp_path / "parts" / "last" / name).read_bytes() == (tmp_path / "whole" / "run" / name).read_bytes()

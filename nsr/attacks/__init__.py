@@ -5,6 +5,8 @@ from nsr.attacks.ensemble import EnsembleAttack
 from nsr.attacks.gradient import GradientAttack, fgsm, pgd
 from nsr.attacks.kept import KeptPerturbation
 from nsr.attacks.library import AutoAttack, Momentum
+from nsr.attacks.transfer import TransferAttack
+from nsr.attacks.uniform import UniformDraws
 
 __all__ = [
     "AdaptiveAttack",
@@ -13,6 +15,8 @@ __all__ = [
     "GradientAttack",
     "KeptPerturbation",
     "Momentum",
+    "TransferAttack",
+    "UniformDraws",
     "fgsm",
     "pgd",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from nsr.callbacks.records import SENSITIVITY_COLUMNS, append_rows, write_json, write_sensitivities
+from nsr.evaluation.alarms import Alarm
 from nsr.metrics import LayerSensitivity, ratio
 from nsr.sensitivity import most_sensitive
 from nsr.training import RobustClassifier
@@ -149,6 +150,20 @@ def show_evaluation(
         most_sensitive_table(sensitivities, top=top) if sensitivities else "",
         f"\nwritten to  {_relative(directory)}  evaluation.json, evaluation.csv, sensitivity.csv, images.csv",
     )
+
+
+def show_alarms(judged: Sequence[Alarm]) -> None:
+    """Those that were raised with what they mean; the others in a line."""
+    raised = [alarm for alarm in judged if alarm.raised]
+    silent, unjudged = (sum(alarm.raised is state for alarm in judged) for state in (False, None))
+    if raised:
+        table = Table(title="alarms: this robustness may not be there")
+        for heading in ("alarm", "evidence", "usually means"):
+            table.add_column(heading, overflow="fold")
+        for alarm in raised:
+            table.add_row(alarm.name, alarm.evidence, alarm.meaning)
+        show(table)
+    show(f"alarms      {len(raised)} raised, {silent} silent, {unjudged} not judged for want of rows; see alarms.json")
 
 
 def write_outcomes(path: Path, outcomes: Mapping[str, Tensor]) -> None:

@@ -27,10 +27,20 @@ class Suite:
     Args:
         attacks: {name: attack(net, images, labels, generator=...) -> images}.
         sensitivity_attack: makes the pairs that sensitivity is measured on, of all images; None: it is not measured.
+        probes: {name: probe(net, images, labels, generator=...) -> (image,) flags} that alarms look at, no rows.
         seed: of every draw.
     """
 
-    def __init__(self, attacks: Mapping[str, Attack], *, sensitivity_attack: Attack | None = None, seed: int = 0):
+    def __init__(
+        self,
+        attacks: Mapping[str, Attack],
+        *,
+        sensitivity_attack: Attack | None = None,
+        probes: Mapping[str, Callable[..., Tensor]] | None = None,
+        seed: int = 0,
+    ):
+        self.probes = dict(probes or {})
+        self.probed: dict[str, Tensor] = {}
         self.attacks, self.sensitivity_attack, self.seed = dict(attacks), sensitivity_attack, seed
         self.chunks: Chunks | None = None
         self.outcomes: dict[str, Tensor] = {}
@@ -43,6 +53,7 @@ class Suite:
     def start(self, images: int, device: torch.device) -> None:
         """Empties the results; `images` is how many there are, over all processes."""
         self.outcomes = {name: torch.zeros(images, dtype=torch.uint8, device=device) for name in self.names}
+        self.probed = {name: torch.zeros(images, dtype=torch.uint8, device=device) for name in self.probes}
 
     def measure(self, net: nn.Module, images: Tensor, labels: Tensor, *, number: int, first: int) -> None:
         """Measures a chunk: the `number`-th, whose first image is image `first` of all."""
@@ -67,6 +78,13 @@ class Suite:
                 return withstood
 
             self.outcomes[name][here] = self._finished(name, number, attacked, images.device)
+        for name, probe in self.probes.items():
+
+            def probed(probe: Callable[..., Tensor] = probe) -> Tensor:
+                generator = Generator(images.device).manual_seed(draw_seed(self.seed, 1, number))
+                return probe(net, images, labels, generator=generator)
+
+            self.probed[name][here] = self._finished(name, number, probed, images.device)
 
     def sensitivity(
         self, net: nn.Module, taps: Any, images: Tensor, labels: Tensor, *, number: int

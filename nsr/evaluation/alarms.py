@@ -1,0 +1,139 @@
+"""Signs that robustness is claimed and not there, each with its evidence and what it usually means.
+
+Every alarm is judged from the images of rows that were measured alone; where its rows were not measured it is said to
+be unjudged. Sources: Athalye, Carlini and Wagner 2018; Carlini et al. 2019; Croce and Hein 2020. docs/alarms.md has the
+table of thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from nsr.evaluation.intervals import mcnemar
+
+POINTS = 0.01  # of accuracy: smaller differences are no alarm, however many images show them
+P_VALUE = 0.01  # of McNemar's test
+ZERO_GRADIENTS = 0.05  # of the right images
+UNSTEADY = 0.005  # of the images, between two passes
+ABOVE_CHANCE = 0.05  # of accuracy at epsilon 1
+
+
+class Alarm(NamedTuple):
+    """One sign, judged."""
+
+    name: str
+    raised: bool | None  # None: its rows were not measured
+    evidence: str
+    meaning: str
+
+
+class _Rule(NamedTuple):
+    rows: tuple[str, ...]
+    judge: Callable[..., tuple[bool, str]]
+    meaning: str
+
+
+def alarms(outcomes: Mapping[str, Tensor], *, classes: int) -> list[Alarm]:
+    """Every alarm, judged where its rows are there.
+
+    Args:
+        outcomes: {row: (image,) 1 where the image is right, or where a probe found what it looks for}.
+        classes: of the data.
+    """
+    judged = []
+    for name, rule in RULES.items():
+        missing = [row for row in rule.rows if row not in outcomes]
+        if missing:
+            judged.append(Alarm(name, None, f"not measured: {', '.join(missing)}", rule.meaning))
+        else:
+            raised, evidence = rule.judge(*(outcomes[row].bool() for row in rule.rows), classes=classes)
+            judged.append(Alarm(name, raised, evidence, rule.meaning))
+    return judged
+
+
+def _stronger(name: str, other: str) -> Callable[..., tuple[bool, str]]:
+    """Whether attack `name` lowers accuracy below attack `other`, by more than the points and beyond the noise."""
+
+    def judge(first: Tensor, second: Tensor, *, classes: int) -> tuple[bool, str]:
+        gap = (int(second.sum()) - int(first.sum())) / len(first)
+        p_value = mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
+        evidence = (
+            f"{name} {100 * _share(first):.2f} %, {other} {100 * _share(second):.2f} %; McNemar p {p_value:.2g} "
+            f"(raised beyond {100 * POINTS:g} points at p < {P_VALUE:g})"
+        )
+        return gap > POINTS and p_value < P_VALUE, evidence
+
+    return judge
+
+
+def _fools_more(name: str, other: str) -> Callable[..., tuple[bool, str]]:
+    """Whether attack `name` fools images that attack `other` does not."""
+
+    def judge(first: Tensor, second: Tensor, *, classes: int) -> tuple[bool, str]:
+        only = int((second & ~first).sum())
+        evidence = (
+            f"{name} fools {only} images that {other} does not (raised beyond {100 * POINTS:g} % of {len(first)})"
+        )
+        return only > POINTS * len(first), evidence
+
+    return judge
+
+
+def _above_chance(right: Tensor, *, classes: int) -> tuple[bool, str]:
+    limit = 1 / classes + ABOVE_CHANCE
+    return _share(right) > limit, f"{100 * _share(right):.2f} % are right (raised above {100 * limit:.0f} %)"
+
+
+def _zero(clean: Tensor, zero: Tensor, *, classes: int) -> tuple[bool, str]:
+    of_right = int((clean & zero).sum()) / max(1, int(clean.sum()))
+    return (
+        of_right > ZERO_GRADIENTS,
+        f"{100 * of_right:.1f} % of the right images (raised above {100 * ZERO_GRADIENTS:g} %)",
+    )
+
+
+def _unsteady(changed: Tensor, *, classes: int) -> tuple[bool, str]:
+    return _share(
+        changed
+    ) > UNSTEADY, f"{100 * _share(changed):.1f} % of the images (raised above {100 * UNSTEADY:g} %)"
+
+
+def _share(flags: Tensor) -> float:
+    return int(flags.sum()) / len(flags)
+
+
+RULES = {
+    "more steps and restarts lower accuracy": _Rule(
+        ("pgd100", "pgd"),
+        _stronger("pgd100", "pgd"),
+        "the weaker attack has not converged: report the stronger one, and try more",
+    ),
+    "one step is stronger than many": _Rule(
+        ("fgsm", "pgd"),
+        _stronger("fgsm", "pgd"),
+        "gradients lead astray near the image: masked or shattered gradients",
+    ),
+    "an attack without gradients is stronger": _Rule(
+        ("square", "pgd"), _fools_more("square", "pgd"), "masked gradients: the loss surface hides what queries find"
+    ),
+    "random points are stronger": _Rule(
+        ("uniform", "pgd"), _fools_more("uniform", "pgd"), "masked gradients: no attack should lose to chance"
+    ),
+    "an unbounded attack fails": _Rule(
+        ("epsilon_one",), _above_chance, "at epsilon 1 every image can be made any other: the attack does not work here"
+    ),
+    "input gradients are zero": _Rule(
+        ("clean", "zero_gradient"),
+        _zero,
+        "saturated logits or a step that has no gradient: gradient attacks cannot see; try apgd_dlr, cw, square",
+    ),
+    "two passes differ": _Rule(
+        ("unsteady",), _unsteady, "the network draws: attack its expectation (suite.autoattack.version=rand)"
+    ),
+    "the attack that knows the defence beats AutoAttack": _Rule(
+        ("adaptive", "autoattack"), _stronger("adaptive", "autoattack"), "the defence is tuned to attacks on the loss"
+    ),
+}

@@ -1,0 +1,41 @@
+"""What alarms look at beside attacks: flags for each image of a chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from nsr.attacks import GradientAttack
+from nsr.losses import cross_entropy
+from nsr.modes import frozen_parameters
+
+Probe = Callable[..., Tensor]  # probe(net, images, labels, generator=...) -> (image,) bool
+
+STEADY = 1e-3  # of the largest logit: more between two passes is no rounding
+
+
+def zero_gradient(net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+    """Where the loss has no gradient at the image at all."""
+    with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(net):
+        inputs = images.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(net(inputs), labels).sum(), inputs)
+    return (gradient == 0).flatten(1).all(1)
+
+
+def unsteady(net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+    """Where two passes give different logits."""
+    with torch.no_grad():
+        first, second = net(images), net(images)
+    return (first - second).abs().amax(1) > STEADY * first.abs().amax(1)
+
+
+def epsilon_one(net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+    """Where the network is right under PGD-40 that may make any image of any other."""
+    adversarial = GradientAttack(epsilon=1, steps=40)(net, images, labels, generator=generator)
+    with torch.no_grad():
+        return (net(images).argmax(1) == labels) & (net(adversarial).argmax(1) == labels)
+
+
+PROBES: dict[str, Probe] = {"zero_gradient": zero_gradient, "unsteady": unsteady, "epsilon_one": epsilon_one}

@@ -1,0 +1,147 @@
+"""Each alarm rings on a network made to deceive in a way the literature names, and not on an honest one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from reference import pattern_images, trained_net
+from torch import nn
+
+from nsr.attacks import GradientAttack, UniformDraws
+from nsr.evaluation.alarms import RULES, Alarm, alarms
+from nsr.evaluation.probes import PROBES
+from nsr.evaluation.report import show_alarms
+from nsr.evaluation.suite import Suite
+
+CLASSES = 4
+EPSILON = 0.3
+
+
+class Deceiving(nn.Module):
+    """A network behind something that hides it from gradients."""
+
+    def __init__(self, net: nn.Module, kind: str):
+        super().__init__()
+        self.net, self.kind = net, kind
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.kind == "quantised input":  # Guo et al. 2018: a staircase has no gradient
+            images = torch.round(images * 16) / 16
+        if self.kind == "random input":  # Xie et al. 2018
+            images = images + 0.05 * torch.rand_like(images)
+        logits = self.net(images)
+        return logits * 1e5 if self.kind == "logit scale" else logits  # Carlini and Wagner 2016: saturated softmax
+
+
+@pytest.fixture(scope="module")
+def case():
+    images, labels = pattern_images(100, classes=CLASSES)
+    return trained_net(images, labels), images, labels
+
+
+def judged(net: nn.Module, images, labels) -> dict[str, Alarm]:
+    attacks = {
+        "fgsm": GradientAttack(epsilon=EPSILON, steps=1, step_size=EPSILON, random_start=False),
+        "pgd": GradientAttack(epsilon=EPSILON, steps=20),
+        "pgd100": GradientAttack(epsilon=EPSILON, steps=50, restarts=2),
+        "uniform": UniformDraws(epsilon=EPSILON, draws=50),
+    }
+    suite = Suite(attacks, probes=PROBES)
+    suite.start(len(images), images.device)
+    suite.measure(net.eval(), images, labels, number=0, first=0)
+    found = alarms({**suite.outcomes, **suite.probed}, classes=CLASSES)
+    assert [alarm.name for alarm in found] == list(RULES)
+    return {alarm.name: alarm for alarm in found}
+
+
+def test_an_honest_network_raises_none(case):
+    found = judged(*case)
+    assert [name for name, alarm in found.items() if alarm.raised] == []
+    unjudged = {name for name, alarm in found.items() if alarm.raised is None}
+    assert unjudged == {
+        "an attack without gradients is stronger",
+        "the attack that knows the defence beats AutoAttack",
+    }
+    assert found["an attack without gradients is stronger"].evidence == "not measured: square"
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("logit scale", {"input gradients are zero", "an unbounded attack fails"}),
+        ("quantised input", {"input gradients are zero", "an unbounded attack fails"}),
+        ("random input", {"two passes differ"}),
+    ],
+)
+def test_a_deceiving_network_is_noticed(case, kind, expected):
+    net, images, labels = case
+    found = judged(Deceiving(net, kind), images, labels)
+    raised = {name for name, alarm in found.items() if alarm.raised}
+    assert expected <= raised
+    for name in expected:
+        assert "raised above" in found[name].evidence
+        assert found[name].meaning
+
+
+def flags(*counts: tuple[int, int]) -> torch.Tensor:
+    return torch.tensor([value for value, count in counts for _ in range(count)], dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "raised"),
+    [
+        ({"pgd100": flags((1, 60), (0, 40)), "pgd": flags((1, 70), (0, 30))}, "more steps and restarts", True),
+        ({"pgd100": flags((1, 69), (0, 31)), "pgd": flags((1, 70), (0, 30))}, "more steps and restarts", False),
+        # four points, but four images of a hundred are no evidence
+        ({"pgd100": flags((1, 66), (0, 34)), "pgd": flags((1, 70), (0, 30))}, "more steps and restarts", False),
+        # no more than a point, whatever the number of images
+        ({"pgd100": flags((1, 4951), (0, 49)), "pgd": flags((1, 5000))}, "more steps and restarts", False),
+        ({"fgsm": flags((1, 50), (0, 50)), "pgd": flags((1, 70), (0, 30))}, "one step is stronger", True),
+        ({"fgsm": flags((1, 70), (0, 30)), "pgd": flags((1, 50), (0, 50))}, "one step is stronger", False),
+        ({"square": flags((1, 50), (0, 2), (1, 48)), "pgd": flags((1, 100))}, "an attack without gradients", True),
+        ({"square": flags((1, 50), (0, 1), (1, 49)), "pgd": flags((1, 100))}, "an attack without gradients", False),
+        ({"square": flags((0, 50), (1, 50)), "pgd": flags((0, 50), (1, 50))}, "an attack without gradients", False),
+        ({"uniform": flags((0, 3), (1, 97)), "pgd": flags((1, 100))}, "random points are stronger", True),
+        ({"epsilon_one": flags((1, 31), (0, 69))}, "an unbounded attack fails", True),
+        ({"epsilon_one": flags((1, 29), (0, 71))}, "an unbounded attack fails", False),
+        ({"adaptive": flags((1, 60), (0, 40)), "autoattack": flags((1, 70), (0, 30))}, "the attack that knows", True),
+        ({"adaptive": flags((1, 70), (0, 30)), "autoattack": flags((1, 60), (0, 40))}, "the attack that knows", False),
+        ({"clean": flags((1, 50), (0, 50)), "zero_gradient": flags((1, 2), (0, 98))}, "input gradients", False),
+        ({"clean": flags((1, 50), (0, 50)), "zero_gradient": flags((1, 3), (0, 97))}, "input gradients", True),
+        # zero gradients of wrong images hide nothing
+        ({"clean": flags((1, 50), (0, 50)), "zero_gradient": flags((0, 50), (1, 50))}, "input gradients", False),
+    ],
+)
+def test_thresholds(rows, name, raised):
+    (alarm,) = [alarm for alarm in alarms(rows, classes=4) if alarm.name.startswith(name)]
+    assert alarm.raised is raised, alarm.evidence
+
+
+def test_they_are_shown_with_evidence_and_meaning(capsys):
+    rows = {"fgsm": flags((1, 50), (0, 50)), "pgd": flags((1, 70), (0, 30))}
+    show_alarms(alarms(rows, classes=10))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "one step is stronger than many" in text
+    assert "fgsm 50.00 %, pgd 70.00 %" in text
+    assert "1 raised, 0 silent, 7 not judged" in text
+
+
+def test_the_page_has_every_alarm():
+    page = (Path(__file__).parent.parent / "docs" / "alarms.md").read_text()
+    assert all(f"| {name} |" in page for name in RULES)
+
+
+def test_the_command_writes_them(trained, tmp_path):
+    from nsr.assembly import evaluate
+    from tests.conftest import job
+
+    command = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "attacks=[clean,fgsm,pgd]", "limit=50"]
+    evaluate(job("evaluate", tmp_path / "with" / "run", *command, "suite.pgd.steps=2"))
+    written = json.loads((tmp_path / "with" / "run" / "alarms.json").read_text())
+    assert [alarm["name"] for alarm in written] == list(RULES)
+    evaluate(job("evaluate", tmp_path / "without" / "run", *command, "suite.pgd.steps=2", "alarms=false"))
+    assert not (tmp_path / "without" / "run" / "alarms.json").exists()
+    assert not list((tmp_path / "without" / "chunks").glob("*/epsilon_one*"))
