@@ -16,10 +16,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from nsr import dashboards
+from nsr import __version__, dashboards
 from nsr.boundary import check_logits
 from nsr.callbacks import ConstantNetworkStop, ProgressLine, RunRecords, SensitivityLogger
-from nsr.callbacks.records import write_json
 from nsr.checkpoints import check_source, load_network, read_settings, take_over_checkpoint
 from nsr.command_line import plain, plain_value, run_directory
 from nsr.data import ImageData
@@ -29,6 +28,7 @@ from nsr.evaluation.alarms import alarms
 from nsr.evaluation.chunks import Chunks, fingerprint, images_fingerprint, network_fingerprint
 from nsr.evaluation.probes import PROBES
 from nsr.evaluation.suite import Suite
+from nsr.files import write_json
 from nsr.free import FreeClassifier
 from nsr.layers import find_layers
 from nsr.models import Classifier
@@ -116,17 +116,17 @@ def evaluate(config: DictConfig) -> None:
     module = build_module(config, data, saved=saved)
     trainer = instantiate(config.trainer, logger=False, callbacks=[ProgressLine()], default_root_dir=str(directory))
     data.setup("test")
+    which = f"all {len(data.test_set)} test images"
     if config.limit is not None:
         checksum = data.limit_test(config.limit, config.limit_order)
-        log.info("limit=%d: %d test images, checksum %s", config.limit, len(data.test_set), checksum)
+        which = f"{len(data.test_set)} test images, {config.limit_order}, checksum {checksum}"
     module.suite.chunks = _chunks(config, module, data, directory)
     figures = report.test(trainer, module, data, name="test")
     if trainer.is_global_zero:
         OmegaConf.save(OmegaConf.create(plain(config)), directory / "config.yaml")
         report.write_evaluation(directory, figures, module.sensitivities, module.suite.outcomes)
         shown = _shown_attacks(config)
-        images = len(data.test_set)
-        report.show_evaluation(directory, figures, module.sensitivities, shown, images=images, top=config.top)
+        report.show_evaluation(directory, figures, module.sensitivities, shown, which=which, top=config.top)
         if config.alarms:
             judged = alarms({**module.suite.outcomes, **module.suite.probed}, classes=config.data.classes)
             write_json(directory / "alarms.json", [alarm._asdict() for alarm in judged])
@@ -140,6 +140,7 @@ def _chunks(config: DictConfig, module: RobustClassifier, data: ImageData, direc
         "images": images_fingerprint(data.test_set),
         "images of a chunk": data.evaluation_batch_size,
         "seed": config.seed,
+        "nsr": __version__,
         "layers": plain_value(config.layers),
     }
     settings = plain(config)

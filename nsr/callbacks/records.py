@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
 from nsr.callbacks.sensitivity import finished_epochs
+from nsr.files import append_rows, write_json
 from nsr.metrics import LayerSensitivity
 
 SENSITIVITY_COLUMNS = ("epoch", "layer", "neuron", "absolute", "relative", "mean_activation")
@@ -61,16 +60,6 @@ class RunRecords(pl.Callback):
         checkpoint["nsr_settings"] = self.settings
 
 
-def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Adds rows to a CSV file, with a header where the file is new; floats in full."""
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if is_new:
-            writer.writerow(columns)
-        writer.writerows(rows)
-
-
 def write_sensitivities(path: Path, epoch: int | str, sensitivities: Mapping[str, LayerSensitivity]) -> None:
     """Adds a row for each neuron of each layer to a sensitivity.csv."""
     rows = [
@@ -79,10 +68,3 @@ def write_sensitivities(path: Path, epoch: int | str, sensitivities: Mapping[str
         for neuron, values in enumerate(zip(*(figure.tolist() for figure in figures), strict=True))
     ]
     append_rows(path, SENSITIVITY_COLUMNS, rows)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """A JSON file that is there whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from nsr.errors import InputError
+from nsr.files import write_json
 
 
 class Chunks:
@@ -39,7 +39,7 @@ class Chunks:
             _check_same(json.loads(record.read_text()), dict(identity), folder)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(record, dict(identity))
+            write_json(record, dict(identity))
 
     def read(self, attack: str, number: int) -> Any:
         """What `write` was given; None where the chunk is not finished."""
@@ -50,7 +50,7 @@ class Chunks:
         """Keeps a finished chunk."""
         path = self._path(attack, number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, result)
+        write_json(path, result)
 
     def _path(self, attack: str, number: int) -> Path:
         return self.places[attack] / f"{number:05}.json"
@@ -76,13 +76,6 @@ def images_fingerprint(images: Any) -> str:
     content = images.paths if hasattr(images, "paths") else images.images.numpy()
     digest.update("\n".join(map(str, content)).encode() if hasattr(images, "paths") else content.tobytes())
     return digest.hexdigest()[:16]
-
-
-def write_whole(path: Path, content: Any) -> None:
-    """A JSON file that is there whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes do not write into each other's
-    partial.write_text(json.dumps(content) + "\n")
-    partial.replace(path)
 
 
 def _check_same(written: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:

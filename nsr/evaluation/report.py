@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from nsr.callbacks.records import SENSITIVITY_COLUMNS, append_rows, write_json, write_sensitivities
+from nsr.callbacks.records import SENSITIVITY_COLUMNS, write_sensitivities
 from nsr.evaluation.alarms import Alarm
+from nsr.files import append_rows, write_json
 from nsr.metrics import LayerSensitivity, ratio
 from nsr.sensitivity import most_sensitive
 from nsr.training import RobustClassifier
@@ -43,14 +44,15 @@ def accuracy_table(title: str, columns: Mapping[str, Mapping[str, float]], attac
     return table
 
 
-def evaluation_table(figures: Mapping[str, float], attacks: Mapping[str, str], images: int) -> Table:
+def evaluation_table(figures: Mapping[str, float], attacks: Mapping[str, str], which: str) -> Table:
     """A row an attack: accuracy over all images and its 95 % interval.
 
     Args:
         figures: {ATTACK_accuracy, ATTACK_low, ATTACK_high: fraction}.
         attacks: {ATTACK: how it is called on the screen}.
+        which: the images, in words.
     """
-    table = Table(title=f"{images} test images, float32, eval mode; each attack alone on every image right without one")
+    table = Table(title=f"{which}\nfloat32, eval mode; each attack alone on every image right without one")
     table.add_column("attack")
     for heading in ("accuracy", "95 % interval"):
         table.add_column(heading, justify="right")
@@ -141,12 +143,12 @@ def show_evaluation(
     sensitivities: Mapping[str, LayerSensitivity],
     attacks: Mapping[str, str],
     *,
-    images: int,
+    which: str,
     top: int,
 ) -> None:
     """The end of an evaluation: accuracies, sensitivities with the most sensitive neurons, where everything lies."""
     show(
-        evaluation_table(_part(figures, "test/"), attacks, images),
+        evaluation_table(_part(figures, "test/"), attacks, which),
         most_sensitive_table(sensitivities, top=top) if sensitivities else "",
         f"\nwritten to  {_relative(directory)}  evaluation.json, evaluation.csv, sensitivity.csv, images.csv",
     )
