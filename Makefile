@@ -5,7 +5,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 ARGS ?=
-export PYTHONDONTWRITEBYTECODE ?= 1
+# compiled files beside the environment: none in the tree, and no process compiles torch anew
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/$(VENV)/pycache
 
 .PHONY: train evaluate test slow lint breakages soak clean help
 
@@ -19,7 +20,7 @@ evaluate: $(READY)  ## evaluate; ARGS="checkpoint=PATH"
 	$(RUN) evaluate.py $(ARGS)
 
 test: $(READY)  ## the quick tests, some minutes on two cores
-	$(RUN) -m pytest -m "not slow" $(ARGS)
+	$(RUN) -m pytest -n 2 -m "not slow" $(ARGS)
 
 slow: $(READY)  ## the tests that make test leaves out
 	$(RUN) -m pytest -m slow $(ARGS)

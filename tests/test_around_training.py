@@ -30,7 +30,13 @@ def weights(path: Path, part: str = "state_dict") -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)[part]
 
 
-@pytest.mark.parametrize("objective", ["natural", "fast", "nfgsm", "free", "alp", "trades", "mart"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "objective",
+    ["free", "trades", *(pytest.param(name, marks=SLOW) for name in ("natural", "fast", "nfgsm", "alp", "mart"))],
+)
 def test_every_objective_trains_from_the_command_line(tmp_path, objective):
     """With the stabiliser, and its terms in the records; weight 0 ends bit-equal to none."""
     ends = {}
@@ -49,13 +55,18 @@ def test_every_objective_trains_from_the_command_line(tmp_path, objective):
     assert "train/stabilizer" not in header
 
 
+@pytest.mark.slow
 def test_ensemble_training_from_checkpoints(tmp_path, trained):
     fixed = trained / "checkpoints" / "best.ckpt"
     tiny = [override for override in TINY if override != "attack.steps=2"]
-    train(job("train", tmp_path / "run", *tiny, "objective=eat", f"attack.checkpoints=[{fixed}]"))
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())
-    # what is fixed is no part of the checkpoint
-    assert weights(tmp_path / "run" / "checkpoints" / "last.ckpt").keys() == weights(fixed).keys()
+    ends = {}
+    for name, choice in (("sns", "sns"), ("zero", "sns stabilizer.weight=0"), ("none", "none")):
+        choices = ["objective=eat", f"attack.checkpoints=[{fixed}]", *f"stabilizer={choice}".split()]
+        train(job("train", tmp_path / name, *tiny, *choices))
+        ends[name] = weights(tmp_path / name / "checkpoints" / "last.ckpt")
+    assert ends["none"].keys() == weights(fixed).keys()  # what is fixed is no part of the checkpoint
+    assert all(torch.equal(ends["zero"][key], ends["none"][key]) for key in ends["none"])
+    assert not all(torch.equal(ends["sns"][key], ends["none"][key]) for key in ends["none"])
 
 
 def test_the_ramps_follow_the_steps(tmp_path, monkeypatch):
@@ -77,6 +88,7 @@ def test_the_ramps_follow_the_steps(tmp_path, monkeypatch):
     assert written[0] == 0 < written[1]
 
 
+@pytest.mark.slow
 def test_a_stabiliser_that_a_ramp_holds_at_nothing_costs_no_pass(monkeypatch, tmp_path):
     from nsr.models import Classifier
 

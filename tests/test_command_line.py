@@ -173,7 +173,7 @@ def test_an_image_whose_header_alone_is_sound(refused, folder, split, monkeypatc
     """Channels and size are read off it; that its pixels are broken shows when all are decoded, before the run."""
     monkeypatch.setattr("nsr.data.image_folder.SAMPLE", 1)
     path = folder / split / "dog" / "5.png"
-    path.write_bytes(path.read_bytes()[:40])
+    path.write_bytes(path.read_bytes()[:45])  # the first pixels' chunk has begun
     command = ["data=image_folder", f"data.root={folder}", "data.validation_images=4", "data.batch_size=2"]
     assert f"{path} cannot be read as an image" in refused("train", *command)
 

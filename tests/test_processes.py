@@ -95,3 +95,52 @@ def test_two_processes_train_and_leave_one_run(command, tmp_path):
     accuracies = [rows(tmp_path / name / "metrics.csv")[0] for name in ("run", "one")]
     assert accuracies[0]["validation/clean_accuracy"] == accuracies[1]["validation/clean_accuracy"]
     assert accuracies[0]["validation/robust_accuracy"] == accuracies[1]["validation/robust_accuracy"]
+
+
+def exchange(rank: int, folder: str) -> None:
+    """One of two processes: what they make of each other's sensitivities and gradients."""
+    from torch import distributed
+
+    from nsr.callbacks.weight_perturbation import _averaged
+    from nsr.stabilizer import over_processes
+
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    mine = {"a": torch.tensor([1.0, 2.0]) * (rank + 1), "b": torch.tensor([3.0]) * (rank + 1)}
+    gradients = [torch.full((2, 3), float(rank)), torch.arange(4.0) * rank]
+    made = {"sensitivities": over_processes(mine, samples=(3, 1)[rank]), "gradients": _averaged(gradients)}
+    torch.save(made, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_what_processes_exchange_in_a_step(tmp_path):
+    """Sensitivities weighted by images, AWP's gradients in the mean, the same in both."""
+    torch.multiprocessing.spawn(exchange, args=(str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        made = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert made["sensitivities"]["a"].tolist() == pytest.approx([1.25, 2.5])  # (3 * 1 + 1 * 2) / 4
+        assert made["sensitivities"]["b"].tolist() == pytest.approx([3.75])
+        assert torch.equal(made["gradients"][0], torch.full((2, 3), 0.5))
+        assert made["gradients"][1].tolist() == [0, 0.5, 1, 1.5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "choices",
+    ["objective=free", "objective=trades callbacks=[awp,ema] stabilizer.refresh=average attack.steps=1"],
+    ids=["free", "awp"],
+)
+def test_two_processes_train_what_keeps_state(command, tmp_path, choices):
+    training = [
+        *(*command, *choices.split(), "data.batch_size=6", "data.validation_images=11"),
+        *("trainer.max_epochs=1", "logger=csv", "validation_attack.steps=2", "suite.pgd.steps=2"),
+    ]
+    run("train.py", tmp_path / "run", *training, "trainer.devices=2", "trainer.strategy=ddp")
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    if "free" in choices:
+        first, second = saved["perturbations"]  # one of each process
+        assert first.abs().max() > 0 < second.abs().max()
+        assert not torch.equal(first, second)
+    else:
+        assert list(saved["stabilizer_scores"]) == ["relu1", "relu2", "relu3", "relu4"]
+        assert all(value.isfinite().all() for value in saved["state_dict"].values())
