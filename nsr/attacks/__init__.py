@@ -2,9 +2,9 @@
 
 from nsr.attacks.adaptive import AdaptiveAttack
 from nsr.attacks.ensemble import EnsembleAttack
+from nsr.attacks.external import AutoAttack, Momentum
 from nsr.attacks.gradient import GradientAttack, fgsm, pgd
 from nsr.attacks.kept import KeptPerturbation
-from nsr.attacks.library import AutoAttack, Momentum
 from nsr.attacks.transfer import TransferAttack
 from nsr.attacks.uniform import UniformDraws
 

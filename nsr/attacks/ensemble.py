@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -27,17 +28,17 @@ class EnsembleAttack:
     def __init__(self, *, attack: Callable[..., Tensor], networks: Sequence[nn.Module]):
         if len(networks) == 0:
             raise InputError("checkpoints is []; ensemble adversarial training needs at least one fixed network")
-        self.attack = attack
+        self.attack: Any = attack
         self.networks = [network.eval() for network in networks]
 
     @property
     def share(self) -> float:
         """Of epsilon: what a ramp moves."""
-        return self.attack.share  # type: ignore[attr-defined]
+        return self.attack.share
 
     @share.setter
     def share(self, share: float) -> None:
-        self.attack.share = share  # type: ignore[attr-defined]
+        self.attack.share = share
 
     def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None) -> Tensor:
         """Adversarial images as the attack makes them on the source that is drawn."""
