@@ -20,7 +20,7 @@ from nsr.errors import (
 )
 
 Check = Callable[[str, Any], Any]
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2", "l1")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
 
@@ -124,8 +124,7 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "data.workers": number(lowest=0, **WHOLE),
     "data.download": TRUTH,
     "data.in_memory": optional(TRUTH),
-    "data.epsilon.linf": lambda name, value: check_epsilon(name, value, norm="linf"),
-    "data.epsilon.l2": lambda name, value: check_epsilon(name, value, norm="l2"),
+    "data.epsilon.*": lambda name, value: check_epsilon(name, value, norm=name.rpartition(".")[2]),
     "model.width": number(lowest=1, **WHOLE),
     "model.variant": choice("published", "projection_bias"),
     "model.normalization": choice("data", "none"),
@@ -215,7 +214,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         if name == "epsilon" or name.endswith(".epsilon"):
             norm = leaves.get(f"{name.removesuffix('epsilon')}norm") or "linf"
             if value is not None and not isinstance(value, Mapping):
-                check_epsilon(name, value, norm=norm, diameter=_diameter(leaves) if norm == "l2" else None)
+                check_epsilon(name, value, norm=norm, pixels=_pixels(leaves))
         elif (check := rule_of(name)) is not None:
             check(name, value)
     _check_pairs(settings, leaves)
@@ -251,6 +250,6 @@ def _check_pairs(settings: Mapping[str, Any], leaves: Mapping[str, Any]) -> None
             )
 
 
-def _diameter(leaves: Mapping[str, Any]) -> float | None:
+def _pixels(leaves: Mapping[str, Any]) -> int | None:
     channels, size = leaves.get("data.channels"), leaves.get("data.image_size")
-    return (channels * size * size) ** 0.5 if isinstance(channels, int) and isinstance(size, int) else None
+    return channels * size * size if isinstance(channels, int) and isinstance(size, int) else None

@@ -82,19 +82,19 @@ def fraction(name: str, value: Any) -> Any:
         raise InputError(f"{name} is {value!r}; it must be a number or a fraction such as 8/255") from None
 
 
-def check_epsilon(name: str, value: Any, *, norm: str, diameter: float | None = None) -> float:
+def check_epsilon(name: str, value: Any, *, norm: str, pixels: int | None = None) -> float:
     """The radius of the attack in pixel units as a float.
 
     Args:
         value: a number or a fraction as text ('8/255'), in units of pixels in [0, 1].
-        norm: 'linf' or 'l2'.
-        diameter: the largest distance of two images, 1 in L-infinity; sqrt(channels * height * width) in L2, where
-            it can only be checked once the size of the images is known (None: not checked).
+        norm: 'linf', 'l2' or 'l1'.
+        pixels: channels * height * width of an image. It decides how far two images can be from each other, 1 in
+            L-infinity, sqrt(pixels) in L2, pixels in L1; None: not known yet, and only L-infinity is checked.
     Errors:
         InputError: not a number, negative, or larger than the pixel range allows, which is what an epsilon in
             units of 0..255, or of normalised pixels, looks like.
     """
-    diameter = 1.0 if norm == "linf" else diameter
+    diameter = 1.0 if norm == "linf" else None if pixels is None else pixels**0.5 if norm == "l2" else float(pixels)
     return float(
         check_number(
             name,

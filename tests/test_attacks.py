@@ -56,7 +56,8 @@ def linear_net(classes=2, pixels=36, dtype=torch.float32):
 def distance(adversarial, images, norm):
     """(batch,) in float64, so that the measuring adds no rounding."""
     movement = (adversarial.double() - images.double()).flatten(1)
-    return movement.abs().amax(1) if norm == "linf" else movement.square().sum(1).sqrt()
+    order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
+    return torch.linalg.vector_norm(movement, ord=order, dim=1)
 
 
 # ---------------------------------------------------------------- against foolbox
@@ -206,7 +207,7 @@ def test_l2_comes_within_a_thousandth_of_the_optimum_where_the_box_is_touched(
 
 def test_fgsm_steps_by_epsilon_and_pgd_by_the_step_size():
     net, images = linear_net(), 0.4 + 0.2 * some_images()
-    for norm in ("linf", "l2"):
+    for norm in ("linf", "l2", "l1"):
         far = distance(fgsm(net, images, LABELS % 2, epsilon=0.2, norm=norm), images, norm)
         torch.testing.assert_close(far, torch.full((6,), 0.2, dtype=torch.float64), rtol=0, atol=1e-6)
         for steps, expected in ((1, 0.03), (2, 0.06), (99, 0.2)):
@@ -222,7 +223,7 @@ def test_step_size_is_two_and_a_half_times_epsilon_over_the_steps():
     assert not torch.equal(pgd(net, images, LABELS, **common), pgd(net, images, LABELS, **common, step_size=0.01))
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_no_gradient_no_movement_and_no_nan(norm):
     class Constant(nn.Module):
         def forward(self, images):
@@ -255,7 +256,7 @@ class Confident(nn.Module):
 
 @settings(PROPERTY, max_examples=200)
 @given(
-    norm=st.sampled_from(["linf", "l2"]),
+    norm=st.sampled_from(["linf", "l2", "l1"]),
     share=st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
     steps=st.integers(0, 3),
     step_size=st.none() | st.floats(0, 3),
@@ -274,7 +275,7 @@ def test_within_epsilon_and_the_pixel_range(
     dtype = torch.float32 if precision == "autocast" else precision
     net, images = make(seed).to(dtype), some_images(seed=seed, dtype=dtype)
     images.view(-1)[:20] = (images.view(-1)[:20] > 0.5).to(dtype)  # pixels at the ends of the range
-    epsilon = share * (1 if norm == "linf" else 6)  # 6 pixels a side: the diameter of these images
+    epsilon = share * {"linf": 1, "l2": 6, "l1": 36}[norm]  # the diameter of these images, 6 pixels a side
     loss, targeted = aim
     if loss == "kl" and random_start is False:
         random_start = "gaussian"  # without a random start it is refused
@@ -302,13 +303,13 @@ def test_within_epsilon_and_the_pixel_range(
     assert got.ge(0).all()
     assert got.le(1).all()
     pixel = torch.finfo(dtype).eps / 2  # rounding of a pixel in [0, 1]
-    rounding = pixel if norm == "linf" else pixel * math.sqrt(36) + 4 * pixel * epsilon
+    rounding = {"linf": pixel, "l2": pixel * math.sqrt(36), "l1": pixel * 36}[norm] + (norm != "linf") * 4 * pixel * epsilon
     assert distance(got, images, norm).max() <= epsilon + rounding
     if epsilon == 0 or (steps == 0 and not random_start):
         assert torch.equal(got, images)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("random_start", [False, True])
 def test_epsilon_0_gives_the_images_back_bit_by_bit(norm, random_start):
     images = some_images()
@@ -381,7 +382,7 @@ def test_an_l2_start_is_uniform_in_the_ball():
     assert correlation.abs().max() < 5 / math.sqrt(4000)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_the_generator_decides_the_start(norm):
     net, images = residual_net().eval(), some_images()
     state = torch.get_rng_state()
@@ -421,7 +422,7 @@ def mixed_net():
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_no_trace(mode, norm, with_gradient):
     net, images, labels = mixed_net(), some_images(), LABELS.clone()
@@ -519,7 +520,7 @@ def test_no_gradient_of_a_parameter_is_ever_computed():
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("made_inside", [False, True])
 def test_gradients_are_enabled_where_they_are_off(context, norm, made_inside):
     net, images, labels = residual_net().eval(), some_images(), LABELS
@@ -562,7 +563,7 @@ def test_mode_is_the_networks_during_the_attack(training):
 # ---------------------------------------------------------------- settings
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_an_attack_object_is_pgd_with_its_settings(norm):
     net, images = residual_net().eval(), some_images()
     attack = GradientAttack(**SETTINGS, norm=norm, mode="train")
@@ -586,7 +587,7 @@ def test_fractions_are_accepted_as_text():
 
 def test_fgsm_is_one_step_of_pgd_from_the_image():
     net, images = residual_net().eval(), some_images()
-    for norm in ("linf", "l2"):
+    for norm in ("linf", "l2", "l1"):
         one = pgd(net, images, LABELS, epsilon=0.2, step_size=0.2, steps=1, norm=norm, random_start=False)
         assert torch.equal(fgsm(net, images, LABELS, epsilon=0.2, norm=norm), one)
 
@@ -614,7 +615,7 @@ GOOD = {"epsilon": 0.1, "steps": 2}
         ({"epsilon": -0.1}, "epsilon is -0.1"),
         ({"epsilon": "a lot"}, "epsilon is 'a lot'"),
         ({"epsilon": math.nan}, "epsilon is nan"),
-        ({"norm": "l1"}, "norm is 'l1'.*linf, l2"),
+        ({"norm": "l3"}, "norm is 'l3'.*linf, l2, l1"),
         ({"norm": "Linf"}, "norm is 'Linf'.*did you mean 'linf'"),
         ({"norm": math.inf}, "norm is inf"),
         ({"steps": 2.0}, "steps is 2.0; it must be a whole number"),

@@ -136,29 +136,33 @@ def test_fraction_refuses_a_slash_with_nothing_behind():
 
 
 @pytest.mark.parametrize(
-    ("value", "norm", "diameter", "expected"),
+    ("value", "norm", "pixels", "expected"),
     [
         ("8/255", "linf", None, 8 / 255),
         (0, "linf", None, 0.0),
         (1, "linf", None, 1.0),
         ("0.5", "l2", None, 0.5),
         (8, "l2", None, 8.0),
-        (8, "l2", 8.0, 8.0),
+        (8, "l2", 64, 8.0),
+        (8, "l1", None, 8.0),
+        (64, "l1", 64, 64.0),
     ],
 )
-def test_epsilon_is_a_float(value, norm, diameter, expected):
-    epsilon = check_epsilon("epsilon", value, norm=norm, diameter=diameter)
+def test_epsilon_is_a_float(value, norm, pixels, expected):
+    epsilon = check_epsilon("epsilon", value, norm=norm, pixels=pixels)
     assert type(epsilon) is float
     assert epsilon == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "norm", "diameter"),
+    ("value", "norm", "pixels"),
     [
         (8, "linf", None),
         (1.0001, "linf", None),
-        (8, "linf", 100.0),  # a diameter is L2's; one pixel moves by 1 at most
-        (8.001, "l2", 8.0),
+        (8, "linf", 100),  # one pixel moves by 1 at most
+        (8.001, "l2", 64),
+        (64.01, "l1", 64),
+        (-0.1, "l1", None),
         (-0.1, "linf", None),
         (-0.1, "l2", None),
         ("nan", "l2", None),
@@ -168,8 +172,8 @@ def test_epsilon_is_a_float(value, norm, diameter, expected):
         ([0.1], "linf", None),
     ],
 )
-def test_epsilon_out_of_range_is_told_the_units(value, norm, diameter):
-    text = refusal(check_epsilon, "epsilon", value, norm=norm, diameter=diameter)
+def test_epsilon_out_of_range_is_told_the_units(value, norm, pixels):
+    text = refusal(check_epsilon, "epsilon", value, norm=norm, pixels=pixels)
     assert "pixels in [0, 1]" in text
     assert "8/255" in text
 

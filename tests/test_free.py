@@ -313,7 +313,7 @@ def test_another_attack_or_objective_is_refused(objective, attack):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("setting", [{"epsilon": 8}, {"epsilon": 0.1, "norm": "l1"}, {"epsilon": 0.1, "step_size": -1}])
+@pytest.mark.parametrize("setting", [{"epsilon": 8}, {"epsilon": 0.1, "norm": "l3"}, {"epsilon": 0.1, "step_size": -1}])
 def test_a_wrong_setting_of_the_perturbation_is_refused(setting):
     with pytest.raises(InputError) as caught:
         KeptPerturbation(**setting)

@@ -35,7 +35,7 @@ class GradientAttack:
         epsilon: radius of the ball in pixel units, a number or text such as '8/255'; 0 gives the images back.
         steps: number of gradient steps; 0 with a random start is a random point of the ball.
         step_size: in the units of epsilon; None: 2.5 * epsilon / steps, Madry et al.'s rule.
-        norm: 'linf' or 'l2'.
+        norm: 'linf', 'l2' or 'l1'.
         random_start: True: a uniform point of the ball; 'gaussian': normal noise, as in TRADES; False: the image.
         noise: the size of a random start in pixel units, its radius where it is uniform (None: epsilon), its standard
             deviation where it is gaussian (None: 0.001).
@@ -51,7 +51,7 @@ class GradientAttack:
     Passes: one forward and one backward a step; with 'kl' and 'least_likely' one forward more.
 
     Errors:
-        InputError: a setting out of range; in L2, on the first call, an epsilon beyond the image's diameter.
+        InputError: a setting out of range; in L2 and L1, on the first call, an epsilon beyond the image's diameter.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class GradientAttack:
     def _ascend(
         self, net: nn.Module, images: Tensor, labels: Tensor, generator: Generator | None, *, check: bool = False
     ) -> Tensor:
-        check_epsilon("epsilon", self.epsilon, norm=self.norm, diameter=images[0].numel() ** 0.5)
+        check_epsilon("epsilon", self.epsilon, norm=self.norm, pixels=images[0].numel())
 
         def logits_of(inputs: Tensor) -> Tensor:
             logits = net(inputs)
@@ -257,7 +257,7 @@ def fgsm(
 ) -> Tensor:
     """Adversarial images by the fast gradient sign method (Goodfellow et al. 2015): one step of size epsilon.
 
-    Arguments, result and errors as in `pgd`; in L2 the step goes along the gradient.
+    Arguments, result and errors as in `pgd`; in L2 the step goes along the gradient, in L1 along its largest entries.
     """
     settings: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "mode": mode}
     return pgd(net, images, labels, **settings, step_size=epsilon, steps=1, random_start=False)

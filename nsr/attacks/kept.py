@@ -17,7 +17,7 @@ class KeptPerturbation:
     Args:
         epsilon: radius of the ball in pixel units, a number or text such as '8/255'.
         step_size: in the units of epsilon; None: epsilon, as in the paper.
-        norm: 'linf' or 'l2'.
+        norm: 'linf', 'l2' or 'l1'.
     """
 
     def __init__(self, *, epsilon: float | str, step_size: float | str | None = None, norm: str = "linf"):

@@ -24,9 +24,10 @@ def test_conf(file, tmp_path):
     epsilon = settings.pop("epsilon")
     data = instantiate(settings)
     assert data.seed == 3
-    assert {norm: check_epsilon(norm, value, norm=norm, diameter=100) for norm, value in epsilon.items()}.keys() == {
+    assert {norm: check_epsilon(norm, value, norm=norm, pixels=100) for norm, value in epsilon.items()}.keys() == {
         "linf",
         "l2",
+        "l1",
     }
     assert torch.is_tensor(data.augment(torch.rand(2, 3, 8, 8))) if data.augment else True
 
