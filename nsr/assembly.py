@@ -21,11 +21,16 @@ from nsr.boundary import check_logits
 from nsr.callbacks import ConstantNetworkStop, ProgressLine, RunRecords, SensitivityLogger
 from nsr.checkpoints import check_source, load_network, read_settings, take_over_checkpoint
 from nsr.command_line import plain, plain_value, run_directory
+from nsr.configuration import unusual_epsilon
 from nsr.data import ImageData
+from nsr.data.corruptions import Corruptions
 from nsr.errors import InputError, RunStopped
 from nsr.evaluation import report
 from nsr.evaluation.alarms import alarms
 from nsr.evaluation.chunks import Chunks, fingerprint, images_fingerprint, network_fingerprint
+from nsr.evaluation.corrupted import corruption_figures, measure_corruptions
+from nsr.evaluation.curve import expand_curve, write_curve
+from nsr.evaluation.naming import shown_attacks
 from nsr.evaluation.probes import PROBES
 from nsr.evaluation.suite import Suite
 from nsr.files import write_json
@@ -46,6 +51,8 @@ def train(config: DictConfig) -> float:
     directory = run_directory()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
+    expand_curve(config)
+    _tell_epsilon(config)
     module = build_module(config, data)
     settings = plain(config)
     _divide_epochs(config)
@@ -66,7 +73,8 @@ def train(config: DictConfig) -> float:
             results = report.validated(directory / "metrics.csv", results["best_epoch"]) | results
             write_json(directory / "metrics.json", results)
             report.write_outcomes(directory / "images.csv", module.suite.outcomes)  # of the best checkpoint
-            report.show_run(directory, results, _shown_attacks(config))
+            write_curve(directory, results, config)
+            report.show_run(directory, results, shown_attacks(config))
     finally:
         dashboards.finish(logger)
     return float(results.get("validation/robust_accuracy", 0.0))  # only the first process has it
@@ -113,6 +121,8 @@ def evaluate(config: DictConfig) -> None:
     directory = run_directory()
     saved = take_over_checkpoint(config)
     data = build_data(config)
+    expand_curve(config)
+    _tell_epsilon(config)
     module = build_module(config, data, saved=saved)
     trainer = instantiate(config.trainer, logger=False, callbacks=[ProgressLine()], default_root_dir=str(directory))
     data.setup("test")
@@ -120,21 +130,38 @@ def evaluate(config: DictConfig) -> None:
     if config.limit is not None:
         checksum = data.limit_test(config.limit, config.limit_order)
         which = f"{len(data.test_set)} test images, {config.limit_order}, checksum {checksum}"
-    module.suite.chunks = _chunks(config, module, data, directory)
+    suite = module.suite
+    suite.chunks = _chunks(config, module, data, directory)
     figures = report.test(trainer, module, data, name="test")
+    sensitivities = module.sensitivities
+    corrupted = []
+    if (corruptions := build_corruptions(config, data)) is not None:
+        corrupted = measure_corruptions(
+            trainer, module, data, corruptions, lambda name: _chunks(config, module, data, directory, part=name)
+        )
     if trainer.is_global_zero:
         OmegaConf.save(OmegaConf.create(plain(config)), directory / "config.yaml")
-        report.write_evaluation(directory, figures, module.sensitivities, module.suite.outcomes)
-        shown = _shown_attacks(config)
-        report.show_evaluation(directory, figures, module.sensitivities, shown, which=which, top=config.top)
+        figures |= corruption_figures(corrupted)
+        report.write_evaluation(directory, figures, sensitivities, suite.outcomes, corrupted)
+        write_curve(directory, figures, config)
+        shown = shown_attacks(config)
+        report.show_evaluation(directory, figures, sensitivities, shown, which=which, top=config.top)
+        report.show_corruptions(corrupted)
         if config.alarms:
-            judged = alarms({**module.suite.outcomes, **module.suite.probed}, classes=config.data.classes)
+            judged = alarms({**suite.outcomes, **suite.probed}, classes=config.data.classes)
             write_json(directory / "alarms.json", [alarm._asdict() for alarm in judged])
             report.show_alarms(judged)
 
 
-def _chunks(config: DictConfig, module: RobustClassifier, data: ImageData, directory: Path) -> Chunks:
-    """Where the finished parts of this evaluation are kept: the same command finds them again."""
+def _tell_epsilon(config: DictConfig) -> None:
+    if (warning := unusual_epsilon(config.norm, config.epsilon, config.data.epsilon)) is not None:
+        log.warning(warning)
+
+
+def _chunks(
+    config: DictConfig, module: RobustClassifier, data: ImageData, directory: Path, *, part: str = ""
+) -> Chunks:
+    """Where the finished parts of this evaluation, or of a corruption, are kept: the same command finds them again."""
     identity = {
         "network": network_fingerprint(module.net),
         "images": images_fingerprint(data.test_set),
@@ -150,7 +177,9 @@ def _chunks(config: DictConfig, module: RobustClassifier, data: ImageData, direc
         "sensitivity": settings["sensitivity_attack"],
         **dict.fromkeys(PROBES),
     }
-    folder = directory.parent / "chunks" / fingerprint(identity)[:12] if config.chunks is None else Path(config.chunks)
+    folder = directory.parent / "chunks" / fingerprint(identity)[:12]
+    if config.chunks is not None:
+        folder = Path(config.chunks) / part
     return Chunks(folder, identity, attacks)
 
 
@@ -183,6 +212,21 @@ def build_data(config: DictConfig) -> ImageData:
     return data
 
 
+def build_corruptions(config: DictConfig, data: ImageData) -> Corruptions | None:
+    """The corrupted images of an evaluation that has them among its attacks."""
+    if config.get("corruptions") is None:
+        return None
+    return Corruptions(
+        **plain_value(config.corruptions),
+        classes=data.describe()["class_names"],
+        channels=config.data.channels,
+        image_size=config.data.image_size,
+        limit=config.limit,
+        limit_order=config.limit_order,
+        split_seed=data.split_seed,
+    )
+
+
 def needed_splits(config: DictConfig) -> tuple[str, ...]:
     """The parts of the data set that a run or an evaluation takes up."""
     return ("train", "test") if "objective" in config else ("test",)
@@ -208,12 +252,21 @@ def build_module(config: DictConfig, data: ImageData, *, saved: Mapping[str, Any
     """
     classifier = build_classifier(config)
     example = torch.zeros(2, config.data.channels, config.data.image_size, config.data.image_size)
-    layers = find_layers(classifier, example, plain_value(config.layers), within=classifier.net)
-    _check_width(classifier, example, config.data.classes)
+    try:
+        layers = find_layers(classifier, example, plain_value(config.layers), within=classifier.net)
+        _check_width(classifier, example, config.data.classes)
+    except RuntimeError as error:  # a trial pass: torch tells of shapes in its own words
+        raise InputError(
+            f"the network cannot take images of shape {tuple(example.shape[1:])}: {str(error).splitlines()[0]}; "
+            "these are other images than it was made for, or data.image_size is wrong"
+        ) from error
     kind, training = RobustClassifier, {}
     if "objective" in config:
         training = {name: instantiate(config[name]) for name in ("objective", "validation_attack", "optimizer")}
-        training |= {"attack": build_attack(config, "attack", example), "stabilizer": _optional(config.stabilizer)}
+        training |= {
+            "attack": build_attack(config, config.attack, "attack", example),
+            "stabilizer": _optional(config.stabilizer),
+        }
         training |= build_scheduler(config) | {"augment": data.augment}
         kind = FreeClassifier if isinstance(training["objective"], Free) else RobustClassifier
     module = kind(
@@ -236,15 +289,15 @@ def build_module(config: DictConfig, data: ImageData, *, saved: Mapping[str, Any
 def build_suite(config: DictConfig, example: torch.Tensor) -> Suite:
     """The attacks of the test; sensitivity is measured in an evaluation alone."""
     names = [str(name) for name, attack in config.suite.items() if attack is not None]
-    attacks = {name: build_attack(config, f"suite.{name}", example) for name in names}
+    attacks = {name: build_attack(config, config.suite[name], f"suite.{name}", example) for name in names}
     sensitivity_attack = instantiate(config.sensitivity_attack) if "sensitivity_attack" in config else None
     probes = PROBES if config.get("alarms") else None
     return Suite(attacks, sensitivity_attack=sensitivity_attack, probes=probes, seed=config.seed)
 
 
-def build_attack(config: DictConfig, place: str, example: torch.Tensor) -> Any:
-    """The attack at that place of the configuration; other networks that it needs are built from their checkpoints."""
-    settings = OmegaConf.to_container(OmegaConf.select(config, place), resolve=True)
+def build_attack(config: DictConfig, attack: DictConfig, place: str, example: torch.Tensor) -> Any:
+    """The attack of the configuration's `place`; other networks that it needs are built from their checkpoints."""
+    settings = OmegaConf.to_container(attack, resolve=True)
     assert isinstance(settings, dict)
     if "checkpoints" not in settings:
         return instantiate(settings)
@@ -286,37 +339,6 @@ def build_callbacks(config: DictConfig) -> list[pl.Callback]:
 def _check_width(classifier: nn.Module, example: torch.Tensor, classes: int) -> None:
     with torch.no_grad(), network_mode(classifier, "eval"):
         check_logits(classifier(example), torch.zeros(len(example), dtype=torch.int64), classes=classes)
-
-
-def _shown_attacks(config: DictConfig) -> dict[str, str]:
-    """{suite entry: how it is called on the screen}."""
-    shown = {}
-    for name, attack in config.suite.items():
-        if attack is None:
-            shown[str(name)] = str(name)
-        else:
-            norm = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}[attack.norm]
-            shown[str(name)] = f"{_kind(attack)}, {norm} {attack.epsilon}"
-    return {**shown, "worst_case": "worst case of all"}
-
-
-def _kind(attack: DictConfig) -> str:
-    kind = attack._target_.rpartition(".")[2]
-    if kind == "AutoAttack":
-        return f"AutoAttack, {attack.version}" if attack.version != "custom" else ", ".join(attack.attacks)
-    if kind == "TransferAttack":
-        return f"PGD-{attack.attack.steps} from {len(attack.checkpoints)} surrogates"
-    if kind == "UniformDraws":
-        return f"{attack.draws} uniform draws"
-    if kind == "Momentum":
-        return f"MI-FGSM-{attack.steps}"
-    if kind == "AdaptiveAttack":
-        return f"{'adaptive' if attack.cross_entropy else 'feature'} PGD-{attack.steps}"
-    if attack.steps == 1 and not attack.random_start:
-        return "FGSM"
-    loss = {"cross_entropy": "", "margin": " on the margin", "kl": " on KL"}[attack.loss]
-    restarts = f", {attack.restarts} restarts" if attack.restarts > 1 else ""
-    return f"PGD-{attack.steps}{loss}{restarts}"
 
 
 def _optional(settings: Any) -> Any:

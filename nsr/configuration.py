@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from math import log
 from typing import Any
 
 from nsr.errors import (
@@ -21,6 +22,7 @@ from nsr.errors import (
 
 Check = Callable[[str, Any], Any]
 NORMS = ("linf", "l2", "l1")
+FAR = 3  # times the customary radius, or a third of it
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
 
@@ -91,6 +93,24 @@ def checkpoints(name: str, value: Any) -> Any:
     return value
 
 
+def names(name: str, value: Any) -> Any:
+    """A list of texts."""
+    if not isinstance(value, list) or not value or not all(isinstance(entry, str) and entry for entry in value):
+        raise InputError(f"{name} is {value!r}; it must be a list of names, such as [fog, snow]")
+    return value
+
+
+def numbers(**limits: Any) -> Check:
+    """A rule for a list of numbers within limits."""
+
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, list) or not value or len(set(map(str, value))) < len(value):
+            raise InputError(f"{name} is {value!r}; it must be a list of different numbers")
+        return [check_number(f"{name} entry", entry, **limits) for entry in value]
+
+    return check
+
+
 RULES: dict[str, Check] = {  # the first that matches counts
     "logger.mode": optional(choice("online", "offline")),
     "norm": optional(choice(*NORMS)),
@@ -102,6 +122,9 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "limit_order": choice("balanced", "first"),
     "*.version": choice("standard", "plus", "rand", "custom"),
     "alarms": TRUTH,
+    "suite.curve.shares": numbers(above=0),
+    "corruptions.names": optional(names),
+    "corruptions.severities": numbers(lowest=1, highest=5, whole=True),
     "*.draws": number(lowest=1, **WHOLE),
     "*.queries": number(lowest=1, **WHOLE),
     "*.seed": number(lowest=0, highest=2**32 - 1, **WHOLE),
@@ -220,6 +243,25 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     _check_pairs(settings, leaves)
 
 
+def unusual_epsilon(norm: str, epsilon: Any, customary: Mapping[str, Any]) -> str | None:
+    """One line where a radius is far from the customary one of its norm and near another norm's; else None.
+
+    Args:
+        epsilon, customary: a radius, and {norm: radius}; numbers or text such as '8/255'.
+    """
+    radius, usual = fraction("epsilon", epsilon), {name: fraction(name, value) for name, value in customary.items()}
+    if norm not in usual or min(radius, *usual.values()) <= 0:
+        return None
+    away = {name: abs(log(radius / value)) for name, value in usual.items()}
+    nearest = min(away, key=lambda name: away[name])
+    if nearest == norm or away[norm] < log(FAR):
+        return None
+    return (
+        f"epsilon={epsilon} is customary in {nearest}, but norm is {norm}, where these data usually have "
+        f"{customary[norm]}: is it the norm that was meant?"
+    )
+
+
 def _check_pairs(settings: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
     """Choices that have no meaning together."""
     objective, attack = (str(leaves.get(f"{part}._target_", "")).rpartition(".")[2] for part in ("objective", "attack"))
@@ -229,6 +271,8 @@ def _check_pairs(settings: Mapping[str, Any], leaves: Mapping[str, Any]) -> None
             if objective == "Free"
             else f"attack=kept belongs to objective=free, not to {objective}; leave attack out, or take another"
         )
+    if objective and settings.get("corruptions") is not None:
+        raise InputError("attacks has corruptions, which training does not measure; give it to evaluate.py")
     callbacks = settings.get("callbacks") or {}
     if "awp" in callbacks and objective == "Free":
         raise InputError("callbacks has awp, which has no meaning with objective=free: leave one of them out")

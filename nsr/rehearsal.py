@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from nsr.assembly import build_data, build_module, needed_splits
+from nsr.assembly import build_corruptions, build_data, build_module, needed_splits
 from nsr.checkpoints import take_over_checkpoint
 from nsr.command_line import plain_value
 from nsr.errors import InputError
+from nsr.evaluation.curve import expand_curve
 
 
 def rehearse(config: DictConfig) -> None:
@@ -21,7 +22,9 @@ def rehearse(config: DictConfig) -> None:
     _check_devices(config)
     saved = take_over_checkpoint(config) if "checkpoint" in config else None
     data = build_data(config)
+    expand_curve(config)
     build_module(config, data, saved=saved)
+    build_corruptions(config, data)
     data.rehearse(needed_splits(config))  # last: it takes the longest
 
 

@@ -303,7 +303,9 @@ def test_within_epsilon_and_the_pixel_range(
     assert got.ge(0).all()
     assert got.le(1).all()
     pixel = torch.finfo(dtype).eps / 2  # rounding of a pixel in [0, 1]
-    rounding = {"linf": pixel, "l2": pixel * math.sqrt(36), "l1": pixel * 36}[norm] + (norm != "linf") * 4 * pixel * epsilon
+    rounding = {"linf": pixel, "l2": pixel * math.sqrt(36), "l1": pixel * 36}[norm] + (
+        norm != "linf"
+    ) * 4 * pixel * epsilon
     assert distance(got, images, norm).max() <= epsilon + rounding
     if epsilon == 0 or (steps == 0 and not random_start):
         assert torch.equal(got, images)

@@ -33,6 +33,7 @@ NEEDED = {
     ("data", "image_folder"): ["data.root=/somewhere", "data.channels=3", "data.image_size=8", "data.classes=3"],
     ("attack", "ensemble"): ["attack.checkpoints=[best.ckpt]"],
     ("attack", "kept"): ["objective=free"],
+    ("attacks", "corruptions"): ["corruptions.root=/somewhere"],
     ("attacks", "transfer"): ["suite.transfer.checkpoints=[best.ckpt]"],
     ("objective", "eat"): ["attack.checkpoints=[best.ckpt]"],
 }
@@ -44,7 +45,8 @@ def train_settings(*overrides: str):
 
 def composed(group: str, name: str):
     value = f"[{name}]" if group in LISTS else name
-    return compose_checked("train", [f"{group}={value}", *NEEDED.get((group, name), [])])
+    entry = "evaluate" if name == "corruptions" else "train"
+    return compose_checked(entry, [f"{group}={value}", *NEEDED.get((group, name), [])])
 
 
 @pytest.mark.parametrize(("group", "name"), TRAINING)
@@ -57,8 +59,12 @@ def test_every_choice_composes_and_passes_the_checks(group, name):
 def test_every_choice_builds_what_it_names(group, name, tmp_path):
     config = composed(group, name)
     settings = OmegaConf.to_container(config[LISTS.get(group, group)], resolve=True)
+    if name == "corruptions":
+        return  # images, no attack: tests/test_curve_and_corruptions.py
     if group in LISTS:
         settings = settings[name]
+    if name == "curve":
+        settings = settings["attack"]
     if group == "data":
         settings.pop("epsilon")
     if group == "model":

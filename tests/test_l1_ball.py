@@ -48,18 +48,18 @@ def test_the_projection_is_the_nearest_point(seed, epsilon, size):
 def test_the_slow_projection_is_the_nearest_point_by_a_general_minimiser():
     generator = np.random.default_rng(0)
     for _ in range(5):
-        image, movement, epsilon = generator.random(4), generator.normal(size=4), 0.8
+        image, movement = generator.random(4), generator.normal(size=4)
         # movement = up - down, both at least 0: a smooth problem
         found = minimize(
             lambda sides, movement=movement: ((sides[:4] - sides[4:] - movement) ** 2).sum(),
             np.full(8, 0.05),
             bounds=[(0, 1 - value) for value in image] + [(0, value) for value in image],
-            constraints={"type": "ineq", "fun": lambda sides: epsilon - sides.sum()},
+            constraints={"type": "ineq", "fun": lambda sides: 0.8 - sides.sum()},
             method="SLSQP",
             options={"ftol": 1e-14, "maxiter": 500},
         )
         nearest = found.x[:4] - found.x[4:]
-        np.testing.assert_allclose(nearest_by_bisection(movement, image, epsilon), nearest, atol=1e-5)
+        np.testing.assert_allclose(nearest_by_bisection(movement, image, 0.8), nearest, atol=1e-5)
 
 
 def test_a_step_moves_the_largest_entries_that_can_move():
@@ -71,7 +71,7 @@ def test_a_step_moves_the_largest_entries_that_can_move():
     count = round(L1_STEP_SHARE * 100)
     for i in range(3):
         flat, slope = images[i].flatten(), gradient[i].flatten()
-        movable = [j for j in range(100) if not (flat[j] == 1 and slope[j] > 0 or flat[j] == 0 and slope[j] < 0)]
+        movable = [j for j in range(100) if (flat[j] < 1 if slope[j] > 0 else flat[j] > 0)]
         largest = sorted(movable, key=lambda j, slope=slope: -abs(float(slope[j])))[:count]
         assert len(movable) < 100
         for j in range(100):

@@ -1,4 +1,4 @@
-"""One progress line on a terminal; one plain row an epoch everywhere else."""
+"""One progress line on a terminal; everywhere else a plain row an epoch, and one now and then in an evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nsr.callbacks.sensitivity import finished_epochs
+from nsr.evaluation.time_left import TimeLeft
 
+SECONDS_BETWEEN_ROWS = 20.0  # of an evaluation whose output goes to a file
 SECONDS_BETWEEN_LOOKS = 0.5  # the figures are on the device: to read them is to wait for it
 
 
@@ -71,6 +73,31 @@ class ProgressLine(ProgressBar):
         left = (time.perf_counter() - self._started) / epoch * ((trainer.max_epochs or epoch) - epoch)
         print(f"{self._describe(trainer, terms)}  {took:.1f} s, {left:.0f} s left", flush=True)
 
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._time_left = TimeLeft(pl_module.suite.work, len(trainer.test_dataloaders))  # type: ignore[arg-type]
+        self._looked = time.perf_counter()
+        pl_module.suite.finished = self._measured
+        if self._enabled and self._console is not None:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=20))
+            self._line = Progress(*columns, console=self._console)
+            self._task = self._line.add_task("measuring", total=self._time_left.total)
+            self._line.start()
+
+    def _measured(self, row: str, seconds: float | None) -> None:
+        self._time_left.add(row, seconds)
+        now, chunks = time.perf_counter(), self._time_left.chunks
+        done = min(self._time_left.finished[row], chunks)
+        left = self._time_left.left()
+        told = f"measuring {row}: {done} of {chunks} chunks, {_duration(left)} left"
+        if self._line is not None:
+            self._line.update(self._task, completed=self._time_left.done, description=told)
+        elif self._enabled and self._console is None and now - self._looked >= SECONDS_BETWEEN_ROWS:
+            self._looked = now
+            print(told, flush=True)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._close()
+
     def _describe(self, trainer: pl.Trainer, terms: dict[str, float]) -> str:
         parts = dict(terms)
         loss = parts.pop("loss", float("nan"))
@@ -88,3 +115,12 @@ class ProgressLine(ProgressBar):
             self._line.update(self._task, completed=self._line.tasks[0].total)
             self._line.stop()
             self._line = None
+
+
+def _duration(seconds: float | None) -> str:
+    """'1:02:03', '2:03'; a question mark where it is not known."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

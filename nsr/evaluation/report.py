@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nsr.callbacks.records import SENSITIVITY_COLUMNS, write_sensitivities
 from nsr.evaluation.alarms import Alarm
+from nsr.evaluation.corrupted import CorruptionAccuracy
 from nsr.files import append_rows, write_json
 from nsr.metrics import LayerSensitivity, ratio
 from nsr.sensitivity import most_sensitive
@@ -127,11 +128,17 @@ def write_evaluation(
     figures: Mapping[str, float],
     sensitivities: Mapping[str, LayerSensitivity],
     outcomes: Mapping[str, Tensor],
+    corrupted: Sequence[CorruptionAccuracy] = (),
 ) -> None:
-    """evaluation.json (flat figures), evaluation.csv (a row an attack), sensitivity.csv (a neuron), images.csv."""
+    """evaluation.json (flat figures), evaluation.csv (a row an attack), sensitivity.csv (a neuron), images.csv.
+
+    corruptions.csv has a row for each corruption and severity, where some were measured.
+    """
     write_outcomes(directory / "images.csv", outcomes)
+    if corrupted:
+        append_rows(directory / "corruptions.csv", CorruptionAccuracy._fields, corrupted)
     write_json(directory / "evaluation.json", dict(figures))
-    attacks = [name.removeprefix("test/").removesuffix("_accuracy") for name in figures if name.endswith("_accuracy")]
+    attacks = [name.removeprefix("test/").removesuffix("_low") for name in figures if name.endswith("_low")]
     rows = [[name, *(figures[f"test/{name}_{what}"] for what in ("accuracy", "low", "high"))] for name in attacks]
     append_rows(directory / "evaluation.csv", ["attack", "accuracy", "low", "high"], rows)
     write_sensitivities(directory / "sensitivity.csv", "", sensitivities)
@@ -152,6 +159,23 @@ def show_evaluation(
         most_sensitive_table(sensitivities, top=top) if sensitivities else "",
         f"\nwritten to  {_relative(directory)}  evaluation.json, evaluation.csv, sensitivity.csv, images.csv",
     )
+
+
+def show_corruptions(rows: Sequence[CorruptionAccuracy]) -> None:
+    """A row a corruption, a column a severity, and the mean of all; nothing where none were measured."""
+    if not rows:
+        return
+    severities = sorted({row.severity for row in rows})
+    table = Table(title="accuracy on corrupted images, by severity")
+    for heading in ("corruption", *map(str, severities), "mean"):
+        table.add_column(heading, justify="left" if heading == "corruption" else "right")
+    by_name: dict[str, list[float]] = {}
+    for row in rows:
+        by_name.setdefault(row.corruption, []).append(row.accuracy)
+    by_name["mean"] = [fmean(column) for column in zip(*by_name.values(), strict=True)]
+    for name, accuracies in by_name.items():
+        table.add_row(name, *(f"{100 * value:.2f} %" for value in (*accuracies, fmean(accuracies))))
+    show(table)
 
 
 def show_alarms(judged: Sequence[Alarm]) -> None:

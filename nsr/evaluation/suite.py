@@ -7,6 +7,7 @@ Chunks of images are what is finished, kept and dealt out to processes: a chunk'
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from nsr.metrics import network_sums
 from nsr.randomness import draw_seed
 
 Attack = Callable[..., Tensor]
+BESIDE = "curve_x"  # rows of other radii than the threat model's: no part of the worst case
 
 
 class Suite:
@@ -43,12 +45,18 @@ class Suite:
         self.probed: dict[str, Tensor] = {}
         self.attacks, self.sensitivity_attack, self.seed = dict(attacks), sensitivity_attack, seed
         self.chunks: Chunks | None = None
+        self.finished: Callable[[str, float | None], None] = lambda row, seconds: None  # told of each chunk of a row
         self.outcomes: dict[str, Tensor] = {}
 
     @property
     def names(self) -> list[str]:
         """The rows, but for the worst case."""
         return ["clean", *self.attacks]
+
+    @property
+    def work(self) -> list[str]:
+        """What is measured of each chunk: rows, probes and sensitivity."""
+        return [*self.names, *self.probes, *(["sensitivity"] if self.sensitivity_attack is not None else [])]
 
     def start(self, images: int, device: torch.device) -> None:
         """Empties the results; `images` is how many there are, over all processes."""
@@ -92,6 +100,7 @@ class Suite:
         """The chunk's sums of movement and activation, (neuron of any layer,) float64, and its images."""
         assert self.sensitivity_attack is not None
         kept = self.chunks.read("sensitivity", number) if self.chunks else None
+        started = time.perf_counter() if kept is None else None
         if kept is None:
             generator = Generator(images.device).manual_seed(draw_seed(self.seed, 1, number))
             adversarial = self.sensitivity_attack(net, images, labels, generator=generator)
@@ -100,6 +109,7 @@ class Suite:
             kept = {"movement": movement.tolist(), "activation": activation.tolist()}
             if self.chunks:
                 self.chunks.write("sensitivity", number, kept)
+        self.finished("sensitivity", None if started is None else time.perf_counter() - started)
         sums = (
             torch.tensor(kept[name], dtype=torch.float64, device=images.device) for name in ("movement", "activation")
         )
@@ -107,7 +117,8 @@ class Suite:
 
     def figures(self) -> dict[str, float]:
         """{NAME_accuracy: share of all images, NAME_low and NAME_high: its 95 % Wilson interval}, worst_case last."""
-        rows = {**self.outcomes, "worst_case": torch.stack(list(self.outcomes.values())).amin(0)}
+        model = [flags for name, flags in self.outcomes.items() if not name.startswith(BESIDE)]
+        rows = {**self.outcomes, "worst_case": torch.stack(model).amin(0)}
         figures: dict[str, float] = {}
         for name, flags in rows.items():
             right, images = int(flags.sum()), len(flags)
@@ -119,8 +130,11 @@ class Suite:
         """The chunk's flags (image,): those kept, else measured and kept."""
         kept = self.chunks.read(name, number) if self.chunks else None
         if kept is not None:
+            self.finished(name, None)
             return torch.tensor([flag == "1" for flag in kept], device=device)
+        started = time.perf_counter()
         flags = measure()
         if self.chunks:
             self.chunks.write(name, number, "".join("1" if flag else "0" for flag in flags.tolist()))
+        self.finished(name, time.perf_counter() - started)
         return flags

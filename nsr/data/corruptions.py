@@ -1,0 +1,135 @@
+"""Images of common corruptions (Hendrycks and Dietterich 2019) in the files that its authors publish.
+
+CIFAR-10-C and its kin: FOLDER/CORRUPTION.npy, (5 * images, height, width, channel) uint8, the test images at severity
+1, then at 2, and so on; FOLDER/labels.npy (5 * images,). ImageNet-C: FOLDER/CORRUPTION/SEVERITY/CLASS/IMAGE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nsr.data.decoding import LazyImages
+from nsr.data.images import TensorImages
+from nsr.data.listing import class_names, list_images, some
+from nsr.data.split import stratified_split
+from nsr.errors import InputError, did_you_mean
+
+SEVERITIES = 5
+LAYOUT = "it must hold labels.npy and CORRUPTION.npy (CIFAR-10-C), or CORRUPTION/SEVERITY/CLASS/IMAGE (ImageNet-C)"
+
+
+class Corruptions:
+    """The corrupted test images of a data set.
+
+    Args:
+        root: the folder.
+        names: of the corruptions; None: all that there are.
+        severities: of 1 to 5.
+        classes: the names of the data set's classes; a folder's must be the same, an array's as many.
+        channels, image_size: of the data set's images.
+        limit, limit_order, split_seed: as of an evaluation; the same images at every severity.
+
+    Errors:
+        InputError: no such folder or corruption, files of another length, shape or classes.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        names: Sequence[str] | None = None,
+        severities: Sequence[int] = (1, 2, 3, 4, 5),
+        classes: Sequence[str],
+        channels: int,
+        image_size: int,
+        limit: int | None = None,
+        limit_order: str = "balanced",
+        split_seed: int = 0,
+    ):
+        self.root, self.severities, self.classes = Path(root).expanduser(), list(severities), list(classes)
+        self.channels, self.image_size = channels, image_size
+        self.limit, self.limit_order, self.split_seed = limit, limit_order, split_seed
+        if not self.root.is_dir():
+            raise InputError(f"corruptions.root is {self.root}, which is no folder; {LAYOUT}")
+        self.is_folder = not (self.root / "labels.npy").is_file()
+        there = self._there()
+        if not there:
+            raise InputError(f"corruptions.root is {self.root}, which holds no corruptions; {LAYOUT}")
+        for name in names or ():
+            if name not in there:
+                hint = did_you_mean(name, there)
+                raise InputError(f"corruptions.names has {name!r}; {self.root} has {some(there)}{hint}")
+        self.names = list(names or there)
+        for name in self.names:
+            self._check(name)
+
+    def images(self, name: str) -> Any:
+        """One corruption's images, severity after severity, as many of each: a Dataset with `labels`."""
+        parts = [self._part(name, severity) for severity in self.severities]
+        if self.is_folder:
+            paths: Any = np.concatenate([paths for paths, _ in parts])
+            labels = torch.cat([labels for _, labels in parts])
+            return LazyImages(paths, labels, channels=self.channels, image_size=self.image_size)
+        images = torch.from_numpy(np.concatenate([images for images, _ in parts]).transpose(0, 3, 1, 2).copy())
+        return TensorImages(images, torch.cat([labels for _, labels in parts]), classes=len(self.classes))
+
+    def _there(self) -> list[str]:
+        if self.is_folder:
+            return [name for name in class_names(self.root) if (self.root / name / str(self.severities[0])).is_dir()]
+        return sorted(path.stem for path in self.root.glob("*.npy") if path.stem != "labels")
+
+    def _check(self, name: str) -> None:
+        """Without reading the images."""
+        if self.is_folder:
+            for severity in self.severities:
+                folder = self.root / name / str(severity)
+                found = class_names(folder) if folder.is_dir() else []
+                if found != self.classes:
+                    raise InputError(
+                        f"{folder} has the classes {some(found) or 'none'}; the data have {some(self.classes)}"
+                    )
+            return
+        shape, labels = self._array(name).shape, self._array("labels")
+        expected = (len(labels), self.image_size, self.image_size, self.channels)
+        if (*shape, *[1] * (4 - len(shape))) != expected or len(labels) % SEVERITIES:
+            raise InputError(
+                f"{self.root / name}.npy has shape {tuple(shape)}; with {len(labels)} labels and these data it must be "
+                f"{expected}, the test images at severities 1 to {SEVERITIES}"
+            )
+        if labels.min() < 0 or labels.max() >= len(self.classes):
+            raise InputError(
+                f"{self.root / 'labels.npy'} has labels from {labels.min()} to {labels.max()}; the data have "
+                f"{len(self.classes)} classes"
+            )
+
+    def _array(self, name: str) -> np.ndarray:
+        try:
+            array = np.load(self.root / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.root / name}.npy cannot be read ({str(error).splitlines()[0]})") from None
+        return array[..., None] if name != "labels" and array.ndim == 3 else array
+
+    def _part(self, name: str, severity: int) -> tuple[Any, Tensor]:
+        """(images or paths, labels) of one severity."""
+        if self.is_folder:
+            paths, of_paths = list_images(self.root / name / str(severity))
+            content, targets = np.asarray(paths), torch.tensor(of_paths)
+        else:
+            labels = self._array("labels")
+            here = slice((severity - 1) * len(labels) // SEVERITIES, severity * len(labels) // SEVERITIES)
+            content, targets = self._array(name)[here], torch.from_numpy(labels[here].astype(np.int64))
+        chosen = self._limited(targets)
+        return (content, targets) if chosen is None else (content[chosen.numpy()], targets[chosen])
+
+    def _limited(self, labels: Tensor) -> Tensor | None:
+        if self.limit is None or self.limit >= len(labels):
+            return None
+        if self.limit_order == "first":
+            return torch.arange(self.limit)
+        return stratified_split(labels, self.limit, seed=self.split_seed, asked_by="limit")[1]

@@ -1,0 +1,297 @@
+"""Accuracy against epsilon, on corrupted images, and how long it will take."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nsr.assembly import build_data, build_module, evaluate
+from nsr.checkpoints import take_over_checkpoint
+from nsr.configuration import unusual_epsilon
+from nsr.data.corruptions import Corruptions
+from nsr.data.sources import Digits
+from nsr.errors import InputError
+from nsr.evaluation.time_left import TimeLeft
+from nsr.rehearsal import rehearse
+from tests.conftest import job
+
+SETTINGS = {"classes": list("0123456789"), "channels": 1, "image_size": 8}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def figures_of(directory: Path) -> dict[str, float]:
+    return json.loads((directory / "evaluation.json").read_text())
+
+
+# ---------------------------------------------------------------- the curve
+
+
+def test_a_curve_is_the_same_attack_at_other_radii(trained, tmp_path, capsys):
+    best = trained / "checkpoints" / "best.ckpt"
+    common = [f"checkpoint={best}", "limit=60", "alarms=false"]
+    curve = ["attacks=[clean,pgd,curve]", "suite.curve.shares=[0.5,1,2]", "suite.curve.attack.steps=3"]
+    evaluate(job("evaluate", tmp_path / "curve" / "run", *common, *curve, "suite.pgd.steps=3", "epsilon=0.1"))
+    figures = figures_of(tmp_path / "curve" / "run")
+    points = rows(tmp_path / "curve" / "run" / "curve.csv")
+    assert [float(row["epsilon"]) for row in points] == pytest.approx([0, 0.05, 0.1, 0.2])
+    assert float(points[0]["accuracy"]) == figures["test/clean_accuracy"]
+    for share, row in zip((0.5, 1, 2), points[1:], strict=True):
+        name = f"{tmp_path.name}_{share}"
+        command = ["attacks=[clean,pgd]", "suite.pgd.steps=3", f"epsilon={0.1 * share}"]
+        evaluate(job("evaluate", tmp_path / name / "run", *common, *command))
+        assert float(row["accuracy"]) == figures_of(tmp_path / name / "run")["test/pgd_accuracy"]
+    # the larger radius is no part of the threat model
+    assert figures["test/curve_x2_accuracy"] < figures["test/pgd_accuracy"]
+    assert figures["test/worst_case_accuracy"] == figures["test/pgd_accuracy"]
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / "curve" / "run" / f"curve.{suffix}").stat().st_size > 5_000
+    with Image.open(tmp_path / "curve" / "run" / "curve.png") as picture:
+        assert picture.size[0] == 660
+    assert "curve: PGD-3, L-infinity 0.05" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("suite.curve.shares=[]", r"suite.curve.shares is \[\]; it must be a list of different numbers"),
+        ("suite.curve.shares=[0,1]", "suite.curve.shares entry is 0; it must be a number above 0"),
+        ("suite.curve.shares=[1,1]", "it must be a list of different numbers"),
+        ("suite.curve.shares=[100]", r"epsilon is .*; it must be a number at least 0 and at most 1"),
+    ],
+)
+def test_wrong_shares(trained, tmp_path, override, message):
+    best = trained / "checkpoints" / "best.ckpt"
+    with pytest.raises(InputError, match=message) as caught:
+        evaluate(job("evaluate", tmp_path / "run", f"checkpoint={best}", "attacks=[curve]", override))
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- corruptions
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits(
+        channels=1, image_size=8, classes=10, mean=[0.3], std=[0.3], batch_size=10, validation_images=100
+    ).load("test")
+
+
+@pytest.fixture
+def arrays(tmp_path, digits) -> Path:
+    """The test digits as CIFAR-10-C would have them: noise that grows with severity, and none at all."""
+    generator = np.random.default_rng(0)
+    images = (digits.images.numpy().transpose(0, 2, 3, 1) * 255).round()
+    folder = tmp_path / "digits-c"
+    folder.mkdir()
+    np.save(folder / "labels.npy", np.tile(digits.labels.numpy(), 5))
+    noisy = [np.clip(images + 60 * severity * generator.normal(size=images.shape), 0, 255) for severity in range(1, 6)]
+    np.save(folder / "noise.npy", np.concatenate(noisy).astype(np.uint8))
+    np.save(folder / "nothing.npy", np.tile(images, (5, 1, 1, 1)).astype(np.uint8))
+    return folder
+
+
+def test_corrupted_images_are_measured_as_a_loop_would(trained, arrays, tmp_path, capsys):
+    best = trained / "checkpoints" / "best.ckpt"
+    command = [f"checkpoint={best}", "attacks=[clean,corruptions]", f"corruptions.root={arrays}", "alarms=false"]
+    evaluate(job("evaluate", tmp_path / "run" / "first", *command))
+    config = job("evaluate", tmp_path / "loop", *command)
+    saved = take_over_checkpoint(config)
+    net = build_module(config, build_data(config), saved=saved).net.eval()
+    labels = torch.from_numpy(np.load(arrays / "labels.npy"))
+    found = rows(tmp_path / "run" / "first" / "corruptions.csv")
+    assert [(row["corruption"], int(row["severity"])) for row in found] == [
+        (name, severity) for name in ("noise", "nothing") for severity in range(1, 6)
+    ]
+    for row in found:
+        images = np.load(arrays / f"{row['corruption']}.npy")
+        here = slice(500 * (int(row["severity"]) - 1), 500 * int(row["severity"]))
+        with torch.no_grad():
+            logits = net(torch.from_numpy(images[here].transpose(0, 3, 1, 2).astype(np.float32)) / 255)
+        assert float(row["accuracy"]) == float((logits.argmax(1) == labels[here]).double().mean())
+    accuracies = [float(row["accuracy"]) for row in found]
+    figures = figures_of(tmp_path / "run" / "first")
+    assert figures["test/corruptions_accuracy"] == pytest.approx(sum(accuracies) / 10)
+    assert accuracies[4] < accuracies[0]
+    assert len(rows(tmp_path / "run" / "first" / "images.csv")) == 500  # of the test images
+    text = capsys.readouterr().out
+    assert "accuracy on corrupted images, by severity" in text
+    assert "nothing" in text
+    # the same command finds every part
+    chunks = sorted((tmp_path / "run" / "chunks").rglob("clean-*/*.json"))
+    before = {path: path.stat().st_mtime_ns for path in chunks}
+    assert len(chunks) == 2 + 2 * 10
+    evaluate(job("evaluate", tmp_path / "run" / "second", *command))
+    assert {path: path.stat().st_mtime_ns for path in chunks} == before
+    for name in ("corruptions.csv", "evaluation.json"):
+        assert (tmp_path / "run" / "second" / name).read_bytes() == (tmp_path / "run" / "first" / name).read_bytes()
+
+
+def test_a_folder_of_corruptions_is_the_same_as_arrays(arrays, tmp_path):
+    names = [f"class{label}" for label in range(10)]
+    labels, folder = np.load(arrays / "labels.npy"), tmp_path / "folder-c"
+    noisy = np.load(arrays / "noise.npy")
+    for severity in (2, 4):
+        for place in range(40):
+            image = 500 * (severity - 1) + place
+            target = folder / "noise" / str(severity) / names[labels[image]]
+            target.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noisy[image][..., 0]).save(target / f"{place:03}.png")
+    chosen = Corruptions(folder, severities=[2, 4], **{**SETTINGS, "classes": names})
+    assert chosen.names == ["noise"]
+    images = chosen.images("noise")
+    assert len(images) == 80
+    order = np.argsort(labels[500:540], kind="stable")
+    for at in (0, 7, 39, 40, 79):
+        image, label = images[at]
+        original = 500 * (1 if at < 40 else 3) + order[at % 40]
+        assert label == labels[original]
+        assert np.array_equal((image * 255).round().numpy()[0], noisy[original][..., 0])
+
+
+@pytest.mark.parametrize("limit_order", ["balanced", "first"])
+def test_a_limit_takes_the_same_images_at_every_severity(arrays, limit_order):
+    images = Corruptions(arrays, limit=100, limit_order=limit_order, **SETTINGS).images("nothing")
+    assert len(images) == 500
+    for severity in range(1, 5):
+        assert torch.equal(images.images[:100], images.images[100 * severity : 100 * severity + 100])
+    counts = torch.bincount(images.labels[:100], minlength=10)
+    assert limit_order == "first" or (counts.min() >= 9 and counts.max() <= 11)
+
+
+def test_wrong_files_are_told(arrays, tmp_path):
+    def refused(root=arrays, **settings) -> str:
+        with pytest.raises(InputError) as caught:
+            Corruptions(root, **{**SETTINGS, **settings})
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "is no folder" in refused(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "holds no corruptions" in refused(tmp_path / "empty")
+    assert "did you mean 'noise'" in refused(names=["noisy"])
+    assert "it must be (2500, 32, 32, 3)" in refused(channels=3, image_size=32)
+    assert "the data have 5 classes" in refused(classes=list("01234"))
+    np.save(arrays / "noise.npy", np.load(arrays / "noise.npy")[:-1])
+    assert "noise.npy has shape (2499, 8, 8, 1); with 2500 labels" in refused()
+    (arrays / "noise.npy").write_bytes(b"no array")
+    assert "noise.npy cannot be read" in refused()
+    folder = tmp_path / "folder"
+    for name in ("cat", "dog"):
+        (folder / "fog" / "1" / name).mkdir(parents=True)
+    assert "has the classes 'cat', 'dog'; the data have" in refused(folder)
+
+
+def test_wrong_files_are_told_before_a_directory_is_made(trained, arrays, tmp_path):
+    best = trained / "checkpoints" / "best.ckpt"
+    shutil.copy(arrays / "labels.npy", arrays / "fog.npy")
+    command = [f"checkpoint={best}", "attacks=[corruptions]", f"corruptions.root={arrays}"]
+    from nsr.command_line import compose_checked
+
+    with pytest.raises(InputError, match=r"fog.npy has shape \(2500,\)"):
+        rehearse(compose_checked("evaluate", [*command, f"hydra.run.dir={tmp_path / 'run'}"]))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="give it to evaluate.py"):
+        compose_checked("train", ["attacks=[clean,corruptions]", "corruptions.root=x"])
+
+
+# ---------------------------------------------------------------- a radius of another norm, other images
+
+
+CIFAR = {"linf": "8/255", "l2": 0.5, "l1": 12}
+
+
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "nearest"),
+    [
+        ("l2", 0.03, "linf"),
+        ("l2", "8/255", "linf"),
+        ("linf", 0.5, "l2"),
+        ("l1", 0.5, "l2"),
+        ("l2", 12, "l1"),
+        ("l1", "8/255", "linf"),
+        ("linf", "16/255", None),
+        ("linf", "1/255", None),
+        ("l2", 0.25, None),
+        ("l2", 1.5, None),
+        ("l1", 40, None),
+        ("linf", 0, None),
+    ],
+)
+def test_a_radius_of_another_norms_size_is_told(norm, epsilon, nearest):
+    warning = unusual_epsilon(norm, epsilon, CIFAR)
+    if nearest is None:
+        assert warning is None
+    else:
+        assert f"is customary in {nearest}, but norm is {norm}" in warning
+        assert "\n" not in warning
+
+
+def test_the_warning_is_on_the_screen(trained, tmp_path, caplog):
+    best = trained / "checkpoints" / "best.ckpt"
+    command = [f"checkpoint={best}", "attacks=[clean]", "norm=l2", "limit=50", "alarms=false"]
+    evaluate(job("evaluate", tmp_path / "odd" / "run", *command, "epsilon=0.03"))
+    assert "epsilon=0.03 is customary in linf, but norm is l2" in caplog.text
+    caplog.clear()
+    evaluate(job("evaluate", tmp_path / "usual" / "run", *command))
+    assert "customary" not in caplog.text
+
+
+def test_a_checkpoint_of_other_images(trained, tmp_path):
+    best = trained / "checkpoints" / "best.ckpt"
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(3):
+                pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    command = [f"checkpoint={best}", "data=image_folder", f"data.root={tmp_path / 'images'}"]
+    with pytest.raises(InputError, match=r"the network cannot take images of shape \(3, 16, 16\)") as caught:
+        evaluate(job("evaluate", tmp_path / "run", *command))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="the network gives 10 logits an image; the data have 2 classes"):
+        evaluate(job("evaluate", tmp_path / "grey", *command, "data.channels=1", "data.image_size=8"))
+
+
+# ---------------------------------------------------------------- time left
+
+
+def test_the_time_left_is_the_sum_of_each_rows_own():
+    left = TimeLeft(["clean", "pgd", "autoattack"], chunks=4)
+    assert (left.total, left.done, left.left()) == (12, 0, None)
+    left.add("clean", 1.0)
+    left.add("pgd", 10.0)
+    assert left.left() is None  # autoattack is not known yet
+    left.add("autoattack", 100.0)
+    left.add("pgd", 20.0)
+    assert left.left() == 3 * 1.0 + 2 * 15.0 + 3 * 100.0
+    for _ in range(2):
+        left.add("autoattack", None)  # kept from before: no time
+    assert left.left() == 3 * 1.0 + 2 * 15.0 + 1 * 100.0
+    assert left.done == 6
+
+
+def test_progress_is_a_row_now_and_then(trained, tmp_path, capsys, monkeypatch):
+    from nsr.callbacks import progress
+
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_ROWS", 0.0)
+    best = trained / "checkpoints" / "best.ckpt"
+    command = [f"checkpoint={best}", "attacks=[clean,fgsm]", "limit=100", "data.evaluation_batch_size=50"]
+    evaluate(job("evaluate", tmp_path / "run", *command, "alarms=false"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("measuring")]
+    assert [line.split(",")[0] for line in lines] == [
+        f"measuring {row}: {chunk} of 2 chunks" for chunk in (1, 2) for row in ("clean", "fgsm", "sensitivity")
+    ]
+    assert lines[0].endswith(", ? left")
+    assert lines[-1].endswith(", 0:00 left")
