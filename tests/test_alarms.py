@@ -9,8 +9,9 @@ import pytest
 import torch
 from reference import pattern_images, trained_net
 from torch import nn
+from torch.nn import functional
 
-from nsr.attacks import GradientAttack, UniformDraws
+from nsr.attacks import AutoAttack, GradientAttack, UniformDraws
 from nsr.evaluation.alarms import RULES, Alarm, alarms
 from nsr.evaluation.probes import PROBES
 from nsr.evaluation.report import show_alarms
@@ -30,8 +31,12 @@ class Deceiving(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.kind == "quantised input":  # Guo et al. 2018: a staircase has no gradient
             images = torch.round(images * 16) / 16
-        if self.kind == "random input":  # Xie et al. 2018
-            images = images + 0.05 * torch.rand_like(images)
+        if self.kind == "random resizing":  # Xie et al. 2018
+            side = images.shape[-1]
+            size = int(torch.randint(side - 2, side + 1, ()))
+            left, top = (int(torch.randint(side - size + 1, ())) for _ in range(2))
+            images = functional.interpolate(images, size=(size, size))
+            images = functional.pad(images, (left, side - size - left, top, side - size - top))
         logits = self.net(images)
         return logits * 1e5 if self.kind == "logit scale" else logits  # Carlini and Wagner 2016: saturated softmax
 
@@ -42,12 +47,13 @@ def case():
     return trained_net(images, labels), images, labels
 
 
-def judged(net: nn.Module, images, labels) -> dict[str, Alarm]:
+def judged(net: nn.Module, images, labels, **further) -> dict[str, Alarm]:
     attacks = {
         "fgsm": GradientAttack(epsilon=EPSILON, steps=1, step_size=EPSILON, random_start=False),
         "pgd": GradientAttack(epsilon=EPSILON, steps=20),
         "pgd100": GradientAttack(epsilon=EPSILON, steps=50, restarts=2),
         "uniform": UniformDraws(epsilon=EPSILON, draws=50),
+        **further,
     }
     suite = Suite(attacks, probes=PROBES)
     suite.start(len(images), images.device)
@@ -73,7 +79,7 @@ def test_an_honest_network_raises_none(case):
     [
         ("logit scale", {"input gradients are zero", "an unbounded attack fails"}),
         ("quantised input", {"input gradients are zero", "an unbounded attack fails"}),
-        ("random input", {"two passes differ"}),
+        ("random resizing", {"two passes differ"}),
     ],
 )
 def test_a_deceiving_network_is_noticed(case, kind, expected):
@@ -82,8 +88,54 @@ def test_a_deceiving_network_is_noticed(case, kind, expected):
     raised = {name for name, alarm in found.items() if alarm.raised}
     assert expected <= raised
     for name in expected:
-        assert "raised above" in found[name].evidence
+        assert "raised" in found[name].evidence
         assert found[name].meaning
+
+
+class KWinners(nn.Module):
+    """Only a few units of a layer pass, which ones changes from step to step (Xiao, Zhong and Zheng 2020)."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        flat = features.flatten(1)
+        lowest = flat.topk(max(1, flat.shape[1] // 20), dim=1).values[:, -1:]
+        return (flat * (flat >= lowest)).view_as(features)
+
+
+def test_shattered_gradients_are_noticed(case):
+    """Gradient attacks find hardly an adversarial example, 300 queries fool nearly all images."""
+    _, images, labels = case
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), KWinners(), nn.Flatten()),
+        *(nn.Linear(16 * 64, 64), KWinners(), nn.Linear(64, CLASSES)),
+    )
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    square = AutoAttack(epsilon=EPSILON, version="custom", attacks=["square"], queries=300)
+    found = judged(net, images, labels, square=square)
+    raised = {name for name, alarm in found.items() if alarm.raised}
+    assert {"an attack without gradients is stronger", "random points are stronger"} <= raised
+
+
+def test_a_network_that_draws_is_measured_the_same_again(case):
+    """And the same when a row is measured alone: what it draws depends on the chunk."""
+    net, images, labels = case
+    drawing = Deceiving(net, "random resizing")
+
+    def outcomes(*names: str) -> dict[str, torch.Tensor]:
+        attacks = {name: GradientAttack(epsilon=EPSILON, steps=int(name[3:])) for name in names}
+        suite = Suite(attacks)
+        suite.start(len(images), images.device)
+        suite.measure(drawing.eval(), images, labels, number=0, first=0)
+        return suite.outcomes
+
+    first, second, alone = outcomes("pgd2", "pgd5"), outcomes("pgd2", "pgd5"), outcomes("pgd5")
+    torch.manual_seed(99)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(alone["pgd5"], first["pgd5"])
 
 
 def flags(*counts: tuple[int, int]) -> torch.Tensor:

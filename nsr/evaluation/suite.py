@@ -133,6 +133,7 @@ class Suite:
             self.finished(name, None)
             return torch.tensor([flag == "1" for flag in kept], device=device)
         started = time.perf_counter()
+        torch.manual_seed(draw_seed(self.seed, 2, number))  # for networks that draw: the same draws for any row
         flags = measure()
         if self.chunks:
             self.chunks.write(name, number, "".join("1" if flag else "0" for flag in flags.tolist()))
