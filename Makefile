@@ -33,6 +33,9 @@ lint: $(READY)  ## ruff and mypy
 breakages: $(READY)  ## each deliberate mistake of tests/breakages and the test that notices it
 	$(RUN) tests/breakages/run.py $(ARGS)
 
+soak: $(READY)  ## by hand: evaluations killed ten times, each continued; the result is committed
+	$(RUN) tests/soak/evaluation.py $(ARGS)
+
 clean:  ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
+import gc
+import itertools
 import json
 import math
 import subprocess
@@ -35,6 +37,22 @@ def case():
     labels = labels.clone()
     labels[::9] = (labels[::9] + 1) % 4  # some that the network gets wrong
     return net, images, labels
+
+
+@pytest.fixture(scope="module")
+def hardened(case):
+    """The same images and labels, and a network trained on adversarial examples of them."""
+    _, images, labels = case
+    net = trained_net(images, labels)
+    attack = GradientAttack(epsilon=0.1, steps=5)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    torch.manual_seed(0)
+    for _ in range(60):
+        adversarial = attack(net, images, labels)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(adversarial), labels).backward()
+        optimizer.step()
+    return net.eval(), images, labels
 
 
 def measured(suite: Suite, case, *, only: range | None = None) -> dict[str, torch.Tensor]:
@@ -194,18 +212,37 @@ def by_hand(net, images, labels, *, epsilon, seed):
 
 
 @pytest.mark.slow
-def test_autoattack_equals_a_script_without_nsr(case):
+@pytest.mark.parametrize(("trained_on", "epsilon"), [("case", 0.1), ("hardened", 0.15)])
+def test_autoattack_equals_a_script_without_nsr(trained_on, epsilon, request):
+    case = request.getfixturevalue(trained_on)
     net, images, labels = case
     net = copy.deepcopy(net)  # the script leaves gradients behind
-    outcomes = measured(Suite({"autoattack": AutoAttack(epsilon=0.1, seed=3)}), case)
+    outcomes = measured(Suite({"autoattack": AutoAttack(epsilon=epsilon, seed=3)}), case)
     flags = []
     for start in range(0, 100, CHUNK):
         part, true = images[start : start + CHUNK], labels[start : start + CHUNK]
-        adversarial = by_hand(net, part, true, epsilon=0.1, seed=3)
+        adversarial = by_hand(net, part, true, epsilon=epsilon, seed=3)
         flags.append(((net(adversarial).argmax(1) == true) & (net(part).argmax(1) == true)).long())
     expected = torch.cat(flags)
     assert torch.equal(outcomes["autoattack"].long(), expected)
     assert 0 < int(expected.sum()) < int(outcomes["clean"].sum())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_stronger_attacks_leave_less(hardened, norm):
+    """From rows measured alone: clean >= FGSM >= PGD-20 >= PGD-100 >= AutoAttack, an image in a hundred aside."""
+    epsilon = {"linf": 0.15, "l2": 0.9, "l1": 2.0}[norm]
+    attacks = {
+        "fgsm": GradientAttack(epsilon=epsilon, steps=1, step_size=epsilon, random_start=False, norm=norm),
+        "pgd": GradientAttack(epsilon=epsilon, steps=20, norm=norm),
+        "pgd100": GradientAttack(epsilon=epsilon, steps=100, restarts=5, norm=norm),
+        "autoattack": AutoAttack(epsilon=epsilon, norm=norm),
+    }
+    right = [int(outcome.sum()) for outcome in measured(Suite(attacks), hardened).values()]
+    assert all(weaker >= stronger - 1 for weaker, stronger in itertools.pairwise(right)), right
+    assert right[0] > right[-1] + 5
+    assert right[-1] > 5
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -371,6 +408,33 @@ def test_transfer_from_a_checkpoint(trained, tmp_path, capsys):
     command = [f"checkpoint={best}", "attacks=[clean,transfer]", f"suite.transfer.checkpoints=[{best}]", "limit=50"]
     evaluate(job("evaluate", tmp_path / "run", *command, "suite.transfer.attack.steps=2"))
     assert "PGD-2 from 1 surrogates" in capsys.readouterr().out
+
+
+def test_memory_does_not_grow_with_the_images(trained, tmp_path):
+    """What is alive at the end of each chunk: the same at the second and at the tenth."""
+    alive: list[int] = []
+
+    def count(row: str, seconds: float | None) -> None:
+        if row == "pgd":
+            gc.collect()
+            tensors = [entry for entry in gc.get_objects() if type(entry) is torch.Tensor]
+            alive.append(sum({entry.untyped_storage().data_ptr(): entry.nbytes for entry in tensors}.values()))
+
+    command = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "attacks=[clean,fgsm,pgd]", "suite.pgd.steps=2"]
+    config = job("evaluate", tmp_path / "run", *command, "data.evaluation_batch_size=50", "alarms=false")
+    measure = Suite.measure
+
+    def watched(self, *arguments, **settings):
+        self.finished = count
+        measure(self, *arguments, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Suite, "measure", watched)
+        evaluate(config)
+    assert len(alive) == 10
+    images = 500 * 64 * 4
+    assert alive[1] > images / 2  # the data set is there: the count sees something
+    assert max(alive[1:]) - min(alive[1:]) < 4_000  # bytes; a chunk of images is 12,800
 
 
 @pytest.mark.slow
