@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nsr.attacks import fgsm as fgsm
     from nsr.attacks import pgd as pgd
+    from nsr.callbacks import SensitivityLogger as SensitivityLogger
     from nsr.features import capture_features as capture_features
     from nsr.metrics import NeuronSensitivity as NeuronSensitivity
     from nsr.sensitivity import most_sensitive as most_sensitive
@@ -26,6 +27,7 @@ _HOME = {
     "pgd": "nsr.attacks",
     "fgsm": "nsr.attacks",
     "capture_features": "nsr.features",
+    "SensitivityLogger": "nsr.callbacks",
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -63,7 +63,12 @@ def train(config: DictConfig) -> float:
         logger.log_hyperparams(settings)
         callbacks = [
             *build_callbacks(config),
-            *(RunRecords(directory, settings), SensitivityLogger(), ProgressLine(), ConstantNetworkStop()),
+            *(
+                RunRecords(directory, settings),
+                SensitivityLogger(directory=directory),
+                ProgressLine(),
+                ConstantNetworkStop(),
+            ),
             *_checkpoints(directory),
         ]
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, default_root_dir=str(directory))

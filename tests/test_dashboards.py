@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from nsr.assembly import train
-from nsr.dashboards import layer_means, log_sensitivities
+from nsr.dashboards import log_sensitivities
 from nsr.metrics import LayerSensitivity
+from nsr.telemetry import Telemetry
 from tests.conftest import TINY, job
 
 
@@ -75,6 +76,9 @@ def test_wandb_means_and_most_sensitive_neurons(runs, history):
         for layer in ("relu1", "relu2", "relu3", "relu4"):
             values = expected[int(record["epoch"]), layer]
             assert record[f"sensitivity/absolute/{layer}"] == pytest.approx(np.mean(values), rel=1e-9)
+            assert record[f"sensitivity/maximum/{layer}"] == max(values)
+            distances = [abs(one - other) for one in values for other in values]
+            assert record[f"sensitivity/gini/{layer}"] == pytest.approx(np.mean(distances) / 2 / np.mean(values))
             ids = sorted(range(len(values)), key=lambda neuron, row=values: (-row[neuron], neuron))[:10]
             assert record[f"sensitivity/most_sensitive/{layer}"] == ", ".join(map(str, ids))
     tables = list((runs["wandb"] / "wandb").rglob("*.table.json"))
@@ -94,6 +98,23 @@ def test_wandb_counts_epochs_as_the_records_do(runs, history):
     assert logged == {epoch: float(row["validation/robust_accuracy"]) for epoch, row in rows.items()}
     for record in (record for record in history if "train/loss" in record):
         assert record["train/loss"] == pytest.approx(float(rows[int(record["epoch"])]["train/loss"]))
+
+
+def test_the_heat_map_is_a_picture_in_the_dashboards(runs, history):
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    drawn = [record for record in history if "sensitivity/heat_map.path" in record]
+    assert drawn
+    pictures = list((runs["wandb"] / "wandb").rglob("media/images/sensitivity/heat_map_*.png"))
+    assert len(pictures) == len(drawn)
+    last = max(pictures, key=lambda path: path.stat().st_mtime)
+    assert last.read_bytes() == (runs["wandb"] / "sensitivity.png").read_bytes()
+    events = EventAccumulator(str(runs["tensorboard"] / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    with Image.open(runs["tensorboard"] / "sensitivity.png") as picture:
+        logged = events.Images("sensitivity/heat_map")[-1]
+        assert (logged.width, logged.height) == picture.size
 
 
 def test_wandb_knows_the_settings(runs):
@@ -123,10 +144,11 @@ def test_tensorboard_holds_the_same(runs):
             for edge, count in zip(edges[1:], counts, strict=True):
                 assert limits.get(float(edge), 0) == count
     assert len(events.Scalars("sensitivity/absolute/relu1")) == 3
+    assert len(events.Scalars("sensitivity/overlap_previous/relu1")) == 2
     assert [event.value for event in events.Scalars("epoch")][-1] == 2
 
 
-def test_a_logger_without_histograms_gets_the_means():
+def test_a_logger_without_histograms_gets_the_figures():
     class Plain:
         logged: dict = {}
 
@@ -135,16 +157,18 @@ def test_a_logger_without_histograms_gets_the_means():
 
     values = torch.tensor([1.0, 3.0], dtype=torch.float64)
     layer = {"relu": LayerSensitivity(values, values / 4, torch.tensor([4.0, 4.0], dtype=torch.float64))}
-    log_sensitivities(Plain(), layer, top=1, step=7, epoch=1)
-    assert (
-        Plain.logged[7]
-        == layer_means(layer)
-        == {
-            "sensitivity/absolute/relu": 2.0,
-            "sensitivity/relative/relu": 0.5,
-            "sensitivity/mean_activation/relu": 4.0,
-        }
-    )
+    telemetry = Telemetry(top=1)
+    log_sensitivities(Plain(), layer, telemetry.add(0, layer), step=7, epoch=0)
+    assert Plain.logged[7] == {
+        "sensitivity/absolute/relu": 2.0,
+        "sensitivity/maximum/relu": 3.0,
+        "sensitivity/gini/relu": 0.25,
+        "sensitivity/relative/relu": 0.5,
+        "sensitivity/mean_activation/relu": 4.0,
+        "sensitivity/overlap_first/relu": 1.0,
+    }
+    log_sensitivities(Plain(), layer, telemetry.add(1, layer), step=8, epoch=1)
+    assert Plain.logged[8]["sensitivity/overlap_previous/relu"] == 1.0
 
 
 def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from nsr.callbacks.sensitivity import finished_epochs
+from nsr.callbacks.epochs import finished_epochs
 from nsr.errors import RunStopped
 
 EPOCHS = 3  # in a row: a run may pass through a constant at its start

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nsr.callbacks.sensitivity import finished_epochs
+from nsr.callbacks.epochs import finished_epochs
 from nsr.evaluation.time_left import TimeLeft
 
 SECONDS_BETWEEN_ROWS = 20.0  # of an evaluation whose output goes to a file

@@ -1,4 +1,4 @@
-"""The files of a run that need no dashboard: metrics.csv, sensitivity.csv, timing.json, and what a checkpoint knows."""
+"""The files of a run that need no dashboard: metrics.csv, timing.json, rows of sensitivities; a checkpoint's settings."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from nsr.callbacks.sensitivity import finished_epochs
+from nsr.callbacks.epochs import finished_epochs
 from nsr.files import append_rows, write_json
 from nsr.metrics import LayerSensitivity
+from nsr.telemetry import LayerTelemetry
 
 SENSITIVITY_COLUMNS = ("epoch", "layer", "neuron", "absolute", "relative", "mean_activation")
 
 
 class RunRecords(pl.Callback):
-    """Appends a row an epoch to metrics.csv and a row a neuron to sensitivity.csv, without times: runs can be compared.
+    """Appends a row an epoch to metrics.csv, without times: runs can be compared.
 
     Times go to timing.json. A checkpoint gets the run's configuration, plain numbers and texts, to be rebuilt from.
 
@@ -46,7 +47,6 @@ class RunRecords(pl.Callback):
         columns = ["epoch", "learning_rate", *pl_module.figure_names("train"), *pl_module.figure_names("validation")]
         row = {"epoch": epoch, "learning_rate": self._learning_rate if epoch else "", **figures}
         append_rows(self.directory / "metrics.csv", columns, [[row.get(column, "") for column in columns]])
-        write_sensitivities(self.directory / "sensitivity.csv", epoch, pl_module.sensitivities)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.seconds["epochs"].append(round(time.perf_counter() - self._epoch_started, 3))
@@ -58,6 +58,15 @@ class RunRecords(pl.Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["nsr_settings"] = self.settings
+
+
+def write_layers(path: Path, epoch: int, told: Mapping[str, LayerTelemetry]) -> None:
+    """Adds a row for each layer to a layers.csv; the ids of the most sensitive neurons with spaces between them."""
+    columns = ["epoch", "layer", *LayerTelemetry._fields]
+    rows = [
+        [epoch, layer, *figures[:-1], " ".join(map(str, figures.most_sensitive))] for layer, figures in told.items()
+    ]
+    append_rows(path, columns, rows)
 
 
 def write_sensitivities(path: Path, epoch: int | str, sensitivities: Mapping[str, LayerSensitivity]) -> None:

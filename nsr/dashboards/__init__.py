@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from nsr.metrics import LayerSensitivity
+from nsr.telemetry import LayerTelemetry
 
 # by name, so that asking about a logger loads no dashboard
 _HOMES = {"WandbLogger": "nsr.dashboards.wandb", "TensorBoardLogger": "nsr.dashboards.tensorboard"}
@@ -21,26 +23,36 @@ def _home(logger: Any) -> ModuleType | None:
 
 
 def log_sensitivities(
-    logger: Any, sensitivities: Mapping[str, LayerSensitivity], *, top: int, step: int, epoch: int
+    logger: Any,
+    sensitivities: Mapping[str, LayerSensitivity],
+    told: Mapping[str, LayerTelemetry],
+    *,
+    step: int,
+    epoch: int,
 ) -> None:
-    """Each layer's histogram, means and most sensitive neurons to one of Lightning's loggers.
+    """Each layer's histogram, figures and most sensitive neurons to one of Lightning's loggers.
 
-    A logger without histograms (CSV, MLflow, ...) gets the means.
+    A logger without histograms (CSV, MLflow, ...) gets the figures.
     """
-    means = layer_means(sensitivities)
+    figures = layer_figures(told)
     home = _home(logger)
     if home is None:
-        logger.log_metrics(means, step=step)
+        logger.log_metrics(figures, step=step)
     else:
-        home.log_sensitivities(logger, sensitivities, means, top=top, step=step, epoch=epoch)
+        home.log_sensitivities(logger, sensitivities, told, figures, step=step, epoch=epoch)
 
 
-def layer_means(sensitivities: Mapping[str, LayerSensitivity]) -> dict[str, float]:
-    """{sensitivity/absolute/LAYER: ...}: absolute, relative and activation always side by side."""
+def log_picture(logger: Any, name: str, path: Path, *, step: int) -> None:
+    """A PNG file to a dashboard that shows pictures."""
+    home = _home(logger)
+    if home is not None:
+        home.log_picture(logger, name, path, step=step)
+
+
+def layer_figures(told: Mapping[str, LayerTelemetry]) -> dict[str, float]:
+    """{sensitivity/FIGURE/LAYER: ...}: absolute, relative and activation always side by side."""
     return {
-        f"sensitivity/{figure}/{layer}": value
-        for layer, row in sensitivities.items()
-        for figure, value in row.means().items()
+        f"sensitivity/{figure}/{layer}": value for layer, row in told.items() for figure, value in row.figures().items()
     }
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from nsr.metrics import LayerSensitivity
-from nsr.sensitivity import most_sensitive, sensitivity_histogram
+from nsr.sensitivity import sensitivity_histogram
+from nsr.telemetry import LayerTelemetry
 
 
 def tensorboard_logger(*, save_dir: str) -> TensorBoardLogger:
@@ -19,18 +23,18 @@ def tensorboard_logger(*, save_dir: str) -> TensorBoardLogger:
 def log_sensitivities(
     logger: TensorBoardLogger,
     sensitivities: Mapping[str, LayerSensitivity],
-    means: Mapping[str, float],
+    told: Mapping[str, LayerTelemetry],
+    figures: Mapping[str, float],
     *,
-    top: int,
     step: int,
     epoch: int,
 ) -> None:
-    """Histograms (64 bins, edges from 0 to the layer's largest), means, and the most sensitive neurons as text."""
+    """Histograms (64 bins, edges from 0 to the layer's largest), figures, and the most sensitive neurons as text."""
     writer: Any = logger.experiment
-    logger.log_metrics(dict(means), step=step)
-    for layer, figures in sensitivities.items():
-        counts, edges = sensitivity_histogram(figures.absolute)
-        values = figures.absolute
+    logger.log_metrics(dict(figures), step=step)
+    for layer, sensitivity in sensitivities.items():
+        values = sensitivity.absolute
+        counts, edges = sensitivity_histogram(values)
         writer.add_histogram_raw(
             f"sensitivity/histogram/{layer}",
             min=float(values.min()),
@@ -42,8 +46,16 @@ def log_sensitivities(
             bucket_counts=counts.tolist(),
             global_step=step,
         )
-        ids = ", ".join(map(str, most_sensitive(values, top).tolist()))
+        ids = ", ".join(map(str, told[layer].most_sensitive))
         writer.add_text(f"sensitivity/most_sensitive/{layer}", f"epoch {epoch}: {ids}", global_step=step)
+
+
+def log_picture(logger: TensorBoardLogger, name: str, path: Path, *, step: int) -> None:
+    """The picture of a PNG file."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    writer: Any = logger.experiment
+    writer.add_image(name, pixels, global_step=step, dataformats="HWC")
 
 
 def finish(logger: TensorBoardLogger) -> None:

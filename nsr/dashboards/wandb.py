@@ -14,7 +14,8 @@ import wandb
 from pytorch_lightning.loggers import WandbLogger
 
 from nsr.metrics import LayerSensitivity
-from nsr.sensitivity import most_sensitive, sensitivity_histogram
+from nsr.sensitivity import sensitivity_histogram
+from nsr.telemetry import LayerTelemetry
 
 log = logging.getLogger(__name__)
 
@@ -72,28 +73,33 @@ def _has_key() -> bool:
 def log_sensitivities(
     logger: WandbLogger,
     sensitivities: Mapping[str, LayerSensitivity],
-    means: Mapping[str, float],
+    told: Mapping[str, LayerTelemetry],
+    figures: Mapping[str, float],
     *,
-    top: int,
     step: int,
     epoch: int,
 ) -> None:
-    """Histograms (64 bins, edges from 0 to the layer's largest), means, and a table of neurons, in one record."""
-    record: dict[str, Any] = {**means, "epoch": epoch, "trainer/global_step": step}
+    """Histograms (64 bins, edges from 0 to the layer's largest), figures, and a table of neurons, in one record."""
+    record: dict[str, Any] = {**figures, "epoch": epoch, "trainer/global_step": step}
     rows = []
-    for layer, figures in sensitivities.items():
-        counts, edges = sensitivity_histogram(figures.absolute)
+    for layer, sensitivity in sensitivities.items():
+        counts, edges = sensitivity_histogram(sensitivity.absolute)
         histogram = wandb.Histogram(np_histogram=(counts.cpu().numpy(), edges.cpu().numpy()))
         record[f"sensitivity/histogram/{layer}"] = histogram
-        ids = most_sensitive(figures.absolute, top).tolist()
+        ids = told[layer].most_sensitive
         record[f"sensitivity/most_sensitive/{layer}"] = ", ".join(map(str, ids))
         rows += [
-            [epoch, layer, rank, neuron, float(figures.absolute[neuron]), float(figures.relative[neuron])]
+            [epoch, layer, rank, neuron, float(sensitivity.absolute[neuron]), float(sensitivity.relative[neuron])]
             for rank, neuron in enumerate(ids, start=1)
         ]
     columns: list[str | int] = ["epoch", "layer", "rank", "neuron", "absolute", "relative"]
     record["sensitivity/most_sensitive_neurons"] = wandb.Table(columns=columns, data=rows)
     logger.experiment.log(record)
+
+
+def log_picture(logger: WandbLogger, name: str, path: Path, *, step: int) -> None:
+    """The picture of a PNG file."""
+    logger.experiment.log({name: wandb.Image(str(path)), "trainer/global_step": step})
 
 
 def finish(logger: WandbLogger) -> None:

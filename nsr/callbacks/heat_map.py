@@ -1,0 +1,33 @@
+"""Sensitivity of every layer over the epochs, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nsr.figures import figure_file
+
+KINDS = ("absolute (activation units)", "relative (share of activation)")
+
+
+def draw_heat_map(path: Path, history: Sequence[tuple[int, dict[str, list[float]]]]) -> None:
+    """PATH.png and PATH.pdf: a row a layer, first layer on top; a column an epoch; colour the layer's sensitivity.
+
+    Args:
+        path: without its suffix.
+        history: (epoch, {layer: absolute and relative}), in the order of the epochs.
+    """
+    layers = list(history[-1][1])
+    epochs = [epoch for epoch, _ in history]
+    height = 0.55 + max(0.55, 0.13 * len(layers))
+    with figure_file(path, height=2 * height, nrows=2, sharex=True) as (figure, panels):
+        for kind, (axes, title) in enumerate(zip(panels, KINDS, strict=True)):
+            values = [[means[layer][kind] for _, means in history] for layer in layers]
+            image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis")
+            axes.grid(visible=False)
+            axes.set_yticks(range(len(layers)), layers, fontsize=6)
+            axes.set_ylabel("layer")
+            figure.colorbar(image, ax=axes).set_label(title, fontsize=6)
+        step = max(1, -(-len(epochs) // 8))
+        panels[-1].set_xticks(range(0, len(epochs), step), epochs[::step])
+        panels[-1].set_xlabel("epoch (0: before training)")
