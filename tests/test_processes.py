@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,9 +93,70 @@ def test_two_processes_train_and_leave_one_run(command, tmp_path):
     ]
     for left, right in zip(*before, strict=True):
         assert float(left["absolute"]) == pytest.approx(float(right["absolute"]), rel=1e-9)
+    layers = [[row for row in rows(tmp_path / name / "layers.csv") if row["epoch"] == "0"] for name in ("run", "one")]
+    for left, right in zip(*layers, strict=True):
+        assert left["most_sensitive"] == right["most_sensitive"]
+        assert float(left["gini"]) == pytest.approx(float(right["gini"]), rel=1e-9)
     accuracies = [rows(tmp_path / name / "metrics.csv")[0] for name in ("run", "one")]
     assert accuracies[0]["validation/clean_accuracy"] == accuracies[1]["validation/clean_accuracy"]
     assert accuracies[0]["validation/robust_accuracy"] == accuracies[1]["validation/robust_accuracy"]
+
+
+FOREIGN = """
+import sys
+import pytorch_lightning as pl, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+import nsr
+from nsr.attacks import GradientAttack
+
+class Theirs(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(216, 3))
+    def forward(self, images):
+        return self.body(images)
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+    def validation_step(self, batch, batch_idx):
+        pass
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+if __name__ == "__main__":
+    devices, folder = int(sys.argv[1]), sys.argv[2]
+    generator = torch.Generator().manual_seed(1)
+    images = TensorDataset(
+        torch.rand(48, 1, 8, 8, generator=generator), torch.randint(0, 3, (48,), generator=generator)
+    )
+    telemetry = nsr.SensitivityLogger(attack=GradientAttack(epsilon=0.1, steps=2, random_start=False), directory=folder)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1,
+        callbacks=[telemetry], num_sanity_val_steps=-1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(Theirs(), DataLoader(images, batch_size=8), DataLoader(images, batch_size=8))
+"""
+
+
+@pytest.mark.slow
+def test_a_foreign_module_on_two_processes(tmp_path):
+    script = tmp_path / "theirs.py"
+    script.write_text(FOREIGN)
+    for devices in (1, 2):
+        program = [sys.executable, str(script), str(devices), str(tmp_path / str(devices))]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+    one, two = (
+        [row for row in rows(tmp_path / name / "sensitivity.csv") if row["epoch"] == "0"] for name in ("1", "2")
+    )
+    assert len(one) == len(two) == 6
+    for left, right in zip(one, two, strict=True):
+        assert float(left["absolute"]) == pytest.approx(float(right["absolute"]), rel=1e-9)
+        assert float(left["mean_activation"]) == pytest.approx(float(right["mean_activation"]), rel=1e-9)
+    assert [row["epoch"] for row in rows(tmp_path / "2" / "layers.csv")] == ["0", "1"]
 
 
 def exchange(rank: int, folder: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nsr.figures import figure_file
 
-KINDS = ("absolute (activation units)", "relative (share of activation)")
+KINDS = ("absolute sensitivity (activation units)", "relative sensitivity (share of activation)")
 
 
 def draw_heat_map(path: Path, history: Sequence[tuple[int, dict[str, list[float]]]]) -> None:
@@ -19,7 +19,7 @@ def draw_heat_map(path: Path, history: Sequence[tuple[int, dict[str, list[float]
     """
     layers = list(history[-1][1])
     epochs = [epoch for epoch, _ in history]
-    height = 0.55 + max(0.55, 0.13 * len(layers))
+    height = 0.6 + max(0.55, 0.13 * len(layers))
     with figure_file(path, height=2 * height, nrows=2, sharex=True) as (figure, panels):
         for kind, (axes, title) in enumerate(zip(panels, KINDS, strict=True)):
             values = [[means[layer][kind] for _, means in history] for layer in layers]
@@ -27,7 +27,8 @@ def draw_heat_map(path: Path, history: Sequence[tuple[int, dict[str, list[float]
             axes.grid(visible=False)
             axes.set_yticks(range(len(layers)), layers, fontsize=6)
             axes.set_ylabel("layer")
-            figure.colorbar(image, ax=axes).set_label(title, fontsize=6)
+            figure.colorbar(image, ax=axes).ax.tick_params(labelsize=6)
+            axes.set_title(title, fontsize=7, loc="left")
         step = max(1, -(-len(epochs) // 8))
         panels[-1].set_xticks(range(0, len(epochs), step), epochs[::step])
         panels[-1].set_xlabel("epoch (0: before training)")

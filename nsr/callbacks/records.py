@@ -1,4 +1,4 @@
-"""The files of a run that need no dashboard: metrics.csv, timing.json, rows of sensitivities; a checkpoint's settings."""
+"""The files of a run that need no dashboard: metrics.csv, timing.json, sensitivities; what a checkpoint knows."""
 
 from __future__ import annotations
 
