@@ -27,10 +27,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "telemetry.jsonl"
 
 def run(logger: str, epochs: int) -> dict[str, float]:
     """Seconds of one run: in the callback, in the epochs, at the end."""
-    from tests.conftest import job
-
     from nsr.assembly import train
     from nsr.callbacks import SensitivityLogger
+    from tests.conftest import job
 
     seconds = {"on_validation_end": 0.0, "on_fit_end": 0.0}
     with tempfile.TemporaryDirectory() as name:
@@ -64,9 +63,13 @@ def main(epochs: int) -> None:
     for logger in ("csv", "tensorboard", "wandb"):
         seconds = {name: round(value, 3) for name, value in run(logger, epochs).items()}
         row = {
-            **{"logger": logger, "epochs": epochs, **seconds},
+            "logger": logger,
+            "epochs": epochs,
+            **seconds,
             "share": round(seconds["telemetry_s"] / seconds["epochs_s"], 4),
-            **{"threads": torch.get_num_threads(), "machine": platform.platform(), "commit": commit.strip()},
+            "threads": torch.get_num_threads(),
+            "machine": platform.platform(),
+            "commit": commit.strip(),
         }
         with RESULTS.open("a") as file:
             file.write(json.dumps(row) + "\n")
