@@ -95,7 +95,7 @@ def differing(records: Sequence[Flat], *, absent_counts: bool = True) -> list[st
     Args:
         absent_counts: whether a name that a record lacks differs from one that it has.
     """
-    names = sorted({name for record in records for name in record}, key=_importance)
+    names = sorted(dict.fromkeys(name for record in records for name in record), key=_importance)
     kept: list[str] = []
     for name in names:
         holders = [record for record in records if absent_counts or name in record]
@@ -116,10 +116,10 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _importance(name: str) -> tuple[int, int, bool, str]:
+def _importance(name: str) -> tuple[int, int, bool]:
     section = name.partition(".")[0]
     place = SECTIONS.index(section) if section in SECTIONS else len(SECTIONS)
-    return place, name.count("."), not name.endswith("_target_"), name
+    return place, name.count("."), not name.endswith("_target_")
 
 
 def _follows(name: str, other: str, records: Sequence[Flat]) -> bool:

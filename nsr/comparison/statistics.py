@@ -60,14 +60,16 @@ def paired_differences(runs: pandas.DataFrame, baseline: str) -> pandas.DataFram
         count as their mean.
     """
     rows = []
-    done = finished(runs)
-    for method in dict.fromkeys(done["method"]):
-        if method == baseline:
-            continue
-        for name in figure_names(runs):
-            one, other = (done[done["method"] == which].groupby("seed")[name].mean() for which in (method, baseline))
-            interval = mean_interval((one - other).dropna().to_numpy(dtype=float))
-            rows.append({"method": method, "baseline": baseline, "figure": name, **interval})
+    names = figure_names(runs)
+    seeds = {
+        method: group.groupby("seed")[names].mean() for method, group in finished(runs).groupby("method", sort=False)
+    }
+    for method, figures in seeds.items():
+        if method != baseline and baseline in seeds:
+            differences = figures - seeds[baseline]  # by seed
+            for name in names:
+                interval = mean_interval(differences[name].dropna().to_numpy(dtype=float))
+                rows.append({"method": method, "baseline": baseline, "figure": name, **interval})
     return pandas.DataFrame(rows, columns=["method", "baseline", "figure", "difference", "low", "high", "pairs"])
 
 

@@ -44,7 +44,7 @@ def sheets(comparison: Comparison) -> list[Sheet]:
         correlated(comparison),
         others(comparison),
     ]
-    return [sheet for sheet in found if sheet.rows and len(sheet.headings) > sheet.texts]
+    return [sheet for sheet in found if sheet.rows and len(sheet.headings) > 1]
 
 
 def accuracies(comparison: Comparison) -> Sheet:
@@ -53,7 +53,7 @@ def accuracies(comparison: Comparison) -> Sheet:
     names = attack_columns(runs.assign(**{MUST: runs.get(MUST)}))
     columns = [_column(methods, name, percent=True, mark_best=True) for name in names]
     return Sheet(
-        "accuracy on the test set, %: mean +- standard deviation over seeds",
+        "accuracy on the test set, %: mean +- standard deviation over seeds, highest mean in bold",
         ["method", "seeds", *(attack_name(name) for name in names)],
         _transposed([*_method_columns(methods), *columns]),
         texts=1,
@@ -110,7 +110,7 @@ def correlated(comparison: Comparison) -> Sheet:
         for layer, pair in group.groupby("layer", sort=False):
             by_measure = pair.set_index("measure")
             counts = [Cell(str(int(pair[name].max()))) for name in ("methods", "runs")]
-            texts = [_correlation(by_measure.loc[measure]) for measure in MEASURES[:2]]
+            texts = [_correlation(by_measure, measure) for measure in MEASURES[:2]]
             rows.append([Cell(str(which)), Cell(str(layer)), *counts, *map(Cell, texts)])
     return Sheet(title, ["among", "layer", "methods", "runs", *MEASURES[:2]], rows, texts=2)
 
@@ -168,12 +168,15 @@ def _column(methods: pandas.DataFrame, name: str, *, percent: bool = False, mark
     cells = []
     for mean, deviation, count, done in zip(means, deviations, methods[f"{name}_n"], methods["finished"], strict=True):
         fewer = f" (of {count})" if 0 < count < done else ""
-        best = mark_best and mean == means.max()
+        best = mark_best and math.isclose(mean, means.max(), rel_tol=1e-9)
         cells.append(Cell(f"{spread(mean, deviation, digits)}{fewer}", best))
     return cells
 
 
-def _correlation(row: Any) -> str:
+def _correlation(by_measure: pandas.DataFrame, measure: str) -> str:
+    if measure not in by_measure.index:
+        return MISSING
+    row = by_measure.loc[measure]
     return row["note"] or f"{row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
