@@ -82,6 +82,7 @@ class Parser(argparse.ArgumentParser):
     """Tells a wrong option in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """InputError instead of two lines and exit code 2."""
         raise InputError(f"{message}; `python -m nsr.compare --help` explains the options")
 
 

@@ -15,6 +15,7 @@ from nsr.comparison.settings import OBJECTIVES
 
 INK = "ink"  # the theme's; of natural training
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C8C8C", "#999933")
+PALETTE = (INK, *COLORS)
 MARKERS = "osD^vp*<>hdP"
 PAPER = {"background": "#FFFFFF", "ink": "#1A1A1A", "grid": "#D9D9D9"}
 DARK = {"background": "#14171C", "ink": "#E6E6E6", "grid": "#3A3F47"}
@@ -27,13 +28,14 @@ class Look(NamedTuple):
     marker: str
     filled: bool
 
-    def points(self, theme: Mapping[str, str]) -> dict[str, Any]:
-        """Settings of matplotlib for its points and the line through them."""
+    def points(self, theme: Mapping[str, str], size: float) -> dict[str, Any]:
+        """Settings of matplotlib for its points, `size` points wide, and the line through them."""
         color = theme.get(self.color, self.color)
         inside = color if self.filled else theme["background"]
         line = "-" if self.filled else (0, (4, 1.5))
         return {
             "marker": self.marker,
+            "markersize": size * (1.6 if self.marker == "*" else 1),  # a star fills little of its width
             "markerfacecolor": inside,
             "markeredgecolor": color,
             "markeredgewidth": 0.8,
@@ -62,17 +64,19 @@ def style(theme: Mapping[str, str]) -> dict[str, Any]:
 
 
 def looks(runs: pandas.DataFrame) -> dict[str, Look]:
-    """{method: its look}: colour and marker by objective, a further marker for further methods of the same kind."""
-    found: dict[str, Look] = {}
-    kinds: dict[tuple[str, bool], int] = {}
+    """{method: its look}: colour and marker by objective; further methods of an objective take those that are free."""
     known = list(dict.fromkeys([*OBJECTIVES, *runs["objective"]]))
-    palette = (INK, *COLORS)
-    methods = runs.drop_duplicates("method")
-    for method, objective, stabilized in zip(
-        methods["method"], methods["objective"], methods["stabilized"], strict=True
-    ):
-        place, before = known.index(objective), kinds.get((objective, bool(stabilized)), 0)
-        kinds[objective, bool(stabilized)] = before + 1
-        marker = MARKERS[(place + 5 * before) % len(MARKERS)]
-        found[str(method)] = Look(palette[(place + before) % len(palette)], marker, bool(stabilized))
+    present = {known.index(objective) for objective in runs["objective"]}
+    free = [place for place in range(max(len(MARKERS), len(known))) if place not in present] or list(
+        range(len(MARKERS))
+    )
+    taken: set[tuple[str, bool]] = set()
+    found: dict[str, Look] = {}
+    for row in runs.drop_duplicates("method").to_dict("records"):
+        kind = row["objective"], bool(row["stabilized"])
+        place = free[0] if kind in taken else known.index(row["objective"])
+        if kind in taken:
+            free = [*free[1:], free[0]]
+        taken.add(kind)
+        found[str(row["method"])] = Look(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)], kind[1])
     return found

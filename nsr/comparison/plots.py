@@ -96,7 +96,7 @@ def robustness(comparison: Comparison, theme: Theme) -> Figure | None:
     panels = figure.subplots(1, 2, sharey=True)
     for axes, measure in zip(panels, MEASURES, strict=False):
         for method, group in runs.groupby("method", sort=False):
-            points = {**shown[str(method)].points(theme), "linestyle": "", "markersize": 3.2}
+            points = {**shown[str(method)].points(theme, 3.2), "linestyle": ""}
             axes.plot(group[measure], 100 * group[comparison.accuracy], label=str(method), **points)
         _mark_natural(axes, runs, measure, comparison.accuracy)
         axes.set_xlabel(UNITS[measure])
@@ -136,7 +136,7 @@ def untrained(runs: pandas.DataFrame, measure: str, names: Sequence[str]) -> lis
 
 def _line(axes: Axes, row: Mapping[str, Any], measure: str, names: Sequence[str], look: Look, theme: Theme) -> None:
     means, deviations = ([row[f"{measure}/{layer}{suffix}"] for layer in names] for suffix in ("", "_std"))
-    points = {**look.points(theme), "markersize": 3, "elinewidth": 0.6}
+    points = {**look.points(theme, 3.0), "elinewidth": 0.6}
     axes.errorbar(range(len(names)), means, numpy.nan_to_num(deviations), label=row["method"], **points)
 
 

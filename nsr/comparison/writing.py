@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +14,7 @@ from rich.text import Text
 from nsr.comparison.result import Comparison
 from nsr.comparison.tables import Sheet, commands, notes, sheets
 
+WHOLE = 40  # characters of a method that are not wrapped on a narrow screen
 SHOWN_COMMANDS = 5  # on the screen; a sweep lacks the same thing in every run
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -56,7 +58,9 @@ def screen_table(sheet: Sheet) -> Table:
     """The best of each column in bold."""
     table = Table(title=Text(sheet.title))
     for place, heading in enumerate(sheet.headings):
-        table.add_column(Text(heading), justify="left" if place < sheet.texts else "right", overflow="fold")
+        whole = place == 0 and max(len(row[0].text) for row in sheet.rows) <= WHOLE
+        side: Literal["left", "right"] = "left" if place < sheet.texts else "right"
+        table.add_column(Text(heading), justify=side, overflow="fold", no_wrap=whole)
     for row in sheet.rows:
         table.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
     return table

@@ -298,6 +298,9 @@ def test_methods_are_told_apart_without_colour(result):
         {"method": [f"pgd(steps={steps})" for steps in range(4)], "objective": "pgd", "stabilized": False}
     )
     assert len({look.marker for look in looks(variants).values()}) == 4
+    assert len({look.color for look in looks(variants).values()}) == 4
+    both = pandas.concat([variants, pandas.DataFrame({"method": ["mart"], "objective": "mart", "stabilized": False})])
+    assert looks(both)["mart"].color not in {looks(both)[name].color for name in variants["method"]}
     assert looks(variants)["pgd(steps=0)"] == looks(variants.iloc[:1])["pgd(steps=0)"]
 
 
