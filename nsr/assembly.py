@@ -40,11 +40,14 @@ from nsr.models import Classifier
 from nsr.models.weights import load_state_dict_file, read_checkpoint
 from nsr.modes import network_mode
 from nsr.objectives import Free
+from nsr.reading import validated
+from nsr.status import leaves_status
 from nsr.training import RobustClassifier
 
 log = logging.getLogger(__name__)
 
 
+@leaves_status("train.py")
 def train(config: DictConfig) -> float:
     """Trains, tests best and last checkpoint, writes and prints the results; returns validated robust accuracy."""
     _log_to_hydra()
@@ -75,7 +78,7 @@ def train(config: DictConfig) -> float:
         trainer.fit(module, datamodule=data)
         results = test_best_and_last(trainer, module, data, directory / "checkpoints")
         if trainer.is_global_zero:
-            results = report.validated(directory / "metrics.csv", results["best_epoch"]) | results
+            results = validated(directory / "metrics.csv", results["best_epoch"]) | results
             write_json(directory / "metrics.json", results)
             report.write_outcomes(directory / "images.csv", module.suite.outcomes)  # of the best checkpoint
             write_curve(directory, results, config)
@@ -120,6 +123,7 @@ def test_best_and_last(
     return results | tested
 
 
+@leaves_status("evaluate.py")
 def evaluate(config: DictConfig) -> None:
     """Tests a checkpoint or somebody's weights; table, JSON and CSV."""
     _log_to_hydra()

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from nsr.errors import check_choice
 from nsr.layers import Layer
+from nsr.reading import ratio
 from nsr.sensitivity import KINDS, SensitivitySums, divide, sensitivity_sums
 
 
@@ -68,11 +69,6 @@ class NeuronSensitivity(_NeuronMetric):
     def compute(self) -> Tensor:
         """(neuron,) float64."""
         return divide(SensitivitySums(self.movement, self.activation, self.count), self.kind)
-
-
-def ratio(movement: float, activation: float) -> float:
-    """movement / activation, 0 where both are 0."""
-    return 0.0 if movement == 0 else movement / activation if activation > 0 else float("inf")
 
 
 class LayerSensitivity(NamedTuple):

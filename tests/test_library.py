@@ -26,7 +26,7 @@ NAMES = [
     "neuron_sensitivity",
     "pgd",
 ]
-MODULES = ["attacks", "attacks.balls", "boundary", "errors", "features", "metrics", "modes", "objectives"]
+MODULES = ["attacks", "attacks.balls", "boundary", "compare", "errors", "features", "metrics", "modes", "objectives"]
 MODULES += ["objectives.objective", "sensitivity", "stabilizer"]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,7 +15,8 @@ from nsr.callbacks.records import SENSITIVITY_COLUMNS, write_sensitivities
 from nsr.evaluation.alarms import Alarm
 from nsr.evaluation.corrupted import CorruptionAccuracy
 from nsr.files import append_rows, write_json
-from nsr.metrics import LayerSensitivity, ratio
+from nsr.metrics import LayerSensitivity
+from nsr.reading import layer_means
 from nsr.sensitivity import most_sensitive
 from nsr.training import RobustClassifier
 
@@ -77,17 +76,6 @@ def before_after_table(records: Path, best_epoch: int) -> Table:
     return table
 
 
-def layer_means(records: Path, epoch: int) -> dict[str, list[float]]:
-    """{layer: its absolute and relative sensitivity and activation} of one epoch of a sensitivity.csv."""
-    rows: dict[str, list[tuple[float, float]]] = {}
-    with records.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["epoch"] == str(epoch):
-                rows.setdefault(row["layer"], []).append((float(row["absolute"]), float(row["mean_activation"])))
-    means = {layer: [fmean(values) for values in zip(*figures, strict=True)] for layer, figures in rows.items()}
-    return {layer: [absolute, ratio(absolute, active), active] for layer, (absolute, active) in means.items()}
-
-
 def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, top: int) -> Table:
     """Each layer's means, and its most sensitive neurons by id with their absolute sensitivity."""
     table = Table(title="sensitivity under the attack of sensitivity_attack, all test images")
@@ -100,13 +88,6 @@ def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, top: 
         means = [f"{value:.4f}" for value in figures.means().values()]
         table.add_row(layer, str(len(figures.absolute)), *means, named)
     return table
-
-
-def validated(records: Path, epoch: float) -> dict[str, float]:
-    """The validation figures of one epoch of a metrics.csv."""
-    with records.open(newline="") as file:
-        row = next(row for row in csv.DictReader(file) if row["epoch"] == f"{epoch:.0f}")
-    return {name: float(value) for name, value in row.items() if name.startswith("validation/")}
 
 
 def show_run(directory: Path, results: Mapping[str, float], attacks: Mapping[str, str]) -> None:

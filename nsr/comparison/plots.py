@@ -1,0 +1,165 @@
+"""Figures of a comparison for a column of a paper (3.3 inches), and the same on a dark ground for a dashboard."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nsr.comparison.frames import MEASURES, layers_of
+from nsr.comparison.looks import COLORS, DARK, MARKERS, PAPER, Look, looks, style
+from nsr.comparison.result import Comparison
+from nsr.comparison.statistics import attack_columns, finished
+from nsr.comparison.tables import attack_name
+
+COLUMN = 3.3  # inches
+LINE = 0.125  # of a legend
+UNITS = {
+    "absolute": "absolute sensitivity\n(activation units)",
+    "relative": "relative sensitivity\n(share of activation)",
+}
+Theme = Mapping[str, str]
+
+
+def write_plots(comparison: Comparison, folder: Path) -> list[str]:
+    """Each figure as PNG and PDF, and as PNG on a dark ground."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for name, draw in {"accuracy": accuracy, "robustness": robustness, "layers": layers}.items():
+        for suffix, theme, kinds in (("", PAPER, ("png", "pdf")), ("_dark", DARK, ("png",))):
+            if (figure := drawn(draw, comparison, theme)) is not None:
+                for kind in kinds:
+                    names.append(f"{name}{suffix}.{kind}")
+                    save(figure, folder / names[-1])
+    return names
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Without the date, so that the same runs give the same file."""
+    figure.savefig(path, dpi=300, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+
+
+def drawn(
+    draw: Callable[..., Figure | None], comparison: Comparison, theme: Mapping[str, str] = PAPER
+) -> Figure | None:
+    """A figure in a theme; None where there is nothing to draw."""
+    with rc_context(style(theme)):  # type: ignore[arg-type]
+        return draw(comparison, theme)
+
+
+def accuracy(comparison: Comparison, theme: Theme) -> Figure | None:
+    """A row a method: accuracy on the test set, clean and under each attack; a point a seed, a bar at the mean."""
+    runs = finished(comparison.runs)
+    names = [name for name in attack_columns(runs) if runs[name].notna().any()]
+    methods = list(dict.fromkeys(runs["method"]))
+    if not names:
+        return None
+    row = 0.11 + 0.035 * len(names)
+    figure = Figure(figsize=(COLUMN, 0.7 + row * len(methods) + LINE * -(-len(names) // 3)), layout="constrained")
+    axes = figure.subplots()
+    offsets = numpy.linspace(-0.28, 0.28, len(names)) if len(names) > 1 else numpy.zeros(1)
+    for number, name in enumerate(names):
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        for place, method in enumerate(methods):
+            values = 100 * runs[runs["method"] == method][name].dropna()
+            height = place + offsets[number]
+            points: dict[str, Any] = {
+                "marker": marker,
+                "color": color,
+                "label": attack_name(name) if place == 0 else None,
+            }
+            axes.plot(values, [height] * len(values), linestyle="", markersize=2.4, alpha=0.8, **points)
+            axes.plot([values.mean()] * 2, [height - 0.16, height + 0.16], color=theme["ink"], linewidth=0.8)
+    axes.set_yticks(range(len(methods)), [textwrap.fill(method, 24) for method in methods])
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.set_xlim(-2, 102)
+    axes.grid(visible=False, axis="y")
+    figure.supxlabel("accuracy on the test set (%): a point a seed, bars at means", fontsize=7)
+    figure.legend(loc="outside upper center", ncols=min(3, len(names)), handletextpad=0.2, columnspacing=1.0)
+    return figure
+
+
+def robustness(comparison: Comparison, theme: Theme) -> Figure | None:
+    """Accuracy under attack against sensitivity, absolute and relative side by side; a point a run."""
+    runs = finished(comparison.runs)
+    if comparison.accuracy is None or "absolute" not in runs or runs["absolute"].isna().all():
+        return None
+    shown = looks(comparison.runs)
+    figure = Figure(figsize=(COLUMN, 2.1 + _legend_height(runs["method"])), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, measure in zip(panels, MEASURES, strict=False):
+        for method, group in runs.groupby("method", sort=False):
+            points = {**shown[str(method)].points(theme, 3.2), "linestyle": ""}
+            axes.plot(group[measure], 100 * group[comparison.accuracy], label=str(method), **points)
+        _mark_natural(axes, runs, measure, comparison.accuracy)
+        axes.set_xlabel(UNITS[measure])
+    panels[0].set_ylabel(f"accuracy under {attack_name(comparison.accuracy)} (%)")
+    _legend(figure, panels[0])
+    return figure
+
+
+def layers(comparison: Comparison, theme: Theme) -> Figure | None:
+    """Absolute and relative sensitivity of each layer, a line a method: mean over seeds, bars a standard deviation."""
+    methods, names = comparison.methods, layers_of(comparison.runs)
+    methods = methods[methods["finished"] > 0]
+    if not names or methods.empty:
+        return None
+    shown = looks(comparison.runs)
+    figure = Figure(figsize=(COLUMN, 3.3 + _legend_height(methods["method"])), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    for axes, measure in zip(panels, MEASURES, strict=False):
+        for row in methods.to_dict("records"):
+            _line(axes, row, measure, names, shown[row["method"]], theme)
+        before = untrained(comparison.runs, measure, names)
+        if before is not None:
+            axes.plot(range(len(names)), before, ":", color=theme["ink"], linewidth=1, label="untrained")
+        axes.set_ylabel(UNITS[measure])
+        axes.set_ylim(bottom=0)
+    panels[1].set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0)
+    panels[1].set_xlabel("layer, from the image to the logits")
+    _legend(figure, panels[0])
+    return figure
+
+
+def untrained(runs: pandas.DataFrame, measure: str, names: Sequence[str]) -> list[float] | None:
+    """The mean over runs before training, of each layer; None where it is not known of all of them."""
+    columns = [f"{measure}_before/{layer}" for layer in names]
+    return runs[columns].mean().tolist() if set(columns) <= set(runs) else None
+
+
+def _line(axes: Axes, row: Mapping[str, Any], measure: str, names: Sequence[str], look: Look, theme: Theme) -> None:
+    means, deviations = ([row[f"{measure}/{layer}{suffix}"] for layer in names] for suffix in ("", "_std"))
+    points = {**look.points(theme, 3.0), "elinewidth": 0.6}
+    axes.errorbar(range(len(names)), means, numpy.nan_to_num(deviations), label=row["method"], **points)
+
+
+def _mark_natural(axes: Axes, runs: pandas.DataFrame, measure: str, accuracy: str) -> None:
+    natural = runs[(runs["objective"] == "natural") & ~runs["stabilized"].astype(bool)]
+    if len(natural):
+        place = natural[measure].mean(), 100 * natural[accuracy].max()
+        axes.annotate("natural", place, xytext=(0, 4), textcoords="offset points", ha="center", fontsize=6.5)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    columns = _legend_columns(labels)
+    spacing = {"handletextpad": 0.4, "columnspacing": 1.0, "labelspacing": 0.3}
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, **spacing)
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    """As many as fit beside each other."""
+    longest = max(map(len, labels), default=0)
+    return 3 if longest <= 14 else 2 if longest <= 28 else 1
+
+
+def _legend_height(methods: pandas.Series) -> float:
+    labels = [*dict.fromkeys(methods), "untrained"]
+    return LINE * -(-len(labels) // _legend_columns(labels))

@@ -1,0 +1,99 @@
+"""All of a comparison as data frames, and what has to be said beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import pandas
+
+from nsr.comparison.statistics import (
+    RESAMPLES,
+    attack_columns,
+    correlations,
+    finished,
+    over_seeds,
+    paired_differences,
+    strongest_attack,
+)
+from nsr.errors import InputError, check_choice, check_number
+
+WORST = "worst_case_accuracy"
+
+
+class Comparison(NamedTuple):
+    """See `nsr.compare.compare`."""
+
+    runs: pandas.DataFrame
+    methods: pandas.DataFrame
+    differences: pandas.DataFrame
+    correlations: pandas.DataFrame
+    accuracy: str | None  # the column that robustness is read from
+    baseline: str | None
+    notes: list[str]
+
+
+def compare(
+    runs: pandas.DataFrame,
+    *,
+    baseline: str | None = None,
+    accuracy: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    among: Mapping[str, pandas.Series] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """See `nsr.compare.compare`; among: which runs are correlated, see `correlations`."""
+    check_number("resamples", resamples, lowest=100, whole=True)
+    runs = runs.assign(method=_renamed(runs, labels or {}))
+    notes = list(_condition_notes(runs))
+    done = finished(runs)
+    if WORST in runs and "worst_case_of" in runs and done["worst_case_of"].nunique() > 1:
+        runs = runs.drop(columns=WORST)
+        notes.append("worst case left out: it was taken over other attacks in some runs than in others")
+    baseline = _baseline(done, baseline)
+    robust = _accuracy(runs, accuracy)
+    related = correlations(runs, robust, among=among, resamples=resamples, seed=seed) if robust else pandas.DataFrame()
+    return Comparison(
+        runs=runs,
+        methods=over_seeds(runs),
+        differences=paired_differences(runs, baseline) if baseline else pandas.DataFrame(),
+        correlations=related,
+        accuracy=robust,
+        baseline=baseline,
+        notes=notes,
+    )
+
+
+def _renamed(runs: pandas.DataFrame, labels: Mapping[str, str]) -> pandas.Series:
+    """The method of each run under the user's own labels."""
+    there = list(dict.fromkeys(runs["method"]))
+    for name in labels:
+        check_choice("label", name, there)
+    renamed = runs["method"].map(lambda name: labels.get(name, name))
+    if renamed.nunique() < len(there):
+        twice = next(text for name, text in labels.items() if (renamed[runs["method"] != name] == text).any())
+        raise InputError(f"label {twice!r} is given to several methods; each needs its own")
+    return renamed
+
+
+def _condition_notes(runs: pandas.DataFrame) -> Iterator[str]:
+    told = [text for text in runs.get("conditions", pandas.Series(dtype=str)).dropna().unique() if text]
+    if told:
+        yield f"these runs differ in data or threat model, and their figures are of several kinds: {'; '.join(told)}"
+
+
+def _baseline(done: pandas.DataFrame, wanted: str | None) -> str | None:
+    """What methods are compared with: the one asked for, or PGD training alone, or the first."""
+    methods = list(dict.fromkeys(done["method"]))
+    if wanted is not None:
+        return check_choice("baseline", wanted, methods)
+    plain = done[(done["objective"] == "pgd") & ~done["stabilized"].astype(bool)]["method"].tolist()
+    return next(iter([*plain, *methods]), None)
+
+
+def _accuracy(runs: pandas.DataFrame, wanted: str | None) -> str | None:
+    if wanted is None:
+        return strongest_attack(runs)
+    names = [name.removesuffix("_accuracy") for name in attack_columns(runs)]
+    return f"{check_choice('accuracy', wanted.removesuffix('_accuracy'), names)}_accuracy"

@@ -1,0 +1,129 @@
+"""The same tables on the screen, as Markdown and as LaTeX; all of a comparison into a folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nsr.comparison.result import Comparison
+from nsr.comparison.tables import Sheet, commands, notes, sheets
+
+WHOLE = 40  # characters of a method that are not wrapped on a narrow screen
+SHOWN_COMMANDS = 5  # on the screen; a sweep lacks the same thing in every run
+LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+def show(comparison: Comparison) -> None:
+    """Prints all tables, then notes and the commands that finish what is missing."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=1000)  # as wide as a table needs
+    for sheet in sheets(comparison):
+        console.print(screen_table(sheet))
+    for note in notes(comparison):
+        console.print(Text(f"note  {note}"), soft_wrap=True)
+    missing = commands(comparison)
+    if missing:
+        console.print(Text(f"\n{len(missing)} runs lack an evaluation or an attack; this measures it:"))
+    for command in missing[:SHOWN_COMMANDS]:
+        console.print(Text(f"  {command}"), soft_wrap=True)
+    if len(missing) > SHOWN_COMMANDS:
+        console.print(Text(f"  ... {len(missing) - SHOWN_COMMANDS} more: the column command of comparison.csv"))
+
+
+def write(comparison: Comparison, folder: Path) -> list[str]:
+    """comparison.csv (a row a run), methods.csv, differences.csv, correlations.csv, comparison.md, comparison.tex."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = {"comparison": comparison.runs, "methods": comparison.methods, "differences": comparison.differences}
+    for name, frame in {**frames, "correlations": comparison.correlations}.items():
+        frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    (folder / "comparison.md").write_text(markdown(comparison))
+    (folder / "comparison.tex").write_text(latex(comparison))
+    return [*(f"{name}.csv" for name in (*frames, "correlations")), "comparison.md", "comparison.tex"]
+
+
+def screen_table(sheet: Sheet) -> Table:
+    """The best of each column in bold."""
+    table = Table(title=Text(sheet.title))
+    for place, heading in enumerate(sheet.headings):
+        whole = place == 0 and max(len(row[0].text) for row in sheet.rows) <= WHOLE
+        side: Literal["left", "right"] = "left" if place < sheet.texts else "right"
+        table.add_column(Text(heading), justify=side, overflow="fold", no_wrap=whole)
+    for row in sheet.rows:
+        table.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
+    return table
+
+
+def markdown(comparison: Comparison) -> str:
+    """A section a table, then the notes and commands."""
+    parts = ["# Comparison", ""]
+    for sheet in sheets(comparison):
+        parts += [f"## {sheet.title}", "", *markdown_table(sheet), ""]
+    parts += [f"* {note}" for note in notes(comparison)]
+    missing = commands(comparison)
+    if missing:
+        parts += ["", "Runs that lack an evaluation or an attack; this measures it:", "", "```", *missing, "```"]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def markdown_table(sheet: Sheet) -> list[str]:
+    """Lines of a table; figures to the right."""
+    rule = ["---" if place < sheet.texts else "---:" for place in range(len(sheet.headings))]
+    body = [[f"**{_pipe(cell.text)}**" if cell.best else _pipe(cell.text) for cell in row] for row in sheet.rows]
+    return [f"| {' | '.join(row)} |" for row in ([_pipe(heading) for heading in sheet.headings], rule, *body)]
+
+
+def latex(comparison: Comparison) -> str:
+    r"""Tables for \input; they need booktabs."""
+    parts = ["% made by nsr.compare; needs \\usepackage{booktabs}"]
+    parts += [latex_table(sheet, f"tab:comparison-{number}") for number, sheet in enumerate(sheets(comparison), 1)]
+    return "\n\n".join(parts) + "\n"
+
+
+def latex_table(sheet: Sheet, label: str) -> str:
+    """A table environment; the best of each column in bold."""
+    columns = "l" * sheet.texts + "r" * (len(sheet.headings) - sheet.texts)
+    rows = [[f"\\textbf{{{_tex(cell.text)}}}" if cell.best else _tex(cell.text) for cell in row] for row in sheet.rows]
+    lines = [
+        r"\begin{table}[t]",
+        r"  \centering\small",
+        f"  \\caption{{{_tex(sheet.title[0].upper() + sheet.title[1:])}.}}",
+        f"  \\label{{{label}}}",
+        f"  \\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
+        r"    \toprule",
+        f"    {_tex_row([_tex(heading) for heading in sheet.headings])}",
+        r"    \midrule",
+        *(f"    {_tex_row(row)}" for row in rows),
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines)
+
+
+def _tex_row(cells: Sequence[str]) -> str:
+    # a bracket that opens a row would be read as the length of the line break before it
+    return " & ".join(f"{{}}{cell}" if cell.startswith("[") else cell for cell in cells) + r" \\"
+
+
+def _tex(text: str) -> str:
+    escaped = "".join(LATEX.get(character, character) for character in text)
+    escaped = escaped.replace(" +- ", r" $\pm$ ")
+    escaped = re.sub(r"(?<![\w.])([+-])(?=\d)", r"$\1$", escaped)
+    return "--" if escaped == "-" else escaped
+
+
+def _pipe(text: str) -> str:
+    return text.replace("|", r"\|")

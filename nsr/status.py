@@ -1,0 +1,53 @@
+"""status.json of a run or an evaluation: whether it runs, has finished or failed, and the command that it came from."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.core.hydra_config import HydraConfig
+
+from nsr.command_line import run_directory
+from nsr.files import write_json
+
+Result = TypeVar("Result")
+
+
+def leaves_status(program: str) -> Callable[[Callable[[Any], Result]], Callable[[Any], Result]]:
+    """For a job of hydra: its run directory says in status.json how it stands; of many processes the first writes.
+
+    Args:
+        program: 'train.py' or 'evaluate.py'.
+    """
+
+    def decorate(job: Callable[[Any], Result]) -> Callable[[Any], Result]:
+        @functools.wraps(job)
+        def recorded(config: Any) -> Result:
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                return job(config)
+            with recorded_status(run_directory(), program, list(HydraConfig.get().overrides.task)):
+                return job(config)
+
+        return recorded
+
+    return decorate
+
+
+@contextmanager
+def recorded_status(directory: Path, program: str, overrides: list[str]) -> Iterator[None]:
+    """Writes status.json as the block begins and as it ends; a process killed outright leaves `running` behind it."""
+    path = directory / "status.json"
+    origin = {"program": program, "overrides": overrides, "process": os.getpid(), "host": socket.gethostname()}
+    write_json(path, {"status": "running", **origin})
+    try:
+        yield
+    except BaseException as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        write_json(path, {"status": "failed", "reason": reason, **origin})
+        raise
+    write_json(path, {"status": "finished", **origin})

@@ -1,0 +1,241 @@
+"""Means over seeds, paired differences and rank correlations against slow versions written from the definitions."""
+
+from __future__ import annotations
+
+from statistics import fmean, stdev
+
+import numpy
+import pandas
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from nsr.compare import compare
+from nsr.comparison.statistics import (
+    correlations,
+    over_seeds,
+    paired_differences,
+    rank_correlation,
+    strongest_attack,
+    weighted_spearman,
+)
+from nsr.errors import InputError
+
+
+def made(count: int = 5, seeds: int = 3, *, noise: float = 0.02) -> pandas.DataFrame:
+    """Methods whose sensitivity falls with their robustness, but for layer b, where it rises."""
+    draw = numpy.random.default_rng(0)
+    objectives = ["natural", "fast", "pgd", "trades", "mart", "alp", "free"][:count]
+    rows = []
+    for place, objective in enumerate(objectives):
+        for seed in range(seeds):
+            robust = 0.2 + 0.1 * place + noise * draw.standard_normal()
+            sensitivity = 1 - robust + noise * draw.standard_normal()
+            rows.append(
+                {
+                    "run": f"{objective}/{seed}",
+                    "method": objective,
+                    "objective": objective,
+                    "stabilized": False,
+                    "adversarial": objective != "natural",
+                    "seed": seed,
+                    "status": "finished",
+                    "clean_accuracy": 0.9,
+                    "fgsm_accuracy": robust + 0.1,
+                    "pgd_accuracy": robust,
+                    "absolute": sensitivity,
+                    "absolute/a": sensitivity,
+                    "absolute/b": -sensitivity,
+                    "relative": sensitivity**2,
+                    "relative/a": sensitivity**2,
+                    "relative/b": 0.5,
+                }
+            )
+    return pandas.DataFrame(rows)
+
+
+# ---------------------------------------------------------------- over seeds
+
+
+def test_means_and_deviations_over_finished_runs():
+    runs = made()
+    runs.loc[(runs["method"] == "pgd") & (runs["seed"] == 2), "status"] = "running"
+    runs.loc[(runs["method"] == "fast") & (runs["seed"] == 1), "pgd_accuracy"] = numpy.nan
+    table = over_seeds(runs).set_index("method")
+    for method in table.index:
+        values = [
+            row["pgd_accuracy"]
+            for row in runs.to_dict("records")
+            if row["method"] == method and row["status"] == "finished" and row["pgd_accuracy"] == row["pgd_accuracy"]
+        ]
+        assert table.loc[method, "pgd_accuracy"] == pytest.approx(fmean(values), rel=1e-12)
+        assert table.loc[method, "pgd_accuracy_std"] == pytest.approx(stdev(values), rel=1e-12)
+        assert table.loc[method, "pgd_accuracy_n"] == len(values)
+    assert table["runs"].tolist() == [3] * 5
+    assert table["finished"].tolist() == [3, 3, 2, 3, 3]
+    single = over_seeds(runs[runs["seed"] == 0])
+    assert single["pgd_accuracy_std"].isna().all()
+
+
+def test_pairs_are_of_equal_seeds():
+    base = {"status": "finished", "objective": "pgd", "stabilized": False, "adversarial": True}
+    values = {"pgd": {0: 0.70, 1: 0.72, 2: 0.74, 7: 0.10}, "sns": {2: 0.77, 1: 0.73, 0: 0.72, 8: 0.99}}
+    rows = [
+        {**base, "method": method, "seed": seed, "pgd_accuracy": value}
+        for method, found in values.items()
+        for seed, value in found.items()
+    ]
+    # a repeated seed counts once, as its mean; a run that has not finished does not
+    rows[-1:] = [{**rows[-1], "seed": 0, "pgd_accuracy": 0.72}, {**rows[-1], "seed": 7, "status": "failed"}]
+    (row,) = paired_differences(pandas.DataFrame(rows), "pgd").to_dict("records")
+    # differences 2, 1, 3 points: mean 2, standard deviation 1, t of 2 degrees of freedom 4.3027
+    half = 4.302653 / 3**0.5
+    assert (row["method"], row["baseline"], row["figure"], row["pairs"]) == ("sns", "pgd", "pgd_accuracy", 3)
+    assert [100 * row[name] for name in ("difference", "low", "high")] == pytest.approx([2, 2 - half, 2 + half], 1e-6)
+
+
+def test_one_pair_has_no_interval_and_none_no_difference():
+    runs = made()
+    one = paired_differences(runs[(runs["method"] != "fast") | (runs["seed"] == 0)], "pgd").set_index(
+        ["method", "figure"]
+    )
+    found = one.loc[("fast", "pgd_accuracy")]
+    assert found["pairs"] == 1 and found["difference"] < 0
+    assert numpy.isnan(found["low"]) and numpy.isnan(found["high"])
+    runs.loc[runs["method"] == "fast", "seed"] += 10
+    none = paired_differences(runs, "pgd").set_index(["method", "figure"]).loc[("fast", "pgd_accuracy")]
+    assert none["pairs"] == 0 and numpy.isnan(none["difference"])
+
+
+# ---------------------------------------------------------------- rank correlation
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_weights_are_repetitions(data):
+    runs = data.draw(st.integers(2, 8))
+    values = st.lists(st.integers(0, 4), min_size=runs, max_size=runs)  # many are equal
+    first, second = (numpy.array(data.draw(values), dtype=float) for _ in range(2))
+    weights = numpy.array([data.draw(st.lists(st.integers(0, 3), min_size=runs, max_size=runs)) for _ in range(3)])
+    weights[0] = 1
+    weights[:, 0] += 1  # never empty
+    found = weighted_spearman(weights.astype(float), first, second)
+    for weight, value in zip(weights, found, strict=True):
+        one, two = first.repeat(weight), second.repeat(weight)
+        if len(set(one)) == 1 or len(set(two)) == 1:
+            assert numpy.isnan(value)
+        else:
+            assert value == pytest.approx(spearmanr(one, two).statistic, abs=1e-9)
+
+
+def test_the_bootstrap_draws_methods_with_all_their_runs():
+    """Against a loop that puts the drawn methods' runs one after the other."""
+    runs = made(4, noise=0.08)
+    runs = runs.drop(index=[1, 2])  # a method of one seed
+    found = rank_correlation(runs["absolute"], runs["pgd_accuracy"], runs["method"].tolist(), resamples=300, seed=5)
+    assert found.correlation == pytest.approx(spearmanr(runs["absolute"], runs["pgd_accuracy"]).statistic)
+    names = sorted(set(runs["method"]))
+    slow = []
+    for drawn in numpy.random.default_rng(5).integers(4, size=(300, 4)):
+        sample = pandas.concat([runs[runs["method"] == names[place]] for place in drawn])
+        if sample["method"].nunique() > 1:
+            slow.append(spearmanr(sample["absolute"], sample["pgd_accuracy"]).statistic)
+    assert found.resamples == len(slow) < 300
+    assert [found.low, found.high] == pytest.approx(numpy.quantile(slow, [0.025, 0.975]).tolist())
+    assert (found.methods, found.runs) == (4, 10)
+    again = rank_correlation(runs["absolute"], runs["pgd_accuracy"], runs["method"].tolist(), resamples=300, seed=5)
+    assert again == found
+
+
+def test_the_interval_is_over_methods_not_runs():
+    """Ten seeds of the same five methods are hardly more evidence than one of each."""
+    wide = []
+    for seeds in (1, 10):
+        runs = made(5, seeds, noise=0.001)
+        runs["absolute"] = runs["method"].map({"natural": 3, "fast": 1, "pgd": 4, "trades": 2, "mart": 0})
+        found = rank_correlation(runs["absolute"], runs["pgd_accuracy"], runs["method"].tolist())
+        wide.append(found.high - found.low)
+    assert wide[1] > 0.8 * wide[0]
+
+
+def test_fewer_than_three_methods_are_refused_and_said():
+    runs = made(2)
+    with pytest.raises(InputError, match="a rank correlation needs at least 3 methods; there are 2"):
+        rank_correlation(runs["absolute"], runs["pgd_accuracy"], runs["method"].tolist())
+    runs = made(3)  # natural and two others: too few among the adversarially trained alone
+    found = correlations(runs, "pgd_accuracy").set_index(["among", "measure", "layer"])
+    assert found.loc[("all runs", "absolute", "mean"), "correlation"] < 0
+    row = found.loc[("adversarially trained", "absolute", "mean")]
+    assert numpy.isnan(row["correlation"])
+    assert row["note"] == "a rank correlation needs at least 3 methods; there are 2"
+
+
+def test_correlations_of_each_layer_and_of_the_adversarially_trained():
+    runs = made()
+    runs.loc[runs["method"] == "natural", ["absolute", "absolute/a"]] = -1.0  # natural alone turns the order
+    found = correlations(runs, "pgd_accuracy", resamples=200).set_index(["among", "measure", "layer"])
+    adversarial = runs[runs["method"] != "natural"]
+    for among, chosen in (("all runs", runs), ("adversarially trained", adversarial)):
+        for measure in ("absolute", "relative"):
+            for layer, column in (("mean", measure), ("a", f"{measure}/a"), ("b", f"{measure}/b")):
+                row = found.loc[(among, measure, layer)]
+                if column == "relative/b":
+                    assert numpy.isnan(row["correlation"])
+                    assert row["note"] == "all values are equal"
+                    continue
+                assert row["correlation"] == pytest.approx(spearmanr(chosen[column], chosen["pgd_accuracy"]).statistic)
+                assert (row["methods"], row["runs"]) == (chosen["method"].nunique(), len(chosen))
+    assert found.loc[("adversarially trained", "absolute", "mean"), "high"] < 0
+    assert found.loc[("adversarially trained", "absolute", "b"), "low"] > 0
+    unfinished = runs.assign(status=["failed"] * 3 + ["finished"] * 12)
+    again = correlations(unfinished, "pgd_accuracy", resamples=200).set_index(["among", "measure", "layer"])
+    assert again.loc[("all runs", "absolute", "mean"), "runs"] == 12
+
+
+# ---------------------------------------------------------------- choices
+
+
+def test_robustness_is_read_from_the_strongest_attack_that_all_runs_have():
+    runs = made().assign(autoattack_accuracy=0.01, worst_case_accuracy=0.0)
+    assert strongest_attack(runs) == "autoattack_accuracy"
+    runs.loc[3, "autoattack_accuracy"] = numpy.nan
+    assert strongest_attack(runs) == "pgd_accuracy"
+    assert strongest_attack(runs.assign(status="running")) is None
+    assert compare(runs).accuracy == "pgd_accuracy"
+    assert compare(runs, accuracy="fgsm").accuracy == "fgsm_accuracy"
+
+
+def test_the_baseline_is_pgd_training_alone_else_the_first():
+    runs = made()
+    assert compare(runs).baseline == "pgd"
+    assert compare(runs[runs["method"] != "pgd"]).baseline == "natural"
+    assert compare(runs.assign(stabilized=runs["method"] == "pgd")).baseline == "natural"
+    assert set(compare(runs, baseline="mart").differences["method"]) == {"natural", "fast", "pgd", "trades"}
+
+
+def test_a_worst_case_over_other_attacks_is_left_out():
+    runs = made().assign(worst_case_accuracy=0.1, worst_case_of="clean, pgd")
+    assert "worst_case_accuracy" in compare(runs).methods
+    runs.loc[0, "worst_case_of"] = "clean, autoattack"
+    result = compare(runs)
+    assert "worst_case_accuracy" not in result.methods
+    assert result.notes == ["worst case left out: it was taken over other attacks in some runs than in others"]
+    runs.loc[0, "status"] = "failed"  # what has not finished has no say
+    assert "worst_case_accuracy" in compare(runs).methods
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"baseline": "pdg"}, r"baseline is 'pdg'; .*did you mean 'pgd'"),
+        ({"accuracy": "autoattack"}, "accuracy is 'autoattack'; it must be one of clean, fgsm, pgd"),
+        ({"labels": {"pdg": "x"}}, r"label is 'pdg'; .*did you mean 'pgd'"),
+        ({"labels": {"pgd": "mart"}}, "label 'mart' is given to several methods"),
+        ({"labels": {"pgd": "x", "mart": "x"}}, "label 'x' is given to several methods"),
+        ({"resamples": 10}, "resamples is 10; it must be a whole number at least 100"),
+    ],
+)
+def test_wrong_choices(settings, message):
+    with pytest.raises(InputError, match=message):
+        compare(made(), **settings)

@@ -1,0 +1,121 @@
+"""docs/third_claim.md says what its committed rows say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy
+import pytest
+from matplotlib.image import imread
+from scipy.stats import spearmanr
+from scipy.stats import t as student
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import methods  # noqa: E402
+import third_claim  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [row for row in methods.rows() if row["stage"] == "confirm"]
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return third_claim.PAGE.read_text()
+
+
+def test_the_page_and_its_figure_are_made_from_the_committed_rows(text, tmp_path):
+    assert text == third_claim.page(methods.rows())
+    figure = third_claim.drawn(third_claim.robustness, third_claim.comparison(third_claim.frame(methods.rows())))
+    third_claim.save(figure, tmp_path / "figure.png")
+    made, committed = imread(tmp_path / "figure.png"), imread(third_claim.FIGURE)
+    assert made.shape == committed.shape
+    assert numpy.abs(made - committed).mean() < 0.001
+    assert third_claim.FIGURE.stat().st_size < 200_000
+    assert f"]({third_claim.FIGURE.relative_to(third_claim.PAGE.parent)})" in text
+
+
+def test_every_run_is_counted(rows, text):
+    frame = third_claim.frame(methods.rows())
+    assert len(frame) == len(rows) == len(methods.OBJECTIVES) * 2 * len(methods.CONFIRM_SEEDS)
+    assert f"{len(rows)} runs," in text
+    assert text.endswith(f"## Runs without figures: {sum(row['status'] != 'finished' for row in rows)}\n")
+
+
+def sensitivity(row, measure: str, layer: str = "mean") -> float:
+    place = {"absolute": 0, "relative": 1}[measure]
+    found = row["sensitivity"]
+    return fmean(values[place] for values in found.values()) if layer == "mean" else found[layer][place]
+
+
+@pytest.mark.parametrize("measure", ["absolute", "relative"])
+@pytest.mark.parametrize(
+    ("among", "chosen"),
+    [
+        ("methods", lambda row: True),
+        ("methods, adversarially trained", lambda row: not row["name"].startswith("natural")),
+        ("methods, without SNS", lambda row: row["name"].endswith("none")),
+        (
+            "methods, without SNS, adversarially trained",
+            lambda row: row["name"].endswith("none") and not row["name"].startswith("natural"),
+        ),
+    ],
+)
+def test_correlations_from_the_raw_rows(rows, text, measure, among, chosen):
+    used = [row for row in rows if chosen(row)]
+    rho = spearmanr([sensitivity(row, measure) for row in used], [row["test/pgd_accuracy"] for row in used]).statistic
+    count = len({row["name"] for row in used})
+    line = next(line for line in text.splitlines() if line.startswith(f"* **{measure}**, {count} {among}:"))
+    assert f", {rho:+.2f} [" in line
+    low, high = (float(bound) for bound in line.partition("[")[2].rstrip("]").split(", "))
+    assert ("falls" in line, "rises" in line) == (high < 0, low > 0)
+
+
+@pytest.mark.parametrize("measure", ["absolute", "relative"])
+@pytest.mark.parametrize("layer", ["mean", "relu1", "relu2", "relu3", "relu4"])
+def test_differences_to_natural_from_the_raw_rows(rows, text, measure, layer):
+    by_name = {}
+    for row in rows:
+        by_name.setdefault(row["name"], {})[row["seed"]] = sensitivity(row, measure, layer)
+    counts, not_lower = [0, 0, 0], []
+    for objective in methods.OBJECTIVES[1:]:
+        gaps = [value - by_name["natural none"][seed] for seed, value in by_name[f"{objective} none"].items()]
+        half = student.ppf(0.975, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5
+        kind = 0 if fmean(gaps) + half < 0 else 2 if fmean(gaps) - half > 0 else 1
+        counts[kind] += 1
+        not_lower += [objective] if kind else []
+    line = next(line for line in text.splitlines() if line.startswith(f"| {layer} | "))
+    shown = [cell.strip() for cell in line.split("|")[2:6]]
+    place = 0 if measure == "absolute" else 2
+    assert shown[place] == ", ".join(map(str, counts))
+    assert shown[place + 1] == ", ".join(not_lower)
+
+
+def test_sns_is_paired_with_its_own_objective(rows, text):
+    none, sns = (
+        {row["seed"]: {"x": row["test/pgd_accuracy"]} for row in rows if row["name"] == f"pgd {name}"}
+        for name in ("none", "sns")
+    )
+    assert f"| pgd | {methods.paired(none, sns, 'x')} |" in text
+
+
+def test_words_follow_the_intervals():
+    assert third_claim.direction({"low": -0.5, "high": -0.1}) == "falls"
+    assert third_claim.direction({"low": 0.1, "high": 0.5}) == "rises"
+    assert third_claim.direction({"low": -0.1, "high": 0.5}) == "no order is shown"
+    assert third_claim.direction({"low": float("nan"), "high": float("nan")}) == "no order is shown"
+
+
+def test_unfinished_runs_are_told(rows):
+    stopped = {
+        **{key: rows[0][key] for key in ("stage", "name", "seed", "commit")},
+        "status": "stopped",
+        "reason": "broke",
+    }
+    page = third_claim.page([stopped, *rows[1:]])
+    assert page.endswith(f"## Runs without figures: 1\n\n* {rows[0]['name']}, seed {rows[0]['seed']}: broke\n")
