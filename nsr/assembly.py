@@ -14,12 +14,11 @@ from hydra import utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch import nn
 
 from nsr import __version__, dashboards
 from nsr.boundary import check_logits
 from nsr.callbacks import ConstantNetworkStop, ProgressLine, RunRecords, SensitivityLogger
-from nsr.checkpoints import check_source, load_network, read_settings, take_over_checkpoint
+from nsr.checkpoints import load_network, read_part, read_settings, take_over_checkpoint
 from nsr.command_line import plain, plain_value, run_directory
 from nsr.configuration import unusual_epsilon
 from nsr.data import ImageData
@@ -202,7 +201,8 @@ def instantiate(settings: Any, **further: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, (InputError, RunStopped)):
             raise error.__cause__ from error
-        raise InputError(f"{settings.get('_target_')} cannot be made: {error.__cause__ or error}") from error
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"{settings.get('_target_')} cannot be made: {reason}") from error
 
 
 def build_data(config: DictConfig) -> ImageData:
@@ -261,14 +261,8 @@ def build_module(config: DictConfig, data: ImageData, *, saved: Mapping[str, Any
     """
     classifier = build_classifier(config)
     example = torch.zeros(2, config.data.channels, config.data.image_size, config.data.image_size)
-    try:
-        layers = find_layers(classifier, example, plain_value(config.layers), within=classifier.net)
-        _check_width(classifier, example, config.data.classes)
-    except RuntimeError as error:  # a trial pass: torch tells of shapes in its own words
-        raise InputError(
-            f"the network cannot take images of shape {tuple(example.shape[1:])}: {str(error).splitlines()[0]}; "
-            "these are other images than it was made for, or data.image_size is wrong"
-        ) from error
+    _check_logits(classifier, example, config.data.classes)
+    layers = find_layers(classifier, example, plain_value(config.layers), within=classifier.net)
     kind, training = RobustClassifier, {}
     if "objective" in config:
         training = {name: instantiate(config[name]) for name in ("objective", "validation_attack", "optimizer")}
@@ -315,18 +309,16 @@ def build_attack(config: DictConfig, attack: DictConfig, place: str, example: to
     networks = []
     for path in settings.pop("checkpoints"):
         saved, source = read_settings(path)
-        check_source("model", source.model, "nsr.models.")
         # its own normalisation, none of its weight files
-        own = OmegaConf.create(
-            {"model": {**source.model, "weights": None}, "data": source.data, "channels_last": False}
-        )
-        network = build_classifier(own)
+        model = read_part("model", source, path, trusted=config.trusted) | {"weights": None}
+        description = source.get("data") or {}
+        own = {"model": model, "data": {name: description.get(name) for name in ("mean", "std")}}
+        network = build_classifier(OmegaConf.create({**own, "channels_last": False}))
         load_network(network, saved, path)
         try:
-            _check_width(network, example, config.data.classes)
-        except (InputError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{place}.checkpoints: {str(path)!r} cannot be used on these data: {reason}") from error
+            _check_logits(network, example, config.data.classes)
+        except InputError as error:
+            raise InputError(f"{place}.checkpoints: {str(path)!r} cannot be used on these data: {error}") from error
         networks.append(network)
     return instantiate(settings, networks=networks)
 
@@ -345,9 +337,18 @@ def build_callbacks(config: DictConfig) -> list[pl.Callback]:
     return [instantiate(settings) for settings in (config.get("callbacks") or {}).values()]
 
 
-def _check_width(classifier: nn.Module, example: torch.Tensor, classes: int) -> None:
-    with torch.no_grad(), network_mode(classifier, "eval"):
-        check_logits(classifier(example), torch.zeros(len(example), dtype=torch.int64), classes=classes)
+def _check_logits(classifier: Classifier, example: torch.Tensor, classes: int) -> None:
+    """InputError where the network cannot take images of this size, or has other classes."""
+    try:
+        with torch.no_grad(), network_mode(classifier, "eval"):
+            logits = classifier(example)
+    except (RuntimeError, AssertionError) as error:
+        kind, size = type(classifier.net).__name__, " x ".join(map(str, example.shape[1:]))
+        raise InputError(
+            f"{kind} takes no images of {size}: {' '.join(str(error).split())}; take another model, or a folder of "
+            "images with another data.image_size"
+        ) from error
+    check_logits(logits, torch.zeros(len(example), dtype=torch.int64), classes=classes)
 
 
 def _optional(settings: Any) -> Any:

@@ -1,73 +1,100 @@
-"""What a checkpoint of nsr may say when it is measured: its tensors, its settings, and of classes none but nsr's."""
+"""What a checkpoint of nsr may say when it is measured: its tensors, its settings, no classes but known ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from nsr.configuration import flat
-from nsr.errors import InputError
-from nsr.models.weights import load_state_dict, read_checkpoint
+from nsr.configuration import NORMS, check_settings, optional, patterns
+from nsr.errors import InputError, check_choice, check_epsilon
+from nsr.models.weights import is_state_dict, load_state_dict, read_checkpoint
+from nsr.trust import admitted, plain_copy, targets
+
+log = logging.getLogger(__name__)
 
 
 def take_over_checkpoint(config: DictConfig) -> Mapping[str, Any] | None:
     """Reads config.checkpoint and fills in what the command left open: data, model, threat model.
 
-    Only tensors and plain values are read, and of the classes that the checkpoint names none but those of nsr.
+    Only tensors and plain values are read; of what the checkpoint names, see nsr.trust, config.trusted adds to it.
     """
     saved: Mapping[str, Any] | None = None
     if config.checkpoint is not None:
         saved, settings = read_settings(config.checkpoint)
+        _check_threat_model(settings)
         with open_dict(config):
-            for part, source in (("data", "nsr.data."), ("model", "nsr.models.")):
+            for part in ("data", "model"):
                 own = {key: value for key, value in (config.get(part) or {}).items() if value is not None}
                 if "_target_" not in own:
-                    check_source(part, settings[part], source)
-                    config[part] = OmegaConf.merge(settings[part], own)
+                    theirs = read_part(part, settings, config.checkpoint, trusted=config.trusted)
+                    config[part] = OmegaConf.merge(theirs, own)
             config.model.weights = None
-            config.layers = config.layers if config.layers is not None else settings.layers
-            if config.norm in (None, settings.norm):
-                config.epsilon = config.epsilon if config.epsilon is not None else settings.epsilon
-            config.norm = config.norm or settings.norm
+            config.layers = config.layers if config.layers is not None else settings.get("layers")
+            if config.norm in (None, settings["norm"]):
+                config.epsilon = config.epsilon if config.epsilon is not None else settings["epsilon"]
+            config.norm = config.norm or settings["norm"]
     elif config.get("model") is None or "_target_" not in config.data or config.model.get("weights") is None:
         raise InputError(
             "nothing to evaluate: give checkpoint=RUN/checkpoints/best.ckpt, or model=NAME model.weights=FILE data=NAME"
         )
     config.norm = config.norm or "linf"
     if config.epsilon is None:
-        config.epsilon = config.data.epsilon[config.norm]
+        config.epsilon = OmegaConf.select(config, f"data.epsilon.{config.norm}")
+        if config.epsilon is None:
+            raise InputError(f"the data have no customary epsilon for {config.norm}; give epsilon=...")
     return saved
 
 
-def read_settings(path: Any) -> tuple[Mapping[str, Any], DictConfig]:
-    """A checkpoint of nsr and the settings of its run; InputError where it is none, or where they look something up."""
+def read_settings(path: Any) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """A checkpoint of nsr and the settings of its run, all plain values; InputError where it is none."""
     saved = read_checkpoint(path)
     if not isinstance(saved, Mapping) or not {"nsr_settings", "state_dict"} <= set(saved):
         raise InputError(
             f"{str(path)!r} is no checkpoint of nsr; for a plain state_dict give "
             "model=NAME model.weights=FILE data=NAME"
         )
-    if any("${" in str(value) for _, value in flat(saved["nsr_settings"])):
-        raise InputError(f"the checkpoint {str(path)!r} has settings that look something up: refused")
-    settings = OmegaConf.create(dict(saved["nsr_settings"]))
-    assert isinstance(settings, DictConfig)
+    settings = plain_copy(saved["nsr_settings"], "settings")
+    if not isinstance(settings, dict):
+        raise InputError(f"{str(path)!r} is no checkpoint of nsr: its settings are no mapping")
     return saved, settings
+
+
+def read_part(part: str, settings: Mapping[str, Any], path: Any, *, trusted: Sequence[str]) -> dict[str, Any]:
+    """The 'model' or 'data' of a checkpoint's settings, to be instantiated; what only the user allows is logged."""
+    theirs = admitted(part, settings.get(part), trusted=list(trusted))
+    with _of_the_checkpoint():
+        check_settings({part: theirs})
+    for name in targets(theirs):
+        if name in trusted:
+            log.info("%s of the checkpoint %r is imported and called, as trusted allows", name, str(path))
+    return theirs
 
 
 def load_network(net: nn.Module, saved: Mapping[str, Any], path: Any) -> None:
     """The weights of a checkpoint of nsr into `net`, InputError where they are another network's."""
-    state = {key.removeprefix("net."): value for key, value in saved["state_dict"].items() if key.startswith("net.")}
+    everything = saved["state_dict"]
+    if not is_state_dict(everything):
+        raise InputError(f"{str(path)!r} is no checkpoint of nsr: its state_dict is no mapping of names to tensors")
+    state = {key.removeprefix("net."): value for key, value in everything.items() if key.startswith("net.")}
     load_state_dict(net, state, repr(str(path)))
 
 
-def check_source(part: str, settings: Mapping[str, Any], source: str) -> None:
-    """A checkpoint may come from anywhere; what it names is imported and called only where it is ours."""
-    targets = [value for name, value in flat(settings) if name.rpartition(".")[2] == "_target_"]
-    if len(targets) != 1 or not str(targets[0]).startswith(source) or str(targets[0]).count(".") != source.count("."):
-        raise InputError(
-            f"the checkpoint's {part} is {', '.join(map(str, targets))}, which is not one of nsr's; give {part}=NAME "
-            "on the command line if you trust it"
-        )
+def _check_threat_model(settings: Mapping[str, Any]) -> None:
+    """They are handed to every attack, which hydra makes too: a number, a name, names of layers and nothing else."""
+    with _of_the_checkpoint():
+        norm = check_choice("norm", settings.get("norm"), NORMS)
+        check_epsilon("epsilon", settings.get("epsilon"), norm=norm)
+        optional(patterns)("layers", settings.get("layers"))
+
+
+@contextmanager
+def _of_the_checkpoint() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"the checkpoint's {error}") from error

@@ -111,6 +111,18 @@ def numbers(**limits: Any) -> Check:
     return check
 
 
+def exact_names(name: str, value: Any) -> Any:
+    """A list of dotted names, none of them a pattern."""
+    is_list = isinstance(value, list)
+    if not is_list or not all(isinstance(entry, str) and _is_dotted(entry) for entry in value):
+        raise InputError(f"{name} is {value!r}; it must be a list of exact names of classes, [mypackage.Net]")
+    return value
+
+
+def _is_dotted(text: str) -> bool:
+    return "." in text and all(part.isidentifier() for part in text.split("."))
+
+
 RULES: dict[str, Check] = {  # the first that matches counts
     "logger.mode": optional(choice("online", "offline")),
     "norm": optional(choice(*NORMS)),
@@ -162,6 +174,7 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "*.restarts": number(lowest=1, **WHOLE),
     "*.keep_best": TRUTH,
     "*.checkpoints": checkpoints,
+    "trusted": exact_names,
     "callbacks.early_stopping.mode": choice("max"),
     "*.mode": choice("eval", "train"),
     "objective.clean_share": number(lowest=0, highest=1),

@@ -235,13 +235,17 @@ def test_a_checkpoint_that_names_foreign_code(refused, trained, tmp_path, target
     saved["nsr_settings"]["model"]["_target_"] = target
     torch.save(saved, tmp_path / "foreign.ckpt")
     text = refused("evaluate", f"checkpoint={tmp_path / 'foreign.ckpt'}")
-    assert f"the checkpoint's model is {target}, which is not one of nsr's" in text
+    assert f"the checkpoint's model is {target}, which is none of the networks of nsr, torchvision and timm" in text
+    assert f"if you trust that code, add trusted=[{target}], else give model=NAME" in text
 
 
 def test_nested_names_and_interpolations_of_a_checkpoint(refused, trained, tmp_path):
     import torch
 
-    cases = ({"_target_": "builtins.print"}, "not one of nsr's"), ("${oc.env:HOME}", "look something up: refused")
+    cases = (
+        ({"_target_": "builtins.print"}, "model.width is builtins.print, which is none"),
+        ("${oc.env:HOME}", "model.width is '${oc.env:HOME}': settings that look something up are refused"),
+    )
     for value, message in cases:
         saved = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
         saved["nsr_settings"]["model"]["width"] = value

@@ -31,6 +31,8 @@ GROUPS = (
 TRAINING = [(group, path.stem) for group in (*GROUPS, "experiment") for path in sorted((CONF / group).glob("*.yaml"))]
 NEEDED = {
     ("data", "image_folder"): ["data.root=/somewhere", "data.channels=3", "data.image_size=8", "data.classes=3"],
+    ("model", "torchvision"): ["model.name=resnet18", "data=cifar10"],
+    ("model", "timm"): ["model.name=test_vit", "data=cifar10"],
     ("attack", "ensemble"): ["attack.checkpoints=[best.ckpt]"],
     ("attack", "kept"): ["objective=free"],
     ("attacks", "corruptions"): ["corruptions.root=/somewhere"],

@@ -56,7 +56,7 @@ def load_state_dict_file(net: nn.Module, path: str | os.PathLike[str]) -> None:
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not _is_state_dict(state):
+    if not is_state_dict(state):
         raise InputError(f"{name} holds no state_dict, a mapping of names to tensors, but {_describe(state)}")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
@@ -66,6 +66,8 @@ def load_state_dict_file(net: nn.Module, path: str | os.PathLike[str]) -> None:
 def load_state_dict(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Copies `state`, from the file called `name`, into `net`; InputError unless every key and shape fits."""
     expected = net.state_dict()
+    # of a head that the network was built without, as torchvision's inception_v3 has one for training
+    state = {key: tensor for key, tensor in state.items() if getattr(net, key.partition(".")[0], net) is not None}
     _check_keys(name, net, state, expected)
     for key, tensor in state.items():
         # refused before anything is copied: torch would stop half way
@@ -104,7 +106,8 @@ def _some(keys: Collection[object]) -> str:
     return f"{shown} ({len(keys) - NAMES_SHOWN} more)" if len(keys) > NAMES_SHOWN else shown
 
 
-def _is_state_dict(content: object) -> bool:
+def is_state_dict(content: object) -> bool:
+    """Whether it is a mapping of names to tensors, and not an empty one."""
     return (
         isinstance(content, Mapping)
         and len(content) > 0

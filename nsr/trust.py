@@ -1,0 +1,149 @@
+"""What the settings in somebody's checkpoint may make here, decided before anything that they name is imported.
+
+hydra's `instantiate` imports and calls what a `_target_` names, at any depth and inside lists; its own block list
+leaves most of Python callable. So settings of a checkpoint reach it only as the copy that `admitted` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+from nsr import data, models
+from nsr.errors import InputError
+from nsr.models.named import torchvision_classifiers
+
+DEPTH, VALUES = 20, 10_000  # an honest run has 4 levels and some 200 values
+# arguments that fetch or read weights: a checkpoint has its own
+LOADERS = {"weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path", "cache_dir"}
+LOADERS |= {f"pretrained_{name}" for name in ("cfg", "cfg_overlay", "strict", "filter_fn", "model_args")}
+LOADERS |= {"features_only"}
+OF_THE_ASSEMBLY = ("normalization",)  # beside the network's own arguments
+
+
+def plain_copy(value: Any, place: str) -> Any:
+    """`value` as dicts, lists, numbers and texts of its own.
+
+    Args:
+        place: what it is called in an error.
+    Errors:
+        InputError: something else is in it, a text that looks something up, or more than a run's settings are.
+    """
+    return _copied(value, place, 0, count())
+
+
+def admitted(part: str, settings: Any, *, trusted: Sequence[str] = ()) -> dict[str, Any]:
+    """A copy of a checkpoint's settings that may be instantiated: what it names is ours, torchvision's or timm's.
+
+    Allowed are, for the model, the public names of nsr.models, the builders of torchvision's image classifiers and
+    timm.create_model without a hub's names, the latter two with numbers alone; for the data, the data sets of nsr.data.
+    Arguments that fetch or read weights are left out. Nothing is imported that the settings name.
+
+    Args:
+        part: 'model' or 'data'.
+        settings: of that part, as the checkpoint has them.
+        trusted: exact names that the user allows beside these; their arguments are left as they are.
+    Errors:
+        InputError: anything else is named at any depth, or hydra's other keys (`_args_`, `_partial_`, ...) are used.
+    """
+    settings = plain_copy(settings, part)
+    if not isinstance(settings, dict) or "_target_" not in settings:
+        raise InputError(f"the checkpoint's {part} names no class; give {part}=NAME")
+    mappings = list(_mappings(settings, part))
+    for place, mapping in mappings:
+        for key in mapping:
+            if key.startswith("_") and key != "_target_":
+                raise InputError(f"the checkpoint's {place} has {key}, which is hydra's: refused; give {part}=NAME")
+        if "_target_" in mapping and mapping["_target_"] not in trusted:
+            _check_target(part, place, mapping["_target_"])
+    for place, mapping in mappings:
+        if "_target_" in mapping and mapping["_target_"] not in trusted:
+            for key in LOADERS & mapping.keys():
+                del mapping[key]
+            _check_arguments(part, place, mapping)
+    return settings
+
+
+def targets(settings: Mapping[str, Any]) -> list[str]:
+    """What admitted settings name, at any depth."""
+    return [mapping["_target_"] for _, mapping in _mappings(settings, "") if "_target_" in mapping]
+
+
+def _copied(value: Any, place: str, depth: int, counted: Iterator[int]) -> Any:
+    if depth > DEPTH or next(counted) > VALUES:
+        raise InputError(f"the checkpoint's {place} is deeper or larger than the settings of a run: refused")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str) or not key.isprintable():
+                raise InputError(f"the checkpoint's {place} has the key {_shown(key)}: refused; it must be plain text")
+        return {str(key): _copied(entry, f"{place}.{key}", depth + 1, counted) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_copied(entry, f"{place}[{index}]", depth + 1, counted) for index, entry in enumerate(value)]
+    if value is not None and type(value) not in (bool, int, float, str):
+        raise InputError(f"the checkpoint's {place} is a {type(value).__name__}: refused; settings are plain values")
+    if isinstance(value, str) and ("${" in value or value == "???"):  # OmegaConf's two texts that are no text
+        raise InputError(f"the checkpoint's {place} is {_shown(value)}: settings that look something up are refused")
+    return value
+
+
+def _mappings(value: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, mapping) of every mapping in it, the outermost first."""
+    if isinstance(value, dict):
+        yield place, value
+        for key, entry in value.items():
+            yield from _mappings(entry, f"{place}.{key}")
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _mappings(entry, f"{place}[{index}]")
+
+
+def _check_target(part: str, place: str, target: Any) -> None:
+    if not isinstance(target, str) or not all(name.isidentifier() for name in target.split(".")):
+        raise InputError(f"the checkpoint's {place} names {_shown(target)}, which is no class: refused")
+    if not (_is_model(target) if part == "model" else _is_data_set(target) and place == part):
+        ours = "networks of nsr, torchvision and timm" if part == "model" else "data sets of nsr"
+        raise InputError(
+            f"the checkpoint's {place} is {target}, which is none of the {ours}, and was not imported; if you trust "
+            f"that code, add trusted=[{target}], else give {part}=NAME"
+        )
+
+
+def _is_model(target: str) -> bool:
+    module, _, name = target.rpartition(".")
+    if module == "torchvision.models":
+        return name in torchvision_classifiers()
+    return target == "timm.create_model" or (module == "nsr.models" and name in models.__all__)
+
+
+def _is_data_set(target: str) -> bool:
+    module, _, name = target.rpartition(".")
+    kind = getattr(data, name) if module == "nsr.data" and name in data.__all__ else None
+    return kind is not None and issubclass(kind, data.ImageData) and kind is not data.ImageData
+
+
+def _check_arguments(part: str, place: str, mapping: Mapping[str, Any]) -> None:
+    """Of other people's builders: numbers alone, for they pass the rest on to places that nobody has read."""
+    target = mapping["_target_"]
+    if target.startswith("nsr."):
+        return
+    for key, value in mapping.items():
+        if key == "_target_" or (place == part and key in OF_THE_ASSEMBLY):
+            continue
+        if key == "model_name" and target == "timm.create_model":
+            if not isinstance(value, str) or not value.replace(".", "_").isidentifier():
+                raise InputError(f"the checkpoint's {place}.{key} is {_shown(value)}, no name of timm's own: refused")
+        elif not all(isinstance(number, (int, float, type(None))) for number in _leaves(value)):
+            raise InputError(
+                f"the checkpoint's {place}.{key} is {_shown(value)}; arguments of {target} must be numbers; if you "
+                f"trust them, add trusted=[{target}]"
+            )
+
+
+def _leaves(value: Any) -> list[Any]:
+    return [leaf for entry in value for leaf in _leaves(entry)] if isinstance(value, list) else [value]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
