@@ -640,6 +640,8 @@ MISTAKES = [
         "            self._metric.reset()",
         "            pass",
         "tests/test_telemetry.py",
+    ),
+    Mistake(
         "a line that is being written counts",
         "nsr/reading.py",
         'lines = (line for line in file if line.endswith("\\n"))',
