@@ -19,6 +19,7 @@ import nsr
 ROOT = Path(__file__).parents[1]
 NAMES = [
     "NeuronSensitivity",
+    "SensitivityLogger",
     "SensitivityStabilizer",
     "capture_features",
     "fgsm",
@@ -27,7 +28,7 @@ NAMES = [
     "pgd",
 ]
 MODULES = ["attacks", "attacks.balls", "boundary", "compare", "errors", "features", "metrics", "modes", "objectives"]
-MODULES += ["objectives.objective", "sensitivity", "stabilizer"]
+MODULES += ["objectives.objective", "sensitivity", "stabilizer", "telemetry"]
 
 
 def in_a_fresh_process(code: str) -> str:
