@@ -14,7 +14,7 @@ from nsr import data, models
 from nsr.errors import InputError
 from nsr.models.named import torchvision_classifiers
 
-DEPTH, VALUES = 20, 10_000  # an honest run has 4 levels and some 200 values
+DEPTH, VALUES = 20, 10_000  # a run of ours has 3 levels and some 150 values
 # arguments that fetch or read weights: a checkpoint has its own
 LOADERS = {"weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path", "cache_dir"}
 LOADERS |= {f"pretrained_{name}" for name in ("cfg", "cfg_overlay", "strict", "filter_fn", "model_args")}
