@@ -18,13 +18,13 @@ from torch import nn
 
 from nsr import __version__, dashboards
 from nsr.boundary import check_logits
-from nsr.callbacks import ConstantNetworkStop, ProgressLine, RunRecords, SensitivityLogger
+from nsr.callbacks import ProgressLine, RunRecords, SensitivityLogger, TrainingAlarms
 from nsr.checkpoints import check_source, load_network, read_settings, take_over_checkpoint
 from nsr.command_line import plain, plain_value, run_directory
 from nsr.data import ImageData
 from nsr.errors import InputError, RunStopped
 from nsr.evaluation import report
-from nsr.evaluation.alarms import alarms
+from nsr.evaluation.alarms import alarms, check_measured, stop_where_raised
 from nsr.evaluation.chunks import Chunks, fingerprint, images_fingerprint, network_fingerprint
 from nsr.evaluation.probes import PROBES
 from nsr.evaluation.suite import Suite
@@ -54,9 +54,10 @@ def train(config: DictConfig) -> float:
     logger = instantiate(config.logger, save_dir=str(directory))
     try:
         logger.log_hyperparams(settings)
+        signs = TrainingAlarms(directory, stop_on=config.alarms.stop_on)
         callbacks = [
             *build_callbacks(config),
-            *(RunRecords(directory, settings), SensitivityLogger(), ProgressLine(), ConstantNetworkStop()),
+            *(RunRecords(directory, settings), SensitivityLogger(), ProgressLine(), signs),
             *_checkpoints(directory),
         ]
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, default_root_dir=str(directory))
@@ -66,7 +67,7 @@ def train(config: DictConfig) -> float:
             results = report.validated(directory / "metrics.csv", results["best_epoch"]) | results
             write_json(directory / "metrics.json", results)
             report.write_outcomes(directory / "images.csv", module.suite.outcomes)  # of the best checkpoint
-            report.show_run(directory, results, _shown_attacks(config))
+            report.show_run(directory, results, _shown_attacks(config), signs.judged())
     finally:
         dashboards.finish(logger)
     return float(results.get("validation/robust_accuracy", 0.0))  # only the first process has it
@@ -127,10 +128,11 @@ def evaluate(config: DictConfig) -> None:
         report.write_evaluation(directory, figures, module.sensitivities, module.suite.outcomes)
         shown = _shown_attacks(config)
         report.show_evaluation(directory, figures, module.sensitivities, shown, which=which, top=config.top)
-        if config.alarms:
+        if config.alarms.judge:
             judged = alarms({**module.suite.outcomes, **module.suite.probed}, classes=config.data.classes)
             write_json(directory / "alarms.json", [alarm._asdict() for alarm in judged])
             report.show_alarms(judged)
+            stop_where_raised(judged, config.alarms.stop_on)
 
 
 def _chunks(config: DictConfig, module: RobustClassifier, data: ImageData, directory: Path) -> Chunks:
@@ -238,7 +240,9 @@ def build_suite(config: DictConfig, example: torch.Tensor) -> Suite:
     names = [str(name) for name, attack in config.suite.items() if attack is not None]
     attacks = {name: build_attack(config, f"suite.{name}", example) for name in names}
     sensitivity_attack = instantiate(config.sensitivity_attack) if "sensitivity_attack" in config else None
-    probes = PROBES if config.get("alarms") else None
+    probes = PROBES if config.alarms.get("judge") else None
+    if probes is not None:
+        check_measured(config.alarms.stop_on, ["clean", *attacks, *probes])
     return Suite(attacks, sensitivity_attack=sensitivity_attack, probes=probes, seed=config.seed)
 
 

@@ -378,7 +378,7 @@ def test_kill_minus_nine(trained, tmp_path):
     """A real process, killed without warning in its third and sixth chunk, ends as one that was not."""
     best = trained / "checkpoints" / "best.ckpt"
     settings = [f"checkpoint={best}", "attacks=[clean,fgsm,pgd]", "data.evaluation_batch_size=50", "epsilon=0.1"]
-    settings += ["suite.pgd.steps=300", "alarms=false", "trainer.accelerator=cpu"]
+    settings += ["suite.pgd.steps=300", "alarms.judge=false", "trainer.accelerator=cpu"]
 
     def command(name: str) -> list[str]:
         return [sys.executable, str(ROOT / "evaluate.py"), *settings, f"hydra.run.dir={tmp_path / name}"]
