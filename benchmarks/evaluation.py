@@ -37,7 +37,7 @@ REPEATS = 3
 def suite_seconds(checkpoint: str) -> float:
     """The default suite through the user's own command: from the first chunk to the last, as its files tell."""
     with tempfile.TemporaryDirectory() as name:
-        command = [sys.executable, str(ROOT / "evaluate.py"), f"checkpoint={checkpoint}", "alarms=false"]
+        command = [sys.executable, str(ROOT / "evaluate.py"), f"checkpoint={checkpoint}", "alarms.judge=false"]
         subprocess.run([*command, f"hydra.run.dir={name}/run"], check=True, capture_output=True)
         parts = [path.stat().st_mtime for path in Path(name).rglob("chunks/*/*/*.json")]
         begun = min(path.stat().st_mtime for path in Path(name).rglob("chunks/*/evaluation.json"))

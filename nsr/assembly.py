@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from nsr import __version__, dashboards
 from nsr.boundary import check_logits
-from nsr.callbacks import ConstantNetworkStop, ProgressLine, RunRecords, SensitivityLogger
+from nsr.callbacks import ProgressLine, RunRecords, SensitivityLogger, TrainingAlarms
 from nsr.checkpoints import load_network, read_part, read_settings, take_over_checkpoint
 from nsr.command_line import plain, plain_value, run_directory
 from nsr.configuration import unusual_epsilon
@@ -25,7 +25,7 @@ from nsr.data import ImageData
 from nsr.data.corruptions import Corruptions
 from nsr.errors import InputError, RunStopped
 from nsr.evaluation import report
-from nsr.evaluation.alarms import alarms
+from nsr.evaluation.alarms import alarms, check_measured, stop_where_raised
 from nsr.evaluation.chunks import Chunks, fingerprint, images_fingerprint, network_fingerprint
 from nsr.evaluation.corrupted import corruption_figures, measure_corruptions
 from nsr.evaluation.curve import expand_curve, write_curve
@@ -63,14 +63,10 @@ def train(config: DictConfig) -> float:
     logger = instantiate(config.logger, save_dir=str(directory))
     try:
         logger.log_hyperparams(settings)
+        signs = TrainingAlarms(directory, stop_on=config.alarms.stop_on)
         callbacks = [
             *build_callbacks(config),
-            *(
-                RunRecords(directory, settings),
-                SensitivityLogger(directory=directory),
-                ProgressLine(),
-                ConstantNetworkStop(),
-            ),
+            *(RunRecords(directory, settings), SensitivityLogger(directory=directory), ProgressLine(), signs),
             *_checkpoints(directory),
         ]
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, default_root_dir=str(directory))
@@ -81,7 +77,7 @@ def train(config: DictConfig) -> float:
             write_json(directory / "metrics.json", results)
             report.write_outcomes(directory / "images.csv", module.suite.outcomes)  # of the best checkpoint
             write_curve(directory, results, config)
-            report.show_run(directory, results, shown_attacks(config))
+            report.show_run(directory, results, shown_attacks(config), signs.judged())
     finally:
         dashboards.finish(logger)
     return float(results.get("validation/robust_accuracy", 0.0))  # only the first process has it
@@ -155,10 +151,11 @@ def evaluate(config: DictConfig) -> None:
         shown = shown_attacks(config)
         report.show_evaluation(directory, figures, sensitivities, shown, which=which, top=config.top)
         report.show_corruptions(corrupted)
-        if config.alarms:
+        if config.alarms.judge:
             judged = alarms({**suite.outcomes, **suite.probed}, classes=config.data.classes)
             write_json(directory / "alarms.json", [alarm._asdict() for alarm in judged])
             report.show_alarms(judged)
+            stop_where_raised(judged, config.alarms.stop_on)
 
 
 def _tell_epsilon(config: DictConfig) -> None:
@@ -294,7 +291,9 @@ def build_suite(config: DictConfig, example: torch.Tensor) -> Suite:
     names = [str(name) for name, attack in config.suite.items() if attack is not None]
     attacks = {name: build_attack(config, config.suite[name], f"suite.{name}", example) for name in names}
     sensitivity_attack = instantiate(config.sensitivity_attack) if "sensitivity_attack" in config else None
-    probes = PROBES if config.get("alarms") else None
+    probes = PROBES if config.alarms.get("judge") else None
+    if probes is not None:
+        check_measured(config.alarms.stop_on, ["clean", *attacks, *probes])
     return Suite(attacks, sensitivity_attack=sensitivity_attack, probes=probes, seed=config.seed)
 
 

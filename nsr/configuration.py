@@ -24,6 +24,9 @@ Check = Callable[[str, Any], Any]
 NORMS = ("linf", "l2", "l1")
 FAR = 3  # times the customary radius, or a third of it
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+# docs/alarms.md; what each is judged by is in nsr.callbacks.signs and nsr.evaluation.alarms, which load torch
+TRAINING_ALARMS = ("catastrophic_overfitting", "robust_overfitting", "one_class", "constant")
+EVALUATION_ALARMS = ("steps", "one_step", "square", "uniform", "unbounded", "zero_gradients", "unsteady", "adaptive")
 
 
 def number(**limits: Any) -> Check:
@@ -133,7 +136,7 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "limit": optional(number(lowest=1, **WHOLE)),
     "limit_order": choice("balanced", "first"),
     "*.version": choice("standard", "plus", "rand", "custom"),
-    "alarms": TRUTH,
+    "alarms.judge": TRUTH,
     "suite.curve.shares": numbers(above=0),
     "corruptions.names": optional(names),
     "corruptions.severities": numbers(lowest=1, highest=5, whole=True),
@@ -254,6 +257,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         elif (check := rule_of(name)) is not None:
             check(name, value)
     _check_pairs(settings, leaves)
+    _check_alarms(settings)
 
 
 def unusual_epsilon(norm: str, epsilon: Any, customary: Mapping[str, Any]) -> str | None:
@@ -305,6 +309,21 @@ def _check_pairs(settings: Mapping[str, Any], leaves: Mapping[str, Any]) -> None
                 f"callbacks.{name}.start is {ramp['start']}; it must be below the {epochs} epochs of the run, or the "
                 "ramp never starts"
             )
+
+
+def _check_alarms(settings: Mapping[str, Any]) -> None:
+    """alarms.stop_on names alarms of this command."""
+    alarms = settings.get("alarms", {})
+    if not isinstance(alarms, Mapping):
+        raise InputError(f"alarms is {alarms!r}; its settings are alarms.stop_on and, in an evaluation, alarms.judge")
+    stop_on = alarms.get("stop_on", [])
+    allowed = TRAINING_ALARMS if "objective" in settings else EVALUATION_ALARMS
+    if not isinstance(stop_on, list):
+        raise InputError(f"alarms.stop_on is {stop_on!r}; it must be a list, such as [{allowed[0]}]")
+    for name in stop_on:
+        check_choice("alarms.stop_on entry", name, allowed)
+    if stop_on and not alarms.get("judge", True):
+        raise InputError(f"alarms.stop_on has {stop_on[0]}, but alarms.judge is false: nothing is judged")
 
 
 def _pixels(leaves: Mapping[str, Any]) -> int | None:

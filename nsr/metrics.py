@@ -161,6 +161,31 @@ class Accuracy(Metric):
         return self.correct.double() / self.count
 
 
+class ClassCounts(Metric):
+    """How many images are predicted as each class and how many are of it; nothing in it waits for the device.
+
+    torch.bincount would: the length of what it gives is read from the device.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    counts: Tensor
+
+    def __init__(self, classes: int, **settings: Any):
+        super().__init__(**settings)
+        self.add_state("counts", torch.zeros(2, classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch: (batch, class) and (batch,)."""
+        each = torch.stack([logits.argmax(1), labels])  # (2, batch)
+        classes = torch.arange(self.counts.shape[1], device=labels.device)
+        self.counts = self.counts + (each[:, :, None] == classes).sum(1)
+
+    def compute(self) -> Tensor:
+        """(2, class) int64: predicted as the class, of the class."""
+        return self.counts
+
+
 class Mean(Metric):
     """The mean of a figure over samples; unlike torchmetrics' own it copies nothing to the device."""
 

@@ -18,7 +18,7 @@ from nsr.errors import InputError, RunStopped
 from nsr.evaluation.suite import Attack, Suite
 from nsr.features import FeatureTaps
 from nsr.layers import Layer
-from nsr.metrics import Accuracy, LayerSensitivity, Mean, NetworkSensitivity, network_sums
+from nsr.metrics import Accuracy, ClassCounts, LayerSensitivity, Mean, NetworkSensitivity, network_sums
 from nsr.modes import batch_norm, full_precision
 from nsr.objectives import Free, Natural, Objective
 from nsr.randomness import draw_seed
@@ -91,10 +91,11 @@ class RobustClassifier(pl.LightningModule):
         terms = ["loss", *self.objective.terms, *(["stabilizer"] if self.stabilizer else [])]
         self.training_means = nn.ModuleDict({term: Mean() for term in terms})
         self.training_accuracies = nn.ModuleDict({side: Accuracy() for side in self.objective.sides})
-        self.measures = ValidationMeasures(layers)
+        self.measures = ValidationMeasures(layers, classes)
         self.test_sensitivity = NetworkSensitivity(layers)
         self.figures: dict[str, dict[str, float]] = {}  # {stage: {name: figure}} of the latest epoch
         self.sensitivities: dict[str, LayerSensitivity] = {}  # {layer: ...} of the latest evaluation
+        self.class_counts = torch.zeros(2, classes, dtype=torch.int64)  # predicted, labelled; of the latest validation
         self.not_finite = torch.tensor(torch.iinfo(torch.int64).max)  # the first step whose loss was not finite
         self._checked: set[str] = set()
 
@@ -199,6 +200,7 @@ class RobustClassifier(pl.LightningModule):
         with full_precision(self.device):
             logits, clean = self.taps(images)
             self.measures.update("clean", logits, labels)
+            self.measures.class_counts.update(logits, labels)
             generator = Generator(self.device).manual_seed(draw_seed(self.seed, 1, place.number))
             logits, adversarial = self.taps(self._validation_images(images, labels, generator))
             self.measures.update("robust", logits, labels)
@@ -210,6 +212,7 @@ class RobustClassifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.sensitivities = self.measures.sensitivity.compute()
+        self.class_counts = self.measures.class_counts.compute()
         if self.stabilizer is not None:
             self.stabilizer.remember({layer: figures.absolute for layer, figures in self.sensitivities.items()})
         self._publish("validation", dict(zip(self.figure_names("validation"), self.measures.figures(), strict=True)))
@@ -309,17 +312,18 @@ class Place(NamedTuple):
 
 
 class ValidationMeasures(nn.Module):
-    """What validation adds up: accuracy and cross-entropy clean and attacked, sensitivity of each layer."""
+    """What validation adds up: accuracy and cross-entropy clean and attacked, sensitivities, classes predicted."""
 
     accuracies: Any  # {name: Accuracy}
     losses: Any  # {name: Mean}
 
-    def __init__(self, layers: Sequence[Layer]):
+    def __init__(self, layers: Sequence[Layer], classes: int):
         super().__init__()
         self.names = ["clean", "robust"]
         self.accuracies = nn.ModuleDict({name: Accuracy() for name in self.names})
         self.losses = nn.ModuleDict({name: Mean() for name in self.names})
         self.sensitivity = NetworkSensitivity(layers)
+        self.class_counts = ClassCounts(classes)
 
     def update(self, name: str, logits: Tensor, labels: Tensor) -> None:
         """Adds a batch of logits (batch, class) and labels (batch,)."""
@@ -332,5 +336,5 @@ class ValidationMeasures(nn.Module):
 
     def reset(self) -> None:
         """Empties all sums."""
-        for metric in (*self.accuracies.values(), *self.losses.values(), self.sensitivity):
+        for metric in (*self.accuracies.values(), *self.losses.values(), self.sensitivity, self.class_counts):
             metric.reset()

@@ -1,4 +1,4 @@
-"""What stands around the step, in whole runs: ramps, averaged weights, early stopping, schedules, a collapse told."""
+"""What stands around the step, in whole runs: ramps, averaged weights, early stopping, schedules."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import pytest
 import torch
 
 from nsr.assembly import build_callbacks, train
-from nsr.callbacks import ConstantNetworkStop, Ramp
-from nsr.errors import InputError, RunStopped
-from nsr.metrics import LayerSensitivity
-from nsr.stabilizer import SensitivityStabilizer
+from nsr.callbacks import Ramp
+from nsr.errors import InputError
 from nsr.training import RobustClassifier
 from tests.conftest import TINY, job
 
@@ -242,58 +240,6 @@ def test_what_chooses_is_in_the_checkpoint(tmp_path, refresh):
     written = [row for row in rows(tmp_path / "run" / "sensitivity.csv") if row["epoch"] == epoch]
     flat = torch.cat(list(scores.values())).tolist()
     assert flat == pytest.approx([float(row["absolute"]) for row in written], rel=1e-12)
-
-
-# ---------------------------------------------------------------- a stabiliser that has won
-
-
-def validate(stop: ConstantNetworkStop, epoch: int, *, sensitivity: float, clean: float, robust: float) -> None:
-    stilled, other = torch.full((4,), sensitivity), torch.full((4,), 1.0)
-    module = SimpleNamespace(
-        stabilizer=SensitivityStabilizer(layers=["relu", "still"]),
-        classes=10,
-        figures={"validation": {"validation/clean_accuracy": clean, "validation/robust_accuracy": robust}},
-        sensitivities={
-            "relu": LayerSensitivity(other, other, other),
-            "still": LayerSensitivity(stilled, stilled, stilled),
-            "free": LayerSensitivity(0 * other, other, other),  # not stabilised: it does not count
-        },
-    )
-    place = {"sanity_checking": epoch == 0, "current_epoch": max(0, epoch - 1)}
-    stop.on_validation_end(SimpleNamespace(state=SimpleNamespace(fn="fit"), **place), module)
-
-
-@pytest.mark.parametrize(("sensitivity", "clean", "robust"), [(1e-5, 0.1, 0.1), (0.0, 0.12, 0.12)])
-def test_a_constant_network_is_told_after_three_epochs(sensitivity, clean, robust):
-    stop = ConstantNetworkStop()
-    validate(stop, 0, sensitivity=0.1, clean=0.1, robust=0.0)
-    validate(stop, 1, sensitivity=sensitivity, clean=clean, robust=robust)
-    validate(stop, 2, sensitivity=0.1, clean=0.3, robust=0.2)  # it recovers, and the count begins anew
-    for epoch in (3, 4):
-        validate(stop, epoch, sensitivity=sensitivity, clean=clean, robust=robust)
-    with pytest.raises(RunStopped, match=r"driven the network to a constant.*of still is .*weight \(1\)") as caught:
-        validate(stop, 5, sensitivity=sensitivity, clean=clean, robust=robust)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("sensitivity", "clean", "robust"), [(1e-5, 0.5, 0.5), (0.05, 0.1, 0.1), (1e-5, 0.12, 0.05)], ids=str
-)
-def test_a_network_that_learns_or_moves_is_no_constant(sensitivity, clean, robust):
-    stop = ConstantNetworkStop()
-    validate(stop, 0, sensitivity=0.1, clean=0.1, robust=0.0)
-    for epoch in range(1, 8):
-        validate(stop, epoch, sensitivity=sensitivity, clean=clean, robust=robust)
-
-
-def test_a_run_whose_stabiliser_wins_is_stopped(tmp_path):
-    """The sum over layers and neurons at a weight made for the mean."""
-    overrides = [override for override in TINY if not override.startswith("trainer.limit")]
-    overrides += ["stabilizer.reduction=sum", "stabilizer.weight=20", "trainer.max_epochs=12"]
-    with pytest.raises(RunStopped, match="the stabiliser has driven the network to a constant.*stabilizer.weight"):
-        train(job("train", tmp_path / "run", *overrides))
-    assert len(rows(tmp_path / "run" / "metrics.csv")) >= 4  # nothing is lost
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
 # ---------------------------------------------------------------- refused

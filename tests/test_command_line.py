@@ -109,10 +109,34 @@ def folder(tmp_path) -> Path:
         ),
         (["objective=natural", "stabilizer=none", "callbacks=[epsilon_ramp]"], "attacks nothing"),
         (["scheduler=piecewise", "scheduler.milestones=[a]"], "scheduler.milestones entry is 'a'"),
+        (["alarms.stop_on=[one_clas]"], "did you mean 'one_class'?"),
+        (
+            ["alarms.stop_on=[one_step]"],
+            "alarms.stop_on entry is 'one_step'; it must be one of catastrophic_overfitting",
+        ),
+        (["alarms.stop_on=constant"], "alarms.stop_on is 'constant'; it must be a list, such as"),
+        (["alarms=false"], "alarms is False; its settings are alarms.stop_on"),
     ],
 )
 def test_the_configuration_alone(refused, arguments, message):
     assert message in refused("train", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["alarms.stop_on=[onestep]"], "did you mean 'one_step'?"),
+        (
+            ["alarms.stop_on=[constant]"],
+            "alarms.stop_on entry is 'constant'; it must be one of steps, one_step, square",
+        ),
+        (["alarms.stop_on=[square]", "alarms.judge=false"], "but alarms.judge is false: nothing is judged"),
+        (["alarms.judge=1"], "alarms.judge is 1; it must be one of True, False"),
+        (["alarms=false"], "alarms is False; its settings are alarms.stop_on and, in an evaluation, alarms.judge"),
+    ],
+)
+def test_an_evaluations_configuration_alone(refused, arguments, message):
+    assert message in refused("evaluate", *arguments)
 
 
 @pytest.mark.parametrize(

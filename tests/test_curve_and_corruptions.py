@@ -39,7 +39,7 @@ def figures_of(directory: Path) -> dict[str, float]:
 
 def test_a_curve_is_the_same_attack_at_other_radii(trained, tmp_path, capsys):
     best = trained / "checkpoints" / "best.ckpt"
-    common = [f"checkpoint={best}", "limit=60", "alarms=false"]
+    common = [f"checkpoint={best}", "limit=60", "alarms.judge=false"]
     curve = ["attacks=[clean,pgd,curve]", "suite.curve.shares=[0.5,1,2]", "suite.curve.attack.steps=3"]
     evaluate(job("evaluate", tmp_path / "curve" / "run", *common, *curve, "suite.pgd.steps=3", "epsilon=0.1"))
     figures = figures_of(tmp_path / "curve" / "run")
@@ -103,7 +103,7 @@ def arrays(tmp_path, digits) -> Path:
 
 def test_corrupted_images_are_measured_as_a_loop_would(trained, arrays, tmp_path, capsys):
     best = trained / "checkpoints" / "best.ckpt"
-    command = [f"checkpoint={best}", "attacks=[clean,corruptions]", f"corruptions.root={arrays}", "alarms=false"]
+    command = [f"checkpoint={best}", "attacks=[clean,corruptions]", f"corruptions.root={arrays}", "alarms.judge=false"]
     evaluate(job("evaluate", tmp_path / "run" / "first", *command))
     config = job("evaluate", tmp_path / "loop", *command)
     saved = take_over_checkpoint(config)
@@ -239,7 +239,7 @@ def test_a_radius_of_another_norms_size_is_told(norm, epsilon, nearest):
 
 def test_the_warning_is_on_the_screen(trained, tmp_path, caplog):
     best = trained / "checkpoints" / "best.ckpt"
-    command = [f"checkpoint={best}", "attacks=[clean]", "norm=l2", "limit=50", "alarms=false"]
+    command = [f"checkpoint={best}", "attacks=[clean]", "norm=l2", "limit=50", "alarms.judge=false"]
     evaluate(job("evaluate", tmp_path / "odd" / "run", *command, "epsilon=0.03"))
     assert "epsilon=0.03 is customary in linf, but norm is l2" in caplog.text
     caplog.clear()
@@ -288,7 +288,7 @@ def test_progress_is_a_row_now_and_then(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_ROWS", 0.0)
     best = trained / "checkpoints" / "best.ckpt"
     command = [f"checkpoint={best}", "attacks=[clean,fgsm]", "limit=100", "data.evaluation_batch_size=50"]
-    evaluate(job("evaluate", tmp_path / "run", *command, "alarms=false"))
+    evaluate(job("evaluate", tmp_path / "run", *command, "alarms.judge=false"))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("measuring")]
     assert [line.split(",")[0] for line in lines] == [
         f"measuring {row}: {chunk} of 2 chunks" for chunk in (1, 2) for row in ("clean", "fgsm", "sensitivity")

@@ -421,7 +421,7 @@ def test_memory_does_not_grow_with_the_images(trained, tmp_path):
             alive.append(sum({entry.untyped_storage().data_ptr(): entry.nbytes for entry in tensors}.values()))
 
     command = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "attacks=[clean,fgsm,pgd]", "suite.pgd.steps=2"]
-    config = job("evaluate", tmp_path / "run", *command, "data.evaluation_batch_size=50", "alarms=false")
+    config = job("evaluate", tmp_path / "run", *command, "data.evaluation_batch_size=50", "alarms.judge=false")
     measure = Suite.measure
 
     def watched(self, *arguments, **settings):
@@ -442,7 +442,7 @@ def test_kill_minus_nine(trained, tmp_path):
     """A real process, killed without warning in its third and sixth chunk, ends as one that was not."""
     best = trained / "checkpoints" / "best.ckpt"
     settings = [f"checkpoint={best}", "attacks=[clean,fgsm,pgd]", "data.evaluation_batch_size=50", "epsilon=0.1"]
-    settings += ["suite.pgd.steps=300", "alarms=false", "trainer.accelerator=cpu"]
+    settings += ["suite.pgd.steps=300", "alarms.judge=false", "trainer.accelerator=cpu"]
 
     def command(name: str) -> list[str]:
         return [sys.executable, str(ROOT / "evaluate.py"), *settings, f"hydra.run.dir={tmp_path / name}"]

@@ -20,7 +20,7 @@ from nsr.command_line import check_command_line
 from nsr.errors import InputError
 from tests.conftest import TINY, job
 
-ATTACKS = ("attacks=[clean,fgsm]", "alarms=false", "sensitivity_attack.steps=2", "trainer.accelerator=cpu")
+ATTACKS = ("attacks=[clean,fgsm]", "alarms.judge=false", "sensitivity_attack.steps=2", "trainer.accelerator=cpu")
 FOLDER = ("data=image_folder", "data.validation_images=4", "data.batch_size=4", "data.augmentation=none")
 SMALL = tuple(entry for entry in TINY if not entry.startswith(("model.", "suite.pgd.")))
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nsr import neuron_sensitivity, pgd
+from nsr.metrics import ClassCounts
 from nsr.objectives import AdversarialTraining
 from nsr.stabilizer import SensitivityStabilizer
 from tests.test_training import batch, module_of, network
@@ -41,3 +42,17 @@ def test_a_step_never_waits_for_the_device():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     module.check_finite()
+
+
+def test_counting_classes_never_waits_for_the_device():
+    counts = ClassCounts(10).cuda()
+    logits, labels = torch.rand(8, 10).cuda(), torch.arange(8).cuda()
+    counts.update(logits, labels)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        counts.update(logits, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    predicted = torch.bincount(logits.argmax(1), minlength=10)
+    assert torch.equal(counts.compute(), 2 * torch.stack([predicted, torch.bincount(labels, minlength=10)]))

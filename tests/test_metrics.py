@@ -19,7 +19,15 @@ from reference import COSTLY_PROPERTY, slow_mean_activation, slow_sensitivity
 
 from nsr.errors import InputError
 from nsr.layers import Layer
-from nsr.metrics import Accuracy, LayerSensitivity, NetworkSensitivity, NeuronSensitivity, network_sums, ratio
+from nsr.metrics import (
+    Accuracy,
+    ClassCounts,
+    LayerSensitivity,
+    NetworkSensitivity,
+    NeuronSensitivity,
+    network_sums,
+    ratio,
+)
 from nsr.sensitivity import KINDS, neuron_sensitivity
 
 ROOT = Path(__file__).parents[1]
@@ -323,6 +331,30 @@ def test_accuracy_is_the_count_of_right_answers(cuts, seed):
     other.update(torch.eye(3), torch.arange(3))
     metric.update(logits[:0], labels[:0])
     assert computed_with(metric, other).item() == (right + 3) / (SAMPLES + 3)
+
+
+@COSTLY_PROPERTY
+@given(cuts=st.lists(st.integers(0, SAMPLES), max_size=4), seed=st.integers(0, 2**16))
+def test_class_counts_are_counted(cuts, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(SAMPLES, 4, generator=generator)
+    labels = torch.randint(4, (SAMPLES,), generator=generator)
+    expected = [[0] * 4, [0] * 4]
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        expected[0][max(range(4), key=row.__getitem__)] += 1
+        expected[1][label] += 1
+    metric = ClassCounts(4)
+    for piece in parts(cuts):
+        metric.update(logits[piece], labels[piece])
+    assert metric.compute().tolist() == expected
+    assert metric.compute().dtype == torch.int64
+    other = ClassCounts(4)
+    other.update(torch.eye(4)[[2, 2]], torch.tensor([0, 3]))
+    metric.update(logits[:0], labels[:0])
+    both = [
+        [a + b for a, b in zip(*pair, strict=True)] for pair in zip(expected, [[0, 0, 2, 0], [1, 0, 0, 1]], strict=True)
+    ]
+    assert computed_with(metric, other).tolist() == both
 
 
 def test_mean_weighs_by_samples_and_is_exact_for_any_split():

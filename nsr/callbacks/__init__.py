@@ -1,6 +1,6 @@
-"""What stands around the training step: records, progress, dashboards; weight perturbation, ramps, a collapse told."""
+"""What stands around the training step: records, progress, dashboards; weight perturbation, ramps, alarms."""
 
-from nsr.callbacks.collapse import ConstantNetworkStop
+from nsr.callbacks.alarms import TrainingAlarms
 from nsr.callbacks.progress import ProgressLine
 from nsr.callbacks.ramp import Ramp
 from nsr.callbacks.records import RunRecords
@@ -9,9 +9,9 @@ from nsr.callbacks.weight_perturbation import AdversarialWeightPerturbation
 
 __all__ = [
     "AdversarialWeightPerturbation",
-    "ConstantNetworkStop",
     "ProgressLine",
     "Ramp",
     "RunRecords",
     "SensitivityLogger",
+    "TrainingAlarms",
 ]

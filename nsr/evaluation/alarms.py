@@ -7,11 +7,12 @@ table of thresholds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
+from nsr.errors import InputError, RunStopped
 from nsr.evaluation.intervals import mcnemar
 
 POINTS = 0.01  # of accuracy: smaller differences are no alarm, however many images show them
@@ -24,13 +25,15 @@ ABOVE_CHANCE = 0.05  # of accuracy at epsilon 1
 class Alarm(NamedTuple):
     """One sign, judged."""
 
-    name: str
+    name: str  # what alarms.stop_on calls it
+    title: str
     raised: bool | None  # None: its rows were not measured
     evidence: str
     meaning: str
 
 
 class _Rule(NamedTuple):
+    title: str
     rows: tuple[str, ...]
     judge: Callable[..., tuple[bool, str]]
     meaning: str
@@ -47,11 +50,34 @@ def alarms(outcomes: Mapping[str, Tensor], *, classes: int) -> list[Alarm]:
     for name, rule in RULES.items():
         missing = [row for row in rule.rows if row not in outcomes]
         if missing:
-            judged.append(Alarm(name, None, f"not measured: {', '.join(missing)}", rule.meaning))
+            judged.append(Alarm(name, rule.title, None, f"not measured: {', '.join(missing)}", rule.meaning))
         else:
             raised, evidence = rule.judge(*(outcomes[row].bool() for row in rule.rows), classes=classes)
-            judged.append(Alarm(name, raised, evidence, rule.meaning))
+            judged.append(Alarm(name, rule.title, raised, evidence, rule.meaning))
     return judged
+
+
+def in_one_line(alarm: Alarm) -> str:
+    """What it is, its evidence and what it usually means."""
+    return f"{alarm.title} (alarm {alarm.name}), {alarm.evidence}; {alarm.meaning}"
+
+
+def stop_where_raised(judged: Iterable[Alarm], stop_on: Collection[str]) -> None:
+    """RunStopped, in one line, where one of the alarms `stop_on` was raised."""
+    ending = [in_one_line(alarm) for alarm in judged if alarm.raised and alarm.name in stop_on]
+    if ending:
+        raise RunStopped(f"alarms.stop_on: {' | '.join(ending)}")
+
+
+def check_measured(stop_on: Iterable[str], rows: Collection[str]) -> None:
+    """InputError where an alarm of `stop_on` could never be raised, for its rows are not measured."""
+    for name in stop_on:
+        missing = [row for row in RULES[name].rows if row not in rows]
+        if missing:
+            raise InputError(
+                f"alarms.stop_on has {name}, which is judged from {' and '.join(RULES[name].rows)}; "
+                f"attacks lacks {' and '.join(missing)}"
+            )
 
 
 def _stronger(name: str, other: str) -> Callable[..., tuple[bool, str]]:
@@ -106,34 +132,52 @@ def _share(flags: Tensor) -> float:
 
 
 RULES = {
-    "more steps and restarts lower accuracy": _Rule(
+    "steps": _Rule(
+        "more steps and restarts lower accuracy",
         ("pgd100", "pgd"),
         _stronger("pgd100", "pgd"),
         "the weaker attack has not converged: report the stronger one, and try more",
     ),
-    "one step is stronger than many": _Rule(
+    "one_step": _Rule(
+        "one step is stronger than many",
         ("fgsm", "pgd"),
         _stronger("fgsm", "pgd"),
         "gradients lead astray near the image: masked or shattered gradients",
     ),
-    "an attack without gradients is stronger": _Rule(
-        ("square", "pgd"), _fools_more("square", "pgd"), "masked gradients: the loss surface hides what queries find"
+    "square": _Rule(
+        "an attack without gradients is stronger",
+        ("square", "pgd"),
+        _fools_more("square", "pgd"),
+        "masked gradients: the loss surface hides what queries find",
     ),
-    "random points are stronger": _Rule(
-        ("uniform", "pgd"), _fools_more("uniform", "pgd"), "masked gradients: no attack should lose to chance"
+    "uniform": _Rule(
+        "random points are stronger",
+        ("uniform", "pgd"),
+        _fools_more("uniform", "pgd"),
+        "masked gradients: no attack should lose to chance",
     ),
-    "an unbounded attack fails": _Rule(
-        ("epsilon_one",), _above_chance, "at epsilon 1 every image can be made any other: the attack does not work here"
+    "unbounded": _Rule(
+        "an unbounded attack fails",
+        ("epsilon_one",),
+        _above_chance,
+        "at epsilon 1 every image can be made any other: the attack does not work here",
     ),
-    "input gradients are zero": _Rule(
+    "zero_gradients": _Rule(
+        "input gradients are zero",
         ("clean", "zero_gradient"),
         _zero,
         "saturated logits or a step that has no gradient: gradient attacks cannot see; try apgd_dlr, cw, square",
     ),
-    "two passes differ": _Rule(
-        ("unsteady",), _unsteady, "the network draws: attack its expectation (suite.autoattack.version=rand)"
+    "unsteady": _Rule(
+        "two passes differ",
+        ("unsteady",),
+        _unsteady,
+        "the network draws: attack its expectation (suite.autoattack.version=rand)",
     ),
-    "the attack that knows the defence beats AutoAttack": _Rule(
-        ("adaptive", "autoattack"), _stronger("adaptive", "autoattack"), "the defence is tuned to attacks on the loss"
+    "adaptive": _Rule(
+        "the attack that knows the defence beats AutoAttack",
+        ("adaptive", "autoattack"),
+        _stronger("adaptive", "autoattack"),
+        "the defence is tuned to attacks on the loss",
     ),
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -91,8 +92,12 @@ def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, top: 
     return table
 
 
-def show_run(directory: Path, results: Mapping[str, float], attacks: Mapping[str, str]) -> None:
-    """The end of a training run: accuracies, sensitivities before and after, where everything lies, what to try."""
+def show_run(
+    directory: Path, results: Mapping[str, float], attacks: Mapping[str, str], judged: Sequence[Alarm] = ()
+) -> None:
+    """The end of a training run: alarms, accuracies, sensitivities before and after, where all lies, what to try."""
+    if any(alarm.raised for alarm in judged):
+        show_alarms(judged, "alarms of this training")
     best, last = int(results["best_epoch"]), int(results["last_epoch"])
     columns = {f"best (epoch {best})": _part(results, "test/"), f"last (epoch {last})": _part(results, "test_last/")}
     checkpoint = directory / "checkpoints" / "best.ckpt"
@@ -100,7 +105,7 @@ def show_run(directory: Path, results: Mapping[str, float], attacks: Mapping[str
         accuracy_table("accuracy on the test set", columns, attacks),
         before_after_table(directory / "sensitivity.csv", best),
         f"\nrun directory  {_relative(directory)}",
-        "               metrics.json, metrics.csv, sensitivity.csv, images.csv, config.yaml, checkpoints/",
+        "               metrics.json, metrics.csv, sensitivity.csv, alarms.json, images.csv, config.yaml, checkpoints/",
         f"try next       python evaluate.py checkpoint={_relative(checkpoint)}",
     )
 
@@ -160,18 +165,19 @@ def show_corruptions(rows: Sequence[CorruptionAccuracy]) -> None:
     show(table)
 
 
-def show_alarms(judged: Sequence[Alarm]) -> None:
+def show_alarms(judged: Sequence[Alarm], title: str = "alarms: this robustness may not be there") -> None:
     """Those that were raised with what they mean; the others in a line."""
     raised = [alarm for alarm in judged if alarm.raised]
     silent, unjudged = (sum(alarm.raised is state for alarm in judged) for state in (False, None))
     if raised:
-        table = Table(title="alarms: this robustness may not be there")
+        table = Table(title=title)
         for heading in ("alarm", "evidence", "usually means"):
             table.add_column(heading, overflow="fold")
         for alarm in raised:
-            table.add_row(alarm.name, alarm.evidence, alarm.meaning)
+            told = (f"{alarm.title} ({alarm.name})", alarm.evidence, alarm.meaning)
+            table.add_row(*map(escape, told))  # callbacks=[awp] is no markup
         show(table)
-    show(f"alarms      {len(raised)} raised, {silent} silent, {unjudged} not judged for want of rows; see alarms.json")
+    show(f"alarms      {len(raised)} raised, {silent} silent, {unjudged} not judged; alarms.json says why")
 
 
 def write_outcomes(path: Path, outcomes: Mapping[str, Tensor]) -> None:

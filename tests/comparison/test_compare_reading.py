@@ -34,7 +34,7 @@ def test_a_real_run_and_its_evaluation(trained, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     command = [f"checkpoint={run / 'checkpoints' / 'best.ckpt'}", "attacks=[clean,pgd]", "suite.pgd.steps=3"]
-    evaluate(job("evaluate", run / "evaluations" / "2030-01-01", *command, "alarms=false"))
+    evaluate(job("evaluate", run / "evaluations" / "2030-01-01", *command, "alarms.judge=false"))
     row = only(run)
     figures = json.loads((run / "evaluations" / "2030-01-01" / "evaluation.json").read_text())
     final = json.loads((run / "metrics.json").read_text())

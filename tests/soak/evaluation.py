@@ -25,7 +25,7 @@ FILES = ("evaluation.json", "evaluation.csv", "images.csv", "sensitivity.csv")
 TRAIN = ("data=digits", "logger=csv", "trainer.max_epochs=2", "trainer.accelerator=cpu", "model.width=8")
 EVALUATE = (
     *("attacks=[clean,fgsm,pgd,uniform]", "data.evaluation_batch_size=50", "suite.pgd.steps=200", "epsilon=0.1"),
-    *("limit=300", "alarms=false", "trainer.accelerator=cpu"),
+    *("limit=300", "alarms.judge=false", "trainer.accelerator=cpu"),
 )
 
 
