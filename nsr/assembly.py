@@ -17,6 +17,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from nsr import __version__, dashboards
+from nsr.analysis import Interventions
+from nsr.analysis.command import check_interventions, run_interventions
 from nsr.boundary import check_logits
 from nsr.callbacks import ConstantNetworkStop, ProgressLine, RunRecords, SensitivityLogger
 from nsr.checkpoints import check_source, load_network, read_settings, take_over_checkpoint
@@ -120,6 +122,7 @@ def evaluate(config: DictConfig) -> None:
     if config.limit is not None:
         checksum = data.limit_test(config.limit, config.limit_order)
         which = f"{len(data.test_set)} test images, {config.limit_order}, checksum {checksum}"
+    analyses = build_analyses(config, module, images=len(data.test_set))
     module.suite.chunks = _chunks(config, module, data, directory)
     figures = report.test(trainer, module, data, name="test")
     if trainer.is_global_zero:
@@ -131,6 +134,9 @@ def evaluate(config: DictConfig) -> None:
             judged = alarms({**module.suite.outcomes, **module.suite.probed}, classes=config.data.classes)
             write_json(directory / "alarms.json", [alarm._asdict() for alarm in judged])
             report.show_alarms(judged)
+        for analysis in analyses.values():
+            device = trainer.strategy.root_device
+            run_interventions(analysis, module, data, directory, settings=plain(config), device=device)
 
 
 def _chunks(config: DictConfig, module: RobustClassifier, data: ImageData, directory: Path) -> Chunks:
@@ -281,6 +287,30 @@ def build_scheduler(config: DictConfig) -> dict[str, Any]:
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:
     """Those of the command."""
     return [instantiate(settings) for settings in (config.get("callbacks") or {}).values()]
+
+
+def build_analyses(
+    config: DictConfig, module: RobustClassifier, *, images: int | None = None
+) -> dict[str, Interventions]:
+    """{name: analysis} of an evaluation, checked against the tapped layers and the number of test images, if known."""
+    chosen = config.get("analysis") or {}
+    if chosen and several_devices(config):
+        raise InputError(
+            f"trainer.devices is {config.trainer.devices}; analyses work on one: give trainer.devices=1, the attacks "
+            "that are finished are not measured again"
+        )
+    analyses = {str(name): instantiate(settings) for name, settings in chosen.items()}
+    for analysis in analyses.values():
+        check_interventions(analysis, module, images)
+    return analyses
+
+
+def several_devices(config: DictConfig) -> bool:
+    """Whether an evaluation is dealt out to several processes."""
+    devices, accelerator = plain_value(config.trainer.devices), config.trainer.accelerator
+    if devices == "auto":
+        return accelerator in ("auto", "gpu") and torch.cuda.device_count() > 1
+    return len(devices) > 1 if isinstance(devices, list) else devices > 1
 
 
 def _check_width(classifier: nn.Module, example: torch.Tensor, classes: int) -> None:

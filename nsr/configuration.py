@@ -91,6 +91,24 @@ def checkpoints(name: str, value: Any) -> Any:
     return value
 
 
+def shares(name: str, value: Any) -> Any:
+    """A list of shares in (0, 1]."""
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{name} is {value!r}; it must be a list of shares of a layer's neurons, such as [0.1, 0.5]")
+    return [check_number(f"{name} entry", entry, above=0, highest=1) for entry in value]
+
+
+def choices(*allowed: Any) -> Check:
+    """A rule for a list of a few values."""
+
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, list):
+            raise InputError(f"{name} is {value!r}; it must be a list of {', '.join(map(str, allowed))}")
+        return [check_choice(f"{name} entry", entry, allowed) for entry in value]
+
+    return check
+
+
 RULES: dict[str, Check] = {  # the first that matches counts
     "logger.mode": optional(choice("online", "offline")),
     "norm": optional(choice(*NORMS)),
@@ -102,6 +120,13 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "limit_order": choice("balanced", "first"),
     "*.version": choice("standard", "plus", "rand", "custom"),
     "alarms": TRUTH,
+    "analysis.*.layers": optional(patterns),
+    "analysis.*.shares": shares,
+    "analysis.interventions.kinds": choices("restore", "corrupt", "mask_zero", "mask_mean"),
+    "analysis.interventions.rankings": choices("activation", "relative", "conductance"),
+    "analysis.interventions.draws": number(lowest=2, **WHOLE),
+    "analysis.*.replicates": number(lowest=100, **WHOLE),
+    "analysis.*.images_at_once": number(lowest=1, **WHOLE),
     "*.draws": number(lowest=1, **WHOLE),
     "*.queries": number(lowest=1, **WHOLE),
     "*.seed": number(lowest=0, highest=2**32 - 1, **WHOLE),

@@ -1,10 +1,11 @@
-"""Train and eval flags, requires_grad and BatchNorm's statistics: changed for a moment, put back exactly."""
+"""Train and eval flags, requires_grad, BatchNorm's statistics, precision: changed for a moment, put back exactly."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
@@ -82,3 +83,16 @@ def frozen_parameters(net: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """float32 arithmetic as written: autocast and TF32 off."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolution.allow_tf32
+    try:
+        matmul.allow_tf32 = convolution.allow_tf32 = False
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32, convolution.allow_tf32 = before

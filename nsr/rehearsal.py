@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from nsr.assembly import build_data, build_module, needed_splits
+from nsr.assembly import build_analyses, build_data, build_module, needed_splits
 from nsr.checkpoints import take_over_checkpoint
 from nsr.command_line import plain_value
 from nsr.errors import InputError
@@ -21,7 +21,8 @@ def rehearse(config: DictConfig) -> None:
     _check_devices(config)
     saved = take_over_checkpoint(config) if "checkpoint" in config else None
     data = build_data(config)
-    build_module(config, data, saved=saved)
+    module = build_module(config, data, saved=saved)
+    build_analyses(config, module, images=config.get("limit"))
     data.rehearse(needed_splits(config))  # last: it takes the longest
 
 

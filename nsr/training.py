@@ -6,8 +6,7 @@ the stabiliser need, their terms, the sum. Validation and test share `_measure`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -20,7 +19,7 @@ from nsr.evaluation.suite import Attack, Suite
 from nsr.features import FeatureTaps
 from nsr.layers import Layer
 from nsr.metrics import Accuracy, LayerSensitivity, Mean, NetworkSensitivity, network_sums
-from nsr.modes import batch_norm
+from nsr.modes import batch_norm, full_precision
 from nsr.objectives import Free, Natural, Objective
 from nsr.randomness import draw_seed
 from nsr.stabilizer import SensitivityStabilizer
@@ -335,16 +334,3 @@ class ValidationMeasures(nn.Module):
         """Empties all sums."""
         for metric in (*self.accuracies.values(), *self.losses.values(), self.sensitivity):
             metric.reset()
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """float32 arithmetic as written: autocast and TF32 off."""
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, convolution.allow_tf32
-    try:
-        matmul.allow_tf32 = convolution.allow_tf32 = False
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        matmul.allow_tf32, convolution.allow_tf32 = before
