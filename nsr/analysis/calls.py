@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from nsr.analysis.interventions import Interventions, Pairs
+from nsr.analysis.interventions import Interventions
 from nsr.analysis.outcomes import Effects
+from nsr.analysis.ranking import Pairs
 from nsr.boundary import check_batch, check_logits
 from nsr.errors import InputError, check_number
 from nsr.layers import find_layers
@@ -16,7 +17,7 @@ from nsr.modes import full_precision, network_mode
 from nsr.randomness import draw_seed, frozen_stream
 
 FEWEST = 10  # images of a half: with fewer neither a ranking nor an interval says anything
-HALVES = 5  # the stream of random numbers
+HALVES, ATTACK = 5, 6  # streams of random numbers
 
 
 def intervene(
@@ -79,23 +80,23 @@ def intervene(
     with torch.no_grad(), network_mode(net, "eval"):
         check_logits(net(images[:2]), labels[:2])
 
-    def pairs(half: Tensor) -> Iterator[Pairs]:
-        for number, index in enumerate(half.to(images.device).split(batch_size)):
+    def pairs(half: int, indices: Tensor) -> Iterator[Pairs]:
+        for number, index in enumerate(indices.to(images.device).split(batch_size)):
             part, true = images[index], labels[index]
             if adversarial is not None:
                 yield Pairs(part, adversarial[index], true)
             elif attack is not None:
-                yield Pairs(part, attacked(net, part, true, attack, seed=seed, number=number), true)
+                yield Pairs(part, attacked(net, part, true, attack, place=(seed, half, number)), true)
 
-    ranking, tested = halves(labels, seed=seed)
-    return analysis.measure(net, found, pairs(ranking), pairs(tested), within=within)
+    ranking, tested = (pairs(half, indices) for half, indices in enumerate(halves(labels, seed=seed)))
+    return analysis.measure(net, found, ranking, tested, within=within)
 
 
 def attacked(
-    net: nn.Module, images: Tensor, labels: Tensor, attack: Callable[..., Tensor], *, seed: int, number: int
+    net: nn.Module, images: Tensor, labels: Tensor, attack: Callable[..., Tensor], *, place: tuple[int, int, int]
 ) -> Tensor:
-    """The adversarial images of batch `number`, in float32 and eval mode, seeded by its place."""
-    generator = Generator(images.device).manual_seed(draw_seed(seed, 1, number))
+    """A batch's adversarial images, in float32 and eval mode; its place is (seed, half, number of the batch)."""
+    generator = Generator(images.device).manual_seed(draw_seed(place[0], ATTACK, *place[1:]))
     with full_precision(images.device), network_mode(net, "eval"):
         return attack(net, images, labels, generator=generator)
 

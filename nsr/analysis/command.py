@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from nsr.analysis.calls import attacked, check_halves, halves
-from nsr.analysis.interventions import Interventions, Pairs
+from nsr.analysis.interventions import Interventions
+from nsr.analysis.ranking import Pairs
 from nsr.analysis.report import effects_table, layers_table, write_effects
 from nsr.data import ImageData
 from nsr.errors import InputError
@@ -46,16 +46,16 @@ def run_interventions(
     layers = analysis.chosen(module.taps.layers)
     batches = -(-len(parts[1]) // data.evaluation_batch_size)
 
-    def pairs(half: Tensor) -> Iterator[Pairs]:
-        assert module.suite.sensitivity_attack is not None
-        for number, (images, labels) in enumerate(data.test_batches(half)):
+    def pairs(half: int) -> Iterator[Pairs]:
+        attack = module.suite.sensitivity_attack
+        assert attack is not None
+        for number, (images, labels) in enumerate(data.test_batches(parts[half])):
             images, labels = images.to(device), labels.to(device)
-            attack = module.suite.sensitivity_attack
-            yield Pairs(images, attacked(net, images, labels, attack, seed=analysis.seed, number=number), labels)
+            yield Pairs(images, attacked(net, images, labels, attack, place=(analysis.seed, half, number)), labels)
 
     try:
         with progress_line("interventions", batches * len(layers) * len(analysis.kinds)) as advance:
-            effects = analysis.measure(net, layers, pairs(parts[0]), pairs(parts[1]), within=net.net, progress=advance)
+            effects = analysis.measure(net, layers, pairs(0), pairs(1), within=net.net, progress=advance)
     except InputError as error:  # the evaluation itself is done
         show(f"interventions  nothing measured: {error}")
         return

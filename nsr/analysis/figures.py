@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 3.3  # inches: a column
+A_LAYER = 0.2  # inches of the network's figure
 DOTS = 300  # an inch
 STYLE: dict[Any, Any] = {
     "font.size": 7.5,
@@ -59,30 +60,35 @@ def layer_figure(rows: Sequence[Row]) -> Figure:
 
     kinds = list(dict.fromkeys(row.kind for row in rows))
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(len(kinds), height=1.55)
+        figure, panels = _panels(len(kinds), width=WIDTH, height=1.55)
         for kind, axes in zip(kinds, panels, strict=True):
             of_kind = [row for row in rows if row.kind == kind]
             _draw_layer(axes, of_kind)
             axes.set_ylabel(MEASURED[kind])
         panels[-1].set_xlabel(f"share of the {rows[0].layer_neurons} neurons of {rows[0].layer} (%)")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+        _legend(figure, panels[0], rows, columns=2)
     return figure
 
 
 def _draw_layer(axes: Any, rows: Sequence[Row]) -> None:
     whole = [100 * row.effect for row in rows if row.family == WHOLE]
     axes.axhline(whole[0], color="0.5", linewidth=0.7, linestyle=(0, (4, 3)), label="the whole layer", zorder=1)
-    for family, (label, colour, marker) in FAMILIES.items():
-        of_family = sorted((row for row in rows if row.family == family), key=lambda row: row.share)
-        if not of_family:
-            continue
-        share, effect, low, high = (
-            [100 * getattr(row, name) for row in of_family] for name in ("share", "effect", "effect_low", "effect_high")
+    shares = sorted({row.share for row in rows if row.family != WHOLE})
+    drawn = [family for family in FAMILIES if any(row.family == family for row in rows)]
+    for place, family in enumerate(drawn):
+        label, colour, marker = FAMILIES[family]
+        by_share = {row.share: row for row in rows if row.family == family}
+        effect, low, high = (
+            [100 * getattr(by_share[share], name) for share in shares]
+            for name in ("effect", "effect_low", "effect_high")
         )
-        axes.fill_between(share, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(share, effect, color=colour, marker=marker, markersize=3.2, linewidth=1, label=label, clip_on=False)
+        # beside each other, so that equal ones can be told apart
+        beside = [100 * share + place - (len(drawn) - 1) / 2 for share in shares]
+        axes.fill_between(beside, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(beside, effect, color=colour, marker=marker, markersize=3.2, linewidth=1, label=label, clip_on=False)
     axes.set_ylim(0, 100)
-    axes.set_xlim(0, 100 * max(row.share for row in rows if row.family != WHOLE) * 1.05)
+    axes.set_xlim(0, max(100 * shares[-1] + len(drawn), 10))
+    axes.set_xticks([100 * share for share in shares], [f"{100 * share:g}" for share in shares])
 
 
 def network_figure(rows: Sequence[Row], *, share: float) -> Figure:
@@ -97,14 +103,14 @@ def network_figure(rows: Sequence[Row], *, share: float) -> Figure:
     kinds = list(dict.fromkeys(row.kind for row in rows))
     layers = list(dict.fromkeys(row.layer for row in rows))
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(len(kinds), height=1.5)
+        figure, panels = _panels(len(kinds), width=max(WIDTH, A_LAYER * len(layers)), height=1.5)
         for kind, axes in zip(kinds, panels, strict=True):
             at_share = [row for row in rows if row.kind == kind and row.share == share]
             _draw_contrasts(axes, at_share, layers)
             axes.set_ylabel(f"{MEASURED[kind].splitlines()[0]}\ndifference (points)")
         panels[-1].set_xticks(range(len(layers)), layers, rotation=60, ha="right", rotation_mode="anchor")
         panels[-1].set_xlabel(f"layer, {100 * share:g} % of its neurons")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=1, frameon=False)
+        _legend(figure, panels[0], rows, columns=1)
     return figure
 
 
@@ -133,12 +139,24 @@ def _draw_contrasts(axes: Any, rows: Sequence[Row], layers: Sequence[str]) -> No
         )
 
 
-def _panels(count: int, *, height: float) -> tuple[Figure, list[Any]]:
+def _legend(figure: Figure, axes: Any, rows: Sequence[Row], *, columns: int) -> None:
+    images = " and ".join(f"{count}" for count in dict.fromkeys(row.images for row in rows))
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=columns,
+        frameon=False,
+        title=f"{images} images, 95 % intervals",
+        title_fontsize=STYLE["legend.fontsize"],
+    )
+
+
+def _panels(count: int, *, width: float, height: float) -> tuple[Figure, list[Any]]:
     """A figure without pyplot, which would keep it, and its panels one above the other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, 0.75 + height * count), layout="constrained")
+    figure = Figure(figsize=(width, 0.85 + height * count), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
 

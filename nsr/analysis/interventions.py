@@ -12,29 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nsr.analysis.conductance import conductance
-from nsr.analysis.outcomes import Effects, LayerRanking, Outcomes
+from nsr.analysis.outcomes import Effects, Outcomes
+from nsr.analysis.ranking import RANKINGS, LayerRanking, Pairs, rank_neurons
 from nsr.analysis.replay import Recording, Replay
-from nsr.analysis.sets import RANKINGS, NeuronSets, neuron_sets
+from nsr.analysis.sets import NeuronSets, neuron_sets
 from nsr.errors import InputError, check_choice, check_number, did_you_mean
 from nsr.layers import Layer, as_list, calls_matching
 from nsr.losses import margin
-from nsr.sensitivity import SensitivitySums, divide, sensitivity_sums
 
-KINDS = ("restore", "corrupt", "mask_zero", "mask_mean")
-
-
-class Pairs(NamedTuple):
-    """Images and their adversarial examples."""
-
-    images: Tensor  # (batch, channel, height, width)
-    adversarial: Tensor
-    labels: Tensor  # (batch,)
+MASKS = ("mask_zero", "mask_mean")
+KINDS = ("restore", "corrupt", *MASKS)
 
 
 class Interventions:
@@ -120,8 +111,9 @@ class Interventions:
         if first is None:
             raise InputError("there are no images to rank neurons on; interventions need two halves")
         replay = Replay(net, self.chosen(layers), first.images, within=within)
-        rankings = self._rank(replay, chain([first], batches), within)
-        del first
+        batches = chain(iter([first]), batches)
+        del first  # or it would live as long as the ranking
+        rankings = rank_neurons(replay, batches, self.rankings, within=within, images_at_once=self.images_at_once)
         sets = {name: self._sets(name, layer) for name, layer in rankings.items()}
         outcomes = Outcomes(self.kinds)
         for pairs in tested:
@@ -131,25 +123,6 @@ class Interventions:
     def _sets(self, name: str, layer: LayerRanking) -> NeuronSets:
         chosen = {ranking: getattr(layer, ranking) for ranking in self.rankings}
         return neuron_sets(layer.sensitivity, chosen, shares=self.shares, draws=self.draws, seed=self.seed, layer=name)
-
-    # ---------------------------------------------------------------- ranking
-
-    def _rank(self, replay: Replay, batches: Iterable[Pairs], within: nn.Module | None) -> dict[str, LayerRanking]:
-        """{layer: its rankings} from sums over the batches."""
-        sums: dict[str, list[Tensor]] = {}
-        samples = 0
-        for pairs in batches:
-            clean, adversarial = replay.record(pairs.images), replay.record(pairs.adversarial)
-            samples += len(pairs.labels)
-            for name, layer in replay.layers.items():
-                new = list(_layer_sums(layer, clean.features[name], adversarial.features[name]))
-                if "conductance" in self.rankings:
-                    flow = conductance(
-                        replay.net, layer, *pairs, within=within, images_at_once=self.images_at_once
-                    )  # (batch, neuron)
-                    new.append(flow.abs().double().sum(0))
-                sums[name] = [old + more for old, more in zip(sums[name], new, strict=True)] if name in sums else new
-        return {name: _ranking(parts, samples) for name, parts in sums.items()}
 
     # ---------------------------------------------------------------- intervening
 
@@ -163,34 +136,21 @@ class Interventions:
         progress: Callable[[], None],
     ) -> None:
         """One batch: its two passes, then every layer and set from what they left."""
-        sides = {"clean": replay.record(pairs.images), "adversarial": replay.record(pairs.adversarial)}
-        right = {side: recording.logits.argmax(1) == pairs.labels for side, recording in sides.items()}
-        outcomes.count(right["clean"], right["adversarial"])
+        clean, attacked = replay.record(pairs.images), replay.record(pairs.adversarial)
+        right, withstood = (recording.logits.argmax(1) == pairs.labels for recording in (clean, attacked))
+        outcomes.count(right, withstood)
         for kind in self.kinds:
-            masks_anything = kind.startswith("mask")
-            chosen = right["clean"] if masks_anything else right["clean"] & ~right["adversarial"]
-            index = chosen.nonzero()[:, 0]
-            if len(index) == 0:
-                continue
-            base = sides["adversarial" if kind == "restore" else "clean"].select(index)
-            other = sides["clean" if kind == "restore" else "adversarial"]
-            before = margin(base.logits, pairs.labels[index])
+            index = (right if kind in MASKS else right & ~withstood).nonzero()[:, 0]
+            base, other = (attacked, clean) if kind == "restore" else (clean, attacked)
+            base, labels = base.select(index), pairs.labels[index]
             for name, layer in replay.layers.items():
-                if masks_anything:
-                    instead = rankings[name].mean_output * (kind == "mask_mean")
-                    replacement = _along(layer, instead.to(base.features[name]), base.features[name].ndim)
-                else:
-                    replacement = other.features[name][index]
-                margins, wrong = self._outcome(
-                    replay, base, name, replacement, sets[name].distinct, pairs.labels[index]
-                )
-                worse = margins - before
-                outcomes.add(
-                    kind,
-                    name,
-                    flags=~wrong if kind == "restore" else wrong,
-                    gain=-worse if kind == "restore" else worse,
-                )
+                if len(index):
+                    features = base.features[name]
+                    instead = (
+                        _mask(kind, layer, rankings[name], features) if kind in MASKS else other.features[name][index]
+                    )
+                    margins, wrong = self._outcome(replay, base, name, instead, sets[name].distinct, labels)
+                    outcomes.add(kind, name, wrong=wrong, rise=margins - margin(base.logits, labels))
                 progress()
 
     def _outcome(
@@ -221,27 +181,9 @@ def _several(name: str, values: Sequence) -> list:
     return list(values)
 
 
-def _layer_sums(layer: Layer, clean: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Movement, activation and output of each neuron, summed over the batch, each (neuron,) float64."""
-    sums = sensitivity_sums(clean, adversarial, neuron_dim=layer.neuron_dim, dtype=torch.float64)
-    outputs = clean.movedim(layer.neuron_dim, 1).flatten(2) if clean.ndim > 2 else clean[:, :, None]
-    return sums.movement, sums.activation, outputs.mean(2, dtype=torch.float64).sum(0)
-
-
-def _ranking(sums: Sequence[Tensor], samples: int) -> LayerRanking:
-    movement, activation, output, *further = sums
-    parts = SensitivitySums(movement, activation, samples)
-    return LayerRanking(
-        sensitivity=divide(parts),
-        relative=divide(parts, "relative"),
-        activation=activation / samples,
-        mean_output=output / samples,
-        conductance=further[0] / samples if further else None,
-    )
-
-
-def _along(layer: Layer, values: Tensor, dimensions: int) -> Tensor:
-    """(neuron,) -> a shape that broadcasts to the layer's output"""
-    shape = [1] * dimensions
+def _mask(kind: str, layer: Layer, ranking: LayerRanking, features: Tensor) -> Tensor:
+    """What masked neurons give, of a shape that broadcasts to the layer's output."""
+    shape = [1] * features.ndim
     shape[layer.neuron_dim] = -1
-    return values.view(shape)
+    means = ranking.mean_output.to(features).view(shape)
+    return means if kind == "mask_mean" else torch.zeros_like(means)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from nsr.analysis.bootstrap import Bootstrap, Interval
+from nsr.analysis.ranking import LayerRanking
 from nsr.analysis.sets import MOST, WHOLE, NeuronSets
 from nsr.errors import InputError
 
@@ -17,20 +18,6 @@ if TYPE_CHECKING:
     import pandas
 
 DECIMALS = 6
-
-
-class LayerRanking(NamedTuple):
-    """What the ranking images tell of one layer's neurons, each (neuron,) float64."""
-
-    sensitivity: Tensor  # absolute
-    relative: Tensor
-    activation: Tensor  # mean |output| on clean images
-    mean_output: Tensor  # with its sign
-    conductance: Tensor | None = None
-
-    def correlation(self) -> float:
-        """Pearson's, of sensitivity and activation over neurons; not a number for a layer of one."""
-        return float(torch.corrcoef(torch.stack([self.sensitivity, self.activation]))[0, 1])
 
 
 @dataclass(frozen=True)
@@ -73,7 +60,7 @@ class Effects:
     """
 
     rows: list[Row]
-    layers: dict[str, dict[str, float]]
+    layers: dict[str, dict[str, float | None]]
     images: dict[str, int]
     left_out: dict[str, str]
 
@@ -106,10 +93,11 @@ class Outcomes:
         for name, images in (("tested", right | True), ("right", right), ("fooled", right & ~right_under_attack)):
             self.images[name] += int(images.sum())
 
-    def add(self, kind: str, layer: str, *, flags: Tensor, gain: Tensor) -> None:
-        """Adds a batch's interventions, each (distinct set, image): whether it had its effect, the margin's move."""
-        self.flags.setdefault((kind, layer), []).append(flags.cpu())
-        self.gains.setdefault((kind, layer), []).append(gain.float().cpu())
+    def add(self, kind: str, layer: str, *, wrong: Tensor, rise: Tensor) -> None:
+        """Adds a batch's interventions, each (distinct set, image): whether it is wrong, how far its margin rose."""
+        restores = kind == "restore"
+        self.flags.setdefault((kind, layer), []).append((~wrong if restores else wrong).cpu())
+        self.gains.setdefault((kind, layer), []).append((-rise if restores else rise).float().cpu())
 
     def effects(
         self,
@@ -134,7 +122,7 @@ class Outcomes:
                 bootstrap = Bootstrap(self._images_of(kind), replicates=replicates, seed=seed)
                 for layer in rankings:
                     rows += self._rows(kind, layer, rankings[layer], sets[layer], shares, bootstrap)
-        return Effects(rows, {name: _figures(layer) for name, layer in rankings.items()}, dict(self.images), left_out)
+        return Effects(rows, {name: layer.figures() for name, layer in rankings.items()}, dict(self.images), left_out)
 
     def _images_of(self, kind: str) -> int:
         return self.images["right" if kind.startswith("mask") else "fooled"]
@@ -199,15 +187,6 @@ def _mass(masks: Tensor, sensitivity: Tensor) -> float:
 
 def _overlap(masks: Tensor, most: Tensor) -> Tensor:
     return (masks & most).sum(1).double().mean() / most.sum()
-
-
-def _figures(ranking: LayerRanking) -> dict[str, float]:
-    return {
-        "neurons": len(ranking.sensitivity),
-        "mean_sensitivity": float(ranking.sensitivity.mean()),
-        "mean_activation": float(ranking.activation.mean()),
-        "correlation_of_sensitivity_and_activation": ranking.correlation(),
-    }
 
 
 def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 
@@ -146,8 +146,11 @@ class Substitution:
         return (self.mixed, *output[1:]) if isinstance(output, tuple) else self.mixed
 
 
-class Reads(TorchDispatchMode):
-    """In `with Reads() as reads` it is noted which of the tensors given out any operation reads."""
+class Reads(TorchFunctionMode):
+    """In `with Reads() as reads` it is noted which of the tensors given out any function of torch is handed.
+
+    TorchScript's inner operations do not show here; a tensor that only these read is taken for unread.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +162,7 @@ class Reads(TorchDispatchMode):
         self._given[tensor.untyped_storage().data_ptr()] = (number, tensor)
         return tensor
 
-    def __torch_dispatch__(self, operation: Any, types: Any, inputs: Any = (), settings: Any = None) -> Any:
+    def __torch_function__(self, operation: Any, types: Any, inputs: Any = (), settings: Any = None) -> Any:
         for leaf in tree_leaves((inputs, settings)):
             if isinstance(leaf, Tensor) and (entry := self._given.get(leaf.untyped_storage().data_ptr())):
                 self.seen.add(entry[0])

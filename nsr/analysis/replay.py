@@ -130,7 +130,8 @@ class Replay:
                 continue
         raise InputError(
             f"layer {layer!r}: its output cannot be replaced in a pass of {type(self.net).__name__}, which draws at "
-            "random, lets images of a batch influence each other, or runs the layer in fused code; name another layer"
+            "random, lets images of a batch influence each other, runs the layer in fused code or gives its output "
+            "without a batch; name another layer"
         )
 
     def _steps(self, target: int, keep: Callable[[Call], bool]) -> list[Step]:

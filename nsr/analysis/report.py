@@ -91,11 +91,12 @@ def layers_table(effects: Effects) -> Table:
     ):
         table.add_column(heading, justify="right")
     for layer, figures in effects.layers.items():
+        correlation = figures["correlation_of_sensitivity_and_activation"]
         most, size, least, mass = (rows[layer, family] for family in (MOST, SIZE, LEAST, MASS))
         table.add_row(
             layer,
             f"{most.layer_neurons}",
-            f"{figures['correlation_of_sensitivity_and_activation']:.2f}",
+            "" if correlation is None else f"{correlation:.2f}",
             *(f"{100 * row.mass:.0f}" for row in (most, size, least)),
             f"{mass.neurons:.1f}",
             f"{100 * mass.overlap:.0f}",

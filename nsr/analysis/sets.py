@@ -25,7 +25,6 @@ from nsr.sensitivity import most_sensitive
 MOST, LEAST, SIZE, MASS, WHOLE = (
     *("most_sensitive", "least_sensitive", "random_equal_size", "random_equal_mass", "whole_layer"),
 )
-RANKINGS = ("activation", "relative", "conductance")  # beside sensitivity's own
 SETS = 2  # the stream of random numbers
 
 
