@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "benchmarks" / "results" / "interventions_resnet20.csv"
 RECORD = ROWS.with_suffix(".json")
-THREADS = 2
+ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # waiting threads leave the cores to others
 COMMAND = (
     *("model=resnet20", "model.variant=projection_bias", "model.normalization=none", "model.weights=WEIGHTS"),
     *("data=image_folder", "data.root=IMAGES", "limit=500", "epsilon=2/255", "sensitivity_attack.steps=20"),
@@ -44,8 +45,9 @@ def run(weights: str, images: str) -> None:
             name, _, value = word.partition("=")
             command.append(f"{name}={places.get(value, value)}")
         loads, started = [os.getloadavg()[0]], time.perf_counter()
-        subprocess.run(command, check=True, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": str(THREADS)})
+        subprocess.run(command, check=True, cwd=folder, env={**os.environ, **ENVIRONMENT})
         seconds = time.perf_counter() - started
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         loads.append(os.getloadavg()[0])
         found = json.loads((Path(folder) / "run" / "interventions.json").read_text())
         figures = json.loads((Path(folder) / "run" / "evaluation.json").read_text())
@@ -55,7 +57,8 @@ def run(weights: str, images: str) -> None:
         "commit": commit,
         "weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
         "seconds": round(seconds, 1),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": THREADS, "load": loads},
+        "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), **ENVIRONMENT, "load_before_after": loads},
         "versions": _versions(),
         "clean_accuracy": figures["test/clean_accuracy"],
         "images": found["images"],
