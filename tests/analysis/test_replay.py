@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from nsr.analysis.replay import TRIAL_IMAGES, Replay
 from nsr.errors import InputError
+from nsr.features import capture_features
 from nsr.layers import Layer, find_layers, name_and_call, named_modules
 from nsr.models import Classifier, ResNet20
 
@@ -267,6 +268,27 @@ def test_what_lies_before_the_layer_is_not_run_again():
     replay.logits(adversarial, "2", clean.features["2"], torch.rand(7, 5) < 0.5)
     assert early.images == before[0]
     assert late.images == before[1] + 7 * 6
+
+
+def test_kept_outputs_are_those_before_anything_wrote_on_them():
+    """`out += shortcut` overwrites what bn2 gave: were that kept, whole passes would have to be run."""
+    net = residual_net()
+    net.conv1 = Counting(net.conv1)
+    replay, _, clean, adversarial = recorded(net, "relu#2")
+    before = net.conv1.images
+    replay.logits(adversarial, "relu#2", clean.features["relu#2"], torch.ones(3, 4).bool())
+    assert net.conv1.images == before
+
+
+@pytest.mark.parametrize("name", ["residual", "tokens", "shared", "resnet20", "normalised"])
+def test_features_are_those_that_others_capture(name):
+    net, images = networks()[name]
+    _, layers, clean, _ = recorded(net, "[!o]*", images=images)
+    net.eval()
+    with torch.no_grad(), capture_features(net, [layer.name for layer in layers]) as features:
+        net(clean.images)
+    for layer in layers:
+        assert torch.equal(clean.features[layer.name], features[layer.name])
 
 
 def test_only_what_is_read_is_kept():
