@@ -24,11 +24,11 @@ from omegaconf import DictConfig, OmegaConf
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nsr.assembly import build_classifier, build_data  # noqa: E402
 from nsr.attacks import AutoAttack  # noqa: E402
 from nsr.checkpoints import load_network, read_settings  # noqa: E402
 from nsr.evaluation.chunks import Chunks  # noqa: E402
 from nsr.evaluation.suite import Suite  # noqa: E402
+from nsr.parts import build_classifier, build_data  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "evaluation.jsonl"
 REPEATS = 3

@@ -114,6 +114,24 @@ def numbers(**limits: Any) -> Check:
     return check
 
 
+def shares(name: str, value: Any) -> Any:
+    """A list of shares in (0, 1]."""
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{name} is {value!r}; it must be a list of shares of a layer's neurons, such as [0.1, 0.5]")
+    return [check_number(f"{name} entry", entry, above=0, highest=1) for entry in value]
+
+
+def choices(*allowed: Any) -> Check:
+    """A rule for a list of a few values."""
+
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, list):
+            raise InputError(f"{name} is {value!r}; it must be a list of {', '.join(map(str, allowed))}")
+        return [check_choice(f"{name} entry", entry, allowed) for entry in value]
+
+    return check
+
+
 def exact_names(name: str, value: Any) -> Any:
     """A list of dotted names, none of them a pattern."""
     is_list = isinstance(value, list)
@@ -140,6 +158,13 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "suite.curve.shares": numbers(above=0),
     "corruptions.names": optional(names),
     "corruptions.severities": numbers(lowest=1, highest=5, whole=True),
+    "analysis.*.layers": optional(patterns),
+    "analysis.*.shares": shares,
+    "analysis.interventions.kinds": choices("restore", "corrupt", "mask_zero", "mask_mean"),
+    "analysis.interventions.rankings": choices("activation", "relative", "conductance"),
+    "analysis.interventions.draws": number(lowest=2, **WHOLE),
+    "analysis.*.replicates": number(lowest=100, **WHOLE),
+    "analysis.*.images_at_once": number(lowest=1, **WHOLE),
     "*.draws": number(lowest=1, **WHOLE),
     "*.queries": number(lowest=1, **WHOLE),
     "*.seed": number(lowest=0, highest=2**32 - 1, **WHOLE),

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from nsr.assembly import build_corruptions, build_data, build_module, needed_splits
 from nsr.checkpoints import take_over_checkpoint
 from nsr.command_line import plain_value
 from nsr.errors import InputError
 from nsr.evaluation.curve import expand_curve
+from nsr.parts import build_analyses, build_corruptions, build_data, build_module, needed_splits
 
 
 def rehearse(config: DictConfig) -> None:
@@ -23,7 +23,8 @@ def rehearse(config: DictConfig) -> None:
     saved = take_over_checkpoint(config) if "checkpoint" in config else None
     data = build_data(config)
     expand_curve(config)
-    build_module(config, data, saved=saved)
+    module = build_module(config, data, saved=saved)
+    build_analyses(config, module, images=config.get("limit"))
     build_corruptions(config, data)
     data.rehearse(needed_splits(config))  # last: it takes the longest
 

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nsr.assembly import build_callbacks, train
+from nsr.assembly import train
 from nsr.callbacks import Ramp
 from nsr.errors import InputError
+from nsr.parts import build_callbacks
 from nsr.training import RobustClassifier
 from tests.conftest import TINY, job
 

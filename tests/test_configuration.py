@@ -29,6 +29,7 @@ GROUPS = (
     "logger",
 )
 TRAINING = [(group, path.stem) for group in (*GROUPS, "experiment") for path in sorted((CONF / group).glob("*.yaml"))]
+ANALYSES = sorted(path.stem for path in (CONF / "analyses").glob("*.yaml"))
 NEEDED = {
     ("data", "image_folder"): ["data.root=/somewhere", "data.channels=3", "data.image_size=8", "data.classes=3"],
     ("model", "torchvision"): ["model.name=resnet18", "data=cifar10"],
@@ -89,7 +90,7 @@ def test_every_choice_builds_what_it_names(group, name, tmp_path):
 
 
 def test_there_is_no_other_choice_left_untested():
-    tested = {*GROUPS, "experiment", "trainer", "hydra"}
+    tested = {*GROUPS, "analyses", "experiment", "trainer", "hydra"}
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == tested
 
 
@@ -98,6 +99,17 @@ def test_evaluation_composes():
     config = compose_checked("evaluate", ["model=resnet20", "data=digits", "attacks=[clean,pgd]", "epsilon=2/255"])
     assert config.suite.pgd.epsilon == "2/255"
     assert config.suite.pgd.steps == 40
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_every_analysis_composes_and_builds(name):
+    config = compose_checked("evaluate", [f"analyses=[{name}]"])
+    assert list(config.analysis) == [name]
+    assert instantiate(OmegaConf.to_container(config.analysis[name], resolve=True)) is not None
+    settings = {f"analysis.{name}.{key}": value for key, value in flat(plain(config.analysis[name]))}
+    assert {key for key in settings if rule_of(key) is None} == {f"analysis.{name}._target_"}
+    text = (CONF / "hydra" / "help" / "evaluate.yaml").read_text()
+    assert re.search(rf"analyses +\[.*\b{name}\b", text)
 
 
 @pytest.mark.parametrize(("group", "name"), TRAINING)

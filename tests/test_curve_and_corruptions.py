@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from nsr.assembly import build_data, build_module, evaluate
+from nsr.assembly import evaluate
 from nsr.checkpoints import take_over_checkpoint
 from nsr.configuration import unusual_epsilon
 from nsr.data.corruptions import Corruptions
 from nsr.data.sources import Digits
 from nsr.errors import InputError
 from nsr.evaluation.time_left import TimeLeft
+from nsr.parts import build_data, build_module
 from nsr.rehearsal import rehearse
 from tests.conftest import job
 

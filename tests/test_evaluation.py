@@ -380,7 +380,7 @@ def test_the_command_goes_on_where_it_was_killed(trained, tmp_path, monkeypatch)
 
 
 def test_a_limit_is_balanced_fixed_and_told(trained, tmp_path, capsys):
-    from nsr.assembly import build_data
+    from nsr.parts import build_data
 
     config = job("evaluate", tmp_path / "run", "data=digits", "model=small_cnn", "model.weights=x.pt")
     data = build_data(config)

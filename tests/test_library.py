@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import operator
 import re
 import subprocess
 import sys
@@ -29,6 +30,11 @@ NAMES = [
 ]
 MODULES = ["attacks", "attacks.balls", "boundary", "compare", "errors", "features", "metrics", "modes", "objectives"]
 MODULES += ["objectives.objective", "sensitivity", "stabilizer", "telemetry"]
+MODULES += [
+    f"analysis{name}"
+    for name in ("", ".bootstrap", ".calls", ".command", ".conductance", ".figures", ".interventions", ".outcomes")
+]
+MODULES += [f"analysis.{name}" for name in ("passes", "ranking", "replay", "report", "sets")]
 
 
 def in_a_fresh_process(code: str) -> str:
@@ -88,13 +94,16 @@ def test_everything_public_has_a_docstring(module):
     module = importlib.import_module(f"nsr.{module}")
     assert module.__doc__
     found = dict(public(module))
-    assert found or module.__name__ in ("nsr.attacks", "nsr.objectives")
+    assert found or module.__name__ in ("nsr.analysis", "nsr.attacks", "nsr.objectives")
     assert [name for name, thing in found.items() if not thing.__doc__] == []
 
 
-@pytest.mark.parametrize("name", ["neuron_sensitivity", "pgd", "capture_features", "most_sensitive"])
+@pytest.mark.parametrize(
+    "name", ["neuron_sensitivity", "pgd", "capture_features", "most_sensitive", "analysis.intervene"]
+)
 def test_each_setting_is_in_its_docstring(name):
-    function = getattr(nsr, name)
+    importlib.import_module("nsr.analysis")
+    function = operator.attrgetter(name)(nsr)
     for parameter in inspect.signature(function).parameters:
         assert re.search(rf"\b{parameter}\b", function.__doc__), parameter
 
@@ -112,11 +121,12 @@ def test_import_is_light():
 
 def test_the_library_core_needs_torch_alone():
     """All of it but the metrics, which are torchmetrics'."""
-    names = ["sensitivity", "features", "modes", "attacks", "boundary", "stabilizer", "objectives"]
+    names = ["sensitivity", "features", "modes", "attacks", "boundary", "stabilizer", "objectives", "analysis"]
     code = f"import sys, {', '.join(f'nsr.{name}' for name in names)}; print(*sorted(sys.modules))"
     loaded = {name.partition(".")[0] for name in in_a_fresh_process(code).split()}
     assert "torch" in loaded
     assert not loaded & {"pytorch_lightning", "torchmetrics", "torchvision", "hydra", "wandb"}
+    assert not loaded & {"matplotlib", "pandas", "captum"}  # loaded by the picture, the frame, the ranking
 
 
 # ---------------------------------------------------------------- together, as a newcomer would

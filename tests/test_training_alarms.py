@@ -13,7 +13,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from nsr.assembly import build_data, build_module, instantiate, train
+from nsr.assembly import train
 from nsr.attacks import EnsembleAttack, GradientAttack, KeptPerturbation
 from nsr.callbacks import TrainingAlarms
 from nsr.callbacks.alarms import _as_wide
@@ -24,6 +24,7 @@ from nsr.errors import InputError, RunStopped
 from nsr.evaluation import report
 from nsr.models import Classifier
 from nsr.objectives import AdversarialTraining, Natural
+from nsr.parts import build_data, build_module, instantiate
 from nsr.randomness import draw_seed
 from tests.conftest import TINY, job
 

@@ -146,6 +146,11 @@ class ImageData(pl.LightningDataModule):
         self.test_set = self.test_set.subset(indices)
         return hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:12]
 
+    def test_batches(self, indices: torch.Tensor) -> DataLoader:
+        """Batches of these test images, all on this process; `setup` comes first."""
+        images = self.test_set.subset(indices)
+        return self._loader(images, EvaluationBatches(len(images), self.evaluation_batch_size))
+
     def train_dataloader(self) -> DataLoader:
         batches = TrainingBatches(len(self.training_set), self.batch_size, seed=self.seed, **self._process())
         return self._loader(self.training_set, batches)

@@ -33,21 +33,22 @@ def measure_corruptions(
     corruptions: Corruptions,
     chunks: Callable[[str], Chunks],
 ) -> list[CorruptionAccuracy]:
-    """A row for each corruption and severity; the test images of `data` are others afterwards.
+    """A row for each corruption and severity; test images, suite and figures are afterwards what they were.
 
     Args:
         chunks: name of a corruption -> its finished parts; called when `data` holds its images.
     """
+    before = data.test_set, module.suite, module.sensitivities
     rows = []
     for name in corruptions.names:
-        data.test_set = corruptions.images(name)
-        module.suite = Suite({})
+        data.test_set, module.suite = corruptions.images(name), Suite({})
         module.suite.chunks = chunks(name)
         trainer.test(module, datamodule=data, verbose=False)
         right = module.suite.outcomes["clean"].view(len(corruptions.severities), -1)  # (severity, image)
         for severity, flags in zip(corruptions.severities, right, strict=True):
             count, images = int(flags.sum()), len(flags)
             rows.append(CorruptionAccuracy(name, severity, count / images, *wilson(count, images)))
+    data.test_set, module.suite, module.sensitivities = before
     return rows
 
 
