@@ -31,7 +31,7 @@ COMMAND = (
     *("model=resnet20", "model.variant=projection_bias", "model.normalization=none", "model.weights=WEIGHTS"),
     *("data=image_folder", "data.root=IMAGES", "limit=500", "epsilon=2/255", "sensitivity_attack.steps=20"),
     *("layers=[relu1,layer?.?]", "analyses=[interventions]", "analysis.interventions.rankings=[activation,relative]"),
-    *("attacks=[clean]", "alarms=false", "channels_last=true", "trainer.accelerator=cpu", "seed=0"),
+    *("attacks=[clean]", "alarms.judge=false", "channels_last=true", "trainer.accelerator=cpu", "seed=0"),
 )
 
 
