@@ -47,6 +47,7 @@ def history(*epochs: dict, **common) -> list[Epoch]:
         **common,
     }
     made = [{**ordinary, "number": number, **epoch} for number, epoch in enumerate(epochs)]
+    made[0]["training"] = None  # before training
     return [Epoch(**{"strong": epoch["robust"], **epoch}) for epoch in made]
 
 
