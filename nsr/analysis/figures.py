@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsr.analysis.outcomes import Row
-from nsr.analysis.sets import LEAST, MASS, MOST, SIZE, WHOLE
+from nsr.analysis.sets import ENERGY, LEAST, MASS, MOST, RANDOM, SIZE, WHOLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 3.3  # inches: a column
 A_LAYER = 0.2  # inches of the network's figure
-DOTS = 300  # an inch
+BESIDE = 0.6  # points of a share between two families, so that equal ones can be told apart
+DOTS = 240  # an inch; a paper takes the PDF
 STYLE: dict[Any, Any] = {
     "font.size": 7.5,
     "axes.labelsize": 7.5,
@@ -35,12 +36,13 @@ STYLE: dict[Any, Any] = {
 }
 FAMILIES = {  # name: (label, colour, marker)
     MOST: ("most sensitive", "#D55E00", "o"),
+    ENERGY: ("random, equal energy", "#E69F00", "P"),
     MASS: ("random, equal mass", "#0072B2", "s"),
     SIZE: ("random, equal size", "#56B4E9", "D"),
     LEAST: ("least sensitive", "#000000", "v"),
     "by_activation": ("by clean activation", "#009E73", "^"),
     "by_relative": ("by relative sensitivity", "#CC79A7", "<"),
-    "by_conductance": ("by conductance", "#E69F00", ">"),
+    "by_conductance": ("by conductance", "#7F7F7F", ">"),
 }
 MEASURED = {
     "restore": "restored:\nimages right again (%)",
@@ -82,8 +84,7 @@ def _draw_layer(axes: Any, rows: Sequence[Row]) -> None:
             [100 * getattr(by_share[share], name) for share in shares]
             for name in ("effect", "effect_low", "effect_high")
         )
-        # beside each other, so that equal ones can be told apart
-        beside = [100 * share + place - (len(drawn) - 1) / 2 for share in shares]
+        beside = [100 * share + BESIDE * (place - (len(drawn) - 1) / 2) for share in shares]
         axes.fill_between(beside, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(beside, effect, color=colour, marker=marker, markersize=3.2, linewidth=1, label=label, clip_on=False)
     axes.set_ylim(0, 100)
@@ -92,7 +93,7 @@ def _draw_layer(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def network_figure(rows: Sequence[Row], *, share: float) -> Figure:
-    """The contrasts of the most sensitive neurons with both random controls in every layer, a panel a kind.
+    """The contrasts of the most sensitive neurons with the random controls in every layer, a panel a kind.
 
     Args:
         rows: of all layers.
@@ -116,7 +117,7 @@ def network_figure(rows: Sequence[Row], *, share: float) -> Figure:
 
 def _draw_contrasts(axes: Any, rows: Sequence[Row], layers: Sequence[str]) -> None:
     axes.axhline(0, color="0.5", linewidth=0.7, zorder=1)
-    for family, shift in ((SIZE, -0.15), (MASS, 0.15)):
+    for family, shift in zip(RANDOM, (-0.22, 0, 0.22), strict=True):
         label, colour, marker = FAMILIES[family]
         by_layer = {row.layer: row for row in rows if row.family == family}
         middle, low, high = (

@@ -37,7 +37,7 @@ class Interventions:
         kinds: of 'restore', 'corrupt', 'mask_zero', 'mask_mean'.
         rankings: further rankings whose first neurons are a control: 'activation' (mean |output| on clean images),
             'relative' (relative sensitivity), 'conductance' (captum's).
-        draws: random sets of equal size, and of equal mass, at each share.
+        draws: random sets of equal size, of equal mass and of equal energy, at each share.
         replicates: of the bootstrap.
         images_at_once: in one pass, sets times images: what bounds the memory.
         seed: of the random sets and the bootstrap.
@@ -122,7 +122,15 @@ class Interventions:
 
     def _sets(self, name: str, layer: LayerRanking) -> NeuronSets:
         chosen = {ranking: getattr(layer, ranking) for ranking in self.rankings}
-        return neuron_sets(layer.sensitivity, chosen, shares=self.shares, draws=self.draws, seed=self.seed, layer=name)
+        return neuron_sets(
+            layer.sensitivity,
+            layer.energy,
+            chosen,
+            shares=self.shares,
+            draws=self.draws,
+            seed=self.seed,
+            layer=name,
+        )
 
     # ---------------------------------------------------------------- intervening
 

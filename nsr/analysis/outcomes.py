@@ -32,6 +32,7 @@ class Row:
     neurons: float  # in a set, mean over draws
     layer_neurons: int
     mass: float  # share of the layer's summed sensitivity, mean over draws
+    energy: float  # share of its summed squared movement, mean over draws
     overlap: float  # share of the most sensitive set that is in it, mean over draws
     images: int
     effect: float  # share of the images that are right again (restore) or become wrong (corrupt, mask)
@@ -157,7 +158,8 @@ class Outcomes:
                 "draws": len(masks),
                 "neurons": float(masks.sum(1).double().mean()),
                 "layer_neurons": masks.shape[1],
-                "mass": _mass(masks, ranking.sensitivity.cpu()),
+                "mass": _share(masks, ranking.sensitivity.cpu()),
+                "energy": _share(masks, ranking.energy.cpu()),
                 "overlap": 1.0 if most is None else float(_overlap(masks, sets.distinct[most[0]])),
                 "images": flags.shape[1],
             }
@@ -179,10 +181,10 @@ def _compared(values: Tensor, of: Tensor, most: Tensor | None, family: str, boot
     return [*alone, *bootstrap.contrast(values[most], values[of])]
 
 
-def _mass(masks: Tensor, sensitivity: Tensor) -> float:
-    """The share of the layer's summed sensitivity in the sets, mean over draws; 0 where nothing moves."""
-    total = float(sensitivity.sum())
-    return 0.0 if total == 0 else float((masks.double() @ sensitivity).mean()) / total
+def _share(masks: Tensor, weights: Tensor) -> float:
+    """The share of the layer's summed weights in the sets, mean over draws; 0 where all are 0."""
+    total = float(weights.sum())
+    return 0.0 if total == 0 else float((masks.double() @ weights).mean()) / total
 
 
 def _overlap(masks: Tensor, most: Tensor) -> Tensor:

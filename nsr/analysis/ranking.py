@@ -28,6 +28,7 @@ class LayerRanking(NamedTuple):
     """What the ranking images tell of one layer's neurons, each (neuron,) float64."""
 
     sensitivity: Tensor  # absolute
+    energy: Tensor  # mean squared movement, over images and positions
     relative: Tensor
     activation: Tensor  # mean |output| on clean images
     mean_output: Tensor  # with its sign
@@ -81,17 +82,26 @@ def rank_neurons(
 
 
 def _layer_sums(layer: Layer, clean: Tensor, adversarial: Tensor) -> list[Tensor]:
-    """Movement, activation and output of each neuron, summed over the batch, each (neuron,) float64."""
+    """Movement, activation, output and squared movement of each neuron, summed over the batch, (neuron,) float64."""
     sums = sensitivity_sums(clean, adversarial, neuron_dim=layer.neuron_dim, dtype=torch.float64)
-    outputs = clean.movedim(layer.neuron_dim, 1).flatten(2) if clean.ndim > 2 else clean[:, :, None]
-    return [sums.movement, sums.activation, outputs.mean(2, dtype=torch.float64).sum(0)]
+
+    def means(values: Tensor) -> Tensor:
+        return (
+            values.movedim(layer.neuron_dim, 1)
+            .flatten(1, -1)
+            .unflatten(1, (layer.neurons, -1))
+            .mean(2, dtype=torch.float64)
+        )
+
+    return [sums.movement, sums.activation, means(clean).sum(0), means((clean - adversarial) ** 2).sum(0)]
 
 
 def _ranking(sums: Sequence[Tensor], samples: int) -> LayerRanking:
-    movement, activation, output, *further = sums
+    movement, activation, output, squares, *further = sums
     parts = SensitivitySums(movement, activation, samples)
     return LayerRanking(
         sensitivity=divide(parts),
+        energy=squares / samples,
         relative=divide(parts, "relative"),
         activation=activation / samples,
         mean_output=output / samples,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from nsr.analysis.figures import layer_figure, network_figure, save
 from nsr.analysis.outcomes import Effects, Row
-from nsr.analysis.sets import LEAST, MASS, MOST, SIZE, WHOLE
+from nsr.analysis.sets import LEAST, MASS, MOST, RANDOM, SIZE, WHOLE
 from nsr.files import append_rows, write_json
 
 SHOWN_SHARE = 0.5  # the table and the network's figure show the share nearest to it
@@ -46,7 +46,7 @@ def shown_share(effects: Effects) -> float:
 
 
 def effects_table(effects: Effects, kind: str) -> Table:
-    """A row a layer: effects of the families at one share, and the contrasts with both random ones."""
+    """A row a layer: effects of the families at one share, and the contrasts with the random ones."""
     share = shown_share(effects)
     rows = {(row.layer, row.family): row for row in effects.rows if row.kind == kind and row.share == share}
     whole = {row.layer: row for row in effects.rows if row.kind == kind and row.family == WHOLE}
@@ -56,11 +56,11 @@ def effects_table(effects: Effects, kind: str) -> Table:
     table.add_column("layer")
     for heading in ("whole_layer", *families):
         table.add_column(heading.replace("_", "\n", 1).replace("_", " "), justify="right")
-    for heading in ("most - equal size", "most - equal mass"):
-        table.add_column(f"{heading}\n[95 %]", justify="right")
+    for family in RANDOM:
+        table.add_column(f"most - {family.removeprefix('random_').replace('_', ' ')}\n[95 %]", justify="right")
     for layer, everything in whole.items():
         cells = [f"{100 * rows[layer, family].effect:.1f}" for family in families]
-        contrasts = [contrast(rows[layer, family]) for family in (SIZE, MASS)]
+        contrasts = [contrast(rows[layer, family]) for family in RANDOM]
         table.add_row(layer, f"{100 * everything.effect:.1f}", *cells, *contrasts)
     return table
 

@@ -120,6 +120,7 @@ def test_against_a_slow_version(case, effects, layer, kind):
         "by_relative": slow_sensitivity(clean, moved, kind="relative"),
     }
     means = [clean[:, m].mean() for m in range(clean.shape[1])]
+    energy = [float(((clean - moved)[:, m] ** 2).mean()) for m in range(clean.shape[1])]
     for share in (0.25, 0.5):
         count = int(share * len(sensitivity))
         for family, values in scores.items():
@@ -132,6 +133,7 @@ def test_against_a_slow_version(case, effects, layer, kind):
             assert got.effect == pytest.approx(changed / len(gains), abs=1e-6)
             assert got.margin == pytest.approx(sum(gains) / len(gains), abs=1e-5)
             assert got.mass == pytest.approx(sum(sensitivity[m] for m in chosen) / sum(sensitivity), abs=1e-6)
+            assert got.energy == pytest.approx(sum(energy[m] for m in chosen) / sum(energy), abs=1e-6)
             top = slow_most_sensitive(sensitivity, count)
             assert got.overlap == pytest.approx(len({*chosen} & {*top}) / count, abs=1e-6)
 
@@ -143,8 +145,9 @@ def test_random_families_are_means_of_their_draws(case, effects):
     layers = find_layers(net, images[:2], ["5"])
     pairs = [[Pairs(images[half], adversarial[half], labels[half])] for half in (ranking, tested)]
     rankings = rank_neurons(Replay(net, layers, images), pairs[0])
-    sets = neuron_sets(rankings["5"].sensitivity, {}, shares=[0.5], draws=4, seed=0, layer="5")
-    for family in ("random_equal_size", "random_equal_mass"):
+    ranked = rankings["5"]
+    sets = neuron_sets(ranked.sensitivity, ranked.energy, {}, shares=[0.5], draws=4, seed=0, layer="5")
+    for family in ("random_equal_size", "random_equal_mass", "random_equal_energy"):
         shares = []
         for mask in sets.masks(0.5, family):
             chosen = mask.nonzero()[:, 0].tolist()
@@ -301,11 +304,11 @@ def test_the_network_is_left_as_it_was(case):
 
 def test_a_data_frame(effects):
     frame = effects.frame()
-    assert len(frame) == len(effects.rows) == 2 * 4 * (2 * 6 + 1)
+    assert len(frame) == len(effects.rows) == 2 * 4 * (2 * 7 + 1)
     assert frame.iloc[3].to_dict().keys() == asdict(effects.rows[3]).keys()
     assert set(frame.family) == {
-        *("most_sensitive", "least_sensitive", "random_equal_size", "random_equal_mass", "whole_layer"),
-        *("by_activation", "by_relative"),
+        *("most_sensitive", "least_sensitive", "random_equal_size", "random_equal_mass", "random_equal_energy"),
+        *("by_activation", "by_relative", "whole_layer"),
     }
 
 

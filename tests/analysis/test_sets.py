@@ -8,16 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import PROPERTY, slow_most_sensitive
 
-from nsr.analysis.sets import LEAST, MASS, MOST, SIZE, WHOLE, equal_mass, neuron_sets
+from nsr.analysis.sets import ENERGY, LEAST, MASS, MOST, SIZE, WHOLE, equal_sum, neuron_sets
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
 sensitivities = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 7.0, 40.0]), min_size=2, max_size=20)
 
 
 def sets_of(values, *, draws=20, seed=0, layer="relu", shares=SHARES, **rankings):
-    return neuron_sets(
-        torch.tensor(values, dtype=torch.float64), rankings, shares=shares, draws=draws, seed=seed, layer=layer
-    )
+    sensitivity = torch.tensor(values, dtype=torch.float64)
+    return neuron_sets(sensitivity, sensitivity**2, rankings, shares=shares, draws=draws, seed=seed, layer=layer)
 
 
 def ids(mask: torch.Tensor) -> list[int]:
@@ -38,27 +37,28 @@ def test_most_and_least_against_a_loop(values):
 
 @given(sensitivities, st.integers(0, 5))
 @PROPERTY
-def test_random_sets_have_their_size_or_mass(values, seed):
+def test_random_sets_have_their_size_mass_or_energy(values, seed):
     sets = sets_of(values, seed=seed)
     for share in SHARES:
         most = sets.masks(share, MOST)[0]
         sizes = sets.masks(share, SIZE).sum(1)
         assert sizes.tolist() == [int(most.sum())] * 20
-        wanted = sum(values[m] for m in ids(most))
-        for mask in sets.masks(share, MASS):
-            got = sum(values[m] for m in ids(mask))
-            # no neuron of the set is too much by more than half of itself, and it is never empty
-            assert ids(mask)
-            assert abs(got - wanted) <= max(values) / 2 + 1e-9 or len(ids(mask)) == 1
+        for family, weights in ((MASS, values), (ENERGY, [value**2 for value in values])):
+            wanted = sum(weights[m] for m in ids(most))
+            for mask in sets.masks(share, family):
+                got = sum(weights[m] for m in ids(mask))
+                # no neuron of the set is too much by more than half of itself, and it is never empty
+                assert ids(mask)
+                assert abs(got - wanted) <= max(weights) / 2 + 1e-9 or len(ids(mask)) == 1
 
 
 @given(sensitivities, st.randoms(use_true_random=False), st.floats(0, 1))
 @PROPERTY
-def test_equal_mass_against_trying_every_length(values, random, part):
+def test_equal_sum_against_trying_every_length(values, random, part):
     order = list(range(len(values)))
     random.shuffle(order)
     mass = part * sum(values)
-    got = equal_mass(torch.tensor(values, dtype=torch.float64), torch.tensor(order), mass).tolist()
+    got = equal_sum(torch.tensor(values, dtype=torch.float64), torch.tensor(order), mass).tolist()
     assert got == order[: len(got)]
     reached = next((k for k in range(1, len(order) + 1) if sum(values[m] for m in order[:k]) >= mass), len(order))
     distance = {k: abs(sum(values[m] for m in order[:k]) - mass) for k in (reached - 1, reached) if k >= 1}
@@ -66,7 +66,7 @@ def test_equal_mass_against_trying_every_length(values, random, part):
     assert distance[len(got)] == pytest.approx(min(distance.values()), abs=1e-9)
 
 
-def test_equal_mass_by_hand():
+def test_equal_sum_by_hand():
     sensitivity = torch.tensor([8.0, 1.0, 1.0, 4.0, 2.0], dtype=torch.float64)
     for order, mass, expected in (
         ([1, 2, 4, 3, 0], 8.0, [1, 2, 4, 3]),  # 1, 2, 4, 8
@@ -75,7 +75,7 @@ def test_equal_mass_by_hand():
         ([0, 1, 2, 3, 4], 1.0, [0]),  # never empty
         ([0, 1, 2, 3, 4], 16.0, [0, 1, 2, 3, 4]),
     ):
-        assert equal_mass(sensitivity, torch.tensor(order), mass).tolist() == expected
+        assert equal_sum(sensitivity, torch.tensor(order), mass).tolist() == expected
 
 
 def test_the_most_sensitive_set_has_its_own_mass_in_its_own_order():
@@ -84,7 +84,7 @@ def test_the_most_sensitive_set_has_its_own_mass_in_its_own_order():
     order = torch.sort(sensitivity, descending=True).indices
     for count in range(1, 65):
         mass = float(sensitivity[order[:count]].flip(0).sum())
-        assert len(equal_mass(sensitivity, order, mass)) == count
+        assert len(equal_sum(sensitivity, order, mass)) == count
 
 
 def test_further_rankings():

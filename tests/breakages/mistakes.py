@@ -901,7 +901,7 @@ MISTAKES = [
         "tests/analysis/test_sets.py",
     ),
     Mistake(
-        "random sets of equal mass always overshoot",
+        "random sets of equal mass always get more than the most sensitive",
         "nsr/analysis/sets.py",
         "order[: reached if takes_one_less else reached + 1]",
         "order[: reached + 1]",
