@@ -134,7 +134,7 @@ def build_suite(config: DictConfig, example: torch.Tensor) -> Suite:
     names = [str(name) for name, attack in config.suite.items() if attack is not None]
     attacks = {name: build_attack(config, config.suite[name], f"suite.{name}", example) for name in names}
     sensitivity_attack = instantiate(config.sensitivity_attack) if "sensitivity_attack" in config else None
-    probes = PROBES if config.alarms.get("judge") else None
+    probes = PROBES if OmegaConf.select(config, "alarms.judge") else None
     if probes is not None:
         check_measured(config.alarms.stop_on, ["clean", *attacks, *probes])
     return Suite(attacks, sensitivity_attack=sensitivity_attack, probes=probes, seed=config.seed)

@@ -159,6 +159,25 @@ def test_a_foreign_module_on_two_processes(tmp_path):
     assert [row["epoch"] for row in rows(tmp_path / "2" / "layers.csv")] == ["0", "1"]
 
 
+@pytest.mark.slow
+def test_two_processes_judge_alarms_as_one_does(command, tmp_path):
+    """The classes predicted are added up, and so is a probe that each makes of a part of the images."""
+    training = [
+        *(*command, "data.batch_size=6", "data.validation_images=11", "data.evaluation_batch_size=4"),
+        *("trainer.max_epochs=1", "logger=csv", "attack.steps=1", "validation_attack=fgsm", "attacks=[clean]"),
+    ]
+    run("train.py", tmp_path / "two", *training, "trainer.devices=2", "trainer.strategy=ddp")
+    run("train.py", tmp_path / "one", *training)
+    for name in ("one", "two"):
+        assert len(json.loads((tmp_path / name / "alarms.json").read_text())) == 4
+    saved = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("one", "two")]
+    (before, after), (two_before, two_after) = (each["callbacks"]["TrainingAlarms"]["history"] for each in saved)
+    assert before.pop("stillest")[1] == pytest.approx(two_before.pop("stillest")[1], rel=1e-9)
+    assert before == two_before  # of the same weights
+    assert (after["images"], after["strong_images"]) == (11, 4)  # images 0, 3, 6, 9 of three batches
+    assert (two_after["images"], two_after["strong_images"]) == (11, 4)
+
+
 def exchange(rank: int, folder: str) -> None:
     """One of two processes: what they make of each other's sensitivities and gradients."""
     from torch import distributed

@@ -105,7 +105,9 @@ class AutoAttack:
         if self.version != "standard" or classes >= 10:
             return self.version, None
         if not self._said:
-            log.warning("standard AutoAttack needs ten classes; with %d its attacks take %d targets", classes, classes - 1)
+            log.warning(
+                "standard AutoAttack needs ten classes; with %d its attacks take %d targets", classes, classes - 1
+            )
             self._said = True
         return "custom", ["apgd-ce", "apgd-t", "fab-t", "square"]
 

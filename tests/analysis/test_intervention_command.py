@@ -23,7 +23,14 @@ SMALL = [f"analysis.interventions.{setting}" for setting in ("shares=[0.5]", "dr
 @pytest.fixture
 def command(trained) -> list[str]:
     best = trained / "checkpoints" / "best.ckpt"
-    return [f"checkpoint={best}", "attacks=[clean]", "alarms.judge=false", "limit=60", "analyses=[interventions]", *SMALL]
+    return [
+        f"checkpoint={best}",
+        "attacks=[clean]",
+        "alarms.judge=false",
+        "limit=60",
+        "analyses=[interventions]",
+        *SMALL,
+    ]
 
 
 def rows(path) -> list[dict[str, str]]:
