@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from nsr.analysis.calls import attacked, check_halves, halves
 from nsr.analysis.interventions import Interventions
 from nsr.analysis.ranking import Pairs
-from nsr.analysis.report import effects_table, layers_table, write_effects
+from nsr.analysis.report import contrasts_table, effects_table, layers_table, write_effects
 from nsr.data import ImageData
 from nsr.errors import InputError
 from nsr.evaluation.report import show
@@ -62,7 +62,8 @@ def run_interventions(
     files = write_effects(directory, effects, settings=settings)
     for kind, reason in effects.left_out.items():
         show(f"interventions  no {kind}: {reason}")
-    show(layers_table(effects), *(effects_table(effects, kind) for kind in effects.kinds()))
+    tables = (table(effects, kind) for kind in effects.kinds() for table in (effects_table, contrasts_table))
+    show(layers_table(effects), *tables)
     show(f"written to  {', '.join(files)}")
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from nsr.analysis.figures import layer_figure, network_figure, save
 from nsr.analysis.outcomes import Effects, Row
-from nsr.analysis.sets import LEAST, MASS, MOST, RANDOM, SIZE, WHOLE
+from nsr.analysis.sets import LEAST, MASS, MOST, SIZE, WHOLE
 from nsr.files import append_rows, write_json
 
 SHOWN_SHARE = 0.5  # the table and the network's figure show the share nearest to it
@@ -46,23 +46,42 @@ def shown_share(effects: Effects) -> float:
 
 
 def effects_table(effects: Effects, kind: str) -> Table:
-    """A row a layer: effects of the families at one share, and the contrasts with the random ones."""
-    share = shown_share(effects)
-    rows = {(row.layer, row.family): row for row in effects.rows if row.kind == kind and row.share == share}
+    """A row a layer: the effects of the whole layer and of the families at one share, in per cent."""
+    layers, families = _at_shown_share(effects, kind)
     whole = {row.layer: row for row in effects.rows if row.kind == kind and row.family == WHOLE}
     images = next(iter(whole.values())).images
-    families = list(dict.fromkeys(family for _, family in rows if family != WHOLE))
-    table = Table(title=f"{kind}: % of {images} images {HAPPENS[kind]}, {100 * share:g} % of each layer's neurons")
+    share = 100 * shown_share(effects)
+    table = Table(title=f"{kind}: % of {images} images {HAPPENS[kind]}, {share:g} % of each layer's neurons")
     table.add_column("layer")
-    for heading in ("whole_layer", *families):
+    for heading in (WHOLE, *families):
         table.add_column(heading.replace("_", "\n", 1).replace("_", " "), justify="right")
-    for family in RANDOM:
-        table.add_column(f"most - {family.removeprefix('random_').replace('_', ' ')}\n[95 %]", justify="right")
-    for layer, everything in whole.items():
-        cells = [f"{100 * rows[layer, family].effect:.1f}" for family in families]
-        contrasts = [contrast(rows[layer, family]) for family in RANDOM]
-        table.add_row(layer, f"{100 * everything.effect:.1f}", *cells, *contrasts)
+    for layer, rows in layers.items():
+        shown = (whole[layer], *(rows[family] for family in families))
+        table.add_row(layer, *(f"{100 * row.effect:.1f}" for row in shown))
     return table
+
+
+def contrasts_table(effects: Effects, kind: str) -> Table:
+    """A row a layer: the most sensitive set's effect minus each control's, in points."""
+    layers, families = _at_shown_share(effects, kind)
+    controls = [family for family in families if family not in (MOST, LEAST)]
+    table = Table(title=f"{kind}: the most sensitive set minus each control, points [95 % interval]")
+    table.add_column("layer")
+    for heading in controls:
+        table.add_column(heading.replace("_", "\n", 1).replace("_", " "), justify="right")
+    for layer, rows in layers.items():
+        table.add_row(layer, *(contrast(rows[family]) for family in controls))
+    return table
+
+
+def _at_shown_share(effects: Effects, kind: str) -> tuple[dict[str, dict[str, Row]], list[str]]:
+    """{layer: {family: row}} and the families."""
+    share = shown_share(effects)
+    layers: dict[str, dict[str, Row]] = {}
+    for row in effects.rows:
+        if row.kind == kind and row.share == share and row.family != WHOLE:
+            layers.setdefault(row.layer, {})[row.family] = row
+    return layers, list(next(iter(layers.values())))
 
 
 def contrast(row: Row) -> str:
@@ -74,8 +93,7 @@ def contrast(row: Row) -> str:
 def layers_table(effects: Effects) -> Table:
     """What was ranked: how much of each layer's summed sensitivity the sets hold, and how activation goes with it."""
     share = shown_share(effects)
-    kind = effects.rows[0].kind
-    rows = {(row.layer, row.family): row for row in effects.rows if row.kind == kind and row.share == share}
+    layers, _ = _at_shown_share(effects, effects.rows[0].kind)
     table = Table(
         title=f"ranking: the most sensitive {100 * share:g} % of each layer's neurons, and the controls of equal size"
     )
@@ -92,7 +110,7 @@ def layers_table(effects: Effects) -> Table:
         table.add_column(heading, justify="right")
     for layer, figures in effects.layers.items():
         correlation = figures["correlation_of_sensitivity_and_activation"]
-        most, size, least, mass = (rows[layer, family] for family in (MOST, SIZE, LEAST, MASS))
+        most, size, least, mass = (layers[layer][family] for family in (MOST, SIZE, LEAST, MASS))
         table.add_row(
             layer,
             f"{most.layer_neurons}",

@@ -63,7 +63,14 @@ def test_the_command_writes_what_the_call_returns(command, tmp_path, capsys):
     assert list(content["layers"]) == layers
     pictures = {path.name for path in (tmp_path / "run" / "interventions").iterdir()}
     assert pictures == {f"{name}.{kind}" for name in ("network", *layers) for kind in ("png", "pdf")}
-    for text in ("restore: % of", "corrupt: % of", "most - equal mass", *layers, "interventions  100 %", "written to"):
+    for text in (
+        "restore: % of",
+        "corrupt: % of",
+        "most sensitive set minus each control",
+        *layers,
+        "interventions  100 %",
+        "written to",
+    ):
         assert text in shown
 
 

@@ -270,14 +270,30 @@ def test_what_lies_before_the_layer_is_not_run_again():
     assert late.images == before[1] + 7 * 6
 
 
+class Overwriting(nn.Module):
+    """The shortcut is written on after the layer has read it and before it is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = Counting(nn.Linear(36, 5)), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        shortcut = self.first(images.flatten(1))
+        hidden = self.second(shortcut)
+        shortcut += 1
+        return self.fc(shortcut * hidden)
+
+
 def test_kept_outputs_are_those_before_anything_wrote_on_them():
-    """`out += shortcut` overwrites what bn2 gave: were that kept, whole passes would have to be run."""
-    net = residual_net()
-    net.conv1 = Counting(net.conv1)
-    replay, _, clean, adversarial = recorded(net, "relu#2")
-    before = net.conv1.images
-    replay.logits(adversarial, "relu#2", clean.features["relu#2"], torch.ones(3, 4).bool())
-    assert net.conv1.images == before
+    """Were they not, the trial would notice, and whole passes be run."""
+    net = Overwriting()
+    replay, (layer,), clean, adversarial = recorded(net, "second")
+    before = net.first.images
+    mask = torch.tensor([True, False, True, False, False])
+    got = replay.logits(adversarial, "second", clean.features["second"], mask[None])[0]
+    assert net.first.images == before
+    expected = whole_pass(net, layer, adversarial.images, clean.features["second"], mask)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["residual", "tokens", "shared", "resnet20", "normalised"])
@@ -340,8 +356,12 @@ def test_a_forward_of_the_modules_own_comes_back():
 def test_hooks_that_change_an_output_change_it_once():
     net = residual_net().double()
     net.relu.register_forward_hook(lambda module, inputs, output: output + 1)
+    net.conv1 = Counting(net.conv1)
     replay, layers, clean, adversarial = recorded(net)
     net.eval()
+    before = net.conv1.images
+    replay.logits(adversarial, "bn2", clean.features["bn2"], torch.ones(1, 4).bool())
+    assert net.conv1.images == before  # no whole pass had to be run
     for layer in layers:
         mask = torch.arange(layer.neurons) % 2 == 0
         got = replay.logits(adversarial, layer.name, clean.features[layer.name], mask[None])[0]
