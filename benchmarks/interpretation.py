@@ -51,7 +51,7 @@ def page(all_rows: Rows, of_run: dict[str, Any]) -> str:
     """The page: its text is in interpretation_text.md, its figures and verdicts are computed here."""
     text = TEXT.read_text()
     parts = {
-        "COMMAND": wrapped(of_run["command"]),
+        "COMMAND": wrapped(of_run["command"].replace("alarms=false", "alarms.judge=false")),  # as it is called since
         "RUN": run_told(of_run),
         "IMAGES": f"{of_run['images']['fooled']:.0f}",
         "TESTED": f"{of_run['images']['tested']:.0f}",
