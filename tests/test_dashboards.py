@@ -148,6 +148,22 @@ def test_tensorboard_holds_the_same(runs):
     assert [event.value for event in events.Scalars("epoch")][-1] == 2
 
 
+def test_alarms_are_a_point_an_epoch_where_they_are_judged(runs, history):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    expected = {"one_class": [0, 1, 2], "constant": [0, 1, 2], "catastrophic_overfitting": [1, 2]}
+    expected["robust_overfitting"] = []  # too few epochs
+    events = EventAccumulator(str(runs["tensorboard"] / "tensorboard"))
+    events.Reload()
+    for name, epochs in expected.items():
+        logged = {int(record["epoch"]): record[f"alarms/{name}"] for record in history if f"alarms/{name}" in record}
+        assert logged == dict.fromkeys(epochs, 0)
+        if epochs:
+            assert [event.value for event in events.Scalars(f"alarms/{name}")] == [0.0] * len(epochs)
+        else:
+            assert f"alarms/{name}" not in events.Tags()["scalars"]
+
+
 def test_a_logger_without_histograms_gets_the_figures():
     class Plain:
         logged: dict = {}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 LEARNT = 0.2  # of the way from chance to all right: below it there is nothing to lose
-LEFT = 1 / 3  # of what training withstands
+LEFT = 1 / 4  # of what training withstands
 GIVING_WAY = 2  # epochs in a row: some runs recover at once
 WINDOW = 5  # epochs of a mean
 POINTS = 0.03  # of accuracy: smaller losses are no alarm, however many images show them
@@ -57,7 +57,7 @@ def catastrophic_overfitting(history: Sequence[Epoch], *, classes: int) -> Judge
     evidence = (
         f"{100 * _withstood(now):.1f} % of the right validation images withstand several steps of attack (accuracy "
         f"{100 * now.strong:.1f} %, at best {100 * best.strong:.1f} % in epoch {best.number}), in training "
-        f"{100 * now.training:.1f} % its own attack (raised where less than a third of it is left, {GIVING_WAY} "
+        f"{100 * now.training:.1f} % its own attack (raised where less than a quarter of it is left, {GIVING_WAY} "
         "epochs in a row)"
     )
     return len(recent) == GIVING_WAY and all(_gives_way(epoch, classes) for epoch in recent), evidence
