@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from nsr import neuron_sensitivity, pgd
+<<<<<<< HEAD
 from nsr.metrics import ClassCounts
+=======
+from nsr.analysis import intervene
+>>>>>>> interventions
 from nsr.objectives import AdversarialTraining
 from nsr.stabilizer import SensitivityStabilizer
 from tests.test_training import batch, module_of, network
@@ -28,6 +32,21 @@ def test_the_same_attack_and_sensitivities_as_on_the_cpu():
         outputs = [net.net.relu1(net.net.bn1(net.net.conv1(net.normalize(x)))) for x in (here, adversarial)]
         features.append(neuron_sensitivity(*outputs).detach().cpu())
     torch.testing.assert_close(*features, rtol=1e-9, atol=1e-12)
+
+
+def test_the_same_interventions_as_on_the_cpu():
+    images, labels = batch(32)
+    net = network().eval().double()
+    adversarial = pgd(net, images.double(), labels, epsilon=0.1, steps=5, random_start=False)
+    settings = {"kinds": ["restore", "mask_mean"], "shares": [0.5], "draws": 3, "replicates": 100}
+    found = []
+    for device in ("cpu", "cuda"):
+        here = [tensor.to(device) for tensor in (images.double(), labels, adversarial)]
+        found.append(intervene(net.to(device), *here[:2], adversarial=here[2], within=net.net, **settings))
+    assert found[0].images == found[1].images
+    for one, other in zip(found[0].rows, found[1].rows, strict=True):
+        assert (one.layer, one.kind, one.family) == (other.layer, other.kind, other.family)
+        assert one.margin == pytest.approx(other.margin, abs=1e-5)
 
 
 def test_a_step_never_waits_for_the_device():
