@@ -6,11 +6,8 @@ import pytest
 import torch
 
 from nsr import neuron_sensitivity, pgd
-<<<<<<< HEAD
-from nsr.metrics import ClassCounts
-=======
 from nsr.analysis import intervene
->>>>>>> interventions
+from nsr.metrics import ClassCounts
 from nsr.objectives import AdversarialTraining
 from nsr.stabilizer import SensitivityStabilizer
 from tests.test_training import batch, module_of, network
