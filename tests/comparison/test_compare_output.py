@@ -133,6 +133,13 @@ def test_runs_that_have_all_yet_to_finish(tmp_path, capsys):
     assert not list((tmp_path / "out").glob("*.png"))
 
 
+def test_a_reader_that_leaves_is_no_error(sweep, tmp_path):
+    program = f"{sys.executable} -m nsr.compare {sweep} --resamples 100 | head -n 1"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
 def test_help_is_quick_and_nothing_loads_torch():
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     command = [sys.executable, "-m", "nsr.compare", "--help"]

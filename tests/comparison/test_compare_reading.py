@@ -300,6 +300,13 @@ def test_methods_and_their_labels(tmp_path, commands, labels):
     assert (frame["stabilized"] == frame["method"].str.contains("sns")).all()
 
 
+def test_variants_are_in_the_order_of_their_numbers(tmp_path):
+    for weight in (16, 2, 0.5):
+        make_run(tmp_path / str(weight), f"stabilizer.weight={weight}")
+    labels = [f"pgd + sns(weight={weight})" for weight in ("0.5", "2", "16")]
+    assert read_runs(tmp_path)["method"].tolist() == labels
+
+
 # ---------------------------------------------------------------- what does not go together
 
 
