@@ -109,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the tables and writes the files; what the user can mend is told in one line, exit code 1."""
     try:
         run(parser().parse_args(arguments))
+    except BrokenPipeError:  # whoever reads has seen enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -139,12 +141,14 @@ def run(options: Any) -> None:
         resamples=options.resamples,
         seed=options.seed,
     )
-    show(result)
+    files: list[str] = []
     if options.output is not None:
         from nsr.comparison.plots import write_plots
 
         files = [*write(result, options.output), *write_plots(result, options.output)]
-        print(f"\nwritten to  {options.output}  {', '.join(files)}")
+    show(result)
+    if files:
+        print(f"\nwritten to  {options.output}  {', '.join(files)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import yaml
 from nsr.errors import InputError
 
 MARKS = ("config.yaml", "status.json", "train.log")  # of a run; an evaluation has its own log beside them
-NEEDED = ("data", "objective", "attack", "suite", "norm", "epsilon", "trainer")  # of a run's settings
+PARTS = ("data", "objective", "attack", "suite", "trainer")  # of a run's settings
 
 
 def find_runs(places: Iterable[str | Path]) -> list[Path]:
@@ -75,7 +75,8 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
 def read_settings(directory: Path) -> dict[str, Any] | None:
     """A run's resolved settings; None while they are not there, or where they are another program's."""
     settings = read_yaml(directory / "config.yaml") or {}
-    return settings if all(name in settings for name in NEEDED) else None
+    is_run = all(isinstance(settings.get(name), dict) for name in PARTS) and {"norm", "epsilon"} <= set(settings)
+    return settings if is_run and "_target_" in settings["objective"] else None
 
 
 def standing(
@@ -111,6 +112,8 @@ def marked(marker: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _is_alive(process: Any) -> bool:
+    if os.name == "nt":
+        return True  # signal 0 is no question there
     try:
         os.kill(int(process), 0)
     except (ProcessLookupError, TypeError, ValueError):
@@ -122,7 +125,7 @@ def _is_alive(process: Any) -> bool:
 
 def _progress(settings: Mapping[str, Any] | None, epochs: list[dict[str, str]]) -> str:
     if settings is None:
-        return "no settings yet"
+        return "no settings of a run in config.yaml"
     wanted = -(-settings["trainer"]["max_epochs"] // settings["objective"].get("replays", 1))
     return f"epoch {epochs[-1]['epoch'] if epochs else 0} of {wanted}"
 

@@ -141,7 +141,7 @@ def _row(run: Run, wanted: Sequence[str]) -> dict[str, Any]:
         "best_epoch": run.best_epoch,
         "evaluation": ", ".join(run.sources),
         "worst_case_of": ", ".join(run.measured.get("worst_case_of", [])),
-        "command": run.command or (_command_for_missing(run, wanted) if run.status == "finished" else ""),
+        "command": run.command or _command_for_missing(run, wanted),
         **run.figures,
         **(sensitivity_columns(run.sensitivity["best"]) if run.sensitivity.get("best") else {}),
         **(sensitivity_columns(run.sensitivity["before"], "_before") if run.sensitivity.get("before") else {}),
@@ -150,10 +150,10 @@ def _row(run: Run, wanted: Sequence[str]) -> dict[str, Any]:
 
 def _command_for_missing(run: Run, wanted: Sequence[str]) -> str:
     """What measures the attacks that a run lacks, on the images and with the radius of those it has."""
-    assert run.settings is not None
     missing = [name for name in wanted if f"{name}_accuracy" not in run.figures]
-    if not missing:
+    if run.status != "finished" or run.is_evaluated or not missing:
         return ""
+    assert run.settings is not None
     own, measured = flat(run.settings), images_and_ball(run.measured)
     overrides = [f"attacks=[clean,{','.join(missing)}]"]
     overrides += [f"{name}={measured[name]}" for name in ("norm", "epsilon") if measured[name] != own[name]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,9 +33,10 @@ def told(name: str, value: Any) -> str:
 
 
 def place_in_tables(objective: str, stabilized: bool, label: str) -> tuple[Any, ...]:
-    """To sort methods by: the objectives in the order of the project's pages, each without the stabiliser first."""
+    """To sort methods by: objectives in the order of the project's pages, without the stabiliser first, then label."""
     known = OBJECTIVES.index(objective) if objective in OBJECTIVES else len(OBJECTIVES)
-    return known, objective, stabilized, label
+    words = re.split(r"(\d+(?:\.\d+)?)", label)  # every second one a number: 2 before 16
+    return known, objective, stabilized, [float(word) if place % 2 else word for place, word in enumerate(words)]
 
 
 def _label(base: str, values: Mapping[str, Any]) -> str:

@@ -65,8 +65,10 @@ def accuracy(comparison: Comparison, theme: Theme) -> Figure | None:
     figure = Figure(figsize=(COLUMN, 0.7 + row * len(methods) + LINE * -(-len(names) // 3)), layout="constrained")
     axes = figure.subplots()
     offsets = numpy.linspace(-0.28, 0.28, len(names)) if len(names) > 1 else numpy.zeros(1)
+    half = min(0.16, 0.28 / len(names))  # of a bar
+    markers = MARKERS.replace("*", "")
     for number, name in enumerate(names):
-        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        color, marker = COLORS[number % len(COLORS)], markers[number % len(markers)]
         for place, method in enumerate(methods):
             values = 100 * runs[runs["method"] == method][name].dropna()
             height = place + offsets[number]
@@ -76,7 +78,7 @@ def accuracy(comparison: Comparison, theme: Theme) -> Figure | None:
                 "label": attack_name(name) if place == 0 else None,
             }
             axes.plot(values, [height] * len(values), linestyle="", markersize=2.4, alpha=0.8, **points)
-            axes.plot([values.mean()] * 2, [height - 0.16, height + 0.16], color=theme["ink"], linewidth=0.8)
+            axes.plot([values.mean()] * 2, [height - half, height + half], color=theme["ink"], linewidth=0.8)
     axes.set_yticks(range(len(methods)), [textwrap.fill(method, 24) for method in methods])
     axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.set_xlim(-2, 102)

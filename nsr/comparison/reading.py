@@ -33,6 +33,7 @@ class Run(NamedTuple):
     sensitivity: Mapping[str, Mapping[str, list[float]]]
     epoch: int
     best_epoch: int | None
+    is_evaluated: bool  # right now, by evaluate.py
     command: str  # that finishes what is unfinished
 
 
@@ -53,10 +54,12 @@ def read_run(directory: Path) -> Run:
     status, detail = standing(directory, settings, epochs, is_measured=bool(measurements))
     best_epoch = final.get("best_epoch", _best_epoch(epochs)) if status == "finished" else None
     measured, figures, sources = _merged(measurements)
+    is_evaluated, command = _unfinished_evaluation(directory)
+    evaluating = ["an evaluation is running"] if is_evaluated else []
     return Run(
         directory=directory,
         status=status,
-        detail="; ".join(filter(None, [detail, *_alarms(directory, measurements)])),
+        detail="; ".join(filter(None, [detail, *evaluating, *_alarms(directory, measurements)])),
         settings=settings,
         measured=measured,
         figures=figures | _validated(epochs, best_epoch),
@@ -64,7 +67,8 @@ def read_run(directory: Path) -> Run:
         sensitivity=_sensitivity(directory / "sensitivity.csv", best_epoch),
         epoch=int(epochs[-1]["epoch"]) if epochs else 0,
         best_epoch=best_epoch,
-        command=evaluate_command(directory) if status == "no evaluation" else _unfinished_evaluation(directory),
+        is_evaluated=is_evaluated,
+        command=evaluate_command(directory) if status == "no evaluation" and not is_evaluated else command,
     )
 
 
@@ -147,13 +151,15 @@ def _alarms(directory: Path, measurements: list[Measurement]) -> Iterator[str]:
             yield f"alarms raised: {', '.join(raised)}"
 
 
-def _unfinished_evaluation(directory: Path) -> str:
-    """The command of the newest evaluation of best.ckpt where it has no result and no longer runs."""
+def _unfinished_evaluation(directory: Path) -> tuple[bool, str]:
+    """Whether the newest evaluation of best.ckpt still runs; its command where it ended without a result."""
     evaluations = _evaluations(directory)
     if not evaluations or (evaluations[-1] / "evaluation.json").exists():
-        return ""
+        return False, ""
     marker = read_json(evaluations[-1] / "status.json") or {}
     overrides = [str(override) for override in marker.get("overrides", [])]
-    if marked(marker)[0] == "running" or any(override.endswith("last.ckpt") for override in overrides):
-        return ""
-    return shlex.join(["python", "evaluate.py", *overrides]) if overrides else evaluate_command(directory)
+    if any(override.endswith("last.ckpt") for override in overrides):
+        return False, ""
+    if marked(marker)[0] == "running":
+        return True, ""
+    return False, shlex.join(["python", "evaluate.py", *overrides]) if overrides else evaluate_command(directory)

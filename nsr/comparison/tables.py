@@ -123,7 +123,7 @@ def others(comparison: Comparison) -> Sheet:
         [Cell(str(row[name])) for name in ("run", "method", "seed", "status", "detail")]
         for row in chosen.to_dict("records")
     ]
-    return Sheet("runs that have not finished, or were alarmed", ["run", "method", "seed", "status", ""], rows, texts=5)
+    return Sheet("runs that have not finished, and remarks", ["run", "method", "seed", "status", ""], rows, texts=5)
 
 
 def commands(comparison: Comparison) -> list[str]:

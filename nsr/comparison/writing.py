@@ -36,7 +36,7 @@ def show(comparison: Comparison) -> None:
         console.print(Text(f"note  {note}"), soft_wrap=True)
     missing = commands(comparison)
     if missing:
-        console.print(Text(f"\n{len(missing)} runs lack an evaluation or an attack; this measures it:"))
+        console.print(Text(f"\nruns that lack an evaluation or an attack: {len(missing)}; this measures it:"))
     for command in missing[:SHOWN_COMMANDS]:
         console.print(Text(f"  {command}"), soft_wrap=True)
     if len(missing) > SHOWN_COMMANDS:

@@ -72,7 +72,7 @@ def test_the_command_shows_everything(sweep, tmp_path, capsys, monkeypatch):
     assert re.search(rf"{sweep}/3 +│ natural \+ sns │ 1 +│ failed +│ the loss is not finite \(epoch 1 of 3\)", text)
     assert re.search(rf"{sweep}/7 +│ fast \+ sns +│ 1 +│ running │ epoch 1 of 3, last change", text)
     assert "difference to pgd at equal seeds" in text
-    assert "13 runs lack an evaluation or an attack; this measures it:" in text
+    assert "runs that lack an evaluation or an attack: 13; this measures it:" in text
     assert f"python evaluate.py checkpoint={sweep}/1/checkpoints/best.ckpt 'attacks=[clean,autoattack]'" in text
     assert "... 8 more: the column command of comparison.csv" in text
     written = {path.name for path in (tmp_path / "out").iterdir()}
@@ -131,6 +131,13 @@ def test_runs_that_have_all_yet_to_finish(tmp_path, capsys):
     assert "epoch 1 of 3" in capsys.readouterr().out
     assert len(pandas.read_csv(tmp_path / "out" / "comparison.csv")) == 1
     assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_a_reader_that_leaves_is_no_error(sweep, tmp_path):
+    program = f"{sys.executable} -m nsr.compare {sweep} --resamples 100 | head -n 1"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
 
 
 def test_help_is_quick_and_nothing_loads_torch():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from statistics import fmean
 
@@ -139,10 +141,16 @@ def test_how_runs_stand(tmp_path):
     assert frame.loc["running", "validation_robust_accuracy"] == 0.01
 
 
-def test_an_old_age_is_told(tmp_path):
-    import os
-    import time
+@pytest.mark.parametrize("text", ["objective: pgd\n", "- a\n", "a: [\n", "objective: {}\ndata: {}\n"])
+def test_settings_of_another_program_are_no_method(tmp_path, text):
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text(text)
+    row = only(run)
+    assert (row["status"], row["method"]) == ("unfinished", "?")
+    assert row["detail"].startswith("no settings of a run in config.yaml")
 
+
+def test_an_old_age_is_told(tmp_path):
     run = make_run(tmp_path / "run", status="")
     for path in run.iterdir():
         os.utime(path, times=(time.time() - 3 * 3600,) * 2)
@@ -227,8 +235,11 @@ def test_a_killed_evaluation_goes_on_by_its_own_command(tmp_path):
     make_evaluation(run, "2030", None)
     best = run / "checkpoints" / "best.ckpt"
     assert only(run)["command"] == f"python evaluate.py checkpoint={best} suite.pgd.steps=7"
+    begun = run / "evaluations" / "2030" / "status.json"
+    begun.write_text(begun.read_text().replace(str(GONE), str(os.getpid())))
+    assert (only(run)["command"], only(run)["detail"]) == ("", "an evaluation is running")
     make_evaluation(run, "2031", {"clean": 0.9, "autoattack": 0.4})
-    assert only(run)["command"] == ""
+    assert (only(run)["command"], only(run)["detail"]) == ("", "")
 
 
 def test_alarms_are_told(tmp_path):
@@ -287,6 +298,13 @@ def test_methods_and_their_labels(tmp_path, commands, labels):
         assert list(dict.fromkeys(frame["method"])) == labels  # in the order of the project's tables
     assert (frame["adversarial"] == (frame["objective"] != "natural")).all()
     assert (frame["stabilized"] == frame["method"].str.contains("sns")).all()
+
+
+def test_variants_are_in_the_order_of_their_numbers(tmp_path):
+    for weight in (16, 2, 0.5):
+        make_run(tmp_path / str(weight), f"stabilizer.weight={weight}")
+    labels = [f"pgd + sns(weight={weight})" for weight in ("0.5", "2", "16")]
+    assert read_runs(tmp_path)["method"].tolist() == labels
 
 
 # ---------------------------------------------------------------- what does not go together
