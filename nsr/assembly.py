@@ -158,7 +158,7 @@ def evaluate(config: DictConfig) -> None:
 
 
 def _tell_epsilon(config: DictConfig) -> None:
-    if (warning := unusual_epsilon(config.norm, config.epsilon, config.data.epsilon)) is not None:
+    if (warning := unusual_epsilon(config.norm, config.epsilon, config.data.get("epsilon") or {})) is not None:
         log.warning(warning)
 
 

@@ -94,7 +94,8 @@ def refused(tmp_path, capsys, proof):
         assert not (tmp_path / "run").exists()
         with pytest.raises(InputError) as caught:
             evaluate(job("evaluate", tmp_path / "run", *command))
-        (tmp_path / "run").rmdir()
+        (tmp_path / "run" / "status.json").unlink()  # says that it failed, and why
+        (tmp_path / "run").rmdir()  # and nothing else is there
         assert text == f"error: {caught.value}\n"
         assert proof.nothing_ran()
         return text
