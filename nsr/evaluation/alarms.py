@@ -80,7 +80,7 @@ def check_measured(stop_on: Iterable[str], rows: Collection[str]) -> None:
             )
 
 
-def _stronger(name: str, other: str) -> Callable[..., tuple[bool, str]]:
+def _stronger(name: str, other: str, *, points: float = POINTS) -> Callable[..., tuple[bool, str]]:
     """Whether attack `name` lowers accuracy below attack `other`, by more than the points and beyond the noise."""
 
     def judge(first: Tensor, second: Tensor, *, classes: int) -> tuple[bool, str]:
@@ -88,22 +88,22 @@ def _stronger(name: str, other: str) -> Callable[..., tuple[bool, str]]:
         p_value = mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
         evidence = (
             f"{name} {100 * _share(first):.2f} %, {other} {100 * _share(second):.2f} %; McNemar p {p_value:.2g} "
-            f"(raised beyond {100 * POINTS:g} points at p < {P_VALUE:g})"
+            f"(raised beyond {100 * points:g} points at p < {P_VALUE:g})"
         )
-        return gap > POINTS and p_value < P_VALUE, evidence
+        return gap > points and p_value < P_VALUE, evidence
 
     return judge
 
 
-def _fools_more(name: str, other: str) -> Callable[..., tuple[bool, str]]:
+def _fools_more(name: str, other: str, *, share: float = POINTS) -> Callable[..., tuple[bool, str]]:
     """Whether attack `name` fools images that attack `other` does not."""
 
     def judge(first: Tensor, second: Tensor, *, classes: int) -> tuple[bool, str]:
         only = int((second & ~first).sum())
         evidence = (
-            f"{name} fools {only} images that {other} does not (raised beyond {100 * POINTS:g} % of {len(first)})"
+            f"{name} fools {only} images that {other} does not (raised beyond {100 * share:g} % of {len(first)})"
         )
-        return only > POINTS * len(first), evidence
+        return only > share * len(first), evidence
 
     return judge
 
