@@ -201,6 +201,7 @@ def test_l2_and_fgsm_training(tmp_path):
     assert (settings.attack.norm, settings.attack.epsilon, settings.attack.step_size) == ("l2", 0.75, 0.75)
 
 
+@pytest.mark.slow
 def test_as_a_user_runs_it(tmp_path):
     """One run and its evaluation as processes: exit codes, the screen, a row an epoch, no traceback, no warning."""
     run = tmp_path / "run"

@@ -253,6 +253,7 @@ ONE_STEP = (  # FGSM as its authors' code makes it, at an epsilon that it cannot
 )
 
 
+@pytest.mark.slow
 def test_single_step_training_at_a_large_epsilon_is_stopped(tmp_path, caplog):
     caplog.set_level("INFO")
     run = tmp_path / "run"
@@ -401,6 +402,7 @@ def fitted(folder: Path, epochs: int, *, resumed: Path | None = None) -> Trainin
     return signs
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_resuming_judges_as_if_nothing_had_happened(tmp_path):
     whole = fitted(tmp_path / "whole", 7)
@@ -433,6 +435,7 @@ class Nothing(TrainingAlarms):
     on_validation_end = on_validation_batch_end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "images"),
     [

@@ -40,17 +40,7 @@ def noticed_by(mistake: Mistake, folder: Path) -> str | None:
         return None
     path.write_text(right.replace(mistake.right, mistake.wrong))
     try:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-x",
-            "-rfE",
-            "-m",
-            "not slow",
-            "--no-header",
-            *mistake.tests.split(),
-        ]
+        command = [sys.executable, "-m", "pytest", "-x", "-rfE", "--no-header", *mistake.tests.split()]
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
     finally:

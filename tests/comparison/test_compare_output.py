@@ -60,6 +60,7 @@ def result(sweep):
 # ---------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_the_command_shows_everything(sweep, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main([str(sweep), "--output", "out", "--resamples", "200", "--label", "pgd + sns=ours"])
@@ -133,6 +134,7 @@ def test_runs_that_have_all_yet_to_finish(tmp_path, capsys):
     assert not list((tmp_path / "out").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error(sweep, tmp_path):
     program = f"{sys.executable} -m nsr.compare {sweep} --resamples 100 | head -n 1"
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
