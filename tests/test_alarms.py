@@ -147,15 +147,15 @@ def flags(*counts: tuple[int, int]) -> torch.Tensor:
     ("rows", "name", "raised"),
     [
         ({"pgd100": flags((1, 60), (0, 40)), "pgd": flags((1, 70), (0, 30))}, "steps", True),
-        ({"pgd100": flags((1, 69), (0, 31)), "pgd": flags((1, 70), (0, 30))}, "steps", False),
-        # four points, but four images of a hundred are no evidence
-        ({"pgd100": flags((1, 66), (0, 34)), "pgd": flags((1, 70), (0, 30))}, "steps", False),
-        # no more than a point, whatever the number of images
-        ({"pgd100": flags((1, 4951), (0, 49)), "pgd": flags((1, 5000))}, "steps", False),
+        ({"pgd100": flags((1, 64), (0, 36)), "pgd": flags((1, 70), (0, 30))}, "steps", False),
+        # more than seven points, but three images of forty are no evidence
+        ({"pgd100": flags((1, 28), (0, 12)), "pgd": flags((1, 31), (0, 9))}, "steps", False),
+        # less than six points, whatever the number of images
+        ({"pgd100": flags((1, 4701), (0, 299)), "pgd": flags((1, 5000))}, "steps", False),
         ({"fgsm": flags((1, 50), (0, 50)), "pgd": flags((1, 70), (0, 30))}, "one_step", True),
         ({"fgsm": flags((1, 70), (0, 30)), "pgd": flags((1, 50), (0, 50))}, "one_step", False),
-        ({"square": flags((1, 50), (0, 2), (1, 48)), "pgd": flags((1, 100))}, "square", True),
-        ({"square": flags((1, 50), (0, 1), (1, 49)), "pgd": flags((1, 100))}, "square", False),
+        ({"square": flags((1, 50), (0, 5), (1, 45)), "pgd": flags((1, 100))}, "square", True),
+        ({"square": flags((1, 50), (0, 4), (1, 46)), "pgd": flags((1, 100))}, "square", False),
         ({"square": flags((0, 50), (1, 50)), "pgd": flags((0, 50), (1, 50))}, "square", False),
         ({"uniform": flags((0, 3), (1, 97)), "pgd": flags((1, 100))}, "uniform", True),
         ({"epsilon_one": flags((1, 31), (0, 69))}, "unbounded", True),
