@@ -150,7 +150,7 @@ def flags(*counts: tuple[int, int]) -> torch.Tensor:
         ({"pgd100": flags((1, 64), (0, 36)), "pgd": flags((1, 70), (0, 30))}, "steps", False),
         # more than seven points, but three images of forty are no evidence
         ({"pgd100": flags((1, 28), (0, 12)), "pgd": flags((1, 31), (0, 9))}, "steps", False),
-        # less than six points, whatever the number of images
+        # less than eight points, whatever the number of images
         ({"pgd100": flags((1, 4701), (0, 299)), "pgd": flags((1, 5000))}, "steps", False),
         ({"fgsm": flags((1, 50), (0, 50)), "pgd": flags((1, 70), (0, 30))}, "one_step", True),
         ({"fgsm": flags((1, 70), (0, 30)), "pgd": flags((1, 50), (0, 50))}, "one_step", False),

@@ -623,8 +623,8 @@ MISTAKES = [
     Mistake(
         "an alarm on noise",
         "nsr/evaluation/alarms.py",
-        "return gap > POINTS and p_value < P_VALUE, evidence",
-        "return gap > POINTS, evidence",
+        "return gap > points and p_value < P_VALUE, evidence",
+        "return gap > points, evidence",
         "tests/test_alarms.py",
     ),
     Mistake(
