@@ -103,9 +103,7 @@ def _fools_more(name: str, other: str, *, share: float = POINTS) -> Callable[...
 
     def judge(first: Tensor, second: Tensor, *, classes: int) -> tuple[bool, str]:
         only = int((second & ~first).sum())
-        evidence = (
-            f"{name} fools {only} images that {other} does not (raised beyond {100 * share:g} % of {len(first)})"
-        )
+        evidence = f"{name} fools {only} images that {other} does not (raised beyond {100 * share:g} % of {len(first)})"
         return only > share * len(first), evidence
 
     return judge
