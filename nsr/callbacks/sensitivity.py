@@ -23,6 +23,7 @@ from nsr.randomness import draw_seed
 from nsr.telemetry import Telemetry
 
 DRAWING_SHARE = 0.01  # of the time that may go into pictures before the end
+FIRST_DRAWING_SECONDS = 1.0  # what the first is taken to cost, matplotlib's import in it
 
 
 class SensitivityLogger(pl.Callback):
@@ -61,7 +62,7 @@ class SensitivityLogger(pl.Callback):
         self.telemetry = Telemetry(top=self.top)
         self._taps: FeatureTaps | None = None  # of a module that is not nsr's
         self._metric: NetworkSensitivity | None = None
-        self._drawn, self._drawing_seconds = 0.0, 0.0
+        self._drawn, self._drawing_seconds = 0.0, FIRST_DRAWING_SECONDS
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit" and not _has_own(pl_module) and self.attack is None:
