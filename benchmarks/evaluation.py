@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from nsr.attacks import AutoAttack  # noqa: E402
 from nsr.checkpoints import load_network, read_settings  # noqa: E402
+from nsr.errors import fraction  # noqa: E402
 from nsr.evaluation.chunks import Chunks  # noqa: E402
 from nsr.evaluation.suite import Suite  # noqa: E402
 from nsr.parts import build_classifier, build_data  # noqa: E402
@@ -80,7 +81,7 @@ def main(checkpoint: str, count: int) -> None:
         outcomes = []
         for name, measure in (("by_hand", by_hand), ("through_nsr", through_nsr)):
             started = time.perf_counter()
-            outcomes.append(measure(net, images, labels, float(settings.epsilon)))
+            outcomes.append(measure(net, images, labels, fraction("epsilon", config.epsilon)))
             seconds[name].append(round(time.perf_counter() - started, 2))
         assert torch.equal(*outcomes), "nsr's AutoAttack is not the script's"
     row = {
