@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from nsr import __version__, dashboards
 from nsr.analysis.command import run_interventions
 from nsr.callbacks import ProgressLine, RunRecords, SensitivityLogger, TrainingAlarms
+from nsr.callbacks.checkpoints import PLACE, Checkpoints, Interruption, PlainCheckpointIO
 from nsr.checkpoints import load_network, take_over_checkpoint
 from nsr.command_line import plain, plain_value, run_directory
+from nsr.comparison.directories import read_json
 from nsr.configuration import unusual_epsilon
 from nsr.data import ImageData
 from nsr.evaluation import report
@@ -25,6 +26,7 @@ from nsr.evaluation.curve import expand_curve, write_curve
 from nsr.evaluation.naming import shown_attacks
 from nsr.evaluation.probes import PROBES
 from nsr.files import write_json
+from nsr.interruption import Interrupted, Signals, interruptible
 from nsr.models.weights import read_checkpoint
 from nsr.parts import (
     build_analyses,
@@ -32,9 +34,12 @@ from nsr.parts import (
     build_corruptions,
     build_data,
     build_module,
+    build_trainer,
     instantiate,
 )
+from nsr.processes import global_rank, leave_processes
 from nsr.reading import validated
+from nsr.resumption import OWN, Earlier, begin_anew, earlier_run, readable_checkpoint
 from nsr.status import leaves_status
 from nsr.training import RobustClassifier
 
@@ -43,7 +48,10 @@ log = logging.getLogger(__name__)
 
 @leaves_status("train.py")
 def train(config: DictConfig) -> float:
-    """Trains, tests best and last checkpoint, writes and prints the results; returns validated robust accuracy."""
+    """Trains, tests best and last checkpoint, writes and prints the results; returns validated robust accuracy.
+
+    A run that was interrupted goes on where config.resume says so; one that is finished only tells its result.
+    """
     _log_to_hydra()
     directory = run_directory()
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -51,31 +59,72 @@ def train(config: DictConfig) -> float:
     expand_curve(config)
     _tell_epsilon(config)
     module = build_module(config, data)
-    settings = plain(config)
+    settings = {name: value for name, value in plain(config).items() if name not in OWN}
     _divide_epochs(config)
-    if "LOCAL_RANK" not in os.environ or os.environ["LOCAL_RANK"] == "0":
+    earlier = _earlier(config, directory, settings)
+    if earlier.results is not None:
+        print(f"finished already: {directory}", flush=True)
+        return float(earlier.results["validation/robust_accuracy"])
+    if global_rank() == 0:
         OmegaConf.save(OmegaConf.create(settings), directory / "config.yaml")
+    with interruptible() as signals:
+        return _train(config, directory, data, module, settings, earlier.checkpoint, signals)
+
+
+def _train(
+    config: DictConfig,
+    directory: Path,
+    data: ImageData,
+    module: RobustClassifier,
+    settings: dict[str, Any],
+    checkpoint: Path | None,
+    signals: Signals,
+) -> float:
+    results: dict[str, float] = {}
+    trainer, orderly = None, False
     logger = instantiate(config.logger, save_dir=str(directory))
     try:
         logger.log_hyperparams(settings)
         signs = TrainingAlarms(directory, stop_on=config.alarms.stop_on)
+        checkpoints = Checkpoints(directory / "checkpoints")
         callbacks = [
+            checkpoints,
             *build_callbacks(config),
             *(RunRecords(directory, settings), SensitivityLogger(directory=directory), ProgressLine(), signs),
-            *_checkpoints(directory),
+            Interruption(signals, checkpoints),
         ]
-        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, default_root_dir=str(directory))
-        trainer.fit(module, datamodule=data)
+        trainer = build_trainer(config, directory, logger=logger, callbacks=callbacks, plugins=[PlainCheckpointIO()])
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         results = test_best_and_last(trainer, module, data, directory / "checkpoints")
         if trainer.is_global_zero:
             results = validated(directory / "metrics.csv", results["best_epoch"]) | results
-            write_json(directory / "metrics.json", results)
             report.write_outcomes(directory / "images.csv", module.suite.outcomes)  # of the best checkpoint
             write_curve(directory, results, config)
+            write_json(directory / "metrics.json", results)  # last: with it the run is finished
             report.show_run(directory, results, shown_attacks(config), signs.judged())
+        orderly = True
+    except Interrupted:
+        orderly = signals.received != 0  # every process ends by itself
+        raise
     finally:
         dashboards.finish(logger)
+        leave_processes(trainer, orderly=orderly)
     return float(results.get("validation/robust_accuracy", 0.0))  # only the first process has it
+
+
+def _earlier(config: DictConfig, directory: Path, settings: dict[str, Any]) -> Earlier:
+    """What there is to go on from. The first process judges it; the others may find what it has just written."""
+    if global_rank() != 0:
+        return Earlier(readable_checkpoint(directory) if config.resume else None, read_json(directory / "metrics.json"))
+    earlier = earlier_run(directory, settings, resume=config.resume, changed=config.resume_changed)
+    if earlier is None:
+        return Earlier(None, None)
+    if earlier.checkpoint is not None:
+        print(f"going on with {directory} from {earlier.checkpoint.name}", flush=True)
+    elif earlier.results is None:
+        print(f"beginning {directory} anew: it has no checkpoint yet", flush=True)
+        begin_anew(directory)
+    return earlier
 
 
 def _divide_epochs(config: DictConfig) -> None:
@@ -87,21 +136,12 @@ def _divide_epochs(config: DictConfig) -> None:
         log.info("objective=free: %d epochs of %d replays for %d", config.trainer.max_epochs, replays, epochs)
 
 
-def _checkpoints(directory: Path) -> list[ModelCheckpoint]:
-    """best.ckpt by validated robust accuracy, the earlier of equals, and last.ckpt of every epoch."""
-    folder = directory / "checkpoints"
-    best = ModelCheckpoint(
-        dirpath=folder, filename="best", monitor="validation/robust_accuracy", mode="max", enable_version_counter=False
-    )
-    return [best, ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)]
-
-
 def test_best_and_last(
     trainer: pl.Trainer, module: RobustClassifier, data: ImageData, checkpoints: Path
 ) -> dict[str, float]:
     """{test/..., test_last/..., best_epoch, last_epoch}; one measurement where best is last."""
     best, last = (read_checkpoint(checkpoints / name) for name in ("best.ckpt", "last.ckpt"))
-    results: dict[str, float] = {"best_epoch": best["epoch"] + 1, "last_epoch": last["epoch"] + 1}
+    results: dict[str, float] = {"best_epoch": best[PLACE]["epochs"], "last_epoch": last[PLACE]["epochs"]}
     # the best one last, so that it is what the module is left with
     if results["last_epoch"] != results["best_epoch"]:
         load_network(module.net, last, checkpoints / "last.ckpt")
@@ -117,13 +157,27 @@ def test_best_and_last(
 def evaluate(config: DictConfig) -> None:
     """Tests a checkpoint or somebody's weights; table, JSON and CSV."""
     _log_to_hydra()
-    directory = run_directory()
+    with interruptible():
+        _evaluate(config, run_directory())
+
+
+def _evaluate(config: DictConfig, directory: Path) -> None:
     saved = take_over_checkpoint(config)
     data = build_data(config)
     expand_curve(config)
     _tell_epsilon(config)
     module = build_module(config, data, saved=saved)
-    trainer = instantiate(config.trainer, logger=False, callbacks=[ProgressLine()], default_root_dir=str(directory))
+    trainer, orderly = build_trainer(config, directory, logger=False, callbacks=[ProgressLine()]), False
+    try:
+        _measure(config, directory, data, module, trainer)
+        orderly = True
+    finally:
+        leave_processes(trainer, orderly=orderly)
+
+
+def _measure(
+    config: DictConfig, directory: Path, data: ImageData, module: RobustClassifier, trainer: pl.Trainer
+) -> None:
     data.setup("test")
     which = f"all {len(data.test_set)} test images"
     if config.limit is not None:

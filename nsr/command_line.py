@@ -29,6 +29,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nsr.configuration import NORMS, check_settings, flat
 from nsr.errors import InputError, RunStopped, check_choice, did_you_mean, fraction
+from nsr.interruption import Interrupted
+from nsr.processes import agreed, global_rank, is_started_from_outside, local_processes, machines, slurm_directory
+from nsr.resumption import AUTO, check_sweep, newest_unfinished, override_value, resumed_command
 
 CONFIGURATIONS = Path(__file__).resolve().parent.parent / "conf"
 ASKS_ONLY = ("help", "hydra_help", "cfg", "info", "shell_completion", "version", "run_only")
@@ -55,7 +58,7 @@ def share_of(share: float, epochs: int) -> Any:
     return max(1, round(share * epochs)) if isinstance(epochs, int) else epochs
 
 
-for resolver in (evaluation_directory, times, share_of):
+for resolver in (evaluation_directory, times, share_of, local_processes, machines):
     OmegaConf.register_new_resolver(f"nsr.{resolver.__name__}", resolver, replace=True)
 
 
@@ -67,13 +70,42 @@ def check_command_line(config_name: str, arguments: Sequence[str] | None = None)
         arguments: None: those of the program.
     """
     options = get_args_parser().parse_args(arguments)
-    if any(getattr(options, name, None) for name in ASKS_ONLY) or "LOCAL_RANK" in os.environ:
-        return  # hydra answers questions; a further process of a run repeats a checked command
+    if any(getattr(options, name, None) for name in ASKS_ONLY):
+        return  # hydra answers questions
+    if global_rank() != 0 and not is_started_from_outside():
+        return  # a further process of a run repeats a checked command
     with one_line_errors():
-        configurations = [compose_checked(config_name, row) for row in _jobs(options.overrides)]
-        from nsr.rehearsal import rehearse  # torch is loaded here
+        overrides = resumed_command(options.overrides) if config_name == "train" else list(options.overrides)
+        if options.multirun:
+            check_sweep(overrides)
+        elif override_value(overrides, "hydra.run.dir") is None:
+            overrides += _agreed_directory(config_name, overrides)
+        if global_rank() == 0:
+            configurations = [compose_checked(config_name, row) for row in _jobs(overrides)]
+            from nsr.rehearsal import rehearse  # torch is loaded here
 
-        rehearse(configurations[0])
+            rehearse(configurations[0], is_sweep=options.multirun)
+    if arguments is None:  # as hydra is to read it
+        sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in options.overrides] + overrides
+
+
+def _agreed_directory(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """['hydra.run.dir=...'] where it is not simply a new one: that of a run to resume, or one that processes share."""
+    resumes, of_slurm = override_value(overrides, "resume") == AUTO, slurm_directory()
+    if not resumes and not is_started_from_outside():
+        return []
+
+    def first() -> str:
+        new = Path(str(compose_checked(config_name, overrides).hydra.run.dir)).absolute()
+        if of_slurm is not None:
+            return str(new.parent / of_slurm)
+        found = newest_unfinished(new.parent, overrides) if resumes else None
+        if resumes and found is None:
+            print(f"no unfinished run of this command in {new.parent}: a new one begins", file=sys.stderr)
+        return str(found or new)
+
+    directory = agreed(first) if is_started_from_outside() and of_slurm is None else first()
+    return [f"hydra.run.dir='{directory}'"]
 
 
 def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -105,6 +137,20 @@ def one_line_errors() -> Iterator[None]:
             raise CompactHydraException(str(error)) from error  # hydra goes on with the other jobs
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except Interrupted as interruption:
+        if global_rank() != 0:
+            sys.exit(0)  # Lightning kills the first process where another one fails
+        print(f"{interruption}{_way_on()}", file=sys.stderr)
+        sys.exit(interruption.exit_code)
+
+
+def _way_on() -> str:
+    """How an interrupted job goes on."""
+    if not HydraConfig.initialized() or not HydraConfig.get().runtime.output_dir:
+        return ""
+    if HydraConfig.get().job.config_name != "train":
+        return "; the same command goes on with what is left"
+    return f"; python train.py resume={run_directory()} goes on"
 
 
 def _is_sweep() -> bool:

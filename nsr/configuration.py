@@ -144,9 +144,18 @@ def _is_dotted(text: str) -> bool:
     return "." in text and all(part.isidentifier() for part in text.split("."))
 
 
+def resumption(name: str, value: Any) -> Any:
+    """null, 'auto' or a run directory."""
+    if value is not None and (not isinstance(value, str) or not value):
+        raise InputError(f"{name} is {value!r}; it must be auto or a run directory, runs/NAME/DATE")
+    return value
+
+
 RULES: dict[str, Check] = {  # the first that matches counts
     "logger.mode": optional(choice("online", "offline")),
     "norm": optional(choice(*NORMS)),
+    "resume": resumption,
+    "resume_changed": TRUTH,
     "seed": number(lowest=0, highest=2**32 - 1, **WHOLE),
     "layers": optional(patterns),
     "channels_last": TRUTH,

@@ -40,7 +40,7 @@ class FreeClassifier(RobustClassifier):
         optimizer: Any = self.optimizers()
         for _ in range(self.replays):
             adversarial = self.kept.perturbed(images).requires_grad_()
-            loss = self._loss({"clean": images, "adversarial": adversarial}, labels)
+            loss = self._weighted(self._loss({"clean": images, "adversarial": adversarial}, labels))
             optimizer.zero_grad()
             self.manual_backward(loss)
             assert adversarial.grad is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,6 +30,7 @@ from nsr.models import Classifier
 from nsr.models.weights import load_state_dict_file
 from nsr.modes import network_mode
 from nsr.objectives import Free
+from nsr.processes import start_processes_of_this_job
 from nsr.training import RobustClassifier
 
 log = logging.getLogger(__name__)
@@ -172,6 +174,14 @@ def build_scheduler(config: DictConfig) -> dict[str, Any]:
     interval = "step" if "total_steps" in settings else "epoch"
     settings.pop("total_steps", None)
     return {"scheduler": _optional(settings), "scheduler_interval": interval}
+
+
+def build_trainer(config: DictConfig, directory: Path, **further: Any) -> pl.Trainer:
+    """Lightning's Trainer; further processes of it get the job at hand, and signals are left to nsr.interruption."""
+    start_processes_of_this_job()
+    trainer = instantiate(config.trainer, default_root_dir=str(directory), **further)
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:

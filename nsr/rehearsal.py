@@ -9,16 +9,17 @@ import torch
 from omegaconf import DictConfig
 
 from nsr.checkpoints import take_over_checkpoint
-from nsr.command_line import plain_value
+from nsr.command_line import plain, plain_value, without_hydra
 from nsr.errors import InputError
 from nsr.evaluation.curve import expand_curve
 from nsr.parts import build_analyses, build_corruptions, build_data, build_module, needed_splits
+from nsr.resumption import OWN, earlier_run
 
 
-def rehearse(config: DictConfig) -> None:
+def rehearse(config: DictConfig, *, is_sweep: bool = False) -> None:
     """InputError, in one line, where the run or evaluation of `config` (hydra's part among it) cannot begin."""
     config = config.copy()
-    _check_directory(config)
+    directory = _check_directory(config, is_sweep)
     _check_devices(config)
     saved = take_over_checkpoint(config) if "checkpoint" in config else None
     data = build_data(config)
@@ -26,18 +27,21 @@ def rehearse(config: DictConfig) -> None:
     module = build_module(config, data, saved=saved)
     build_analyses(config, module, images=config.get("limit"))
     build_corruptions(config, data)
+    if "objective" in config and not is_sweep:
+        settings = {name: value for name, value in plain(without_hydra(config)).items() if name not in OWN}
+        earlier_run(directory, settings, resume=config.resume, changed=config.resume_changed)
     data.rehearse(needed_splits(config))  # last: it takes the longest
 
 
-def _check_directory(config: DictConfig) -> None:
-    """The run directory can be made, and holds no run yet."""
-    is_sweep = str(config.hydra.mode).endswith("MULTIRUN")
+def _check_directory(config: DictConfig, is_sweep: bool) -> Path:
+    """The run directory, which can be made."""
     directory = Path(str(config.hydra.sweep.dir if is_sweep else config.hydra.run.dir)).absolute()
     parent = next(folder for folder in (directory, *directory.parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"the run directory {directory} cannot be made: {parent} is not writable; set hydra.run.dir")
-    if (directory / "metrics.csv").exists():
+    if "objective" not in config and (directory / "metrics.csv").exists():
         raise InputError(f"the run directory {directory} already holds a run; set hydra.run.dir to another")
+    return directory
 
 
 def _check_devices(config: DictConfig) -> None:

@@ -14,6 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from nsr.command_line import run_directory
 from nsr.files import write_json
+from nsr.interruption import Interrupted
+from nsr.processes import global_rank
+from nsr.resumption import check_unused
 
 Result = TypeVar("Result")
 
@@ -28,7 +31,7 @@ def leaves_status(program: str) -> Callable[[Callable[[Any], Result]], Callable[
     def decorate(job: Callable[[Any], Result]) -> Callable[[Any], Result]:
         @functools.wraps(job)
         def recorded(config: Any) -> Result:
-            if os.environ.get("LOCAL_RANK", "0") != "0":
+            if global_rank() != 0:
                 return job(config)
             with recorded_status(run_directory(), program, list(HydraConfig.get().overrides.task)):
                 return job(config)
@@ -42,10 +45,14 @@ def leaves_status(program: str) -> Callable[[Callable[[Any], Result]], Callable[
 def recorded_status(directory: Path, program: str, overrides: list[str]) -> Iterator[None]:
     """Writes status.json as the block begins and as it ends; a process killed outright leaves `running` behind it."""
     path = directory / "status.json"
+    check_unused(directory)
     origin = {"program": program, "overrides": overrides, "process": os.getpid(), "host": socket.gethostname()}
     write_json(path, {"status": "running", **origin})
     try:
         yield
+    except Interrupted as interruption:
+        write_json(path, {"status": "interrupted", "reason": str(interruption), **origin})
+        raise
     except BaseException as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         write_json(path, {"status": "failed", "reason": reason, **origin})

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 from torch import Generator, Tensor, nn
+from torchmetrics import Metric
 
 from nsr.boundary import check_batch
 from nsr.errors import InputError, RunStopped
@@ -97,6 +98,7 @@ class RobustClassifier(pl.LightningModule):
         self.sensitivities: dict[str, LayerSensitivity] = {}  # {layer: ...} of the latest evaluation
         self.class_counts = torch.zeros(2, classes, dtype=torch.int64)  # predicted, labelled; of the latest validation
         self.not_finite = torch.tensor(torch.iinfo(torch.int64).max)  # the first step whose loss was not finite
+        self.batch_weight = 1.0  # of this process's share of the batch at hand
         self._checked: set[str] = set()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -112,14 +114,21 @@ class RobustClassifier(pl.LightningModule):
             inputs["adversarial"] = self.attack(self.net, images, labels)
         if self.before_passes is not None:
             self.before_passes(inputs, labels)
-        return self._loss(inputs, labels)
+        return self._weighted(self._loss(inputs, labels))
 
     def _begin(self, batch: Batch, batch_idx: int) -> Batch:
         """The batch looked at and augmented, every later draw of the step seeded."""
         images, labels = batch
         self._check_once("train", images, labels)
+        loader = None if self._trainer is None else self._trainer.train_dataloader
+        weight = getattr(getattr(loader, "batch_sampler", None), "weight", None)
+        self.batch_weight = 1.0 if weight is None else weight(batch_idx)
         torch.manual_seed(draw_seed(self.seed, 0, self.current_epoch, batch_idx, self.global_rank))
         return (images if self.augment is None else self.augment(images)), labels
+
+    def _weighted(self, loss: Tensor) -> Tensor:
+        """A mean over this process's share of the batch, such that the mean over processes is that of the batch."""
+        return loss if self.batch_weight == 1.0 else loss * self.batch_weight
 
     def _loss(self, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
         """Objective and stabiliser on {side: images}, recorded."""
@@ -278,10 +287,26 @@ class RobustClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.stabilizer is not None:  # what its neurons are chosen by
             checkpoint["stabilizer_scores"] = dict(self.stabilizer.scores)
+        # an epoch that is not over: its sums so far, of each process; or its figures, where validation alone is left
+        sums: Any = self.all_gather(torch.stack([value.double() for _, _, value in self._training_sums()]))
+        checkpoint["training_sums"] = sums.reshape(-1, sums.shape[-1]).cpu()
+        checkpoint["training_figures"] = self.figures.get("train")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.stabilizer is not None:
             self.stabilizer.scores = dict(checkpoint.get("stabilizer_scores", {}))
+        sums = checkpoint.get("training_sums")
+        if self._trainer is None or sums is None or len(sums) != self.trainer.world_size:
+            return
+        for (metric, name, value), saved in zip(self._training_sums(), sums[self.global_rank], strict=True):
+            setattr(metric, name, saved.to(value))
+        if checkpoint["training_figures"] is not None:
+            self.figures["train"] = dict(checkpoint["training_figures"])
+
+    def _training_sums(self) -> list[tuple[Metric, str, Tensor]]:
+        """(metric, name of its state, value) of everything that an epoch of training adds up."""
+        metrics = (*self.training_means.values(), *self.training_accuracies.values())
+        return [(metric, name, value) for metric in metrics for name, value in metric.metric_state.items()]
 
     def _check_once(self, stage: str, images: Tensor, labels: Tensor) -> None:
         """The first batch of a stage is looked at; later ones would only make the device wait."""

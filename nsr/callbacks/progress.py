@@ -38,6 +38,7 @@ class ProgressLine(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._started = time.perf_counter()
+        self._first = trainer.current_epoch  # epochs before this process
         if self._enabled and self._console is not None:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn())
             self._line = Progress(*columns, console=self._console)
@@ -70,7 +71,7 @@ class ProgressLine(ProgressBar):
         terms = {name.removeprefix("train/"): value for name, value in pl_module.figures["train"].items()}
         terms = {name: value for name, value in terms.items() if not name.endswith("_accuracy")}
         took = time.perf_counter() - self._epoch_started
-        left = (time.perf_counter() - self._started) / epoch * ((trainer.max_epochs or epoch) - epoch)
+        left = (time.perf_counter() - self._started) / (epoch - self._first) * ((trainer.max_epochs or epoch) - epoch)
         print(f"{self._describe(trainer, terms)}  {took:.1f} s, {left:.0f} s left", flush=True)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -10,17 +10,21 @@ from typing import Any
 import pytorch_lightning as pl
 
 from nsr.callbacks.epochs import finished_epochs
+from nsr.errors import RunStopped
 from nsr.files import append_rows, write_json
 from nsr.metrics import LayerSensitivity
+from nsr.processes import check_same_settings
 from nsr.telemetry import LayerTelemetry
 
+RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv")  # that grow with the epochs
 SENSITIVITY_COLUMNS = ("epoch", "layer", "neuron", "absolute", "relative", "mean_activation")
 
 
 class RunRecords(pl.Callback):
     """Appends a row an epoch to metrics.csv, without times: runs can be compared.
 
-    Times go to timing.json. A checkpoint gets the run's configuration, plain numbers and texts, to be rebuilt from.
+    Times go to timing.json. A checkpoint gets the run's configuration, plain numbers and texts, to be rebuilt from, and
+    the sizes of the records: a run that goes on from it first cuts off what was written after.
 
     Args:
         directory: the run directory.
@@ -31,9 +35,15 @@ class RunRecords(pl.Callback):
         self.directory, self.settings = directory, settings
         self.seconds: dict[str, Any] = {"epochs": []}
         self._started = self._epoch_started = time.perf_counter()
+        self._learning_rate = 0.0
+        self._sizes: dict[str, int] = {}  # of the records as the checkpoint knows them
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - self.seconds.get("fit", 0.0)
+        check_same_settings(self.settings, trainer.strategy)
+        if trainer.is_global_zero:
+            for name, size in self._sizes.items():
+                _cut(self.directory / name, size)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._epoch_started = time.perf_counter()
@@ -58,6 +68,27 @@ class RunRecords(pl.Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["nsr_settings"] = self.settings
+        paths = [self.directory / name for name in RECORDS]
+        checkpoint["nsr_records"] = {path.name: path.stat().st_size for path in paths if path.exists()}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self._sizes = dict(checkpoint.get("nsr_records", {}))
+
+    def state_dict(self) -> dict[str, Any]:
+        spent = round(time.perf_counter() - self._started, 3)
+        return {"epochs": list(self.seconds["epochs"]), "fit": spent, "learning_rate": self._learning_rate}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = {"epochs": list(state_dict["epochs"]), "fit": state_dict["fit"]}
+        self._learning_rate = state_dict["learning_rate"]
+
+
+def _cut(path: Path, size: int) -> None:
+    """Back to its first `size` bytes."""
+    if not path.exists() or path.stat().st_size < size:
+        raise RunStopped(f"{path} is shorter than the checkpoint knows it; it cannot be continued")
+    with path.open("r+b") as file:
+        file.truncate(size)
 
 
 def write_layers(path: Path, epoch: int, told: Mapping[str, LayerTelemetry]) -> None:

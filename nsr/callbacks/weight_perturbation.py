@@ -59,7 +59,7 @@ class AdversarialWeightPerturbation(pl.Callback):
         weights = [weight for weight in weights if weight.requires_grad]
         with batch_norm(net, "batch"):
             terms = objective({side: net(inputs[side]) for side in objective.sides}, labels)
-        loss = torch.stack(list(terms.values())).sum()
+        loss = pl_module.batch_weight * torch.stack(list(terms.values())).sum()
         # a weight that the loss does not use, such as another head's, stays where it is
         gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         self._unmoved = [(weight, weight.detach().clone()) for weight in weights]

@@ -98,7 +98,7 @@ def standing(
         return status, f"{'measuring the test set' if trained else progress}, last change {_age(directory)} ago"
     if trained and settings is not None:
         return "no evaluation", reason or "trained, not tested"
-    if status == "failed":
+    if status in ("failed", "interrupted"):
         return status, f"{reason} ({progress})"
     return "unfinished", f"{progress}, last change {_age(directory)} ago"
 

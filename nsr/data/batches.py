@@ -14,32 +14,33 @@ from nsr.errors import InputError, check_number
 class TrainingBatches(Sampler[list[int]]):
     """Batches of shuffled indices; the order is a function of (seed, epoch) alone.
 
-    The global batch has batch_size * world_size images and is cut into equal shares, one for each process. The last,
-    incomplete global batch is kept where it divides into equal shares of at least 2 images, else dropped: BatchNorm
-    cannot train on one image, and shares of unequal size would weigh the images of one process more. A set smaller
-    than one global batch is one batch of all that divides evenly.
+    Each process takes its share of the global batch, so that any number of processes sees the same global batches. A
+    last, incomplete batch is kept where every process gets at least 2 images of it, for BatchNorm cannot train on one;
+    its shares may differ by an image, and `weight` makes up for that. A set smaller than one batch is one batch of all
+    that divides evenly.
 
     Args:
         size: number of images.
-        batch_size: images in a batch of one process.
+        batch_size: images in a global batch.
         seed: with the epoch, decides the order.
         rank, world_size: this process, and how many there are.
     Errors:
-        InputError: fewer than 2 images for a process.
+        InputError: a batch size that does not divide among the processes; fewer than 2 images for each.
     """
 
     def __init__(self, size: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self.size = check_number("size", size, lowest=1, whole=True)
-        self.batch_size = check_number("data.batch_size", batch_size, lowest=1, whole=True)
-        self.seed = check_number("data.seed", seed, lowest=0, whole=True)
         self.world_size = check_number("world_size", world_size, lowest=1, whole=True)
         self.rank = check_number("rank", rank, lowest=0, highest=world_size - 1, whole=True)
+        self.batch_size = check_divides(batch_size, world_size)
+        self.seed = check_number("data.seed", seed, lowest=0, whole=True)
         self.epoch = 0
-        self.full_batches, rest = divmod(size, batch_size * world_size)
-        share, uneven = divmod(rest, world_size)
-        keep_last = share >= 2 and (uneven == 0 or self.full_batches == 0)
-        self.last_share = share if keep_last else 0
-        if len(self) == 0:
+        self.taken_up = (0, 0)  # (epoch, batches of it that an interrupted run has trained on)
+        full_batches, rest = divmod(size, batch_size)
+        if full_batches == 0:
+            rest -= rest % world_size  # Free's perturbations, of as many places as the first batch, are exchanged
+        self.totals = [batch_size] * full_batches + [rest] * (rest >= 2 * world_size)
+        if not self.totals:
             raise InputError(
                 f"{size} training images are too few for {world_size} process{'es' if world_size > 1 else ''}: "
                 "each needs at least 2; add images or set data.validation_images lower"
@@ -53,18 +54,44 @@ class TrainingBatches(Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    def weight(self, batch_idx: int) -> float:
+        """What this process's mean over its share is multiplied by: the mean over processes is the global mean."""
+        return self._share(batch_idx)[1] * self.world_size / self.totals[batch_idx]
+
+    def _share(self, number: int) -> tuple[int, int]:
+        """(first, count) of this process among the images of a global batch."""
+        share, more = divmod(self.totals[number], self.world_size)
+        return self.rank * share + min(self.rank, more), share + (self.rank < more)
+
+    @property
+    def first(self) -> int:
+        """The batch that the epoch begins with: not 0 where an interrupted run goes on."""
+        epoch, batches = self.taken_up
+        return batches if epoch == self.epoch else 0
+
     def __len__(self) -> int:
-        return self.full_batches + (self.last_share > 0)
+        return len(self.totals)
 
     def __iter__(self) -> Iterator[list[int]]:
         entropy = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
         order = torch.randperm(self.size, generator=torch.Generator().manual_seed(int(entropy[0]))).tolist()
-        start = 0
-        for number in range(len(self)):
-            share = self.batch_size if number < self.full_batches else self.last_share
-            mine = start + self.rank * share
-            yield order[mine : mine + share]
-            start += share * self.world_size
+        for number in range(self.first, len(self)):
+            first, count = self._share(number)
+            first += number * self.batch_size
+            yield order[first : first + count]
+
+
+def check_divides(batch_size: int, processes: int) -> int:
+    """data.batch_size, or InputError where it does not divide among the processes or leaves one less than 2 images."""
+    check_number("data.batch_size", batch_size, lowest=1, whole=True)
+    if processes == 1 or (batch_size % processes == 0 and batch_size >= 2 * processes):
+        return batch_size
+    below = max(batch_size // processes, 2) * processes
+    nearest = f"{below} or {below + processes}" if batch_size > below else str(below)
+    raise InputError(
+        f"data.batch_size is {batch_size}, shared by {processes} processes, each of which takes as many images and at "
+        f"least 2: {nearest} would do"
+    )
 
 
 class EvaluationBatches(Sampler[list[int]]):

@@ -28,7 +28,7 @@ class ImageData(pl.LightningDataModule):
 
     Args:
         channels, image_size, classes, mean, std: of the images; mean and std are the model's, one a channel.
-        batch_size: training images in a batch of one process.
+        batch_size: training images in a batch, of all processes together.
         evaluation_batch_size: validation and test images in a batch.
         validation_images: held out of the training images, a count (int) or a fraction (float), by class.
         split_seed: alone decides which images are held out.
@@ -210,14 +210,26 @@ class ImageData(pl.LightningDataModule):
 
 
 class LateLoader(DataLoader):
-    """A DataLoader that draws no index before its first batch is asked for.
+    """A DataLoader that draws no index before its first batch is asked for, and goes on in the middle of an epoch.
 
     On resuming, Lightning makes the iterator before it calls set_epoch, and worker processes would be given the order
-    of another epoch.
+    of another epoch. It asks for `state_dict` as a checkpoint is written: how far the epoch is.
     """
 
+    place = (0, 0)  # (epoch, batches of it that were handed out)
+
     def __iter__(self) -> Any:
-        yield from super().__iter__()
+        epoch, first = getattr(self.batch_sampler, "epoch", 0), getattr(self.batch_sampler, "first", 0)
+        self.place = (epoch, first)
+        for done, batch in enumerate(super().__iter__(), start=first + 1):
+            self.place = (epoch, done)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return dict(zip(("epoch", "batches"), self.place, strict=True))
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.batch_sampler.taken_up = (state["epoch"], state["batches"])  # type: ignore[union-attr]
 
 
 def check_held_out(value: Any) -> int | float:

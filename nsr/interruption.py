@@ -1,0 +1,60 @@
+"""Signals that ask a run to end: it ends where it can go on from, and says so by its exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+REQUEUE = signal.SIGUSR1  # that SLURM is asked to send ahead of the time limit: #SBATCH --signal=USR1@120
+
+
+class Interrupted(BaseException):
+    """The run ends because a signal asks for it; no Exception, so that a sweep ends with it."""
+
+    def __init__(self, number: int):
+        self.number = number
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell has it: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.number
+
+
+class Signals:
+    """What has arrived. Once `patient`, a signal is kept for who asks; the second one, or one before, ends at once."""
+
+    def __init__(self) -> None:
+        self.patient = False
+        self.received = 0
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.patient or self.received:
+            raise Interrupted(number)
+        self.received = number
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            name = signal.Signals(number).name
+            print(
+                f"{name}: finishing this step, then a checkpoint; once more ends at once", file=sys.stderr, flush=True
+            )
+
+
+@contextmanager
+def interruptible() -> Iterator[Signals]:
+    """Inside, SIGTERM, Ctrl-C and, of a SLURM job, SIGUSR1 become Interrupted; nothing outside of the main thread."""
+    signals = Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    wanted = [signal.SIGTERM, signal.SIGINT, *([REQUEUE] if "SLURM_JOB_ID" in os.environ else [])]
+    before = {number: signal.signal(number, signals.handle) for number in wanted}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
