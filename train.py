@@ -3,12 +3,12 @@
 import hydra
 from omegaconf import DictConfig
 
-from nsr.command_line import check_command_line, one_line_errors
+from nsr.command_line import check_command_line, end_of_sweep, one_line_errors
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(config: DictConfig) -> float:
-    """Runs one job; its result is the validated robust accuracy, for sweepers."""
+def main(config: DictConfig) -> float | tuple[float, ...]:
+    """Runs one job; its result is the validated accuracy, or several of them, for sweepers."""
     with one_line_errors():
         from nsr.assembly import train  # torch is loaded only now
 
@@ -19,3 +19,4 @@ def main(config: DictConfig) -> float:
 if __name__ == "__main__":
     check_command_line("train")
     main()
+    end_of_sweep()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ log = logging.getLogger(__name__)
 
 
 @leaves_status("train.py")
-def train(config: DictConfig) -> float:
-    """Trains, tests best and last checkpoint, writes and prints the results; returns validated robust accuracy.
+def train(config: DictConfig) -> float | tuple[float, ...]:
+    """Trains, tests best and last checkpoint, writes and prints the results; returns what config.optimize names.
 
     A run that was interrupted goes on where config.resume says so; one that is finished only tells its result.
     """
@@ -64,11 +65,18 @@ def train(config: DictConfig) -> float:
     earlier = _earlier(config, directory, settings)
     if earlier.results is not None:
         print(f"finished already: {directory}", flush=True)
-        return float(earlier.results["validation/robust_accuracy"])
+        return _told_to_a_sweeper(config, earlier.results)
     if global_rank() == 0:
         OmegaConf.save(OmegaConf.create(settings), directory / "config.yaml")
     with interruptible() as signals:
-        return _train(config, directory, data, module, settings, earlier.checkpoint, signals)
+        results = _train(config, directory, data, module, settings, earlier.checkpoint, signals)
+    return _told_to_a_sweeper(config, results)
+
+
+def _told_to_a_sweeper(config: DictConfig, results: Mapping[str, Any]) -> float | tuple[float, ...]:
+    """Validated accuracies of the best epoch, which the first process alone has."""
+    values = tuple(float(results.get(f"validation/{name}", 0.0)) for name in config.optimize)
+    return values if len(values) > 1 else values[0]
 
 
 def _train(
@@ -79,7 +87,7 @@ def _train(
     settings: dict[str, Any],
     checkpoint: Path | None,
     signals: Signals,
-) -> float:
+) -> dict[str, float]:
     results: dict[str, float] = {}
     trainer, orderly = None, False
     logger = instantiate(config.logger, save_dir=str(directory))
@@ -109,7 +117,7 @@ def _train(
     finally:
         dashboards.finish(logger)
         leave_processes(trainer, orderly=orderly)
-    return float(results.get("validation/robust_accuracy", 0.0))  # only the first process has it
+    return results
 
 
 def _earlier(config: DictConfig, directory: Path, settings: dict[str, Any]) -> Earlier:

@@ -34,6 +34,11 @@ from nsr.processes import agreed, global_rank, is_started_from_outside, local_pr
 from nsr.resumption import AUTO, check_sweep, newest_unfinished, override_value, resumed_command
 
 CONFIGURATIONS = Path(__file__).resolve().parent.parent / "conf"
+LAUNCHERS = {
+    **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm"), 'pip install ".[sweeps]"'),
+    **dict.fromkeys(("ray", "ray_aws"), "pip install hydra-ray-launcher==1.2.2"),
+}
+FAILED: list[str] = []  # the jobs of this process's sweep
 ASKS_ONLY = ("help", "hydra_help", "cfg", "info", "shell_completion", "version", "run_only")
 
 
@@ -82,11 +87,34 @@ def check_command_line(config_name: str, arguments: Sequence[str] | None = None)
             overrides += _agreed_directory(config_name, overrides)
         if global_rank() == 0:
             configurations = [compose_checked(config_name, row) for row in _jobs(overrides)]
+            if options.multirun:
+                _check_optuna(configurations[0], overrides)
             from nsr.rehearsal import rehearse  # torch is loaded here
 
             rehearse(configurations[0], is_sweep=options.multirun)
     if arguments is None:  # as hydra is to read it
         sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in options.overrides] + overrides
+
+
+def _check_optuna(config: DictConfig, overrides: Sequence[str]) -> None:
+    """InputError where Optuna has nothing to draw, or nothing to judge by."""
+    sweeper = config.hydra.sweeper
+    if "optuna" not in str(sweeper._target_):
+        return
+    directions = [str(entry).rpartition(".")[2] for entry in _as_list(sweeper.direction)]
+    if len(directions) != len(config.get("optimize", ())) or "minimize" in directions:
+        raise InputError(
+            f"hydra.sweeper.direction is {', '.join(directions)} for optimize={list(config.get('optimize', ()))}: each "
+            "accuracy is maximised; sweep=optuna and sweep=optuna_two set both"
+        )
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    if not (sweeper.params or sweeper.search_space or any(override.is_sweep_override() for override in parsed)):
+        raise InputError("Optuna has nothing to draw: name settings, such as 'optimizer.lr=interval(0.001,0.01)'")
+
+
+def _as_list(value: Any) -> list[Any]:
+    value = plain_value(value)
+    return value if isinstance(value, list) else [value]
 
 
 def _agreed_directory(config_name: str, overrides: Sequence[str]) -> list[str]:
@@ -131,15 +159,18 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (InputError, RunStopped) as error:
+        if isinstance(error, RunStopped) and global_rank() != 0:
+            sys.exit(0)  # the first process has stopped for the same reason, and tells it
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         if _is_sweep():
+            FAILED.append(str(error))
             raise CompactHydraException(str(error)) from error  # hydra goes on with the other jobs
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as interruption:
         if global_rank() != 0:
-            sys.exit(0)  # Lightning kills the first process where another one fails
+            sys.exit(0)
         print(f"{interruption}{_way_on()}", file=sys.stderr)
         sys.exit(interruption.exit_code)
 
@@ -151,6 +182,13 @@ def _way_on() -> str:
     if HydraConfig.get().job.config_name != "train":
         return "; the same command goes on with what is left"
     return f"; python train.py resume={run_directory()} goes on"
+
+
+def end_of_sweep() -> None:
+    """Exit code 1 where a job of the sweep failed and the sweeper, as Optuna's, went on without a word."""
+    if FAILED:
+        print(f"error: {len(FAILED)} jobs of the sweep failed, the last: {FAILED[-1]}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _is_sweep() -> bool:
@@ -189,6 +227,8 @@ def _explain(config_name: str, overrides: Sequence[str], error: Exception) -> st
     if isinstance(error, MissingConfigException) and error.options:
         group, _, got = str(error.missing_cfg_file).rpartition("/")
         options = [str(option) for option in error.options]
+        if group == "hydra/launcher" and got in LAUNCHERS:
+            return f"hydra/launcher={got} is not installed; {LAUNCHERS[got]} brings it"
         hint = did_you_mean(got, options)
         return f"{group}={got}: there is no such choice{hint}; {group} is one of {', '.join(options)}"
     if match := re.search(r"Could not load '([^']+)/([^'/]+)'", text):  # in a list of choices

@@ -154,6 +154,7 @@ def resumption(name: str, value: Any) -> Any:
 RULES: dict[str, Check] = {  # the first that matches counts
     "logger.mode": optional(choice("online", "offline")),
     "norm": optional(choice(*NORMS)),
+    "optimize": choices("robust_accuracy", "clean_accuracy"),
     "resume": resumption,
     "resume_changed": TRUTH,
     "seed": number(lowest=0, highest=2**32 - 1, **WHOLE),
@@ -248,6 +249,7 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "scheduler.cycle_momentum": TRUTH,
     "trainer.accelerator": choice("auto", "cpu", "gpu", "mps"),
     "trainer.devices": devices,
+    "trainer.num_nodes": number(lowest=1, **WHOLE),
     "trainer.precision": choice(*PRECISIONS),
     "trainer.max_epochs": number(lowest=1, **WHOLE),
     "trainer.limit_*_batches": share_or_count,

@@ -220,11 +220,17 @@ def build_analyses(
 
 
 def several_devices(config: DictConfig) -> bool:
-    """Whether an evaluation is dealt out to several processes."""
+    """Whether a run or an evaluation is dealt out to several processes."""
+    return processes(config) > 1
+
+
+def processes(config: DictConfig) -> int:
+    """How many processes a run has, on all machines."""
     devices, accelerator = plain_value(config.trainer.devices), config.trainer.accelerator
     if devices == "auto":
-        return accelerator in ("auto", "gpu") and torch.cuda.device_count() > 1
-    return len(devices) > 1 if isinstance(devices, list) else devices > 1
+        devices = max(1, torch.cuda.device_count()) if accelerator in ("auto", "gpu") else 1
+    count = len(devices) if isinstance(devices, list) else devices
+    return int(count) * int(config.trainer.get("num_nodes", 1))
 
 
 def _optional(settings: Any) -> Any:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ OF_A_RUN = (
     *("PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
 )
 SECONDS_TO_MEET = 300.0  # for processes that several machines start
+SECONDS_TO_END = 30.0  # for a run one of whose processes has ended
 
 
 def global_rank() -> int:
@@ -95,6 +98,36 @@ def start_processes_of_this_job() -> None:
     from pytorch_lightning.strategies.launchers import subprocess_script
 
     subprocess_script._hydra_subprocess_cmd = _command
+    subprocess_script._launch_process_observer = lambda child_processes: Observer(child_processes).start()
+
+
+class Observer(threading.Thread):
+    """Tells that a further process has died; kills the run where it does not end of that.
+
+    Lightning's own kills the first process at once, and with it a whole sweep, and an error that was about to be told.
+    """
+
+    left = threading.Event()  # set where the run is over
+
+    def __init__(self, processes: Sequence[subprocess.Popen[Any]]):
+        super().__init__(daemon=True)
+        self.processes = processes
+        Observer.left = threading.Event()
+
+    def run(self) -> None:
+        left = self.left
+        while not left.wait(0.5):
+            codes = {process.pid: process.poll() for process in self.processes}
+            failed = {pid: code for pid, code in codes.items() if code}
+            if failed and not left.is_set():
+                told = ", ".join(f"{pid} with code {code}" for pid, code in failed.items())
+                print(f"a process of this run has ended: {told}", file=sys.stderr, flush=True)
+                if not left.wait(SECONDS_TO_END):
+                    for process in self.processes:
+                        process.kill()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            if all(code is not None for code in codes.values()):
+                return
 
 
 def _command(local_rank: int) -> tuple[list[str], str]:
@@ -119,12 +152,13 @@ def leave_processes(trainer: Any, *, orderly: bool) -> None:
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
     from torch import distributed
 
+    Observer.left.set()
     launched = list(getattr(getattr(trainer, "strategy", None) and trainer.strategy.launcher, "procs", []))
     for process in launched:
-        if not orderly:
-            process.kill()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(SECONDS_TO_MEET)
+            process.wait(SECONDS_TO_END if orderly else 0)
+        process.kill()
+        process.wait()
     if is_started_from_outside():
         return
     if distributed.is_available() and distributed.is_initialized():

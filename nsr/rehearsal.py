@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 
 from nsr.checkpoints import take_over_checkpoint
 from nsr.command_line import plain, plain_value, without_hydra
+from nsr.data.batches import check_divides
 from nsr.errors import InputError
 from nsr.evaluation.curve import expand_curve
-from nsr.parts import build_analyses, build_corruptions, build_data, build_module, needed_splits
+from nsr.parts import build_analyses, build_corruptions, build_data, build_module, needed_splits, processes
 from nsr.resumption import OWN, earlier_run
 
 
@@ -21,6 +22,8 @@ def rehearse(config: DictConfig, *, is_sweep: bool = False) -> None:
     config = config.copy()
     directory = _check_directory(config, is_sweep)
     _check_devices(config)
+    if "objective" in config:
+        check_divides(config.data.batch_size, processes(config))
     saved = take_over_checkpoint(config) if "checkpoint" in config else None
     data = build_data(config)
     expand_curve(config)
