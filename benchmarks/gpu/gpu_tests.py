@@ -21,11 +21,11 @@ def measure(given: Given, report: Report) -> None:
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "-W", "default"]
         environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         done = subprocess.run([*command, f"--junitxml={results}"], cwd=ROOT, env=environment, check=False)
+        if not results.exists():
+            raise RuntimeError(f"pytest ended with exit code {done.returncode} before the first test")
         counts, failed = read_results(results)
-    for outcome in ("passed", "failed", "skipped"):
-        report(outcome, counts[outcome])
+    report("tests", {outcome: counts[outcome] for outcome in ("passed", "failed", "skipped")})
     if done.returncode != 0:
-        report("failed_tests", failed)
         report("failed", f"pytest's exit code is {done.returncode}; failed: {', '.join(failed) or 'none'}")
 
 
