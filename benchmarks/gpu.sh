@@ -5,6 +5,7 @@
 # Exit code 1 where a part failed; what could not be measured is skipped and says why.
 #   PYTHON=python3      the interpreter: torch, torchvision, pytorch-lightning, torchmetrics and hydra-core are enough
 #   NSR_GPU_SECONDS=540 for all parts together
+#   NSR_GPU_PARTS=step_times,training   these alone; their names are in gpu/runner.py
 #   NSR_GPU_TINY=1      small_cnn on 8x8 images: minutes on a CPU, to see that it runs
 set -euo pipefail
 out=${1:?usage: benchmarks/gpu.sh OUT_DIR [DATA_DIR]}

@@ -97,6 +97,7 @@ def tapped(**compilation):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("default")  # the compiler recommends TF32
 def test_taps_of_a_compiled_training_step_give_the_eager_features_and_gradients():
     images, labels = (tensor.cuda() for tensor in batch(32))
     found = []
@@ -113,6 +114,7 @@ def test_taps_of_a_compiled_training_step_give_the_eager_features_and_gradients(
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("default")  # the compiler recommends TF32
 def test_features_of_cuda_graphs_outlive_the_next_pass_where_they_are_cloned():
     sides = [batch(32)[0].cuda() * share for share in (1.0, 0.5)]
     eager, graphs = tapped(), tapped(mode="reduce-overhead")

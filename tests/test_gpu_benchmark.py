@@ -74,6 +74,15 @@ def test_parts_for_which_no_time_is_left_are_skipped(tmp_path, monkeypatch):
     assert figures(tmp_path)["parts"]["second"] == {"skipped": "no time is left of 11 s", "seconds": 0.0}
 
 
+def test_parts_that_are_not_asked_for_are_skipped(tmp_path, monkeypatch):
+    monkeypatch.setenv("NSR_GPU_PARTS", "second")
+    assert run_scripts(tmp_path, {"first": "sys.exit(1)", "second": "pass"}) == 0
+    assert figures(tmp_path)["parts"]["first"] == {"skipped": "not among NSR_GPU_PARTS", "seconds": 0.0}
+    monkeypatch.setenv("NSR_GPU_PARTS", "third")
+    with pytest.raises(SystemExit, match="third"):
+        run_scripts(tmp_path, {"first": "pass"})
+
+
 def test_a_part_that_is_ended_takes_what_it_started_with_it(tmp_path):
     started = tmp_path / "pid"
     script = (
@@ -137,8 +146,8 @@ def test_epochs_are_as_many_as_both_trainings_have_time_for():
         "bf16-mixed_channels_last": {"step_ms": {"median": 30.0}},
     }
     given = Given(FULL, seconds=415.0, earlier={"step_times": times})
-    # 200 s a training: 45 to begin, 3 of validation before it, 44 of tests; 80 % of the 108 left, 14.1 s an epoch
-    assert training.affordable_epochs(given, counts) == 6
+    # 200 s a training: 40 to begin, 3 of validation before it, 24 of tests; 80 % of the 133 left, 14.1 s an epoch
+    assert training.affordable_epochs(given, counts) == 7
     assert training.affordable_epochs(Given(FULL, seconds=30.0, earlier={"step_times": times}), counts) == 1
     assert training.affordable_epochs(Given(FULL, seconds=415.0), counts) == 1
     assert training.affordable_epochs(Given(FULL, seconds=1e6, earlier={"step_times": times}), counts) == 30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpu.given import Sizes
 from nsr import models
@@ -20,13 +20,18 @@ def best_device() -> torch.device:
 
 
 def network(sizes: Sizes) -> Classifier:
-    """A network with the same random weights each time; its BatchNorm has seen images, so that nothing explodes."""
+    """A network with the same random weights each time; its BatchNorm has seen a batch, so that nothing explodes."""
     torch.manual_seed(0)
     net = getattr(models, sizes.network)(channels=3, classes=CLASSES, image_size=sizes.image_size)
     classifier = Classifier(net, MEAN, STD).train()
+    norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
     with torch.no_grad():
-        for seed in range(10):
-            classifier(random_batch(sizes, 32, seed=100 + seed)[0])
+        classifier(random_batch(sizes, 32, seed=100)[0])
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     return classifier
 
 
