@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import traceback
 from importlib import import_module
@@ -27,6 +28,7 @@ def main() -> int:
     data = None if options.data is None else options.data.absolute()
     if options.part is None:
         options.out.mkdir(parents=True, exist_ok=True)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no part is left behind
         return run_all(options.out.absolute(), data)
     earlier = json.loads((options.out / RESULTS).read_text())["parts"]
     given = Given(chosen_sizes(), data=data, seconds=options.seconds, earlier=earlier)
