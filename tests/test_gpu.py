@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_training import batch, module_of, network
 
 from nsr import neuron_sensitivity, pgd
 from nsr.analysis import intervene
-from nsr.metrics import ClassCounts
+from nsr.features import FeatureTaps
+from nsr.layers import find_layers
+from nsr.metrics import ClassCounts, network_sums
+from nsr.modes import full_precision
 from nsr.objectives import AdversarialTraining
 from nsr.stabilizer import SensitivityStabilizer
-from tests.test_training import batch, module_of, network
 
 pytestmark = [
     pytest.mark.gpu,
@@ -72,3 +75,80 @@ def test_counting_classes_never_waits_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
     predicted = torch.bincount(logits.argmax(1), minlength=10)
     assert torch.equal(counts.compute(), 2 * torch.stack([predicted, torch.bincount(labels, minlength=10)]))
+
+
+# ---------------------------------------------------------------- torch.compile
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def tapped(**compilation):
+    """Taps on a network on the GPU, which is compiled only then."""
+    net = network().cuda()
+    taps = FeatureTaps(net, find_layers(net, batch()[0].cuda(), within=net.net), within=net.net)
+    if compilation:
+        net.compile(**compilation, dynamic=False)
+    return taps
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("default")  # the compiler recommends TF32
+def test_taps_of_a_compiled_training_step_give_the_eager_features_and_gradients():
+    images, labels = (tensor.cuda() for tensor in batch(32))
+    found = []
+    for taps in (tapped(), tapped(backend="inductor")):
+        taps.net.train()
+        with full_precision(images.device):
+            logits, clean = taps(images)
+            _, moved = taps((images + 0.1).clamp(max=1))
+            loss = torch.nn.functional.cross_entropy(logits, labels) + SensitivityStabilizer(top=1.0)(clean, moved)
+            loss.backward()
+        gradients = {name: parameter.grad for name, parameter in taps.net.named_parameters()}
+        found.append((loss, clean, moved, gradients))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("default")  # the compiler recommends TF32
+def test_features_of_cuda_graphs_outlive_the_next_pass_where_they_are_cloned():
+    sides = [batch(32)[0].cuda() * share for share in (1.0, 0.5)]
+    eager, graphs = tapped(), tapped(mode="reduce-overhead")
+    eager.net.eval(), graphs.net.eval()
+    with torch.no_grad(), full_precision(sides[0].device):
+        expected = [eager(images)[1] for images in sides]
+        for _ in range(3):  # tried, recorded, replayed
+            found = []
+            for images in sides:
+                torch.compiler.cudagraph_mark_step_begin()
+                found.append({name: values.clone() for name, values in graphs(images)[1].items()})
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- half precision
+
+
+def test_sensitivities_of_a_bf16_step_are_float32_and_those_reported_float64():
+    module = module_of(AdversarialTraining(), stabilizer=SensitivityStabilizer()).cuda().train()
+    images, labels = (tensor.cuda() for tensor in batch(32))
+    module.on_train_start()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        loss = module.training_step((images, labels), 0)
+        sides = [module.taps(side)[1] for side in (images, (images + 0.1).clamp(max=1))]
+        term = module.stabilizer(*sides)
+        sensitivities = {name: neuron_sensitivity(sides[0][name], sides[1][name]) for name in sides[0]}
+        movement, activation = network_sums(module.taps.layers, *sides)
+    loss.backward()
+    assert loss.dtype == term.dtype == torch.float32
+    assert all(parameter.grad.dtype == torch.float32 for parameter in module.net.parameters())
+    assert movement.dtype == activation.dtype == torch.float64
+    for name, values in sides[0].items():
+        assert values.dtype == torch.bfloat16
+        assert sensitivities[name].dtype == torch.float32
+        exact = (values.double() - sides[1][name].double()).abs()
+        expected = exact.mean([dim for dim in range(exact.ndim) if dim != 1])
+        torch.testing.assert_close(sensitivities[name].double(), expected, rtol=1e-5, atol=1e-7)
