@@ -223,29 +223,6 @@ PathFinder.find_spec = classmethod(
 """
 
 
-def old_commands(images: Path, folder: Path, on_gpu: bool) -> two_processes.Commands:
-    """The two nodes as Lightning's own settings have them, and a batch size of a process."""
-    shared = [*two_processes.shared_overrides(images, on_gpu), "trainer.accelerator=cpu", "trainer.max_epochs=1"]
-    program = [str(ROOT / "train.py"), *shared]
-    one = [sys.executable, *program, f"hydra.run.dir={folder / 'one_process'}"]
-    further = ["trainer.strategy=ddp", "+trainer.num_nodes=2", "data.batch_size=8"]
-    return {
-        "one_process": one,
-        **two_processes.nodes([*program, *further, f"hydra.run.dir={folder / 'two_processes'}"]),
-    }
-
-
-@pytest.mark.slow
-def test_two_processes_arrive_where_one_does(tmp_path):
-    report = Report(tmp_path / "report.json")
-    two_processes.measure(Given(TINY, seconds=150.0), report, commands_of=old_commands)
-    assert "failed" not in report.figures, report.figures
-    one, two = report.figures["one_process"], report.figures["two_processes"]
-    assert [row["epoch"] for row in one] == [row["epoch"] for row in two] == [0, 1]
-    assert one[0] == two[0]  # of the same weights
-    assert one[1]["loss"] == pytest.approx(two[1]["loss"], rel=0.2)  # BatchNorm sees half as many images
-
-
 @pytest.mark.slow
 def test_the_whole_script_on_a_cpu_that_lacks_what_may_be_missing(tmp_path):
     (tmp_path / "without").mkdir()
