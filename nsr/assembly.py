@@ -57,7 +57,7 @@ def train(config: DictConfig) -> float:
         OmegaConf.save(OmegaConf.create(settings), directory / "config.yaml")
     logger = instantiate(config.logger, save_dir=str(directory))
     try:
-        logger.log_hyperparams(settings)
+        dashboards.log_settings(logger, settings)
         signs = TrainingAlarms(directory, stop_on=config.alarms.stop_on)
         callbacks = [
             *build_callbacks(config),
@@ -70,6 +70,7 @@ def train(config: DictConfig) -> float:
         if trainer.is_global_zero:
             results = validated(directory / "metrics.csv", results["best_epoch"]) | results
             write_json(directory / "metrics.json", results)
+            dashboards.log_results(logger, results, step=trainer.global_step)
             report.write_outcomes(directory / "images.csv", module.suite.outcomes)  # of the best checkpoint
             write_curve(directory, results, config)
             report.show_run(directory, results, shown_attacks(config), signs.judged())

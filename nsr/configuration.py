@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from math import log
 from typing import Any
 
+from nsr.dashboard_settings import DASHBOARD_RULES
 from nsr.errors import (
     InputError,
     check_choice,
@@ -145,7 +146,7 @@ def _is_dotted(text: str) -> bool:
 
 
 RULES: dict[str, Check] = {  # the first that matches counts
-    "logger.mode": optional(choice("online", "offline")),
+    **DASHBOARD_RULES,
     "norm": optional(choice(*NORMS)),
     "seed": number(lowest=0, highest=2**32 - 1, **WHOLE),
     "layers": optional(patterns),
