@@ -261,7 +261,7 @@ MISTAKES = [
         "nsr/dashboards/wandb.py",
         "        id=earlier,\n",
         "",
-        "tests/test_dashboard_sweeps.py",
+        "tests/test_dashboard_resumed.py",
     ),
     Mistake(
         "each job of a sweep a group of its own",
