@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from tests.conftest import TINY
 from tests.hanging_host import host_that_hangs_later, silent_host
-from tests.offline_runs import offline_history, offline_run
+from tests.offline_runs import WANDB, offline_history, offline_run
 
 ROOT = Path(__file__).parent.parent
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -81,7 +82,12 @@ def test_a_host_that_hangs_after_the_run_has_begun(tmp_path):
     assert seconds["finish"] < 15
     assert seconds["exit"] < 15
     (segment,) = (tmp_path / "run" / "wandb").glob("run-*")
-    assert f"wandb sync {segment}" in told
+    (advice,) = re.findall(r"the rest: wandb (sync --include-online .+)", told)
+    assert advice.endswith(str(segment))
+    listed = subprocess.run(
+        [WANDB, *advice.split(), "--dry-run"], env=ONE_THREAD, capture_output=True, text=True, check=True
+    )
+    assert "Would sync 1 run(s)" in listed.stdout + listed.stderr
     assert len(offline_history(segment)) == 1000
 
 

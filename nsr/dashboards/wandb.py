@@ -173,4 +173,5 @@ def finish(logger: WandbLogger) -> None:
     try:
         run.finish(exit_code=int(sys.exc_info()[0] is not None))  # called in a `finally`
     except TimeoutError:
-        log.warning("W&B has not taken all within %d s; the rest: wandb sync %s", FINISH_SECONDS, run.settings.sync_dir)
+        command = f"wandb sync --include-online {run.settings.sync_dir}"
+        log.warning("W&B has not taken all within %d s; the rest: %s", FINISH_SECONDS, command)
