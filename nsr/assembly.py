@@ -92,7 +92,7 @@ def _train(
     trainer, orderly = None, False
     logger = instantiate(config.logger, save_dir=str(directory))
     try:
-        logger.log_hyperparams(settings)
+        dashboards.log_settings(logger, settings)
         signs = TrainingAlarms(directory, stop_on=config.alarms.stop_on)
         checkpoints = Checkpoints(directory / "checkpoints")
         callbacks = [
@@ -106,6 +106,7 @@ def _train(
         results = test_best_and_last(trainer, module, data, directory / "checkpoints")
         if trainer.is_global_zero:
             results = validated(directory / "metrics.csv", results["best_epoch"]) | results
+            dashboards.log_results(logger, results, step=trainer.global_step)
             report.write_outcomes(directory / "images.csv", module.suite.outcomes)  # of the best checkpoint
             write_curve(directory, results, config)
             write_json(directory / "metrics.json", results)  # last: with it the run is finished

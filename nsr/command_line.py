@@ -63,7 +63,18 @@ def share_of(share: float, epochs: int) -> Any:
     return max(1, round(share * epochs)) if isinstance(epochs, int) else epochs
 
 
-for resolver in (evaluation_directory, times, share_of, local_processes, machines):
+def sweep() -> str | None:
+    """The name of a sweep's directory, the same for all its jobs; None for a single run."""
+    return Path(HydraConfig.get().sweep.dir).absolute().name if _is_sweep() else None
+
+
+def chosen(*groups: str) -> list[str]:
+    """What was chosen of some groups of conf/, each name once; what was left out is left out."""
+    choices = HydraConfig.get().runtime.choices
+    return list(dict.fromkeys(str(choices[group]) for group in groups if choices.get(group) is not None))
+
+
+for resolver in (evaluation_directory, times, share_of, sweep, chosen, local_processes, machines):
     OmegaConf.register_new_resolver(f"nsr.{resolver.__name__}", resolver, replace=True)
 
 

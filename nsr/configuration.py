@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from math import log
 from typing import Any
 
+from nsr.dashboard_settings import DASHBOARD_RULES
 from nsr.errors import (
     InputError,
     check_choice,
@@ -152,7 +153,7 @@ def resumption(name: str, value: Any) -> Any:
 
 
 RULES: dict[str, Check] = {  # the first that matches counts
-    "logger.mode": optional(choice("online", "offline")),
+    **DASHBOARD_RULES,
     "norm": optional(choice(*NORMS)),
     "optimize": choices("robust_accuracy", "clean_accuracy"),
     "resume": resumption,

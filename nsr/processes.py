@@ -170,7 +170,8 @@ def leave_processes(trainer: Any, *, orderly: bool) -> None:
 
 
 def check_same_settings(settings: Mapping[str, Any], strategy: Any) -> None:
-    """RuntimeError where the processes of a run have different settings."""
-    mine = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    """RuntimeError where the processes of a run have different settings; the first alone knows of its sweep's group."""
+    compared = {name: value for name, value in settings.items() if name != "logger"}
+    mine = hashlib.sha256(json.dumps(compared, sort_keys=True, default=str).encode()).hexdigest()
     if strategy.broadcast(mine) != mine:
         raise RuntimeError(f"process {strategy.global_rank} has other settings than the first; nothing was trained")

@@ -64,8 +64,11 @@ def check_unused(directory: Path) -> None:
 
 
 def differences(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """'NAME was X and is Y' of every setting that differs."""
-    before, now = ({name: value for name, value in flat(part) if name not in OWN} for part in (recorded, settings))
+    """'NAME was X and is Y' of every setting that differs; another dashboard is no other run."""
+    before, now = (
+        {name: value for name, value in flat(part) if name not in OWN and not name.startswith("logger.")}
+        for part in (recorded, settings)
+    )
     names = [*before, *(name for name in now if name not in before)]
     missing = "nothing"
     return [

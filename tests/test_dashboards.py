@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from nsr.assembly import train
+from nsr.configuration import flat
 from nsr.dashboards import log_sensitivities
 from nsr.metrics import LayerSensitivity
 from nsr.telemetry import Telemetry
 from tests.conftest import TINY, job
+from tests.offline_runs import assert_histograms, offline_history, offline_records, offline_run, sensitivities
 
 
 @pytest.fixture(scope="module")
@@ -31,42 +34,14 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     return made
 
 
-def sensitivities(run: Path) -> dict[tuple[int, str], list[float]]:
-    """{(epoch, layer): absolute sensitivity by neuron}."""
-    found: dict[tuple[int, str], list[float]] = {}
-    with (run / "sensitivity.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            key = int(row["epoch"]), row["layer"]
-            assert int(row["neuron"]) == len(found.setdefault(key, []))
-            found[key].append(float(row["absolute"]))
-    return found
-
-
 @pytest.fixture(scope="module")
 def history(runs) -> list[dict]:
     """The records of the offline W&B run, as wandb's own tool reads them."""
-    (offline,) = (runs["wandb"] / "wandb").glob("offline-run-*")
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(offline)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    records = [json.loads(line) for line in lines]
-    return [record["history"]["item"] for record in records if record["type"] == "history"]
+    return offline_history(offline_run(runs["wandb"]))
 
 
 def test_wandb_histograms_equal_those_recomputed_from_the_csv(runs, history):
-    expected = sensitivities(runs["wandb"])
-    seen = set()
-    for record in history:
-        for name in record:
-            if name.startswith("sensitivity/histogram/") and name.endswith(".values"):
-                layer = name.removeprefix("sensitivity/histogram/").removesuffix(".values")
-                values = expected[int(record["epoch"]), layer]
-                edges = np.arange(65) / 64 * max(values)
-                counts, _ = np.histogram(values, bins=edges)
-                assert record[name] == counts.tolist()
-                assert record[f"sensitivity/histogram/{layer}.bins"] == edges.tolist()
-                assert sum(record[name]) == len(values)
-                seen.add((int(record["epoch"]), layer))
-    assert seen == set(expected)
+    seen = assert_histograms(history, runs["wandb"])
     assert {epoch for epoch, _ in seen} == {0, 1, 2}
 
 
@@ -117,11 +92,71 @@ def test_the_heat_map_is_a_picture_in_the_dashboards(runs, history):
         assert (logged.width, logged.height) == picture.size
 
 
-def test_wandb_knows_the_settings(runs):
-    (offline,) = (runs["wandb"] / "wandb").glob("offline-run-*")
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(offline)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert '"clean_share":0' in text
+def merged(runs, kind: str) -> dict:
+    """The config or the summary that the offline run ends with."""
+    found: dict = {}
+    for record in offline_records(offline_run(runs["wandb"])):
+        if record["type"] == kind:
+            found |= record[kind]["update"]
+    return found
+
+
+def test_wandb_knows_the_settings_flat(runs):
+    settings = merged(runs, "config")
+    expected = dict(flat(OmegaConf.to_container(OmegaConf.load(runs["wandb"] / "config.yaml"))))
+    assert expected["optimizer.lr"] == 0.005
+    # W&B's tool joins nested names too, and leaves out what is empty
+    assert {name: settings.get(name) for name in expected if expected[name] != {}} == {
+        name: value for name, value in expected.items() if value != {}
+    }
+    (record,) = offline_run(runs["wandb"]).glob("run-*.wandb")
+    assert b"optimizer.lr" in record.read_bytes()
+
+
+def test_wandb_summary_has_best_and_last_figures(runs, history):
+    summary = merged(runs, "summary")
+    figures = json.loads((runs["wandb"] / "metrics.json").read_text())
+    assert {"test/pgd_accuracy", "test_last/pgd_accuracy", "best_epoch", "last_epoch"} <= set(figures)
+    for name, value in figures.items():
+        assert summary[name.replace("validation/", "validation_best/")] == pytest.approx(value), name
+    with (runs["wandb"] / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    best = rows[int(figures["best_epoch"])]
+    for name in ("robust_accuracy", "clean_accuracy"):
+        assert summary[f"validation_best/{name}"] == float(best[f"validation/{name}"])
+        assert summary[f"validation/{name}"] == float(rows[-1][f"validation/{name}"])
+
+
+def test_tensorboard_has_the_scalars_of_wandb(runs, history):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(runs["tensorboard"] / "tensorboard"))
+    events.Reload()
+    own = ("_", "trainer/")
+    expected = {
+        name
+        for row in [*history, merged(runs, "summary")]
+        for name, value in row.items()
+        if isinstance(value, int | float) and "." not in name and not name.startswith(own)
+    }
+    assert len(expected) > 30
+    assert set(events.Tags()["scalars"]) == expected
+
+
+def test_tensorboard_has_settings_and_final_figures(runs):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(runs["tensorboard"] / "tensorboard"))
+    events.Reload()
+    figures = json.loads((runs["tensorboard"] / "metrics.json").read_text())
+    for name, value in figures.items():
+        points = events.Scalars(name.replace("validation/", "validation_best/"))
+        assert len(points) == 1
+        assert points[0].value == pytest.approx(value)
+    (settings,) = events.Tensors("settings/text_summary")
+    assert "| optimizer.lr | 0.005 |" in settings.tensor_proto.string_val[0].decode()
+    start = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"optimizer.lr" in start
 
 
 def test_tensorboard_holds_the_same(runs):
@@ -185,40 +220,6 @@ def test_a_logger_without_histograms_gets_the_figures():
     }
     log_sensitivities(Plain(), layer, telemetry.add(1, layer), step=8, epoch=1)
     assert Plain.logged[8]["sensitivity/overlap_previous/relu"] == 1.0
-
-
-def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
-    from nsr.dashboards import wandb
-
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    modes = []
-    monkeypatch.setattr(wandb, "_begin", lambda *arguments: modes.append(arguments[-1]))
-    wandb.wandb_logger(save_dir=str(tmp_path))
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
-    wandb.wandb_logger(save_dir=str(tmp_path))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    wandb.wandb_logger(save_dir=str(tmp_path))
-    wandb.wandb_logger(save_dir=str(tmp_path), mode="online")
-    assert modes == ["offline", "online", "offline", "online"]
-
-
-def test_wandb_falls_back_where_it_cannot_be_reached(monkeypatch, tmp_path, caplog):
-    from nsr.dashboards import wandb
-
-    asked = []
-
-    def begin(save_dir, project, name, mode):
-        asked.append(mode)
-        if mode == "online":
-            raise wandb.wandb.errors.CommError("no network")
-        return "logger"
-
-    monkeypatch.setattr(wandb, "_begin", begin)
-    assert wandb.wandb_logger(save_dir=str(tmp_path), mode="online") == "logger"
-    assert asked == ["online", "offline"]
-    assert "recorded offline" in caplog.text
 
 
 def test_wandb_is_imported_only_where_used():

@@ -1,4 +1,7 @@
-"""Dashboards: what differs between Weights & Biases, TensorBoard and CSV, a file each, loaded only where used."""
+"""Dashboards: what differs between Weights & Biases, TensorBoard and CSV, a file each, loaded only where used.
+
+A run does not depend on them: what Weights & Biases or TensorBoard raises is told once, and the run goes on.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from nsr.configuration import flat
+from nsr.dashboards.steady import steadily
 from nsr.metrics import LayerSensitivity
 from nsr.telemetry import LayerTelemetry
 
@@ -20,6 +25,11 @@ def _home(logger: Any) -> ModuleType | None:
         if kind.__name__ in _HOMES:
             return import_module(_HOMES[kind.__name__])
     return None
+
+
+def log_settings(logger: Any, settings: Mapping[str, Any]) -> None:
+    """The resolved configuration, flat: a value for each dotted name, `optimizer.lr`."""
+    logger.log_hyperparams(dict(flat(settings)))
 
 
 def log_sensitivities(
@@ -38,7 +48,8 @@ def log_sensitivities(
     home = _home(logger)
     if home is None:
         logger.log_metrics(figures, step=step)
-    else:
+        return
+    with steadily(logger, home.NAME):
         home.log_sensitivities(logger, sensitivities, told, figures, step=step, epoch=epoch)
 
 
@@ -46,7 +57,24 @@ def log_picture(logger: Any, name: str, path: Path, *, step: int) -> None:
     """A PNG file to a dashboard that shows pictures."""
     home = _home(logger)
     if home is not None:
-        home.log_picture(logger, name, path, step=step)
+        with steadily(logger, home.NAME):
+            home.log_picture(logger, name, path, step=step)
+
+
+def log_results(logger: Any, results: Mapping[str, float], *, step: int) -> None:
+    """The final figures of a run, best and last checkpoint's, as what stands for it beside other runs.
+
+    The series of validation goes on under its own name, so the figures of the best epoch are `validation_best/...`. A
+    logger that is no dashboard gets nothing: metrics.json has them.
+
+    Args:
+        results: what metrics.json holds: test/..., test_last/..., best_epoch, last_epoch, validation/... of the best.
+    """
+    home = _home(logger)
+    if home is not None:
+        figures = {name.replace("validation/", "validation_best/"): value for name, value in results.items()}
+        with steadily(logger, home.NAME):
+            home.log_results(logger, figures, step=step)
 
 
 def layer_figures(told: Mapping[str, LayerTelemetry]) -> dict[str, float]:
@@ -60,4 +88,5 @@ def finish(logger: Any) -> None:
     """Closes the dashboard's run, so that the next job of a sweep begins its own."""
     home = _home(logger)
     if home is not None:
-        home.finish(logger)
+        with steadily(logger, home.NAME):
+            home.finish(logger)

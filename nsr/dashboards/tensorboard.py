@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,60 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers.logger import DummyLogger
+from torch.utils.tensorboard.summary import hparams
 
+from nsr.dashboards.steady import reason, steadily
 from nsr.metrics import LayerSensitivity
 from nsr.sensitivity import sensitivity_histogram
 from nsr.telemetry import LayerTelemetry
 
+NAME = "TensorBoard"
+log = logging.getLogger(__name__)
 
-def tensorboard_logger(*, save_dir: str) -> TensorBoardLogger:
-    """Lightning's TensorBoardLogger, its files in `save_dir`/tensorboard."""
-    return TensorBoardLogger(save_dir=save_dir, name="tensorboard", version="")
+
+class SteadyTensorBoardLogger(TensorBoardLogger):
+    """Lightning's TensorBoardLogger; what it cannot write, on a full disk say, does not stop the run."""
+
+    def __init__(self, *, save_dir: str):
+        # flushing each second, not every two minutes, bounds what a killed process loses; a figure of its own among
+        # the settings, hp_metric, would be one that no other dashboard has
+        super().__init__(save_dir=save_dir, name="tensorboard", version="", default_hp_metric=False, flush_secs=1)
+        self.logged: set[str] = set()
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        with steadily(self, NAME):
+            super().log_metrics(metrics, step)
+            self.logged |= metrics.keys()
+
+    def log_hyperparams(self, params: Any, metrics: dict[str, Any] | None = None, step: int | None = None) -> None:
+        with steadily(self, NAME):
+            super().log_hyperparams(params, metrics, step)
+            rows = [f"| {name} | {value} |" for name, value in self.hparams.items()]
+            writer: Any = self.experiment
+            writer.add_text("settings", "\n".join(["| setting | value |", "| --- | --- |", *rows]))
+
+    def save(self) -> None:
+        with steadily(self, NAME):
+            super().save()
+
+    def finalize(self, status: str) -> None:
+        with steadily(self, NAME):
+            super().finalize(status)
+
+
+def tensorboard_logger(*, save_dir: str) -> TensorBoardLogger | DummyLogger:
+    """Lightning's TensorBoardLogger, its files in `save_dir`/tensorboard; one that logs nothing where it cannot write.
+
+    A resumed run adds a file to those of the earlier ones, which TensorBoard shows as one.
+    """
+    logger = SteadyTensorBoardLogger(save_dir=save_dir)
+    try:
+        _ = logger.experiment  # Lightning would make it in the middle of its own setup
+    except OSError as error:
+        log.warning("TensorBoard cannot write (%s); this run goes without", reason(error))
+        return DummyLogger()
+    return logger
 
 
 def log_sensitivities(
@@ -56,6 +102,16 @@ def log_picture(logger: TensorBoardLogger, name: str, path: Path, *, step: int) 
         pixels = np.asarray(picture.convert("RGB"))
     writer: Any = logger.experiment
     writer.add_image(name, pixels, global_step=step, dataformats="HWC")
+
+
+def log_results(logger: SteadyTensorBoardLogger, results: Mapping[str, float], *, step: int) -> None:
+    """Scalars, of those that the test has not logged, and a row of settings and figures in the tab HPARAMS."""
+    logger.log_metrics({name: value for name, value in results.items() if name not in logger.logged}, step)
+    plain = (int, float, str, bool, type(None))
+    settings = {name: value if isinstance(value, plain) else str(value) for name, value in logger.hparams.items()}
+    writer: Any = logger.experiment
+    for summary in hparams(settings, dict(results)):
+        writer.file_writer.add_summary(summary)
 
 
 def finish(logger: TensorBoardLogger) -> None:

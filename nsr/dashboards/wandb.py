@@ -5,58 +5,118 @@ from __future__ import annotations
 import logging
 import netrc
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import wandb
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers.logger import DummyLogger
 
+from nsr.dashboards.steady import reason, steadily
 from nsr.metrics import LayerSensitivity
+from nsr.processes import global_rank
 from nsr.sensitivity import sensitivity_histogram
 from nsr.telemetry import LayerTelemetry
 
+NAME = "W&B"
+INIT_SECONDS = 10  # that a host may take to answer before the run is recorded offline
+FINISH_SECONDS = 30  # that a host may take for the rest of a run at its end
 log = logging.getLogger(__name__)
 
 
+class SteadyWandbLogger(WandbLogger):
+    """Lightning's WandbLogger; what W&B cannot take does not stop the run."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with steadily(self, NAME):
+            super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, params: Any) -> None:
+        with steadily(self, NAME):
+            super().log_hyperparams(params)
+
+
 def wandb_logger(
-    *, save_dir: str, project: str = "nsr", name: str | None = None, mode: str | None = None
-) -> WandbLogger:
+    *,
+    save_dir: str,
+    project: str = "nsr",
+    name: str | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
+    tags: Sequence[str] = (),
+    mode: str | None = None,
+) -> WandbLogger | DummyLogger:
     """Lightning's WandbLogger, its run begun; offline by itself where there is no account or no network.
+
+    A run that was resumed in the same directory goes on as the same W&B run, its id that of the earlier segment. Of
+    several processes only the first has a run.
 
     Args:
         save_dir: the run directory.
+        group: of the runs that belong together, those of a sweep.
         mode: 'online' or 'offline'; None: WANDB_MODE, else online where there is a key, else offline. Decided before
             wandb.init, which would ask on a terminal and wait for ever.
     """
+    if global_rank() != 0:
+        return SteadyWandbLogger(project=project, save_dir=save_dir)
+    texts = {"project": project, "name": name, "group": group, "job_type": job_type}
+    labels: dict[str, Any] = {key: str(value) for key, value in texts.items() if value is not None}  # 1 may be a name
+    labels["tags"] = [str(tag) for tag in tags]
     mode = mode or os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    if mode not in ("offline", "disabled"):
+        try:
+            return _begin(save_dir, labels, mode)
+        except Exception as error:
+            log.warning("W&B is not reachable (%s); this run is recorded offline", reason(error))
+            wandb.teardown()  # its local process would not let go of the run's id
+            mode = "offline"
     try:
-        return _begin(save_dir, project, name, mode)
-    except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
-        log.warning("W&B is not reachable (%s); this run is recorded offline", str(error).splitlines()[0])
-        return _begin(save_dir, project, name, "offline")
+        return _begin(save_dir, labels, mode)
+    except Exception as error:
+        log.warning("W&B cannot record (%s); this run goes without", reason(error))
+        return DummyLogger()
 
 
-def _begin(save_dir: str, project: str, name: str | None, mode: str) -> WandbLogger:
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        return WandbLogger(project=project, save_dir=save_dir)  # one process has the run; this one logs nothing
-    # console off: what is printed is in the run's own log; flushing each second bounds what a killed process loses
+def _begin(save_dir: str, labels: Mapping[str, Any], mode: str) -> WandbLogger:
+    # the reports of its own errors that wandb sends home would hold the end of a program up, beside a host that hangs
+    # for twenty seconds
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    # console off: what is printed is in the run's own log; silent: of a host that hangs wandb would ask who is logged
+    # in, for ten seconds, to print it; flushing each second bounds what a killed process loses
     settings = wandb.Settings(
-        init_timeout=20, silent=mode != "online", console="off", x_transaction_log_flush_interval=1.0
+        init_timeout=INIT_SECONDS,
+        finish_timeout=FINISH_SECONDS,
+        finish_timeout_raises=True,
+        silent=True,
+        console="off",
+        x_transaction_log_flush_interval=1.0,
     )
+    earlier = _earlier_run(save_dir)
     # not left to Lightning, which passes a parameter that wandb warns of
     run = wandb.init(
-        project=project,
-        name=name,
+        **labels,
+        id=earlier,
+        resume=None if earlier is None else "allow",
         dir=save_dir,
         mode=mode,  # type: ignore[arg-type]  # wandb itself checks WANDB_MODE
         settings=settings,
         reinit="create_new",
     )
+    if mode == "online":
+        log.info("W&B: %s", run.url)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(project=project, save_dir=save_dir, experiment=run)
+    return SteadyWandbLogger(project=labels["project"], save_dir=save_dir, experiment=run)
+
+
+def _earlier_run(save_dir: str) -> str | None:
+    """The id of the W&B run whose latest segment lies in the run directory."""
+    segments = Path(save_dir).glob("wandb/*run-*/run-*.wandb")
+    latest = max(segments, key=lambda path: path.parent.name.removeprefix("offline-"), default=None)
+    return None if latest is None else latest.stem.removeprefix("run-")
 
 
 def _has_key() -> bool:
@@ -102,6 +162,16 @@ def log_picture(logger: WandbLogger, name: str, path: Path, *, step: int) -> Non
     logger.experiment.log({name: wandb.Image(str(path)), "trainer/global_step": step})
 
 
+def log_results(logger: WandbLogger, results: Mapping[str, float], *, step: int) -> None:
+    """Into the run's summary, which tables of runs are made of."""
+    logger.experiment.summary.update(dict(results))
+
+
 def finish(logger: WandbLogger) -> None:
     """Ends the run; without it the next job of a sweep would write into this one."""
-    logger.experiment.finish()
+    run = logger.experiment
+    try:
+        run.finish(exit_code=int(sys.exc_info()[0] is not None))  # called in a `finally`
+    except TimeoutError:
+        command = f"wandb sync --include-online {run.settings.sync_dir}"
+        log.warning("W&B has not taken all within %d s; the rest: %s", FINISH_SECONDS, command)

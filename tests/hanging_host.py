@@ -1,0 +1,83 @@
+"""Hosts that stand for Weights & Biases: one that never answers, one that answers at first and then hangs."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@contextmanager
+def silent_host() -> Iterator[tuple[str, list[socket.socket]]]:
+    """The address of a host that accepts connections and never answers, and its connections."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    connections: list[socket.socket] = []
+
+    def accept() -> None:
+        while True:
+            try:
+                connections.append(listener.accept()[0])
+            except OSError:
+                return
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}", connections
+    listener.close()
+    for connection in connections:
+        connection.close()
+
+
+@contextmanager
+def host_that_hangs_later() -> Iterator[tuple[str, list[str]]]:
+    """The address of a host that lets a run begin and never answers once rows are sent; what it was asked for."""
+    asked: list[str] = []
+    hangs, ended = threading.Event(), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.path != "/graphql":
+                hangs.set()
+            operation = json.loads(body) if self.path == "/graphql" else {}
+            asked.append(operation.get("operationName") or operation.get("query", self.path)[:60])
+            if hangs.is_set():
+                ended.wait()
+                return
+            answer = json.dumps({"data": _answer(asked[-1], operation.get("variables") or {})}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    ended.set()
+    server.shutdown()
+    server.server_close()
+
+
+def _answer(operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+    if "UpsertBucket" in operation:
+        project = {"id": "project", "name": "nsr", "entity": {"id": "entity", "name": "somebody"}}
+        name = variables.get("name") or "run"
+        bucket = {"id": "bucket", "name": name, "displayName": name, "config": "{}", "project": project}
+        return {"upsertBucket": {"bucket": {**bucket, "historyLineCount": 0, "sweepName": None}, "inserted": True}}
+    if "Viewer" in operation or "viewer" in operation:
+        return {"viewer": {"id": "id", "entity": "somebody", "username": "somebody", "flags": "{}"}}
+    if "Stopped" in operation:
+        return {"project": {"run": {"stopped": False}}}
+    if "ServerFeatures" in operation:
+        return {"serverInfo": {"features": []}}
+    return {}
