@@ -11,13 +11,24 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.conftest import TINY
 from tests.offline_runs import assert_histograms, offline_history, offline_records, offline_run
 
 ROOT = Path(__file__).parent.parent
 OFFLINE = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-KINDS = {"one process": ()}  # more of them: overrides that each job of the sweep gets
+POINTS = ("seed=0,1", "stabilizer=sns,none")
+KINDS = {
+    "one process": POINTS,
+    "two processes": (*POINTS, "trainer=ddp_cpu"),
+    "two processes, joblib": (*POINTS, "trainer=ddp_cpu", "sweep=joblib"),
+    "two processes, submitit": (*POINTS, "trainer=ddp_cpu", "sweep=submitit_local"),
+    "two processes, optuna": (
+        *("trainer=ddp_cpu", "sweep=optuna", "hydra.sweeper.n_trials=4"),
+        *("optimizer.lr=interval(0.001,0.1)", "stabilizer=sns,none"),
+    ),
+}
 
 
 def run_record(offline: Path) -> dict:
@@ -28,8 +39,9 @@ def run_record(offline: Path) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", KINDS.values(), ids=KINDS.keys())
 def test_a_sweep_leaves_a_run_a_job_in_one_group(tmp_path, overrides):
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY[1:], *overrides]
-    command += ["seed=0,1", "stabilizer=sns,none"]
+    tiny = [override for override in TINY[1:] if not override.startswith("trainer.accelerator")]
+    accelerator = [] if "trainer=ddp_cpu" in overrides else ["trainer.accelerator=cpu"]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *tiny, *accelerator, *overrides]
     done = subprocess.run(command, cwd=tmp_path, env=OFFLINE, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     segments = sorted((tmp_path / "runs").rglob("offline-run-*"))
@@ -41,7 +53,16 @@ def test_a_sweep_leaves_a_run_a_job_in_one_group(tmp_path, overrides):
     assert {record["run_group"] for record in records} == {sweep}
     assert {record["job_type"] for record in records} == {"train"}
     tags = sorted(tuple(record["tags"]) for record in records)
-    assert tags == sorted([("digits", "pgd", "sns"), ("digits", "pgd", "none")] * 2)
+    settings = [OmegaConf.load(job / "config.yaml") for job in jobs]
+    if "seed=0,1" in overrides:
+        assert tags == sorted([("digits", "pgd", "sns"), ("digits", "pgd", "none")] * 2)
+        assert sorted(one.seed for one in settings) == [0, 0, 1, 1]
+    else:
+        assert len({one.optimizer.lr for one in settings}) == 4
+        assert (jobs[0].parent / "optimization_results.yaml").exists()
+    for job in jobs:  # of the further process too, whose settings the first one has compared with its own
+        assert (job / "metrics.json").exists()
+        assert (job / "train_process_1.log").exists() == ("trainer=ddp_cpu" in overrides)
     for segment, job in zip(segments, jobs, strict=True):
         history = offline_history(segment)
         seen = assert_histograms(history, job)

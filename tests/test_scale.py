@@ -1,0 +1,101 @@
+"""Several processes and sweeps, started by the user's own commands."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nsr.processes import global_rank, local_processes, machines, slurm_directory
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parent.parent
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+PLAIN = [  # no BatchNorm, nothing drawn, float64: what one process computes, two can compute too
+    *("logger=csv", "trainer.precision=64-true", "trainer.max_epochs=2", "model.width=4"),
+    *("model._target_=tests.networks.Plain", "attack.steps=2", "attack.random_start=false"),
+    *("validation_attack.steps=2", "suite.pgd.steps=2", "optimizer=sgd", "optimizer.lr=0.05"),
+    *("stabilizer.refresh=average", "callbacks=[awp,ema]", "data.augmentation=none"),
+]
+
+
+def start(*overrides: str, folder: Path, **settings: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    return subprocess.run(
+        command, cwd=folder, env=ALONE, capture_output=True, text=True, check=False, timeout=400, **settings
+    )
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_close(one: Path, two: Path) -> None:
+    """Records, weights and the scores that choose neurons, to 1e-9."""
+    for name in ("metrics.csv", "sensitivity.csv"):
+        for left, right in zip(rows(one / name), rows(two / name), strict=True):
+            for column, value in left.items():
+                if column == "layer" or not value:
+                    assert right[column] == value
+                else:
+                    assert float(right[column]) == pytest.approx(float(value), rel=1e-9, abs=1e-12), (name, column)
+    saved = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, two)]
+    for part in ("state_dict", "current_model_state", "stabilizer_scores"):
+        assert saved[0][part].keys() == saved[1][part].keys()
+        for name, value in saved[0][part].items():
+            torch.testing.assert_close(value, saved[1][part][name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """1,097 images in batches of 64: the last one has 9, so five and four; AWP, averages, a running selection."""
+    done = start(*PLAIN, "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path / 'one'}", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = start(*PLAIN, "trainer=ddp_cpu", f"hydra.run.dir={tmp_path / 'two'}", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trained = rows(tmp_path / "one" / "metrics.csv")
+    assert float(trained[2]["train/loss"]) < float(trained[1]["train/loss"])  # it learns, so gradients were compared
+    assert_close(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "two" / "metrics.json").read_text() == (tmp_path / "one" / "metrics.json").read_text()
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_past_a_job_that_fails_and_is_continued(tmp_path):
+    """The failure is named, the exit code is not zero; the finished jobs tell their results, the rest is run."""
+    sweep = ["-m", *TINY, "layers=[relu1],[nothing],[relu2]", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    done = start(*sweep, folder=tmp_path)
+    assert done.returncode == 1
+    assert "no layer matches 'nothing'" in done.stderr.replace("\n", " ")
+    finished = [(tmp_path / "sweep" / job / "metrics.json") for job in "02"]
+    before = [path.stat().st_mtime_ns for path in finished]
+    assert not (tmp_path / "sweep" / "1" / "metrics.json").exists()
+    done = start(*sweep[:-2], "layers=[relu1],[relu3],[relu2]", sweep[-1], folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished already") == 2
+    assert [path.stat().st_mtime_ns for path in finished] == before
+    assert (tmp_path / "sweep" / "1" / "metrics.json").exists()
+
+
+def test_where_a_process_is_among_all(monkeypatch):
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "SLURM_JOB_ID")
+    for name in (*names, "SLURM_JOB_NUM_NODES", "SLURM_STEP_ID", "SLURM_JOB_NAME", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert (global_rank(), local_processes("auto"), machines(), slurm_directory()) == (0, "auto", 1, None)
+    with monkeypatch.context() as torchrun:
+        for name, value in {"RANK": 3, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 4}.items():
+            torchrun.setenv(name, str(value))
+        assert (global_rank(), local_processes("auto"), machines()) == (3, 2, 2)
+    slurm = {"SLURM_PROCID": 5, "SLURM_NTASKS": 8, "SLURM_JOB_NUM_NODES": 2, "SLURM_JOB_ID": 77, "SLURM_STEP_ID": 0}
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, str(value))
+    assert (global_rank(), local_processes("auto"), machines(), slurm_directory()) == (5, 4, 2, "slurm_77")
+    monkeypatch.setenv("SLURM_STEP_ID", "3")
+    assert slurm_directory() == "slurm_77_3"
+    monkeypatch.setenv("SLURM_NTASKS", "1")  # the shell of a batch job
+    assert (local_processes("auto"), machines(), slurm_directory()) == ("auto", 1, None)
