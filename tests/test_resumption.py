@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from nsr.assembly import train
-from nsr.interruption import Interrupted
+from nsr.callbacks.checkpoints import PlainCheckpointIO
+from nsr.errors import InputError, RunStopped
+from nsr.files import write_json
+from nsr.interruption import Interrupted, Signals, interruptible
+from nsr.reading import whole_rows
+from nsr.resumption import differences, newest_unfinished, readable_checkpoint, resumed_command
 from nsr.training import RobustClassifier
 from tests.conftest import TINY, job
 
@@ -126,3 +131,164 @@ def test_an_interrupted_run_goes_on_bit_by_bit(choice, step, call, whole, tmp_pa
     assert not (tmp_path / "run" / "metrics.json").exists()
     run(tmp_path / "run", *CHOICES[choice])
     assert_same_run(expected, tmp_path / "run")
+
+
+# ---------------------------------------------------------------- what a run goes on from
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch) -> Path:
+    """A run that has ended after its second epoch and a step."""
+    with monkeypatch.context() as patch:
+        ask_to_end(patch, "_begin", 9)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "run", *CHOICES["sns"])
+    return tmp_path / "run"
+
+
+def test_where_the_last_checkpoint_is_broken_the_one_before_is_taken(interrupted, whole, tmp_path_factory):
+    last = interrupted / "checkpoints" / "last.ckpt"
+    kept = last.read_bytes()
+    last.unlink()  # it shares its bytes with no other file once it is written anew
+    last.write_bytes(kept[: len(kept) // 2])
+    assert readable_checkpoint(interrupted) == interrupted / "checkpoints" / "previous.ckpt"
+    run(interrupted, *CHOICES["sns"])
+    assert_same_run(uninterrupted(whole, "sns", tmp_path_factory), interrupted)
+
+
+def test_rows_after_the_checkpoint_are_cut_off(interrupted, whole, tmp_path_factory):
+    for name in ("metrics.csv", "sensitivity.csv", "layers.csv"):
+        with (interrupted / name).open("a") as file:
+            file.write("3,half a ro")
+    run(interrupted, *CHOICES["sns"])
+    assert_same_run(uninterrupted(whole, "sns", tmp_path_factory), interrupted)
+
+
+def test_records_that_are_shorter_than_the_checkpoint_knows(interrupted):
+    (interrupted / "metrics.csv").write_text("epoch\n")
+    with pytest.raises(RunStopped, match="metrics.csv is shorter than the checkpoint knows it"):
+        run(interrupted, *CHOICES["sns"])
+
+
+def test_a_run_without_checkpoint_begins_anew(interrupted, whole, tmp_path_factory):
+    for path in (interrupted / "checkpoints").iterdir():
+        path.unlink()
+    run(interrupted, *CHOICES["sns"])
+    assert_same_run(uninterrupted(whole, "sns", tmp_path_factory), interrupted)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(
+    tmp_path, monkeypatch, whole, tmp_path_factory
+):
+    original, written = PlainCheckpointIO.save_checkpoint, []
+
+    def full(self: Any, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        if written:
+            Path(path).write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        original(self, checkpoint, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainCheckpointIO, "save_checkpoint", full)
+        with pytest.raises(
+            RunStopped, match="no checkpoint can be written to .*No space left on device; the one before"
+        ):
+            run(tmp_path / "run", *CHOICES["sns"])
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    run(tmp_path / "run", *CHOICES["sns"])
+    assert_same_run(uninterrupted(whole, "sns", tmp_path_factory), tmp_path / "run")
+
+
+def test_a_finished_run_tells_its_result_and_runs_no_more(whole, tmp_path_factory, capsys):
+    finished = uninterrupted(whole, "sns", tmp_path_factory)
+    before = (finished / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    capsys.readouterr()
+    told = run(finished, *CHOICES["sns"])
+    (row,) = [row for row in whole_rows(finished / "metrics.csv") if row["epoch"] == "3"]
+    assert told == max(float(row["validation/robust_accuracy"]) for row in whole_rows(finished / "metrics.csv"))
+    assert "finished already" in capsys.readouterr().out
+    assert (finished / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+    assert row
+
+
+def test_other_settings_are_named_and_taken_only_where_told(interrupted):
+    longer = [*CHOICES["sns"], "scheduler=constant", "trainer.max_epochs=4"]
+    with pytest.raises(InputError, match=r"trainer.max_epochs was 3 and is 4.*resume_changed=true"):
+        run(interrupted, *longer)
+    run(interrupted, *longer, "resume_changed=true")
+    assert [row["epoch"] for row in whole_rows(interrupted / "metrics.csv")] == ["0", "1", "2", "3", "4"]
+
+
+def test_a_directory_in_use_is_refused(interrupted):
+    import json
+
+    marker = json.loads((interrupted / "status.json").read_text())
+    write_json(interrupted / "status.json", {**marker, "status": "running", "process": os.getppid()})
+    with pytest.raises(InputError, match=f"is in use by process {os.getppid()}"):
+        run(interrupted, *CHOICES["sns"])
+    write_json(interrupted / "status.json", {**marker, "status": "running", "process": 2**22 + 1})  # it was killed
+    run(interrupted, *CHOICES["sns"])
+
+
+def test_a_checkpoint_holds_nothing_that_is_not_needed(interrupted):
+    saved = torch.load(interrupted / "checkpoints" / "last.ckpt", weights_only=True)
+    tensors = list(saved["state_dict"].values())
+    tensors += [value for state in saved["optimizer_states"][0]["state"].values() for value in state.values()]
+    needed = sum(value.numel() * value.element_size() for value in tensors)
+    assert (interrupted / "checkpoints" / "last.ckpt").stat().st_size < needed + 2**20
+
+
+# ---------------------------------------------------------------- signals and commands
+
+
+def test_the_second_signal_ends_at_once(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with interruptible() as signals:
+        signals.patient = True
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        with pytest.raises(Interrupted) as interruption:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(Interrupted) as interruption:
+        Signals().handle(signal.SIGINT, None)  # where nothing could be lost, nothing is waited for
+    assert interruption.value.exit_code == 130
+    assert "once more ends at once" in capsys.readouterr().err
+
+
+def test_resume_takes_the_recorded_command_and_what_is_changed(tmp_path):
+    origin = {"status": "failed", "program": "train.py", "overrides": ["data=digits", "seed=3", "resume=auto"]}
+    write_json(tmp_path / "status.json", origin)
+    command = resumed_command([f"resume={tmp_path}", "seed=4", "trainer.max_epochs=9"])
+    assert command == [
+        "data=digits",
+        "seed=4",
+        "trainer.max_epochs=9",
+        f"resume='{tmp_path}'",
+        f"hydra.run.dir='{tmp_path}'",
+    ]
+    assert resumed_command(["seed=4", "resume=auto"]) == ["seed=4", "resume=auto"]
+    with pytest.raises(InputError, match="there is no run of train.py in"):
+        resumed_command([f"resume={tmp_path / 'nothing'}"])
+
+
+def test_the_newest_unfinished_run_of_the_command_is_found(tmp_path):
+    def made(name: str, *overrides: str, **marks: Any) -> None:
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "status.json", {"program": "train.py", "overrides": overrides, **marks})
+
+    made("2026-01-01", "seed=1", status="failed")
+    made("2026-01-02", "seed=1", status="interrupted")
+    made("2026-01-03", "seed=2", status="failed")
+    made("2026-01-04", "seed=1", status="finished")
+    write_json(tmp_path / "2026-01-04" / "metrics.json", {})
+    assert newest_unfinished(tmp_path, ["resume=auto", "seed=1"]) == tmp_path / "2026-01-02"
+    assert newest_unfinished(tmp_path, ["seed=5"]) is None
+
+
+def test_differences_name_what_was_and_what_is():
+    recorded = {"seed": 0, "attack": {"steps": 10}, "logger": {"project": "a"}}
+    told = differences(recorded, {"seed": 1, "attack": {"steps": 10, "norm": "l2"}, "logger": {"project": "b"}})
+    assert told == ["seed was 0 and is 1", "attack.norm was nothing and is l2"]

@@ -68,8 +68,17 @@ def read_run(directory: Path) -> Run:
         epoch=int(epochs[-1]["epoch"]) if epochs else 0,
         best_epoch=best_epoch,
         is_evaluated=is_evaluated,
-        command=evaluate_command(directory) if status == "no evaluation" and not is_evaluated else command,
+        command=_command(directory, status, is_evaluated, command),
     )
+
+
+def _command(directory: Path, status: str, is_evaluated: bool, otherwise: str) -> str:
+    """What finishes a run."""
+    if status == "no evaluation" and not is_evaluated:
+        return evaluate_command(directory)
+    if status in ("failed", "interrupted") and (directory / "status.json").exists():
+        return shlex.join(["python", "train.py", f"resume={directory}"])
+    return otherwise
 
 
 def evaluate_command(directory: Path, *overrides: str) -> str:
