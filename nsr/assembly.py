@@ -257,3 +257,4 @@ def _log_to_hydra() -> None:
         logger.handlers.clear()
         logger.propagate = True
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for a traceback

@@ -8,6 +8,7 @@ pattern, a missing folder) comes next, from `nsr.rehearsal`, still before anythi
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -38,6 +39,7 @@ LAUNCHERS = {
     **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm"), 'pip install ".[sweeps]"'),
     **dict.fromkeys(("ray", "ray_aws"), "pip install hydra-ray-launcher==1.2.2"),
 }
+DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # full, read-only, beyond one's quota
 FAILED: list[str] = []  # the jobs of this process's sweep
 ASKS_ONLY = ("help", "hydra_help", "cfg", "info", "shell_completion", "version", "run_only")
 
@@ -174,16 +176,26 @@ def one_line_errors() -> Iterator[None]:
             sys.exit(0)  # the first process has stopped for the same reason, and tells it
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        if _is_sweep():
-            FAILED.append(str(error))
-            raise CompactHydraException(str(error)) from error  # hydra goes on with the other jobs
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(str(error), error)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        told = f"{error.strerror}: {error.filename or run_directory()}; what was written before is kept"
+        _fail(told + _way_on(), error)
     except Interrupted as interruption:
         if global_rank() != 0:
             sys.exit(0)
         print(f"{interruption}{_way_on()}", file=sys.stderr)
         sys.exit(interruption.exit_code)
+
+
+def _fail(told: str, error: Exception) -> NoReturn:
+    """Ends the command, or this job of a sweep."""
+    if _is_sweep():
+        FAILED.append(told)
+        raise CompactHydraException(told) from error  # hydra goes on with the other jobs
+    print(f"error: {told}", file=sys.stderr)
+    sys.exit(1)
 
 
 def _way_on() -> str:

@@ -6,7 +6,7 @@ import functools
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +55,7 @@ def recorded_status(directory: Path, program: str, overrides: list[str]) -> Iter
         raise
     except BaseException as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        write_json(path, {"status": "failed", "reason": reason, **origin})
+        with suppress(OSError):  # a full disk is the error that is told
+            write_json(path, {"status": "failed", "reason": reason, **origin})
         raise
     write_json(path, {"status": "finished", **origin})
