@@ -17,6 +17,7 @@ from nsr.errors import InputError
 from nsr.processes import is_started_from_outside
 
 AUTO = "auto"
+NAMED = 5  # differences in one line
 OWN = ("resume", "resume_changed")  # settings that say nothing of what is trained
 MADE = ("metrics.csv", "sensitivity.csv", "layers.csv", "alarms.json", "timing.json")  # by a run that begins anew
 
@@ -40,6 +41,8 @@ def earlier_run(directory: Path, settings: Mapping[str, Any], *, resume: Any, ch
     check_unused(directory)
     different = differences(recorded, settings)
     results = read_json(directory / "metrics.json")
+    if len(different) > NAMED + 1:
+        different[NAMED:] = [f"{len(different) - NAMED} more"]
     if different and (results is not None or not (resume and changed)):
         way = "give resume_changed=true to go on all the same, or" if resume and results is None else "set"
         raise InputError(

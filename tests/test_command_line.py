@@ -220,7 +220,9 @@ def test_a_folder_without_test_images_is_refused_before_training(refused, folder
 
 
 def test_a_directory_that_holds_a_run(refused, trained):
-    assert "already holds a run" in refused("train", f"hydra.run.dir={trained}")
+    told = refused("train", f"hydra.run.dir={trained}")
+    assert "holds a run of other settings: model.width was 4 and is 32; " in told
+    assert told.count(" was ") == 5 and "more; set hydra.run.dir to another" in told
 
 
 def test_checkpoints(refused, trained, tmp_path):

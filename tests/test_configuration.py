@@ -90,7 +90,7 @@ def test_every_choice_builds_what_it_names(group, name, tmp_path):
 
 
 def test_there_is_no_other_choice_left_untested():
-    tested = {*GROUPS, "analyses", "experiment", "trainer", "hydra"}
+    tested = {*GROUPS, "analyses", "experiment", "trainer", "hydra", "sweep"}
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == tested
 
 
@@ -99,6 +99,28 @@ def test_evaluation_composes():
     config = compose_checked("evaluate", ["model=resnet20", "data=digits", "attacks=[clean,pgd]", "epsilon=2/255"])
     assert config.suite.pgd.epsilon == "2/255"
     assert config.suite.pgd.steps == 40
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "sweep").glob("*.yaml")))
+def test_every_sweep_composes_and_is_explained(name):
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.launcher import Launcher
+    from hydra.plugins.sweeper import Sweeper
+
+    config = compose_checked("train", [f"sweep={name}"])
+    targets = [config.hydra.launcher._target_, config.hydra.sweeper._target_]
+    installed = {
+        f"{kind.__module__}.{kind.__name__}"
+        for part in (Launcher, Sweeper)
+        for kind in Plugins.instance().discover(part)
+    }
+    assert set(targets) <= installed
+    assert not all(target.endswith((".BasicLauncher", ".BasicSweeper")) for target in targets)
+    text = (CONF / "hydra" / "help" / "train.yaml").read_text()
+    assert re.search(rf"^  sweep .*\b{name}\b", text, flags=re.MULTILINE)
+    if name.startswith("optuna"):
+        directions = config.hydra.sweeper.direction
+        assert (1 if isinstance(directions, str) else len(directions)) == len(config.optimize)
 
 
 @pytest.mark.parametrize("name", ANALYSES)

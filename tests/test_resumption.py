@@ -220,6 +220,15 @@ def test_other_settings_are_named_and_taken_only_where_told(interrupted):
     assert [row["epoch"] for row in whole_rows(interrupted / "metrics.csv")] == ["0", "1", "2", "3", "4"]
 
 
+def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
+    fewer = [*CHOICES["averages"], "scheduler=constant"]
+    run(tmp_path / "run", *fewer)
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it had been killed while it was tested
+    run(tmp_path / "run", *fewer, "trainer.max_epochs=4", "resume_changed=true")
+    run(tmp_path / "whole", *fewer, "trainer.max_epochs=4")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_a_directory_in_use_is_refused(interrupted):
     import json
 

@@ -29,7 +29,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_the_files_of_a_run(trained):
     names = {path.name for path in trained.iterdir()}
     assert {*FILES, "config.yaml", "timing.json", "checkpoints", "csv"} <= names
-    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     metrics = rows(trained / "metrics.csv")
     assert [row["epoch"] for row in metrics] == ["0", "1", "2"]
     assert metrics[0]["train/loss"] == ""

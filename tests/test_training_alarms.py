@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from nsr.assembly import train
 from nsr.attacks import EnsembleAttack, GradientAttack, KeptPerturbation
 from nsr.callbacks import TrainingAlarms
 from nsr.callbacks.alarms import _as_wide
+from nsr.callbacks.checkpoints import Checkpoints
 from nsr.callbacks.signs import RULES, Epoch, noise
 from nsr.configuration import TRAINING_ALARMS
 from nsr.data import ImageData
@@ -396,14 +396,13 @@ def fitted(folder: Path, epochs: int, *, resumed: Path | None = None) -> Trainin
     data = build_data(config)
     module = build_module(config, data)
     signs = TrainingAlarms(folder, stop_on=[])
-    callbacks = [signs, ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)]
+    callbacks = [Checkpoints(folder), signs]
     trainer = instantiate(config.trainer, logger=False, callbacks=callbacks)
     trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
     return signs
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_resuming_judges_as_if_nothing_had_happened(tmp_path):
     whole = fitted(tmp_path / "whole", 7)
     assert whole.first["constant"][0] > 2  # it needs epochs of both parts

@@ -83,8 +83,7 @@ class TrainingAlarms(pl.Callback):
         self._probed = self._probed + torch.stack([right, torch.full_like(right, len(labels))])
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        # a run that is resumed is validated once more before it goes on: that epoch was judged
-        if trainer.state.fn != "fit" or (trainer.sanity_checking and self.history):
+        if trainer.state.fn != "fit":
             return
         epoch = self._epoch(trainer, pl_module)
         self.history.append(epoch)

@@ -91,6 +91,7 @@ class Checkpoints(pl.Callback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self.place = dict(checkpoint[PLACE])
+        trainer.num_sanity_val_steps = 0  # what there was before training is recorded
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.place["batches"] == 0:

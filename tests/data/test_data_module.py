@@ -109,7 +109,7 @@ def made_large():
 
 
 def test_ranks_share_the_batches():
-    data = made(evaluation_batch_size=5)
+    data = made(evaluation_batch_size=5, batch_size=8)  # of both together
     data.setup()
     seen = []
     for rank in range(2):
