@@ -182,6 +182,7 @@ def show_alarms(judged: Sequence[Alarm], title: str = "alarms: this robustness m
 
 def write_outcomes(path: Path, outcomes: Mapping[str, Tensor]) -> None:
     """A CSV file with a row an image, in the order of the data set: 1 where it is right under an attack, else 0."""
+    path.unlink(missing_ok=True)  # of a test that was interrupted
     columns = [outcome.tolist() for outcome in outcomes.values()]
     append_rows(path, ["image", *outcomes], [[image, *row] for image, row in enumerate(zip(*columns, strict=True))])
 
