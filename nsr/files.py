@@ -20,6 +20,12 @@ def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]
         writer.writerows(rows)
 
 
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A CSV file of these rows alone, in place of one that is there."""
+    path.unlink(missing_ok=True)
+    append_rows(path, columns, rows)
+
+
 def write_json(path: Path, content: Any) -> None:
     """A JSON file that is there whole or not at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes do not write into each other's

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nsr.errors import fraction
 from nsr.evaluation.naming import NORMS
 from nsr.evaluation.suite import BESIDE
-from nsr.files import append_rows
+from nsr.files import write_rows
 
 
 def expand_curve(config: DictConfig) -> None:
@@ -37,7 +37,7 @@ def write_curve(directory: Path, figures: Mapping[str, float], config: DictConfi
     if not names:
         return
     rows = [[0.0, *_row(figures, "clean")]] + [[config.suite[name].epsilon, *_row(figures, name)] for name in names]
-    append_rows(directory / "curve.csv", ["epsilon", "accuracy", "low", "high"], rows)
+    write_rows(directory / "curve.csv", ["epsilon", "accuracy", "low", "high"], rows)
     first = config.suite[names[0]]
     _draw(directory, rows, norm=first.norm, steps=first.steps, marked=fraction("epsilon", config.epsilon))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from nsr.callbacks.records import SENSITIVITY_COLUMNS, write_sensitivities
 from nsr.evaluation.alarms import Alarm
 from nsr.evaluation.corrupted import CorruptionAccuracy
-from nsr.files import append_rows, write_json
+from nsr.files import append_rows, write_json, write_rows
 from nsr.metrics import LayerSensitivity
 from nsr.reading import layer_means
 from nsr.sensitivity import most_sensitive
@@ -182,9 +182,8 @@ def show_alarms(judged: Sequence[Alarm], title: str = "alarms: this robustness m
 
 def write_outcomes(path: Path, outcomes: Mapping[str, Tensor]) -> None:
     """A CSV file with a row an image, in the order of the data set: 1 where it is right under an attack, else 0."""
-    path.unlink(missing_ok=True)  # of a test that was interrupted
     columns = [outcome.tolist() for outcome in outcomes.values()]
-    append_rows(path, ["image", *outcomes], [[image, *row] for image, row in enumerate(zip(*columns, strict=True))])
+    write_rows(path, ["image", *outcomes], [[image, *row] for image, row in enumerate(zip(*columns, strict=True))])
 
 
 def show(*parts: Any) -> None:
