@@ -16,7 +16,8 @@ OWN_NAMES = {"Natural": "natural", "Free": "free", "LogitPairing": "alp", "Trade
 # of the machine, the dashboard or the measurement, which are no part of the method; seeds are what is averaged over
 NO_METHOD = (
     *("seed", "*.seed", "name", "logger.*", "norm", "epsilon", "suite.*", "validation_attack.*", "data.*"),
-    *("trainer.accelerator", "trainer.enable_*", "trainer.log_every_n_steps"),
+    *("trainer.accelerator", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.num_nodes"),
+    *("trainer.strategy", "trainer.strategy.*", "optimize", "alarms.*", "trusted"),
 )
 METHOD_DATA = ("batch_size", "augmentation")
 NO_IDENTITY = (*METHOD_DATA, "seed", "evaluation_batch_size", "workers", "epsilon.*", "mean", "std")
