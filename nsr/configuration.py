@@ -159,6 +159,8 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "seed": number(lowest=0, highest=2**32 - 1, **WHOLE),
     "layers": optional(patterns),
     "channels_last": TRUTH,
+    "compile": TRUTH,
+    "sync_batch_norm": TRUTH,
     "top": number(lowest=1, **WHOLE),
     "limit": optional(number(lowest=1, **WHOLE)),
     "limit_order": choice("balanced", "first"),

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from nsr.assembly import train
-from nsr.errors import InputError
 from nsr.interruption import Interrupted
 from nsr.training import RobustClassifier
 from tests.conftest import TINY, job
