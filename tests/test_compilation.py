@@ -72,6 +72,11 @@ def plain(tmp_path_factory) -> Path:
     return directory
 
 
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def same_run(one: Path, other: Path) -> None:
     """Every record and every weight, bit by bit."""
     for name in ("metrics.csv", "sensitivity.csv", "metrics.json"):
@@ -160,15 +165,14 @@ def test_with_torchs_own_compiler(tmp_path, plain, caplog):
     assert "the compiler failed" not in caplog.text
     assert "compile=true: compiled in " in caplog.text
     for name in ("sensitivity.csv", "metrics.csv"):
-        tables = [list(csv.DictReader((directory / name).open(newline=""))) for directory in (run, plain)]
+        tables = [rows(directory / name) for directory in (run, plain)]
         assert len(tables[0]) == len(tables[1])
         for got, expected in zip(*tables, strict=True):
             assert list(got) == list(expected)
             numbers = [key for key, value in got.items() if value and key != "layer"]
             figures = [[float(row[key]) for key in numbers] for row in (got, expected)]
             assert figures[0] == pytest.approx(figures[1], rel=1e-3, abs=1e-4)
-    rows = list(csv.DictReader((run / "sensitivity.csv").open(newline="")))
-    assert any(float(row["absolute"]) > 0 for row in rows)
+    assert any(float(row["absolute"]) > 0 for row in rows(run / "sensitivity.csv"))
     best = run / "checkpoints" / "best.ckpt"
     assembly.evaluate(
         job("evaluate", tmp_path / "evaluation", f"checkpoint={best}", "attacks=[clean,fgsm,pgd]", "suite.pgd.steps=2")
