@@ -17,6 +17,7 @@ from nsr.callbacks.checkpoints import PLACE, Checkpoints, Interruption, PlainChe
 from nsr.checkpoints import load_network, take_over_checkpoint
 from nsr.command_line import plain, plain_value, run_directory
 from nsr.comparison.directories import read_json
+from nsr.compilation import Compilation
 from nsr.configuration import unusual_epsilon
 from nsr.data import ImageData
 from nsr.evaluation import report
@@ -97,6 +98,7 @@ def _train(
         checkpoints = Checkpoints(directory / "checkpoints")
         callbacks = [
             checkpoints,
+            *([Compilation()] if config.compile else []),
             *build_callbacks(config),
             *(RunRecords(directory, settings), SensitivityLogger(directory=directory), ProgressLine(), signs),
             Interruption(signals, checkpoints),

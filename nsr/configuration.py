@@ -161,6 +161,8 @@ RULES: dict[str, Check] = {  # the first that matches counts
     "seed": number(lowest=0, highest=2**32 - 1, **WHOLE),
     "layers": optional(patterns),
     "channels_last": TRUTH,
+    "compile": TRUTH,
+    "sync_batch_norm": TRUTH,
     "top": number(lowest=1, **WHOLE),
     "limit": optional(number(lowest=1, **WHOLE)),
     "limit_order": choice("balanced", "first"),
@@ -325,6 +327,8 @@ def _check_pairs(settings: Mapping[str, Any], leaves: Mapping[str, Any]) -> None
             if objective == "Free"
             else f"attack=kept belongs to objective=free, not to {objective}; leave attack out, or take another"
         )
+    if settings.get("compile") is True and settings.get("sync_batch_norm") is True:
+        raise InputError("compile and sync_batch_norm are both true; layers that exchange are not compiled: choose one")
     if objective and settings.get("corruptions") is not None:
         raise InputError("attacks has corruptions, which training does not measure; give it to evaluate.py")
     callbacks = settings.get("callbacks") or {}

@@ -12,6 +12,7 @@ import torch
 from hydra import utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
 
 from nsr.analysis import Interventions
 from nsr.analysis.command import check_interventions
@@ -91,6 +92,9 @@ def build_classifier(config: DictConfig) -> Classifier:
     net = instantiate(settings)
     if weights is not None:
         load_state_dict_file(net, weights)
+    if config.get("sync_batch_norm") and shares_batches(config):
+        # here and not by trainer.sync_batchnorm, which makes new layers after the taps were hooked on the old ones
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     classifier = Classifier(net, *((config.data.mean, config.data.std) if normalization == "data" else ()))
     return classifier.to(memory_format=torch.channels_last) if config.channels_last else classifier  # type: ignore[call-overload]
 
@@ -231,6 +235,25 @@ def processes(config: DictConfig) -> int:
         devices = max(1, torch.cuda.device_count()) if accelerator in ("auto", "gpu") else 1
     count = len(devices) if isinstance(devices, list) else devices
     return int(count) * int(config.trainer.get("num_nodes", 1))
+
+
+def shares_batches(config: DictConfig) -> bool:
+    """Whether several processes, each with a GPU, train on a batch together.
+
+    Errors:
+        InputError: they have none, and sync_batch_norm asks for it.
+    """
+    if not several_devices(config) and config.trainer.get("num_nodes", 1) == 1:
+        return False
+    if config.sync_batch_norm and not on_gpus(config):
+        raise InputError("sync_batch_norm is true; torch's SyncBatchNorm needs GPUs: leave it out on the CPU")
+    return True
+
+
+def on_gpus(config: DictConfig) -> bool:
+    """Whether the Trainer takes GPUs of CUDA."""
+    accelerator = config.trainer.accelerator
+    return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
 
 
 def _optional(settings: Any) -> Any:

@@ -13,7 +13,15 @@ from nsr.command_line import plain, plain_value, without_hydra
 from nsr.data.batches import check_divides
 from nsr.errors import InputError
 from nsr.evaluation.curve import expand_curve
-from nsr.parts import build_analyses, build_corruptions, build_data, build_module, needed_splits, processes
+from nsr.parts import (
+    build_analyses,
+    build_corruptions,
+    build_data,
+    build_module,
+    needed_splits,
+    on_gpus,
+    processes,
+)
 from nsr.resumption import OWN, earlier_run
 
 
@@ -22,6 +30,7 @@ def rehearse(config: DictConfig, *, is_sweep: bool = False) -> None:
     config = config.copy()
     directory = _check_directory(config, is_sweep)
     _check_devices(config)
+    _check_precision(config)
     if "objective" in config:
         check_divides(config.data.batch_size, processes(config))
     saved = take_over_checkpoint(config) if "checkpoint" in config else None
@@ -61,3 +70,17 @@ def _check_devices(config: DictConfig) -> None:
     wanted = max(devices) + 1 if isinstance(devices, list) else devices
     if wanted > there_are:
         raise InputError(f"trainer.devices is {devices}; there are {there_are} {kind}")
+
+
+def _check_precision(config: DictConfig) -> None:
+    """trainer.precision is one that the device has: Lightning would take another, or a much slower one."""
+    precision, accelerator = config.trainer.get("precision", "32-true"), config.trainer.accelerator
+    on_mps = accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available())
+    if precision == "64-true" and on_mps and not on_gpus(config):
+        raise InputError("trainer.precision is 64-true, which mps does not have; trainer.accelerator=cpu does")
+    if precision == "16-mixed" and not on_gpus(config) and not on_mps:
+        raise InputError("trainer.precision is 16-mixed, which needs a GPU; bf16-mixed works on a CPU")
+    if precision == "bf16-mixed" and on_gpus(config) and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError(
+            f"trainer.precision is bf16-mixed, which {torch.cuda.get_device_name()} does not have; 16-mixed works there"
+        )

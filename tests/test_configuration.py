@@ -199,6 +199,8 @@ def test_a_choice_of_data_names_the_run():
         ({"trainer": {"inference_mode": True}}, r"it must be one of False"),
         ({"seed": 1.5}, r"seed is 1\.5; it must be a whole number"),
         ({"layers": [3]}, r"layers is \[3\]; it must be a layer's name"),
+        ({"compile": "inductor"}, r"compile is 'inductor'; it must be one of True, False"),
+        ({"compile": True, "sync_batch_norm": True}, r"compile and sync_batch_norm are both true"),
         ({"data": {"mean": 0.5}}, r"data\.mean is 0\.5; it must be a list"),
     ],
 )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from test_training import batch, module_of, network
+from torch import nn
 
 from nsr import neuron_sensitivity, pgd
 from nsr.analysis import intervene
+from nsr.compilation import compile_in_place, try_training
 from nsr.features import FeatureTaps
 from nsr.layers import find_layers
 from nsr.metrics import ClassCounts, network_sums
-from nsr.modes import full_precision
+from nsr.modes import batch_norm, full_precision
 from nsr.objectives import AdversarialTraining
 from nsr.stabilizer import SensitivityStabilizer
 
@@ -61,6 +65,49 @@ def test_a_step_never_waits_for_the_device():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     module.check_finite()
+
+
+def test_synchronised_batch_norm_gives_the_numbers_of_batch_norm(tmp_path):
+    """In a group of one process: the pass, its gradients and the running statistics, tapped on the layers as well."""
+    plain = network().double().cuda().train()
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+    images = batch(32)[0].double().cuda()
+    place = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("nccl", init_method=place, rank=0, world_size=1)
+    try:
+        for handling in ("update", "batch", "frozen"):
+            outcomes = []
+            for each in (plain, net):
+                layers = find_layers(each, images, ["bn1", "relu1"], within=each.net)
+                with batch_norm(each, handling):
+                    logits, features = FeatureTaps(each, layers, within=each.net)(images)
+                loss = logits.square().mean() + features["bn1"].abs().mean()
+                gradients = torch.autograd.grad(loss, list(each.parameters()))
+                outcomes.append([logits, *features.values(), *gradients, *each.buffers()])
+            for got, expected in zip(*outcomes, strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_compiled_training_step_is_the_eager_one():
+    """torch's own compiler: attack, loss, stabilising term and gradients, in float64."""
+    torch.compiler.reset()
+    figures = []
+    for compiled in (False, True):
+        module = module_of(AdversarialTraining(), stabilizer=SensitivityStabilizer()).double().cuda().train()
+        module.on_train_start()
+        images, labels = (tensor.cuda() for tensor in batch(32))
+        images = images.double()
+        if compiled:
+            compile_in_place(module.net, sizes=(32,))
+            try_training(module, images)
+        loss = module.training_step((images, labels), 0)
+        loss.backward()
+        figures.append([loss, *(parameter.grad for parameter in module.net.parameters())])
+    for got, expected in zip(*figures, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
+    torch.compiler.reset()
 
 
 def test_counting_classes_never_waits_for_the_device():

@@ -147,6 +147,25 @@ def test_momentum_none_is_a_cumulative_average_all_the_same():
     torch.testing.assert_close(net.running_mean, inputs.mean(0))
 
 
+@pytest.mark.parametrize("handling", ["batch", "frozen", "update"])
+@pytest.mark.parametrize("training", [True, False])
+def test_synchronised_layers_are_handled_as_batch_norm(handling, training):
+    """Where there are no processes to exchange with, they compute what BatchNorm does, on the CPU too."""
+    plain, images = residual_net().train(training), some_images()
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+    assert isinstance(net.bn1, nn.SyncBatchNorm)
+    same_inventory(inventory(plain), inventory(net))
+    logits = []
+    for network in (plain, net):
+        with batch_norm(network, handling):
+            logits.append(network(images))
+    torch.testing.assert_close(*logits)
+    same_inventory(inventory(plain), inventory(net))
+    with network_mode(net, "eval"):
+        torch.testing.assert_close(net(images), plain.eval()(images))
+    assert net.bn1.training is training
+
+
 @pytest.mark.parametrize("handling", ["batch", "frozen"])
 def test_instance_norm_that_tracks_is_left_untouched_too(handling):
     net = nn.InstanceNorm2d(3, track_running_stats=True)

@@ -22,6 +22,7 @@ TRAINING = "tests/test_training.py"
 OBJECTIVES = "tests/test_objectives.py"
 FREE = "tests/test_free.py"
 WEIGHT_PERTURBATION = "tests/test_weight_perturbation.py"
+COMPILATION = "tests/test_compilation.py"
 
 MISTAKES = [
     Mistake(
@@ -1039,5 +1040,47 @@ MISTAKES = [
         'if marked(marker)[0] == "running" and',
         "if False and",
         "tests/test_resumption.py",
+    ),
+    Mistake(
+        "a compiler that breaks ends the run",
+        "nsr/compilation.py",
+        "        except Exception as error:  # whatever",
+        "        except KeyError as error:  # whatever",
+        COMPILATION,
+    ),
+    Mistake(
+        "trying the compiler out moves BatchNorm's statistics",
+        "nsr/compilation.py",
+        "torch.random.fork_rng(devices), unchanged_buffers(net), network_mode",
+        "torch.random.fork_rng(devices), network_mode",
+        COMPILATION,
+    ),
+    Mistake(
+        "smaller batches are compiled too",
+        "nsr/compilation.py",
+        "if len(images) not in sizes:",
+        "if not sizes:",
+        COMPILATION,
+    ),
+    Mistake(
+        "validation is tried out in another state of autocast than its own",
+        "nsr/compilation.py",
+        "with contexts.val_step_context():",
+        "with torch.no_grad():",
+        COMPILATION,
+    ),
+    Mistake(
+        "half precision on a device that has none is taken for another",
+        "nsr/rehearsal.py",
+        "    _check_precision(config)\n    if",
+        "    if",
+        "tests/test_precision.py",
+    ),
+    Mistake(
+        "BatchNorm is synchronised in a single process",
+        "nsr/parts.py",
+        'if config.get("sync_batch_norm") and shares_batches(config):',
+        'if config.get("sync_batch_norm"):',
+        "tests/test_sync_batch_norm.py",
     ),
 ]

@@ -1,0 +1,95 @@
+"""trainer.precision: what trains the network, what it is measured in, and precisions that a device does not have."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+
+from nsr import parts
+from nsr.assembly import train
+from nsr.checkpoints import load_network
+from nsr.command_line import compose_checked
+from nsr.errors import InputError
+from nsr.features import FeatureTaps
+from nsr.metrics import NetworkSensitivity
+from nsr.models.weights import read_checkpoint
+from nsr.rehearsal import rehearse
+from tests.conftest import TINY, job
+
+
+def test_half_precision_trains_and_float32_measures(tmp_path, monkeypatch):
+    """In bf16 the taps of training are bf16; validation's are float32, its sums float64 of float32 differences, and
+    its sensitivities those that a run in float32 measures on the same weights."""
+    seen = set()
+    tapped = FeatureTaps.__call__
+
+    def watched(self, images):
+        logits, features = tapped(self, images)
+        seen.update((self.net.training, value.dtype) for value in (logits, *features.values()))
+        return logits, features
+
+    sums = []
+    added = NetworkSensitivity.update
+
+    def recorded(self, *values):
+        sums.extend(value.dtype for value in values if isinstance(value, torch.Tensor))
+        added(self, *values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FeatureTaps, "__call__", watched)
+        patched.setattr(NetworkSensitivity, "update", recorded)
+        train(job("train", tmp_path / "run", *TINY, "trainer.precision=bf16-mixed"))
+    assert (True, torch.bfloat16) in seen
+    assert {dtype for training, dtype in seen if not training} == {torch.float32}
+    assert sums and set(sums) == {torch.float64}
+
+    config = job("train", tmp_path / "again", *TINY)
+    data = parts.build_data(config)
+    module = parts.build_module(config, data)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    load_network(module.net, read_checkpoint(path), path)
+    parts.build_trainer(config, tmp_path / "again", logger=False).validate(module, datamodule=data, verbose=False)
+    with (tmp_path / "run" / "sensitivity.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["epoch"] == "1"]
+    assert rows
+    for row in rows:
+        expected = module.sensitivities[row["layer"]].absolute[int(row["neuron"])]
+        assert float(row["absolute"]) == pytest.approx(float(expected), rel=1e-9)
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        rehearse(compose_checked("train", list(overrides)))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_float16_on_a_cpu(tmp_path):
+    message = "trainer.precision is 16-mixed, which needs a GPU; bf16-mixed works on a CPU"
+    directory = f"hydra.run.dir={tmp_path / 'run'}"
+    assert refused("trainer.precision=16-mixed", "trainer.accelerator=cpu", directory) == message
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_on_a_gpu_without(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: asked.append(including_emulation))
+    for accelerator in ("auto", "gpu"):
+        told = refused("trainer.precision=bf16-mixed", f"trainer.accelerator={accelerator}")
+        assert told == "trainer.precision is bf16-mixed, which Tesla T4 does not have; 16-mixed works there"
+    assert asked == [False, False]  # emulated, it is slower than float32
+
+
+def test_float64_on_mps():
+    assert "which mps does not have" in refused("trainer.precision=64-true", "trainer.accelerator=mps")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_what_a_cpu_has(precision, tmp_path):
+    directory = f"hydra.run.dir={tmp_path / 'run'}"
+    rehearse(compose_checked("train", [f"trainer.precision={precision}", "trainer.accelerator=cpu", directory]))
