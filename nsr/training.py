@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor, distributed, nn
 from torchmetrics import Metric
 
 from nsr.boundary import check_batch
@@ -173,6 +173,12 @@ class RobustClassifier(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self.not_finite = self.not_finite.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Every process has the first one's buffers: DDP sees to it at each step but the first after validation."""
+        if self.trainer.world_size > 1:
+            for buffer in self.net.buffers():
+                distributed.broadcast(buffer, src=0)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         is_last = batch_idx + 1 == self.trainer.num_training_batches

@@ -96,6 +96,8 @@ class Checkpoints(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.place["batches"] == 0:
             trainer.fit_loop.restarting = False  # nothing of the epoch is done: it begins as any other
+            progress = trainer.fit_loop.epoch_progress
+            progress.current.ready = progress.total.ready  # Lightning is one behind, and another resumption misled
         else:  # a scheduler that asks for the run's steps has the loader made before Lightning has its state
             trainer.fit_loop._load_combined_loader_states()
 
