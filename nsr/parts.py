@@ -243,7 +243,7 @@ def shares_batches(config: DictConfig) -> bool:
     Errors:
         InputError: they have none, and sync_batch_norm asks for it.
     """
-    if not several_devices(config) and config.trainer.get("num_nodes", 1) == 1:
+    if not several_devices(config):
         return False
     if config.sync_batch_norm and not on_gpus(config):
         raise InputError("sync_batch_norm is true; torch's SyncBatchNorm needs GPUs: leave it out on the CPU")

@@ -783,3 +783,14 @@ def test_taps_that_come_after_the_compilation_are_not_silently_empty():
         except InputError:
             return  # an error that says so would do
     assert list(features) == [layer.name for layer in layers]
+
+
+def test_a_tap_that_a_pass_does_not_reach_is_told():
+    """Code that was compiled without taps, for another network of the class, would hand out no features at all."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    images = torch.rand(2, 3)
+    taps = FeatureTaps(net, find_layers(net, images))
+    assert list(taps(images)[1]) == ["1"]
+    taps.remove()
+    with pytest.raises(RuntimeError, match="no features of 1: the pass does not reach them"):
+        taps(images)
