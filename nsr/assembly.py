@@ -104,8 +104,6 @@ def _train(
             Interruption(signals, checkpoints),
         ]
         trainer = build_trainer(config, directory, logger=logger, callbacks=callbacks, plugins=[PlainCheckpointIO()])
-        if checkpoint is not None:
-            trainer.num_sanity_val_steps = 0  # epoch 0 is recorded; Lightning measures it again after the last epoch
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         results = test_best_and_last(trainer, module, data, directory / "checkpoints")
         if trainer.is_global_zero:

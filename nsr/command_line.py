@@ -96,7 +96,7 @@ def check_command_line(config_name: str, arguments: Sequence[str] | None = None)
         overrides = resumed_command(options.overrides) if config_name == "train" else list(options.overrides)
         if options.multirun:
             check_sweep(overrides)
-        elif override_value(overrides, "hydra.run.dir") is None:
+        else:
             overrides += _agreed_directory(config_name, overrides)
         if global_rank() == 0:
             configurations = [compose_checked(config_name, row) for row in _jobs(overrides)]
@@ -132,8 +132,11 @@ def _as_list(value: Any) -> list[Any]:
 
 def _agreed_directory(config_name: str, overrides: Sequence[str]) -> list[str]:
     """['hydra.run.dir=...'] where it is not simply a new one: that of a run to resume, or one that processes share."""
-    resumes, of_slurm = override_value(overrides, "resume") == AUTO, slurm_directory()
-    if not resumes and not is_started_from_outside():
+    is_given = override_value(overrides, "hydra.run.dir") is not None
+    resumes = override_value(overrides, "resume") == AUTO and not is_given
+    of_slurm = None if is_given else slurm_directory()
+    by_torchrun = is_started_from_outside() and slurm_directory() is None
+    if not (resumes or of_slurm or by_torchrun):
         return []
 
     def first() -> str:
@@ -145,7 +148,7 @@ def _agreed_directory(config_name: str, overrides: Sequence[str]) -> list[str]:
             print(f"no unfinished run of this command in {new.parent}: a new one begins", file=sys.stderr)
         return str(found or new)
 
-    directory = agreed(first) if is_started_from_outside() and of_slurm is None else first()
+    directory = agreed(first) if by_torchrun else first()
     return [f"hydra.run.dir='{directory}'"]
 
 

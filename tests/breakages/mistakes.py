@@ -799,7 +799,7 @@ MISTAKES = [
     Mistake(
         "compared methods of other settings in one mean",
         "nsr/comparison/settings.py",
-        '    *("trainer.accelerator", "trainer.enable_*", "trainer.log_every_n_steps"),',
+        '    *("trainer.accelerator", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.num_nodes"),',
         '    *("trainer.*", "stabilizer.*"),',
         "tests/comparison/test_compare_reading.py",
     ),
