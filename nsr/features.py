@@ -95,7 +95,7 @@ class FeatureTaps:
             if len(recorder.features) < len(self.layers):
                 missing = [layer.name for layer in self.layers if layer.name not in recorder.features]
                 raise RuntimeError(
-                    f"no features of {', '.join(missing)}: the pass does not reach them, or runs code that was compiled "
+                    f"no features of {', '.join(missing)}: the pass does not reach them, or runs code compiled "
                     "without the taps; with torch._dynamo.config.skip_nnmodule_hook_guards = False hooks are looked at"
                 )
             return logits, dict(recorder.features)

@@ -582,8 +582,8 @@ MISTAKES = [
     Mistake(
         "alarm of training: resuming forgets what was before",
         "nsr/callbacks/alarms.py",
-        " or (trainer.sanity_checking and self.history)",
-        "",
+        'self.history = [Epoch(**epoch) for epoch in state_dict["history"]]',
+        "self.history = []",
         "tests/test_training_alarms.py",
     ),
     Mistake(
