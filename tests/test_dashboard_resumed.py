@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import pytest
+
 from tests.offline_runs import offline_history, offline_records, offline_run
 
 
@@ -14,6 +16,7 @@ def test_the_flush_interval_that_bounds_the_loss_exists():
     assert {"finish_timeout", "finish_timeout_raises", "init_timeout"} <= set(wandb.Settings.model_fields)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_under_its_id(tmp_path):
     from nsr.dashboards import finish
     from nsr.dashboards.wandb import wandb_logger

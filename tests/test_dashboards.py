@@ -222,6 +222,7 @@ def test_a_logger_without_histograms_gets_the_figures():
     assert Plain.logged[8]["sensitivity/overlap_previous/relu"] == 1.0
 
 
+@pytest.mark.slow
 def test_wandb_is_imported_only_where_used():
     program = "import nsr.assembly, sys; print('wandb' in sys.modules, 'tensorboard' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -420,6 +420,7 @@ def test_transfer_from_a_checkpoint(trained, tmp_path, capsys):
     assert "PGD-2 from 1 surrogates" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(trained, tmp_path):
     """What is alive at the end of each chunk: the same at the second and at the tenth."""
     alive: list[int] = []

@@ -295,6 +295,7 @@ def figures(path: Path) -> tuple[float, float]:
     return measured["test/clean_accuracy"], measured["test/fgsm_accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "name", "layer"),
     [

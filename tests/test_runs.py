@@ -252,6 +252,7 @@ def test_figures_are_float32_whatever_trained_the_network(tmp_path):
     assert repeated == {name: value for name, value in figures.items() if name.startswith("test/")}
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_epochs(tmp_path, monkeypatch):
     import gc
 

@@ -38,6 +38,7 @@ def rows(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_the_call_returns(command, tmp_path, capsys):
     command += ["epsilon=0.1", "data.evaluation_batch_size=20", "seed=3"]
     config = job("evaluate", tmp_path / "run", *command)

@@ -142,6 +142,7 @@ def test_a_reader_that_leaves_is_no_error(sweep, tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_help_is_quick_and_nothing_loads_torch():
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     command = [sys.executable, "-m", "nsr.compare", "--help"]
@@ -330,6 +331,7 @@ def test_colours_stand_out_from_the_ground(theme):
     assert min(contrast(color, theme["background"]) for color in plots.COLORS) > 2
 
 
+@pytest.mark.slow
 def test_pictures_are_opaque_and_repeat(result, tmp_path):
     names = plots.write_plots(result, tmp_path / "one")
     plots.write_plots(result, tmp_path / "two")
