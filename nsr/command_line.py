@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nsr.configuration import NORMS, check_settings, flat
 from nsr.errors import InputError, RunStopped, check_choice, did_you_mean, fraction
-from nsr.interruption import Interrupted
+from nsr.interruption import REQUEUE, Interrupted, requeue
 from nsr.processes import agreed, global_rank, is_started_from_outside, local_processes, machines, slurm_directory
 from nsr.resumption import AUTO, check_sweep, newest_unfinished, override_value, resumed_command
 
@@ -189,6 +189,8 @@ def one_line_errors() -> Iterator[None]:
         if global_rank() != 0:
             sys.exit(0)
         print(f"{interruption}{_way_on()}", file=sys.stderr)
+        if interruption.number == REQUEUE:
+            requeue()
         sys.exit(interruption.exit_code)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -24,6 +25,19 @@ class Interrupted(BaseException):
     def exit_code(self) -> int:
         """As a shell has it: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number
+
+
+def requeue() -> None:
+    """Asks SLURM to start this job once more; a task of an array alone, not the array."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        problem = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        problem = str(error)
+    print(f"job {job} is not requeued: {problem}" if problem else f"job {job} is requeued", file=sys.stderr)
 
 
 class Signals:

@@ -12,6 +12,7 @@ import torch
 
 from nsr.assembly import train
 from nsr.callbacks.checkpoints import PlainCheckpointIO
+from nsr.command_line import one_line_errors
 from nsr.errors import InputError, RunStopped
 from nsr.files import write_json
 from nsr.interruption import Interrupted, Signals, interruptible
@@ -272,6 +273,29 @@ def test_the_second_signal_ends_at_once(capsys):
         Signals().handle(signal.SIGINT, None)  # where nothing could be lost, nothing is waited for
     assert interruption.value.exit_code == 130
     assert "once more ends at once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("array", "job"), [({}, "77"), ({"ARRAY_JOB_ID": "70", "ARRAY_TASK_ID": "3"}, "70_3")])
+def test_slurm_is_asked_to_start_the_job_once_more(tmp_path, monkeypatch, capsys, array, job):
+    for name, value in {"JOB_ID": "77", **array}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with interruptible() as signals:
+        signals.patient = True
+        os.kill(os.getpid(), signal.SIGUSR1)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise Interrupted(signals.received)
+    assert ended.value.code == 128 + signal.SIGUSR1
+    assert f"job {job} is not requeued" in capsys.readouterr().err  # there is no scontrol
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {tmp_path}/asked\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    with pytest.raises(SystemExit), one_line_errors():
+        raise Interrupted(signal.SIGUSR1)
+    assert (tmp_path / "asked").read_text() == f"requeue {job}\n"
+    (tmp_path / "asked").unlink()
+    with pytest.raises(SystemExit), one_line_errors():
+        raise Interrupted(signal.SIGTERM)  # SLURM requeues what it preempts
+    assert not (tmp_path / "asked").exists()
 
 
 def test_resume_takes_the_recorded_command_and_what_is_changed(tmp_path):
