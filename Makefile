@@ -23,7 +23,7 @@ test: $(READY)  ## the quick tests, some minutes on two cores
 	$(RUN) -m pytest -n 2 -m "not slow" $(ARGS)
 
 slow: $(READY)  ## the tests that make test leaves out
-	$(RUN) -m pytest -m slow $(ARGS)
+	$(RUN) -m pytest -n 2 -m slow $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(RUN) -m ruff check .

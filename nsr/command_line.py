@@ -31,7 +31,15 @@ from omegaconf.errors import OmegaConfBaseException
 from nsr.configuration import NORMS, check_settings, flat
 from nsr.errors import InputError, RunStopped, check_choice, did_you_mean, fraction
 from nsr.interruption import REQUEUE, Interrupted, requeue
-from nsr.processes import agreed, global_rank, is_started_from_outside, local_processes, machines, slurm_directory
+from nsr.processes import (
+    PROGRAMS,
+    agreed,
+    global_rank,
+    is_started_from_outside,
+    local_processes,
+    machines,
+    slurm_directory,
+)
 from nsr.resumption import AUTO, check_sweep, newest_unfinished, override_value, resumed_command
 
 CONFIGURATIONS = Path(__file__).resolve().parent.parent / "conf"
@@ -96,6 +104,8 @@ def check_command_line(config_name: str, arguments: Sequence[str] | None = None)
         overrides = resumed_command(options.overrides) if config_name == "train" else list(options.overrides)
         if options.multirun:
             check_sweep(overrides)
+            # a launcher's processes begin elsewhere than in this folder, and have to find this package
+            os.environ["PYTHONPATH"] = os.pathsep.join([str(PROGRAMS), *filter(None, [os.environ.get("PYTHONPATH")])])
         else:
             overrides += _agreed_directory(config_name, overrides)
         if global_rank() == 0:

@@ -267,7 +267,7 @@ def test_single_step_training_at_a_large_epsilon_is_stopped(tmp_path, caplog):
     last = rows(run / "metrics.csv")[-1]
     assert int(last["epoch"]) == alarm["epoch"] < 8  # at the end of that epoch, whose records and checkpoint are kept
     kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert kept["epoch"] + 1 == alarm["epoch"]
+    assert kept["nsr_place"]["epochs"] == alarm["epoch"]
     assert (run / "timing.json").exists()
     assert not (run / "metrics.json").exists()
     assert [record.levelname for record in caplog.records if "catastrophic_overfitting" in record.message] == ["INFO"]

@@ -36,7 +36,11 @@ def show(comparison: Comparison) -> None:
         console.print(Text(f"note  {note}"), soft_wrap=True)
     missing = commands(comparison)
     if missing:
-        console.print(Text(f"\nruns that lack an evaluation or an attack: {len(missing)}; this measures it:"))
+        console.print(
+            Text(
+                f"\nruns that are not finished, or lack an evaluation or an attack: {len(missing)}; this finishes them:"
+            )
+        )
     for command in missing[:SHOWN_COMMANDS]:
         console.print(Text(f"  {command}"), soft_wrap=True)
     if len(missing) > SHOWN_COMMANDS:
@@ -74,7 +78,14 @@ def markdown(comparison: Comparison) -> str:
     parts += [f"* {note}" for note in notes(comparison)]
     missing = commands(comparison)
     if missing:
-        parts += ["", "Runs that lack an evaluation or an attack; this measures it:", "", "```", *missing, "```"]
+        parts += [
+            "",
+            "Runs that are not finished, or lack an evaluation or an attack; this finishes them:",
+            "",
+            "```",
+            *missing,
+            "```",
+        ]
     return "\n".join(parts).rstrip() + "\n"
 
 

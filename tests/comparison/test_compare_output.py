@@ -73,9 +73,10 @@ def test_the_command_shows_everything(sweep, tmp_path, capsys, monkeypatch):
     assert re.search(rf"{sweep}/3 +│ natural \+ sns │ 1 +│ failed +│ the loss is not finite \(epoch 1 of 3\)", text)
     assert re.search(rf"{sweep}/7 +│ fast \+ sns +│ 1 +│ running │ epoch 1 of 3, last change", text)
     assert "difference to pgd at equal seeds" in text
-    assert "runs that lack an evaluation or an attack: 13; this measures it:" in text
+    assert "runs that are not finished, or lack an evaluation or an attack: 14; this finishes them:" in text
     assert f"python evaluate.py checkpoint={sweep}/1/checkpoints/best.ckpt 'attacks=[clean,autoattack]'" in text
-    assert "... 8 more: the column command of comparison.csv" in text
+    assert f"python train.py resume={sweep}/3" in text
+    assert "... 9 more: the column command of comparison.csv" in text
     written = {path.name for path in (tmp_path / "out").iterdir()}
     figures = {
         f"{name}{kind}" for name in ("accuracy", "robustness", "layers") for kind in (".png", ".pdf", "_dark.png")
