@@ -90,6 +90,7 @@ def same_run(one: Path, other: Path) -> None:
 # ---------------------------------------------------------------- whole runs
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_the_run_and_takes_no_more_graphs_than_kinds_of_passes(tmp_path, monkeypatch, plain, caplog):
     limit, graphs = torch._dynamo.config.recompile_limit, Graphs()
     calls = []
@@ -139,6 +140,7 @@ def test_a_compiler_that_breaks_for_another_process_is_none_for_this_one(tmp_pat
     assert "(that of another process)" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "count"),
     [

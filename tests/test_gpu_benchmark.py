@@ -83,6 +83,7 @@ def test_parts_that_are_not_asked_for_are_skipped(tmp_path, monkeypatch):
         run_scripts(tmp_path, {"first": "pass"})
 
 
+@pytest.mark.slow
 def test_a_part_that_is_ended_takes_what_it_started_with_it(tmp_path):
     started = tmp_path / "pid"
     script = (

@@ -185,6 +185,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         assert all(value.isfinite().all() for value in torch.load(kept, weights_only=True)["state_dict"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting", ["trainer.precision=bf16-mixed", "channels_last=true", "model=resnet20 ~model.width"]
 )

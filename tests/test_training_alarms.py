@@ -324,6 +324,7 @@ def test_labels_learnt_by_heart_overfit(tmp_path, monkeypatch, wrong):
     assert not any(raised.values())
 
 
+@pytest.mark.slow
 def test_a_network_of_one_answer(tmp_path, capsys, caplog):
     """A learning rate that destroys it, told in one line and in the table; its twin at an ordinary one learns."""
     tiny = [override for override in TINY if not override.startswith(("trainer.limit", "trainer.max"))]
@@ -356,6 +357,7 @@ def test_a_run_whose_stabiliser_wins_is_stopped(tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_what_stops_is_a_choice(tmp_path):
     overrides = [override for override in TINY if not override.startswith("trainer.limit")]
     overrides += ["stabilizer.reduction=sum", "stabilizer.weight=20", "trainer.max_epochs=8", "alarms.stop_on=[]"]
