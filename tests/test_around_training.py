@@ -116,6 +116,7 @@ def test_a_stabiliser_that_a_ramp_holds_at_nothing_costs_no_pass(monkeypatch, tm
     assert counted["held"] == counted["none"]
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_validated_kept_and_tested(tmp_path, monkeypatch):
     decay = 0.6
     trajectory, validated = [], []
@@ -193,6 +194,7 @@ def test_schedules_of_epochs(tmp_path, scheduler, epochs, expected):
     assert rates == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["pgd", "free objective.replays=3"])
 def test_one_cycle_goes_by_optimiser_steps(tmp_path, monkeypatch, objective):
     rates = []

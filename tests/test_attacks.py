@@ -759,6 +759,7 @@ def test_labels_of_any_whole_number_type(dtype):
 # ---------------------------------------------------------------- torch.compile
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_attacked_like_the_eager_one():
     torch.compiler.reset()
     net, images = residual_net().double().train(), some_images(dtype=torch.float64)

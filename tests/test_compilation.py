@@ -112,6 +112,7 @@ def _watched(function, calls):
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "reason"),
     [
@@ -191,6 +192,7 @@ def generators() -> tuple:
     return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", [try_training, try_validation])
 def test_trying_it_out_leaves_no_trace(attempt):
     module = module_of(AdversarialTraining(), stabilizer=SensitivityStabilizer())

@@ -38,6 +38,7 @@ def figures_of(directory: Path) -> dict[str, float]:
 # ---------------------------------------------------------------- the curve
 
 
+@pytest.mark.slow
 def test_a_curve_is_the_same_attack_at_other_radii(trained, tmp_path, capsys):
     best = trained / "checkpoints" / "best.ckpt"
     common = [f"checkpoint={best}", "limit=60", "alarms.judge=false"]

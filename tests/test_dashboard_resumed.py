@@ -36,6 +36,7 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path):
     finish(other)
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_with_an_error_is_shown_as_failed(tmp_path):
     from nsr.dashboards import finish
     from nsr.dashboards.wandb import wandb_logger

@@ -40,6 +40,7 @@ def run_scripts(out: Path, scripts: dict[str, str], **limits: float) -> int:
     return runner.run_all(out, None, limits={part: limits.get(part, 30.0) for part in scripts}, command_of=command_of)
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_is_recorded_and_the_others_are_not_lost(tmp_path):
     scripts = {
         "good": 'report.write_text(json.dumps({"figure": 1}))',
@@ -68,6 +69,7 @@ def test_nothing_failed_is_exit_code_0_and_the_json_is_there_before_the_first_pa
     assert figures(tmp_path)["parts"]["reads"]["parts"] == {}
 
 
+@pytest.mark.slow
 def test_parts_for_which_no_time_is_left_are_skipped(tmp_path, monkeypatch):
     monkeypatch.setenv("NSR_GPU_SECONDS", "11")
     assert run_scripts(tmp_path, {"long": "time.sleep(1.5)", "second": "sys.exit(1)"}) == 0

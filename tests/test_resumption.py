@@ -177,6 +177,7 @@ def test_records_that_are_shorter_than_the_checkpoint_knows(interrupted):
         run(interrupted, *CHOICES["sns"])
 
 
+@pytest.mark.slow
 def test_a_run_without_checkpoint_begins_anew(interrupted, whole, tmp_path_factory):
     for path in (interrupted / "checkpoints").iterdir():
         path.unlink()
@@ -237,6 +238,7 @@ def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_directory_in_use_is_refused(interrupted):
     import json
 

@@ -111,6 +111,7 @@ def test_the_same_command_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "other" / "metrics.csv").read_bytes() != (tmp_path / "first" / "metrics.csv").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["natural", "pgd", "pgd objective.clean_share=0.5"])
 def test_weight_zero_ends_as_none_does(tmp_path, objective):
     ends = []
@@ -241,6 +242,7 @@ def test_a_broken_job_of_a_sweep_does_not_stop_the_others(tmp_path):
     assert (tmp_path / "sweep" / "1" / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_figures_are_float32_whatever_trained_the_network(tmp_path):
     """A run in bf16 reports what an evaluation of its checkpoint in float32 does."""
     train(job("train", tmp_path / "run", *TINY, "trainer.precision=bf16-mixed"))

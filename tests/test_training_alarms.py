@@ -347,6 +347,7 @@ def test_a_network_of_one_answer(tmp_path, capsys, caplog):
     assert "alarms of this training" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_whose_stabiliser_wins_is_stopped(tmp_path):
     """The sum over layers and neurons at a weight made for the mean; `constant` stops without being asked for."""
     overrides = [override for override in TINY if not override.startswith("trainer.limit")]
@@ -455,6 +456,7 @@ def test_passes(tmp_path, monkeypatch, choice, images):
     assert with_alarms - passes(tmp_path / "without", monkeypatch, *overrides) == images
 
 
+@pytest.mark.slow
 def test_the_probe_is_pgd_on_an_even_choice_of_images(tmp_path):
     folder = tmp_path / "run"
     overrides = ["validation_attack=fgsm", "validation_attack.steps=1", "data.evaluation_batch_size=30", "seed=3"]

@@ -267,6 +267,7 @@ def test_passes_before_the_layers_are_made_once(case):
     assert last.images > 5 * first.images
 
 
+@pytest.mark.slow
 def test_no_batch_outlives_its_turn(case):
     net, images, labels, adversarial = case
     layers = find_layers(net, images[:2], ["2", "5"])
@@ -454,6 +455,7 @@ def test_where_nothing_is_fooled(case):
         intervene(net, images, wrong, adversarial=images, layers=["5"], kinds=["mask_zero"], **SETTINGS)
 
 
+@pytest.mark.slow
 def test_columns_of_the_rows_are_plain(effects, tmp_path):
     from nsr.analysis.report import write_effects
 

@@ -211,6 +211,7 @@ def test_in_float32_the_same_to_rounding():
         assert (got[1] - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_a_compiled_network():
     plain = residual_net()
     net = torch.compile(copy.deepcopy(plain), backend="eager").eval()
