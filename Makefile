@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 # compiled files beside the environment: none in the tree, and no process compiles torch anew
 export PYTHONPYCACHEPREFIX ?= $(CURDIR)/$(VENV)/pycache
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: train evaluate test slow lint breakages soak clean help
 
