@@ -6,6 +6,7 @@ command. Either way it goes on in its own directory, from last.ckpt, else from p
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,8 +59,6 @@ def earlier_run(directory: Path, settings: Mapping[str, Any], *, resume: Any, ch
 
 def check_unused(directory: Path) -> None:
     """InputError where a living process of this machine, and another than this one, writes into the directory."""
-    import os
-
     marker = read_json(directory / "status.json") or {}
     if marked(marker)[0] == "running" and marker.get("process") != os.getpid():
         where = f"process {marker.get('process')} on {marker.get('host')}"
