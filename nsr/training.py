@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 from torch import Generator, Tensor, distributed, nn
-from torchmetrics import Metric
 
 from nsr.boundary import check_batch
 from nsr.errors import InputError, RunStopped
 from nsr.evaluation.suite import Attack, Suite
 from nsr.features import FeatureTaps
 from nsr.layers import Layer
-from nsr.metrics import Accuracy, ClassCounts, LayerSensitivity, Mean, NetworkSensitivity, network_sums
+from nsr.measures import TrainingMeasures, ValidationMeasures
+from nsr.metrics import LayerSensitivity, NetworkSensitivity, network_sums
 from nsr.modes import batch_norm, full_precision
 from nsr.objectives import Free, Natural, Objective
 from nsr.randomness import draw_seed
@@ -49,10 +49,6 @@ class RobustClassifier(pl.LightningModule):
         augment: images -> images on the device, in training alone.
         seed: of every random draw, together with the place of the step in the run.
     """
-
-    # nn.ModuleDict, whose entries mypy does not know
-    training_means: Any  # {term: Mean}
-    training_accuracies: Any  # {side: Accuracy}
 
     def __init__(
         self,
@@ -89,17 +85,16 @@ class RobustClassifier(pl.LightningModule):
         self.test_name = "test"  # what the figures of a test are called: test, test_last
         stabilized = set(self.stabilizer.stabilized([layer.name for layer in layers])) if self.stabilizer else set()
         self.training_taps = FeatureTaps(net, [layer for layer in layers if layer.name in stabilized], within=within)
-        terms = ["loss", *self.objective.terms, *(["stabilizer"] if self.stabilizer else [])]
-        self.training_means = nn.ModuleDict({term: Mean() for term in terms})
-        self.training_accuracies = nn.ModuleDict({side: Accuracy() for side in self.objective.sides})
-        self.measures = ValidationMeasures(layers, classes)
+        terms = [*self.objective.terms, *(["stabilizer"] if self.stabilizer else [])]
+        self.training_measures = TrainingMeasures(terms, self.objective.sides)
+        self.validation_measures = ValidationMeasures(layers, classes)
         self.test_sensitivity = NetworkSensitivity(layers)
         self.figures: dict[str, dict[str, float]] = {}  # {stage: {name: figure}} of the latest epoch
         self.sensitivities: dict[str, LayerSensitivity] = {}  # {layer: ...} of the latest evaluation
         self.class_counts = torch.zeros(2, classes, dtype=torch.int64)  # predicted, labelled; of the latest validation
-        self.not_finite = torch.tensor(torch.iinfo(torch.int64).max)  # the first step whose loss was not finite
         self.batch_weight = 1.0  # of this process's share of the batch at hand
         self._checked: set[str] = set()
+        self._told_epoch = -1  # the latest whose figures of training were published here
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -137,7 +132,7 @@ class RobustClassifier(pl.LightningModule):
         if self._stabilizes:
             terms["stabilizer"] = self.stabilizer(features["clean"], features["adversarial"])  # type: ignore[misc]
         loss = torch.stack(list(terms.values())).sum()
-        self._record(loss, terms, logits, labels)
+        self.training_measures.update(loss, terms, logits, labels, step=self.global_step)
         return loss
 
     @property
@@ -160,19 +155,8 @@ class RobustClassifier(pl.LightningModule):
                         _, features[side] = self.training_taps(inputs[side])
         return logits, features
 
-    def _record(self, loss: Tensor, terms: Mapping[str, Tensor], logits: Mapping[str, Tensor], labels: Tensor) -> None:
-        """Adds to the epoch's means, on the device: nothing here waits for it."""
-        for term, mean in self.training_means.items():
-            value = loss if term == "loss" else terms.get(term, torch.zeros_like(loss))  # a ramp left it out
-            mean.update(value, len(labels))
-        for side, side_logits in logits.items():
-            self.training_accuracies[side].update(side_logits.detach(), labels)
-        here = torch.full_like(self.not_finite, self.global_step)  # filled on the device, nothing is copied there
-        step = torch.where(loss.detach().isfinite(), self.not_finite, here)
-        self.not_finite = torch.minimum(self.not_finite, step)
-
     def on_train_start(self) -> None:
-        self.not_finite = self.not_finite.to(self.device)
+        self.training_measures.not_finite = self.training_measures.not_finite.to(self.device)
 
     def on_train_epoch_start(self) -> None:
         """Every process has the first one's buffers: DDP sees to it at each step but the first after validation."""
@@ -185,20 +169,14 @@ class RobustClassifier(pl.LightningModule):
         if is_last or (batch_idx + 1) % STEPS_BETWEEN_LOOKS == 0:
             self.check_finite()
         if is_last:  # before validation, whose end writes the epoch's records
-            metrics = (*self.training_means.values(), *self.training_accuracies.values())
-            figures = (float(metric.compute()) for metric in metrics)
-            self._publish("train", dict(zip(self.figure_names("train"), figures, strict=True)))
-            for metric in metrics:
-                metric.reset()
-
-    def running_terms(self) -> dict[str, float]:
-        """{term: mean so far} of this process in the running epoch; waits for the device."""
-        return {term: float(mean.total / mean.count) for term, mean in self.training_means.items()}
+            self._publish("train", self.training_measures.figures())
+            self._told_epoch = self.current_epoch
+            self.training_measures.reset()
 
     def check_finite(self) -> None:
         """Stops the run where a loss was not finite; called before a checkpoint could keep the broken weights."""
-        step = int(self.not_finite)
-        if step < torch.iinfo(torch.int64).max:
+        step = self.training_measures.first_not_finite()
+        if step is not None:
             raise RunStopped(
                 f"the loss is not finite at step {step} (epoch {self.current_epoch + 1}); the checkpoints of the "
                 "epochs before are kept; a smaller optimizer.lr or stabilizer.weight is the usual way out"
@@ -214,24 +192,27 @@ class RobustClassifier(pl.LightningModule):
         images, labels = batch
         with full_precision(self.device):
             logits, clean = self.taps(images)
-            self.measures.update("clean", logits, labels)
-            self.measures.class_counts.update(logits, labels)
+            self.validation_measures.update("clean", logits, labels)
+            self.validation_measures.class_counts.update(logits, labels)
             generator = Generator(self.device).manual_seed(draw_seed(self.seed, 1, place.number))
             logits, adversarial = self.taps(self._validation_images(images, labels, generator))
-            self.measures.update("robust", logits, labels)
-            self.measures.sensitivity.update(*network_sums(self.taps.layers, clean, adversarial), len(labels))
+            self.validation_measures.update("robust", logits, labels)
+            sums = network_sums(self.taps.layers, clean, adversarial)
+            self.validation_measures.sensitivity.update(*sums, len(labels))
 
     def _validation_images(self, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         assert self.validation_attack is not None
         return self.validation_attack(self.net, images, labels, generator=generator)
 
     def on_validation_epoch_end(self) -> None:
-        self.sensitivities = self.measures.sensitivity.compute()
-        self.class_counts = self.measures.class_counts.compute()
+        self.sensitivities = self.validation_measures.sensitivity.compute()
+        self.class_counts = self.validation_measures.class_counts.compute()
         if self.stabilizer is not None:
             self.stabilizer.remember({layer: figures.absolute for layer, figures in self.sensitivities.items()})
-        self._publish("validation", dict(zip(self.figure_names("validation"), self.measures.figures(), strict=True)))
-        self.measures.reset()
+        if self.trainer.state.fn == "fit" and self._told_epoch != self.current_epoch and "train" in self.figures:
+            self._log("train")  # of an epoch whose training an interrupted run has done: no dashboard has them yet
+        self._publish("validation", self.validation_measures.figures())
+        self.validation_measures.reset()
 
     def on_test_epoch_start(self) -> None:
         self.suite.start(self._batches("test").size, self.device)
@@ -255,7 +236,8 @@ class RobustClassifier(pl.LightningModule):
             if self.suite.probes:
                 self.suite.probed = self._over_processes(self.suite.probed)
         self.sensitivities = {} if self.suite.sensitivity_attack is None else self.test_sensitivity.compute()
-        self._publish("test", {f"{self.test_name}/{name}": value for name, value in self.suite.figures().items()})
+        self.figures["test"] = {f"{self.test_name}/{name}": value for name, value in self.suite.figures().items()}
+        self._log("test")
 
     def _over_processes(self, outcomes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         together = self.trainer.strategy.reduce(torch.stack(list(outcomes.values())), reduce_op="sum")
@@ -276,14 +258,15 @@ class RobustClassifier(pl.LightningModule):
 
     def figure_names(self, stage: str) -> list[str]:
         """The names of the figures of 'train' or 'validation', in the order they are written in."""
-        if stage == "train":
-            accuracies = ["clean_accuracy" if side == "clean" else "robust_accuracy" for side in self.objective.sides]
-            return [f"train/{name}" for name in (*self.training_means, *accuracies)]
-        return [f"{stage}/{name}_{what}" for what in ("accuracy", "cross_entropy") for name in self.measures.names]
+        measures = self.training_measures if stage == "train" else self.validation_measures
+        return [f"{stage}/{name}" for name in measures.names]
 
-    def _publish(self, stage: str, figures: dict[str, float]) -> None:
-        self.figures[stage] = figures
-        tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
+    def _publish(self, stage: str, figures: Sequence[float]) -> None:
+        self.figures[stage] = dict(zip(self.figure_names(stage), figures, strict=True))
+        self._log(stage)
+
+    def _log(self, stage: str) -> None:
+        tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in self.figures[stage].items()}
         if stage != "test":  # Lightning's own count starts at 0, which here is before training
             tensors["epoch"] = torch.tensor(self.current_epoch + 1.0)
         self.log_dict(tensors, on_step=False, on_epoch=True)
@@ -294,7 +277,7 @@ class RobustClassifier(pl.LightningModule):
         if self.stabilizer is not None:  # what its neurons are chosen by
             checkpoint["stabilizer_scores"] = dict(self.stabilizer.scores)
         # an epoch that is not over: its sums so far, of each process; or its figures, where validation alone is left
-        sums: Any = self.all_gather(torch.stack([value.double() for _, _, value in self._training_sums()]))
+        sums: Any = self.all_gather(self.training_measures.sums())
         checkpoint["training_sums"] = sums.reshape(-1, sums.shape[-1]).cpu()
         checkpoint["training_figures"] = self.figures.get("train")
 
@@ -304,15 +287,9 @@ class RobustClassifier(pl.LightningModule):
         sums = checkpoint.get("training_sums")
         if self._trainer is None or sums is None or len(sums) != self.trainer.world_size:
             return
-        for (metric, name, value), saved in zip(self._training_sums(), sums[self.global_rank], strict=True):
-            setattr(metric, name, saved.to(value))
+        self.training_measures.take_up(sums[self.global_rank])
         if checkpoint["training_figures"] is not None:
             self.figures["train"] = dict(checkpoint["training_figures"])
-
-    def _training_sums(self) -> list[tuple[Metric, str, Tensor]]:
-        """(metric, name of its state, value) of everything that an epoch of training adds up."""
-        metrics = (*self.training_means.values(), *self.training_accuracies.values())
-        return [(metric, name, value) for metric in metrics for name, value in metric.metric_state.items()]
 
     def _check_once(self, stage: str, images: Tensor, labels: Tensor) -> None:
         """The first batch of a stage is looked at; later ones would only make the device wait."""
@@ -340,32 +317,3 @@ class Place(NamedTuple):
 
     number: int
     first: int  # its first image
-
-
-class ValidationMeasures(nn.Module):
-    """What validation adds up: accuracy and cross-entropy clean and attacked, sensitivities, classes predicted."""
-
-    accuracies: Any  # {name: Accuracy}
-    losses: Any  # {name: Mean}
-
-    def __init__(self, layers: Sequence[Layer], classes: int):
-        super().__init__()
-        self.names = ["clean", "robust"]
-        self.accuracies = nn.ModuleDict({name: Accuracy() for name in self.names})
-        self.losses = nn.ModuleDict({name: Mean() for name in self.names})
-        self.sensitivity = NetworkSensitivity(layers)
-        self.class_counts = ClassCounts(classes)
-
-    def update(self, name: str, logits: Tensor, labels: Tensor) -> None:
-        """Adds a batch of logits (batch, class) and labels (batch,)."""
-        self.accuracies[name].update(logits, labels)
-        self.losses[name].update(nn.functional.cross_entropy(logits, labels), len(labels))
-
-    def figures(self) -> list[float]:
-        """Reduced over processes: the accuracies, then the cross-entropies, in the order of `names`."""
-        return [float(metric.compute()) for metric in (*self.accuracies.values(), *self.losses.values())]
-
-    def reset(self) -> None:
-        """Empties all sums."""
-        for metric in (*self.accuracies.values(), *self.losses.values(), self.sensitivity, self.class_counts):
-            metric.reset()

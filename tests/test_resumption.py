@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 from pathlib import Path
@@ -26,6 +27,7 @@ SETTINGS = [
     *(override for override in TINY if not override.startswith("attack.")),
     "trainer.max_epochs=3",
     "trainer.limit_train_batches=4",
+    "logger=csv",
 ]
 CHOICES = {
     "sns": ["attack.steps=2", "scheduler=one_cycle", "stabilizer.refresh=average", "data.augmentation=crop_flip"],
@@ -98,6 +100,21 @@ def assert_same_run(first: Path, second: Path) -> None:
             assert_equal(*(one.get(part) for one in saved), part)
 
 
+def told_to_the_dashboard(directory: Path) -> list[tuple[str, str, str]]:
+    """(epoch, name, value) of each figure of an epoch, over all segments of the run."""
+    told = []
+    for path in directory.glob("csv*/metrics.csv"):
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["epoch"]]
+        told += [
+            (row["epoch"], name, value)
+            for row in rows
+            for name, value in row.items()
+            if value and name not in ("epoch", "step")
+        ]
+    return sorted(told)
+
+
 def assert_equal(one: Any, other: Any, place: str) -> None:
     if isinstance(one, dict):
         assert one.keys() == other.keys(), place
@@ -138,6 +155,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(choice, step, call, whole, tmp_pa
     assert not (tmp_path / "run" / "metrics.json").exists()
     run(tmp_path / "run", *CHOICES[choice])
     assert_same_run(expected, tmp_path / "run")
+    assert told_to_the_dashboard(tmp_path / "run") == told_to_the_dashboard(expected)
 
 
 # ---------------------------------------------------------------- what a run goes on from

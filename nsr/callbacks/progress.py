@@ -54,7 +54,8 @@ class ProgressLine(ProgressBar):
             return
         self._looked = time.perf_counter()
         done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
-        self._line.update(self._task, completed=done, description=self._describe(trainer, pl_module.running_terms()))
+        terms = pl_module.training_measures.so_far()
+        self._line.update(self._task, completed=done, description=self._describe(trainer, terms))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.state.fn != "fit":

@@ -175,9 +175,9 @@ MISTAKES = [
     ),
     Mistake(
         "a later broken loss told in place of the first",
-        "nsr/training.py",
-        "self.not_finite = torch.minimum(self.not_finite, step)",
-        "self.not_finite = step",
+        "nsr/measures.py",
+        "self.not_finite = torch.minimum(self.not_finite, broken)",
+        "self.not_finite = broken",
         TRAINING,
     ),
     Mistake(
@@ -987,9 +987,16 @@ MISTAKES = [
     ),
     Mistake(
         "the sums of an unfinished epoch are lost",
-        "nsr/training.py",
-        "            setattr(metric, name, saved.to(value))",
+        "nsr/measures.py",
+        "            setattr(metric, name, saved.to(getattr(metric, name)))",
         "            pass",
+        "tests/test_resumption.py",
+    ),
+    Mistake(
+        "no dashboard gets the training of an epoch whose validation was interrupted",
+        "nsr/training.py",
+        'self._told_epoch != self.current_epoch and "train" in self.figures',
+        "False",
         "tests/test_resumption.py",
     ),
     Mistake(
