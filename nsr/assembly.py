@@ -15,9 +15,10 @@ from nsr.analysis.command import run_interventions
 from nsr.callbacks import ProgressLine, RunRecords, SensitivityLogger, TrainingAlarms
 from nsr.callbacks.checkpoints import PLACE, Checkpoints, Interruption, PlainCheckpointIO
 from nsr.checkpoints import load_network, take_over_checkpoint
-from nsr.command_line import plain, plain_value, run_directory
+from nsr.command_line import run_directory
 from nsr.comparison.directories import read_json
 from nsr.compilation import Compilation
+from nsr.composition import plain, plain_value
 from nsr.configuration import unusual_epsilon
 from nsr.data import ImageData
 from nsr.evaluation import report

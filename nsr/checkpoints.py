@@ -10,9 +10,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from nsr.configuration import NORMS, check_settings, optional, patterns
+from nsr.configuration import check_settings
 from nsr.errors import InputError, check_choice, check_epsilon
 from nsr.models.weights import is_state_dict, load_state_dict, read_checkpoint
+from nsr.rules import NORMS, optional, patterns
 from nsr.trust import admitted, plain_copy, targets
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from nsr.analysis import Interventions
 from nsr.analysis.command import check_interventions
 from nsr.boundary import check_logits
 from nsr.checkpoints import load_network, read_part, read_settings
-from nsr.command_line import plain_value
+from nsr.composition import plain_value
 from nsr.data import ImageData
 from nsr.data.corruptions import Corruptions
 from nsr.errors import InputError, RunStopped

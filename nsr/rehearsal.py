@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from nsr.checkpoints import take_over_checkpoint
-from nsr.command_line import plain, plain_value, without_hydra
+from nsr.composition import plain, plain_value, without_hydra
 from nsr.data.batches import check_divides
 from nsr.errors import InputError
 from nsr.evaluation.curve import expand_curve

@@ -33,7 +33,7 @@ def one_thread():
 
 def job(entry: str, directory: Path, *overrides: str) -> DictConfig:
     """The configuration of one job as hydra hands it to the entry point, its run directory made."""
-    from nsr.command_line import compose_checked, without_hydra
+    from nsr.composition import compose_checked, without_hydra
 
     config = compose_checked(entry, [*overrides, f"hydra.run.dir={directory}"])
     directory.mkdir(parents=True)

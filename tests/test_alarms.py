@@ -13,12 +13,12 @@ from torch.nn import functional
 
 from nsr.assembly import evaluate
 from nsr.attacks import AutoAttack, GradientAttack, UniformDraws
-from nsr.configuration import EVALUATION_ALARMS
 from nsr.errors import InputError, RunStopped
 from nsr.evaluation.alarms import RULES, Alarm, alarms
 from nsr.evaluation.probes import PROBES
 from nsr.evaluation.report import show_alarms
 from nsr.evaluation.suite import Suite
+from nsr.rules import EVALUATION_ALARMS
 from tests.conftest import job
 
 CLASSES = 4

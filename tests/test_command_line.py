@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nsr.command_line import check_command_line, evaluation_directory, one_line_errors
+from nsr.command_line import check_command_line, one_line_errors
+from nsr.composition import evaluation_directory
 from nsr.errors import InputError, RunStopped
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,8 @@ def folder(tmp_path) -> Path:
         (["attacks=[clean,fgsmm]"], "attacks=[fgsmm]: there is no such choice (did you mean 'fgsm'?)"),
         (["experiment=digit_sns"], "did you mean 'digits_sns'?"),
         (["atack.epsilon=3"], "atack.epsilon: there is no such setting (did you mean 'attack.epsilon'?)"),
+        (["checkpoint=best.ckpt"], "checkpoint: there is no such setting"),
+        (["analyses=interventions"], "analyses: there is no such setting; evaluate.py has it"),
         (["stabilizer.wieght=3"], "did you mean 'stabilizer.weight'?"),
         (["trainer.max_epoch=3"], "did you mean 'trainer.max_epochs'?"),
         (["epsilon=8"], "epsilon is 8; it must be a number at least 0 and at most 1"),
@@ -328,7 +331,7 @@ def test_a_wrong_value_is_answered_before_torch_is_loaded():
     assert done.stderr.count("\n") == 1
     assert seconds < 3
     program = (
-        "import sys; from nsr.command_line import compose_checked; compose_checked('train', []);"
+        "import sys; from nsr.composition import compose_checked; compose_checked('train', []);"
         "print([name for name in ('torch', 'pytorch_lightning', 'wandb') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -198,7 +198,7 @@ def test_wrong_files_are_told_before_a_directory_is_made(trained, arrays, tmp_pa
     best = trained / "checkpoints" / "best.ckpt"
     shutil.copy(arrays / "labels.npy", arrays / "fog.npy")
     command = [f"checkpoint={best}", "attacks=[corruptions]", f"corruptions.root={arrays}"]
-    from nsr.command_line import compose_checked
+    from nsr.composition import compose_checked
 
     with pytest.raises(InputError, match=r"fog.npy has shape \(2500,\)"):
         rehearse(compose_checked("evaluate", [*command, f"hydra.run.dir={tmp_path / 'run'}"]))

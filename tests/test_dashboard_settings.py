@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nsr.command_line import compose_checked, plain, without_hydra
+from nsr.composition import compose_checked, plain, without_hydra
 from nsr.errors import InputError
 
 

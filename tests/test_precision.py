@@ -10,7 +10,7 @@ import torch
 from nsr import parts
 from nsr.assembly import train
 from nsr.checkpoints import load_network
-from nsr.command_line import compose_checked
+from nsr.composition import compose_checked
 from nsr.errors import InputError
 from nsr.features import FeatureTaps
 from nsr.metrics import NetworkSensitivity

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nsr.command_line import _jobs, compose_checked
+from nsr.composition import compose_checked, jobs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -35,7 +35,7 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize(("entry", "arguments"), COMMANDS)
 def test_every_command_composes(entry, arguments):
-    for job in _jobs(overrides_of(arguments)):
+    for job in jobs(overrides_of(arguments)):
         compose_checked(entry, job)
 
 

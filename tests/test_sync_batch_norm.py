@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from nsr import parts
-from nsr.command_line import compose_checked, without_hydra
+from nsr.composition import compose_checked, without_hydra
 from nsr.errors import InputError
 from nsr.features import FeatureTaps
 from nsr.layers import find_layers

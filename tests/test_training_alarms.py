@@ -18,7 +18,6 @@ from nsr.callbacks import TrainingAlarms
 from nsr.callbacks.alarms import _as_wide
 from nsr.callbacks.checkpoints import Checkpoints
 from nsr.callbacks.signs import RULES, Epoch, noise
-from nsr.configuration import TRAINING_ALARMS
 from nsr.data import ImageData
 from nsr.errors import InputError, RunStopped
 from nsr.evaluation import report
@@ -26,6 +25,7 @@ from nsr.models import Classifier
 from nsr.objectives import AdversarialTraining, Natural
 from nsr.parts import build_data, build_module, instantiate
 from nsr.randomness import draw_seed
+from nsr.rules import TRAINING_ALARMS
 from tests.conftest import TINY, job
 
 ROOT = Path(__file__).parent.parent

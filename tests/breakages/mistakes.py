@@ -266,7 +266,7 @@ MISTAKES = [
     ),
     Mistake(
         "each job of a sweep a group of its own",
-        "nsr/command_line.py",
+        "nsr/composition.py",
         "Path(HydraConfig.get().sweep.dir).absolute().name if",
         "run_directory().name if",
         "tests/test_dashboard_sweeps.py",
@@ -386,8 +386,8 @@ MISTAKES = [
     Mistake(
         "torch loaded before the settings are checked",
         "nsr/configuration.py",
-        "from nsr.errors import (",
-        "import torch  # noqa: F401\nfrom nsr.errors import (",
+        "from nsr.errors import InputError",
+        "import torch  # noqa: F401\nfrom nsr.errors import InputError",
         "tests/test_command_line.py",
     ),
     Mistake(
