@@ -1,6 +1,6 @@
 """What an evaluation costs: the default suite on the 500 test digits, and AutoAttack beside a script without nsr.
 
-    python benchmarks/evaluation.py CHECKPOINT [IMAGES]
+    python -m benchmarks.evaluation CHECKPOINT [IMAGES]
 
 Times are without start-up, on as many threads as there are cores. The script and nsr take turns on the same images
 (IMAGES of them, default 250, one chunk) with the same seed; the ratio is of their medians, and their outcomes have to
@@ -21,16 +21,14 @@ from statistics import median
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from nsr.attacks import AutoAttack
+from nsr.checkpoints import load_network, read_settings
+from nsr.errors import fraction
+from nsr.evaluation.chunks import Chunks
+from nsr.evaluation.suite import Suite
+from nsr.parts import build_classifier, build_data
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from nsr.attacks import AutoAttack  # noqa: E402
-from nsr.checkpoints import load_network, read_settings  # noqa: E402
-from nsr.errors import fraction  # noqa: E402
-from nsr.evaluation.chunks import Chunks  # noqa: E402
-from nsr.evaluation.suite import Suite  # noqa: E402
-from nsr.parts import build_classifier, build_data  # noqa: E402
-
 RESULTS = ROOT / "benchmarks" / "results" / "evaluation.jsonl"
 REPEATS = 3
 

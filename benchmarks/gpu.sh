@@ -10,4 +10,5 @@
 set -euo pipefail
 out=${1:?usage: benchmarks/gpu.sh OUT_DIR [DATA_DIR]}
 mkdir -p "$out"
-PYTHONUNBUFFERED=1 "${PYTHON:-python3}" "$(dirname "$0")/gpu" "$@" 2>&1 | tee "$out/gpu.log"
+PYTHONUNBUFFERED=1 PYTHONPATH="$(cd "$(dirname "$0")/.." && pwd)${PYTHONPATH:+:$PYTHONPATH}" \
+  "${PYTHON:-python3}" -m benchmarks.gpu "$@" 2>&1 | tee "$out/gpu.log"

@@ -1,6 +1,6 @@
 """docs/interpretation.md and its figures, from the committed rows of benchmarks/interventions.py.
 
-    python benchmarks/interpretation.py
+    python -m benchmarks.interpretation
 
 The page's text is in interpretation_text.md; tables and verdicts are computed here. tests/test_interpretation.py holds
 the page to the rows, and what the text says by itself too.
@@ -15,8 +15,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import interventions
+from benchmarks import interventions
 
 PAGE = interventions.ROOT / "docs" / "interpretation.md"
 TEXT = Path(__file__).with_name("interpretation_text.md")
@@ -33,7 +32,6 @@ Rows = list[dict[str, Any]]
 
 def table() -> None:
     """docs/interpretation.md and its figures."""
-    sys.path.insert(0, str(interventions.ROOT))
     from nsr.analysis.figures import layer_figure, network_figure, save
     from nsr.analysis.outcomes import Row
 

@@ -1,7 +1,7 @@
 """Interventions on somebody else's ResNet-20 for CIFAR-10: the raw rows.
 
-    python benchmarks/interventions.py run WEIGHTS IMAGES    a plain state_dict, and a folder with test/CLASS/*
-    python benchmarks/interpretation.py                      docs/interpretation.md and its figures from the rows
+    python -m benchmarks.interventions run WEIGHTS IMAGES    a plain state_dict, and a folder with test/CLASS/*
+    python -m benchmarks.interpretation                      docs/interpretation.md and its figures from the rows
 
 `run` is one evaluation, COMMAND below, on two cores; its rows, untouched, go to benchmarks/results/ beside a record of
 commit, machine, versions and seconds.

@@ -1,8 +1,8 @@
 """Every objective without and with SNS on digits, paired by seed: the raw rows, and docs/results.md made from them.
 
-    python benchmarks/methods.py select     the stabiliser's settings by validated robust accuracy, seeds 0 to 2
-    python benchmarks/methods.py confirm    the defaults of conf/ on the test set, seeds 100 to 104, all objectives
-    python benchmarks/methods.py table      docs/results.md from the rows
+    python -m benchmarks.methods select     the stabiliser's settings by validated robust accuracy, seeds 0 to 2
+    python -m benchmarks.methods confirm    the defaults of conf/ on the test set, seeds 100 to 104, all objectives
+    python -m benchmarks.methods table      docs/results.md from the rows
 
 `select` looks at validation alone. Its choice goes into conf/stabilizer/sns.yaml and is committed before `confirm`
 sees a test image. Rows are appended to benchmarks/results/methods.jsonl: one when a run starts and one when it ends, so
@@ -220,13 +220,13 @@ def introduction(all_rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from (
         "# Results",
         "",
-        "Made by `python benchmarks/methods.py select`, then `confirm`, then `table`, from the rows in",
+        "Made by `python -m benchmarks.methods select`, then `confirm`, then `table`, from the rows in",
         f"[benchmarks/results/methods.jsonl](../benchmarks/results/methods.jsonl): {len(all_rows)} runs, about",
         f"{minutes:.0f} minutes on two cores, commits {', '.join(commits)}.",
         "",
         "scikit-learn's digits (8 x 8): 1,097 images trained on, 200 validated, 500 tested; the small network, 20",
         "epochs, Adam; L-infinity, epsilon 0.15; PGD-10 in training and validation, PGD-40 from a random start on the",
-        "test set. Accuracies in per cent. `python benchmarks/methods.py` explains how to repeat them.",
+        "test set. Accuracies in per cent. `python -m benchmarks.methods` explains how to repeat them.",
         "",
     )
 
@@ -356,7 +356,6 @@ def paired(none: Mapping[int, Mapping[str, Any]], sns: Mapping[int, Mapping[str,
 
 
 def main(arguments: Sequence[str]) -> None:
-    sys.path.insert(0, str(ROOT))
     stages = {"select": select, "confirm": confirm, "table": lambda: TABLE.write_text(page(rows()))}
     if len(arguments) != 1 or arguments[0] not in stages:
         sys.exit(f"{__doc__}\nerror: give one of {', '.join(stages)}")

@@ -1,6 +1,6 @@
 """What several processes cost: an epoch of two beside one of the same total threads, and the way to the first step.
 
-    python benchmarks/scale.py [ROUNDS]
+    python -m benchmarks.scale [ROUNDS]
 
 One process on two threads and two processes (gloo) on one thread each train the small network on digits, the same
 global batches, in turn, ROUNDS times (default 3). The ratio is of the medians over all epochs but each run's first.

@@ -1,6 +1,6 @@
 """What telemetry costs: the share of a run's epochs that goes into SensitivityLogger, for each dashboard.
 
-    python benchmarks/telemetry.py [EPOCHS]
+    python -m benchmarks.telemetry [EPOCHS]
 
 The default experiment on digits, whose epochs are short: the worst case. The seconds are those between entering and
 leaving the callback after each validation, pictures among them; `end` is the last picture, drawn once a run. A row a
@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "benchmarks" / "results" / "telemetry.jsonl"
 
 

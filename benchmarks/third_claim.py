@@ -1,32 +1,28 @@
 """The third claim on digits: do methods that make a network more robust also make its neurons less sensitive?
 
-    python benchmarks/third_claim.py      docs/third_claim.md and docs/figures/third_claim.png
+    python -m benchmarks.third_claim      docs/third_claim.md and docs/figures/third_claim.png
 
-Made from the rows of `python benchmarks/methods.py confirm` with the functions of nsr.compare; trains nothing.
+Made from the rows of `python -m benchmarks.methods confirm` with the functions of nsr.compare; trains nothing.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas
 
+from benchmarks import methods
+from nsr.comparison.frames import layers_of, sensitivity_columns, with_types
+from nsr.comparison.labels import place_in_tables
+from nsr.comparison.plots import drawn, robustness, save
+from nsr.comparison.result import Comparison, compare
+from nsr.comparison.statistics import paired_differences
+from nsr.comparison.tables import Cell, Sheet, accuracies, correlated, sensitivities
+from nsr.comparison.writing import markdown_table
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-import methods  # noqa: E402
-
-from nsr.comparison.frames import layers_of, sensitivity_columns, with_types  # noqa: E402
-from nsr.comparison.labels import place_in_tables  # noqa: E402
-from nsr.comparison.plots import drawn, robustness, save  # noqa: E402
-from nsr.comparison.result import Comparison, compare  # noqa: E402
-from nsr.comparison.statistics import paired_differences  # noqa: E402
-from nsr.comparison.tables import Cell, Sheet, accuracies, correlated, sensitivities  # noqa: E402
-from nsr.comparison.writing import markdown_table  # noqa: E402
-
 PAGE = ROOT / "docs" / "third_claim.md"
 FIGURE = ROOT / "docs" / "figures" / "third_claim.png"
 MEASURES = ("absolute", "relative")
@@ -89,7 +85,7 @@ def introduction(rows: Sequence[Mapping[str, Any]], runs: pandas.DataFrame) -> I
     yield from (
         "# The third claim: is a robust network less sensitive?",
         "",
-        "Made by `python benchmarks/third_claim.py` from the rows in",
+        "Made by `python -m benchmarks.third_claim` from the rows in",
         f"[benchmarks/results/methods.jsonl](../benchmarks/results/methods.jsonl): {len(runs)} runs,",
         f"{runs['method'].nunique()} methods, seeds {runs['seed'].min()} to {runs['seed'].max()}, commit"
         f" {', '.join(commits)}.",

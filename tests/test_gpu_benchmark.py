@@ -11,12 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu import (
+    commands,
+    compiled_taps,
+    gpu_tests,
+    runner,
+    sensitivities,
+    step_times,
+    training,
+    two_processes,
+)
+from benchmarks.gpu.given import FULL, TINY, Given, Report, Skip, check_packages
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from gpu import commands, compiled_taps, gpu_tests, runner, sensitivities, step_times, training, two_processes  # noqa: E402
-from gpu.given import FULL, TINY, Given, Report, Skip, check_packages  # noqa: E402
-
 PARTS = list(runner.LIMITS)
 
 
@@ -98,7 +105,7 @@ def test_a_part_that_is_ended_takes_what_it_started_with_it(tmp_path):
 
 
 def test_a_part_of_this_program_tells_why_it_failed(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu"), str(tmp_path), "--part=no_such_part"]
+    command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--part=no_such_part"]
     (tmp_path / "gpu.json").write_text('{"parts": {}}')
     done = subprocess.run([*command, f"--report={tmp_path / 'report.json'}"], capture_output=True, text=True)
     assert done.returncode == 1

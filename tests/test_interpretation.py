@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import interpretation  # noqa: E402
-import interventions  # noqa: E402
+from benchmarks import interpretation, interventions
 
 EARLY = ["relu1", "layer1.0", "layer1.1", "layer1.2", "layer2.0"]
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import methods  # noqa: E402
+from benchmarks import methods
 
 
 def test_the_page_is_made_from_the_committed_rows():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy
@@ -12,11 +10,7 @@ from matplotlib.image import imread
 from scipy.stats import spearmanr
 from scipy.stats import t as student
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import methods  # noqa: E402
-import third_claim  # noqa: E402
+from benchmarks import methods, third_claim
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,8 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from gpu.given import Given, Report, Skip, chosen_sizes  # noqa: E402
-from gpu.runner import RESULTS, run_all  # noqa: E402
+from benchmarks.gpu.given import Given, Report, Skip, chosen_sizes
+from benchmarks.gpu.runner import RESULTS, run_all
 
 
 def main() -> int:
@@ -38,7 +35,7 @@ def main() -> int:
 def measure_one(part: str, given: Given, report: Report) -> int:
     """The exit code of one part; its figures, or why there are none, are in the report."""
     try:
-        import_module(f"gpu.{part}").measure(given, report)
+        import_module(f"benchmarks.gpu.{part}").measure(given, report)
     except Skip as reason:
         report("skipped", str(reason))
     except Exception as error:

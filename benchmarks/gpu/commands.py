@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpu.given import ROOT
+from benchmarks.gpu.given import ROOT
 
 PATIENCE_SECONDS = 15.0  # for the others after one has failed: whoever waits for it would wait for ever
 GRACE_SECONDS = 5.0

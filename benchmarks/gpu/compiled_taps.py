@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu.given import Given, Report, Sizes
-from gpu.networks import best_device, network, random_batch
+from benchmarks.gpu.given import Given, Report, Sizes
+from benchmarks.gpu.networks import best_device, network, random_batch
 from nsr.features import FeatureTaps
 from nsr.layers import find_layers
 from nsr.modes import full_precision

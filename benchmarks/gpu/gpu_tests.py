@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-from gpu.given import ROOT, Given, Report, check_packages
+from benchmarks.gpu.given import ROOT, Given, Report, check_packages
 
 
 def measure(given: Given, report: Report) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gpu.given import Sizes
+from benchmarks.gpu.given import Sizes
 from nsr import models
 from nsr.models import Classifier
 

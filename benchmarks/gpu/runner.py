@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gpu.given import ROOT
+from benchmarks.gpu.given import ROOT
 from nsr import __version__
 from nsr.files import write_json
 
@@ -60,7 +60,7 @@ def run_all(
         write_json(out / RESULTS, record)
 
     def own_command(part: str, seconds: float, report: Path) -> list[str]:
-        command = [sys.executable, str(ROOT / "benchmarks" / "gpu"), str(out), *([str(data)] if data else [])]
+        command = [sys.executable, "-m", "benchmarks.gpu", str(out), *([str(data)] if data else [])]
         return [*command, f"--part={part}", f"--seconds={seconds:.0f}", f"--report={report}"]
 
     write()

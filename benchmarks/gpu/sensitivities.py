@@ -7,8 +7,8 @@ from math import inf
 import torch
 from torch import Tensor
 
-from gpu.given import Given, Report
-from gpu.networks import EPSILON, best_device, network, random_batch
+from benchmarks.gpu.given import Given, Report
+from benchmarks.gpu.networks import EPSILON, best_device, network, random_batch
 from nsr.attacks import pgd
 from nsr.features import FeatureTaps
 from nsr.layers import find_layers

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gpu.given import Given, Report, Sizes, check_packages
-from gpu.networks import CLASSES, EPSILON, best_device, network, random_batch
+from benchmarks.gpu.given import Given, Report, Sizes, check_packages
+from benchmarks.gpu.networks import CLASSES, EPSILON, best_device, network, random_batch
 
 BATCHES = 4  # random ones, in turn
 EVALUATION_BATCH = 250

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from gpu.commands import epochs_of, run_side_by_side, what_failed
-from gpu.given import ROOT, Given, Report, Skip, check_packages
-from gpu.two_processes import PACKAGES
+from benchmarks.gpu.commands import epochs_of, run_side_by_side, what_failed
+from benchmarks.gpu.given import ROOT, Given, Report, Skip, check_packages
+from benchmarks.gpu.two_processes import PACKAGES
 
 ARCHIVE = "cifar10-jpeg.tar.xz"
 TRAININGS = {"pgd": "stabilizer=none", "sns": "stabilizer=sns"}

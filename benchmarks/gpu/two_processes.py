@@ -17,8 +17,8 @@ import numpy
 import torch
 from PIL import Image
 
-from gpu.commands import epochs_of, run_side_by_side, what_failed
-from gpu.given import ROOT, Given, Report, Sizes, check_packages
+from benchmarks.gpu.commands import epochs_of, run_side_by_side, what_failed
+from benchmarks.gpu.given import ROOT, Given, Report, Sizes, check_packages
 
 PACKAGES = ("hydra", "omegaconf", "rich", "scipy", "matplotlib")
 CLASSES = 4
