@@ -32,12 +32,12 @@ lint: $(READY)  ## ruff and mypy
 	$(RUN) -m mypy
 
 breakages: $(READY)  ## each deliberate mistake of tests/breakages and the test that notices it
-	$(RUN) tests/breakages/run.py $(ARGS)
+	$(RUN) -m tests.breakages.run $(ARGS)
 
 soak: $(READY)  ## by hand, an hour: killed evaluations and runs go on, two machines are one; ARGS="SEED ROUNDS"; results are committed
-	$(RUN) tests/soak/evaluation.py $(ARGS)
-	$(RUN) tests/soak/training.py $(ARGS)
-	$(RUN) tests/soak/machines.py $(ARGS)
+	$(RUN) -m tests.soak.evaluation $(ARGS)
+	$(RUN) -m tests.soak.training $(ARGS)
+	$(RUN) -m tests.soak.machines $(ARGS)
 
 clean:  ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

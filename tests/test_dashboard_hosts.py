@@ -15,6 +15,8 @@ import pytest
 from tests.conftest import TINY
 from tests.hanging_host import host_that_hangs_later, silent_host
 from tests.offline_runs import WANDB, offline_history, offline_run
+from tests.small_disk import remount
+from tests.small_disk import small_disk as small_disk_at
 
 ROOT = Path(__file__).parent.parent
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -129,15 +131,8 @@ time.sleep(1)
 @pytest.fixture(params=["wandb"])
 def small_disk(tmp_path, request):
     """A file system of one megabyte at RUN/wandb, or as the test says."""
-    folder = tmp_path / "run" / request.param
-    folder.mkdir(parents=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk_at(tmp_path / "run" / request.param, "1m") as folder:
+        yield folder
 
 
 @pytest.mark.slow
@@ -151,9 +146,7 @@ def test_a_full_disk(small_disk):
 
 @pytest.mark.slow
 def test_a_folder_that_can_only_be_read(small_disk):
-    done = subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"a file system cannot be made read-only here: {done.stderr.strip()}")
+    remount(small_disk, "ro")
     seconds, told = timed(small_disk.parent, {"WANDB_MODE": "offline"})
     assert seconds["finish"] < 15
     assert told.count("this run goes without") == 1

@@ -12,6 +12,7 @@ import pytest
 
 from nsr.reading import whole_rows
 from tests.conftest import TINY
+from tests.small_disk import remount, small_disk
 
 ROOT = Path(__file__).parent.parent
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -20,14 +21,8 @@ ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Path]:
     """A file system of its own, of 320 KB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(folder)]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"no file system can be mounted: {made.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "320k") as folder:
+        yield folder
 
 
 @pytest.mark.slow
@@ -42,7 +37,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_run_goes_on(disk):
     assert "No space left on device" in line and "kept" in line
     written = list(whole_rows(disk / "run" / "metrics.csv"))
     assert 2 < len(written) < 40
-    subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+    remount(disk, "size=8m")
     again = [sys.executable, str(ROOT / "train.py"), f"resume={disk / 'run'}"]
     done = subprocess.run(again, cwd=disk.parent, env=ALONE, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

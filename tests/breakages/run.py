@@ -1,7 +1,7 @@
 """Makes each deliberate mistake in a copy of the project and shows the test that notices it.
 
-    python tests/breakages/run.py            all of them
-    python tests/breakages/run.py sums ids   those whose name holds a word
+    python -m tests.breakages.run            all of them
+    python -m tests.breakages.run sums ids   those whose name holds a word
 
 A mistake that no test notices is a missing test: exit code 1.
 """
@@ -15,8 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from mistakes import MISTAKES, Mistake
+from tests.breakages.mistakes import MISTAKES, Mistake
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

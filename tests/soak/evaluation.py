@@ -1,6 +1,6 @@
 """Evaluations killed at ten drawn moments, each continued: the same, image by image, as one that was not killed.
 
-    python tests/soak/evaluation.py [SEED]
+    python -m tests.soak.evaluation [SEED]
 
 Odd rounds are killed as soon as a drawn chunk is finished, even ones a drawn share of a chunk's time later, inside the
 next. The result goes to benchmarks/results/soak_evaluation.json; exit code 1 where one differs.
@@ -8,8 +8,6 @@ next. The result goes to benchmarks/results/soak_evaluation.json; exit code 1 wh
 
 from __future__ import annotations
 
-import json
-import platform
 import random
 import subprocess
 import sys
@@ -18,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "soak_evaluation.json"
+from tests.soak.results import ROOT, write_rounds
+
 ROUNDS = 10
 FILES = ("evaluation.json", "evaluation.csv", "images.csv", "sensitivity.csv")
 TRAIN = ("data=digits", "logger=csv", "trainer.max_epochs=2", "trainer.accelerator=cpu", "model.width=8")
@@ -84,12 +82,7 @@ def main(seed: int) -> int:
             )
             rounds.append(row)
             print(row, flush=True)
-    equal = sum(row["equal"] for row in rounds)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    result = {"commit": commit.strip(), "seed": seed, "machine": platform.processor() or platform.machine()}
-    RESULT.write_text(json.dumps({**result, "equal": equal, "of": ROUNDS, "rounds": rounds}, indent=2) + "\n")
-    print(f"{equal} of {ROUNDS} equal")
-    return int(equal < ROUNDS)
+    return write_rounds("evaluation", seed, rounds, good="equal")
 
 
 if __name__ == "__main__":

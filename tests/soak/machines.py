@@ -1,6 +1,6 @@
 """Twenty starts of two machines that train one run: two nodes of torchrun, on this machine's loopback.
 
-    python tests/soak/machines.py [SEED] [STARTS]
+    python -m tests.soak.machines [SEED] [STARTS]
 
 The seed draws which node comes first and how long before the other. Each start must end in time and without an error,
 in one run directory, with two processes in the run. The result goes to benchmarks/results/soak_machines.json; exit code
@@ -9,9 +9,7 @@ in one run directory, with two processes in the run. The result goes to benchmar
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import random
 import socket
 import subprocess
@@ -23,8 +21,8 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "soak_machines.json"
+from tests.soak.results import ROOT, write_rounds
+
 STARTS = 20
 SECONDS = 300.0  # that a start may take
 SETTINGS = (
@@ -106,12 +104,7 @@ def main(seed: int, starts: int) -> int:
             first, apart = draws.randrange(2), draws.uniform(0, 5)
             rows.append(two_machines(Path(name) / str(number), *SETTINGS, first=first, apart=apart))
             print(rows[-1], flush=True)
-    right = sum(row["right"] for row in rows)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    result = {"commit": commit.strip(), "seed": seed, "machine": platform.processor() or platform.machine()}
-    RESULT.write_text(json.dumps({**result, "right": right, "of": starts, "starts": rows}, indent=2) + "\n")
-    print(f"{right} of {starts} right")
-    return int(right < starts)
+    return write_rounds("machines", seed, rows, good="right")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Training killed at twenty drawn points, each run continued: the records and weights of one that was not killed.
 
-    python tests/soak/training.py [SEED] [ROUNDS]
+    python -m tests.soak.training [SEED] [ROUNDS]
 
 The five kinds of points take turns; where in the run, the seed draws. tests/soak/killed.py ends itself there with
 SIGKILL, `python train.py resume=DIRECTORY` goes on. The result goes to benchmarks/results/soak_training.json; exit code
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -24,12 +23,9 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+from tests.soak.killed import ROOT, Point
+from tests.soak.results import write_rounds
 
-from tests.soak.killed import Point  # noqa: E402
-
-RESULT = ROOT / "benchmarks" / "results" / "soak_training.json"
 ROUNDS = 20
 EPOCHS, STEPS, GRADIENT_STEPS = 3, 8, 4
 VALIDATION_BATCHES = 4
@@ -148,7 +144,7 @@ def killed_and_continued(point: Point, directory: Path, expected: dict[str, str]
         **row,
         "hit": hit,
         "went_on_from": told[0].split()[-1] if told and told[0].startswith("going on") else "the beginning",
-        "equal": not different,
+        "equal": hit and not different,
         "different": different,
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -167,12 +163,7 @@ def main(seed: int, rounds: int) -> int:
             point = drawn(SOAKED[number % len(SOAKED)], draws, folder / f"hit{number}.txt")
             rows.append(killed_and_continued(point, folder / f"run{number}", expected))
             print(rows[-1], flush=True)
-    good = sum(row["hit"] and row["equal"] for row in rows)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    result = {"commit": commit.strip(), "seed": seed, "machine": platform.processor() or platform.machine()}
-    RESULT.write_text(json.dumps({**result, "equal": good, "of": rounds, "rounds": rows}, indent=2) + "\n")
-    print(f"{good} of {rounds} equal")
-    return int(good < rounds)
+    return write_rounds("training", seed, rows, good="equal")
 
 
 if __name__ == "__main__":
