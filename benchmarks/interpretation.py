@@ -32,8 +32,9 @@ Rows = list[dict[str, Any]]
 
 def table() -> None:
     """docs/interpretation.md and its figures."""
-    from nsr.analysis.figures import layer_figure, network_figure, save
+    from nsr.analysis.figures import layer_figure, network_figure
     from nsr.analysis.outcomes import Row
+    from nsr.figures import save
 
     PAGE.write_text(page(interventions.rows(), interventions.record()))
     typed = [Row(**row) for row in interventions.rows()]

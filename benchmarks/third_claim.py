@@ -16,11 +16,12 @@ import pandas
 from benchmarks import methods
 from nsr.comparison.frames import layers_of, sensitivity_columns, with_types
 from nsr.comparison.labels import place_in_tables
-from nsr.comparison.plots import drawn, robustness, save
+from nsr.comparison.plots import drawn, robustness
 from nsr.comparison.result import Comparison, compare
 from nsr.comparison.statistics import paired_differences
 from nsr.comparison.tables import Cell, Sheet, accuracies, correlated, sensitivities
 from nsr.comparison.writing import markdown_table
+from nsr.figures import save
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "third_claim.md"
@@ -272,7 +273,7 @@ def main() -> None:
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure = drawn(robustness, comparison(frame(rows)))
     assert figure is not None
-    save(figure, FIGURE)
+    save(figure, FIGURE.with_suffix(""), ["png"])
 
 
 if __name__ == "__main__":

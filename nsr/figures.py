@@ -1,56 +1,67 @@
-"""How every figure looks: as wide as a paper's column, on white, so that it can be read on a dark page as well."""
+"""How every figure looks: as wide as a paper's column, on white, so that it can be read on a dark page as well.
+
+The same drawing gives the same files. Colours are Okabe and Ito's (2008), which colour-blind readers can tell apart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-COLUMN_INCHES = 3.3
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.linewidth": 0.4,
-    "grid.alpha": 0.5,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "pdf.fonttype": 42,  # text stays text
-    # Okabe and Ito's colours, which colour-blind readers can tell apart
-    "axes.prop_cycle": ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"],
-}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMN = 3.3  # inches
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+PAPER = {"background": "#FFFFFF", "ink": "#1A1A1A", "grid": "#D9D9D9"}
+DARK = {"background": "#14171C", "ink": "#E6E6E6", "grid": "#3A3F47"}
+DOTS = 300  # an inch; a paper takes the PDF
 
 
 @contextmanager
-def figure_file(
-    path: Path, *, height: float = 2.3, width: float = COLUMN_INCHES, **settings: Any
-) -> Iterator[tuple[Any, Any]]:
-    """Inside, a matplotlib figure and its axes in nsr's style; then PATH.png, 200 dots an inch, and PATH.pdf.
+def styled(theme: Mapping[str, str] = PAPER) -> Iterator[None]:
+    """Inside, matplotlib draws in nsr's style; it is loaded here."""
+    import matplotlib
+    from cycler import cycler
 
-    No window, no state of pyplot's. The same drawing gives the same files.
+    ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    style: dict[Any, Any] = {
+        **dict.fromkeys(ink, theme["ink"]),
+        **dict.fromkeys(("axes.facecolor", "figure.facecolor"), theme["background"]),
+        **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), 7),
+        **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 6.5),
+        **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+        **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+        "axes.prop_cycle": cycler(color=COLORS),
+        "axes.linewidth": 0.6,
+        "grid.color": theme["grid"],
+        "grid.linewidth": 0.4,
+        "lines.linewidth": 1,
+        "lines.markersize": 3.2,
+    }
+    with matplotlib.rc_context(style):
+        yield
+
+
+def new_figure(*, height: float, width: float = COLUMN) -> Figure:
+    """An empty figure, in inches, without a window or a state of pyplot's."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "pdf")) -> list[str]:
+    """PATH.png and PATH.pdf; gives their names.
 
     Args:
         path: without its suffix.
-        height, width: in inches.
-        settings: of `Figure.subplots`.
     """
     import matplotlib
-    from cycler import cycler
-    from matplotlib.figure import Figure
 
-    style = {**STYLE, "axes.prop_cycle": cycler(color=STYLE["axes.prop_cycle"])}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.subplots(**settings)
-        figure.savefig(path.with_name(f"{path.name}.png"), dpi=200)
-        figure.savefig(path.with_name(f"{path.name}.pdf"), metadata={"CreationDate": None})
+    names = [f"{path.name}.{kind}" for kind in kinds]
+    with matplotlib.rc_context({"pdf.fonttype": 42}):  # text stays text
+        for name, kind in zip(names, kinds, strict=True):
+            figure.savefig(path.with_name(name), dpi=DOTS, metadata={"CreationDate": None} if kind == "pdf" else None)
+    return names

@@ -26,7 +26,7 @@ def text() -> str:
 def test_the_page_and_its_figure_are_made_from_the_committed_rows(text, tmp_path):
     assert text == third_claim.page(methods.rows())
     figure = third_claim.drawn(third_claim.robustness, third_claim.comparison(third_claim.frame(methods.rows())))
-    third_claim.save(figure, tmp_path / "figure.png")
+    third_claim.save(figure, tmp_path / "figure", ["png"])
     made, committed = imread(tmp_path / "figure.png"), imread(third_claim.FIGURE)
     assert made.shape == committed.shape
     assert numpy.abs(made - committed).mean() < 0.001

@@ -7,33 +7,17 @@ The background is white, so that a figure can be read on a dark page as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsr.analysis.outcomes import Row
 from nsr.analysis.sets import ENERGY, LEAST, MASS, MOST, RANDOM, SIZE, WHOLE
+from nsr.figures import COLUMN, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 3.3  # inches: a column
 A_LAYER = 0.2  # inches of the network's figure
 BESIDE = 0.6  # points of a share between two families, so that equal ones can be told apart
-DOTS = 240  # an inch; a paper takes the PDF
-STYLE: dict[Any, Any] = {
-    "font.size": 7.5,
-    "axes.labelsize": 7.5,
-    "axes.titlesize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "pdf.fonttype": 42,  # text stays text
-}
 FAMILIES = {  # name: (label, colour, marker)
     MOST: ("most sensitive", "#D55E00", "o"),
     ENERGY: ("random, equal energy", "#E69F00", "P"),
@@ -58,11 +42,9 @@ def layer_figure(rows: Sequence[Row]) -> Figure:
     Args:
         rows: of one layer.
     """
-    import matplotlib as mpl
-
     kinds = list(dict.fromkeys(row.kind for row in rows))
-    with mpl.rc_context(STYLE):
-        figure, panels = _panels(len(kinds), width=WIDTH, height=1.55)
+    with styled():
+        figure, panels = _panels(len(kinds), width=COLUMN, height=1.55)
         for kind, axes in zip(kinds, panels, strict=True):
             of_kind = [row for row in rows if row.kind == kind]
             _draw_layer(axes, of_kind)
@@ -99,12 +81,10 @@ def network_figure(rows: Sequence[Row], *, share: float) -> Figure:
         rows: of all layers.
         share: of each layer's neurons.
     """
-    import matplotlib as mpl
-
     kinds = list(dict.fromkeys(row.kind for row in rows))
     layers = list(dict.fromkeys(row.layer for row in rows))
-    with mpl.rc_context(STYLE):
-        figure, panels = _panels(len(kinds), width=max(WIDTH, A_LAYER * len(layers)), height=1.5)
+    with styled():
+        figure, panels = _panels(len(kinds), width=max(COLUMN, A_LAYER * len(layers)), height=1.5)
         for kind, axes in zip(kinds, panels, strict=True):
             at_share = [row for row in rows if row.kind == kind and row.share == share]
             _draw_contrasts(axes, at_share, layers)
@@ -148,21 +128,10 @@ def _legend(figure: Figure, axes: Any, rows: Sequence[Row], *, columns: int) -> 
         ncols=columns,
         frameon=False,
         title=f"{images} images, 95 % intervals",
-        title_fontsize=STYLE["legend.fontsize"],
     )
 
 
 def _panels(count: int, *, width: float, height: float) -> tuple[Figure, list[Any]]:
-    """A figure without pyplot, which would keep it, and its panels one above the other."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, 0.85 + height * count), layout="constrained")
-    FigureCanvasAgg(figure)
+    """A figure and its panels, one above the other."""
+    figure = new_figure(width=width, height=0.85 + height * count)
     return figure, list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
-
-
-def save(figure: Figure, path: Path) -> None:
-    """PATH.png and PATH.pdf, without the time they were made at."""
-    figure.savefig(path.with_name(f"{path.name}.png"), dpi=DOTS)
-    figure.savefig(path.with_name(f"{path.name}.pdf"), metadata={"CreationDate": None})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nsr.figures import figure_file
+from nsr.figures import new_figure, save, styled
 
 KINDS = ("absolute sensitivity (activation units)", "relative sensitivity (share of activation)")
 
@@ -20,7 +20,9 @@ def draw_heat_map(path: Path, history: Sequence[tuple[int, dict[str, list[float]
     layers = list(history[-1][1])
     epochs = [epoch for epoch, _ in history]
     height = 0.6 + max(0.55, 0.13 * len(layers))
-    with figure_file(path, height=2 * height, nrows=2, sharex=True) as (figure, panels):
+    with styled():
+        figure = new_figure(height=2 * height)
+        panels = figure.subplots(2, sharex=True)
         for kind, (axes, title) in enumerate(zip(panels, KINDS, strict=True)):
             values = [[means[layer][kind] for _, means in history] for layer in layers]
             image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis")
@@ -32,3 +34,4 @@ def draw_heat_map(path: Path, history: Sequence[tuple[int, dict[str, list[float]
         step = max(1, -(-len(epochs) // 8))
         panels[-1].set_xticks(range(0, len(epochs), step), epochs[::step])
         panels[-1].set_xlabel("epoch (0: before training)")
+        save(figure, path)

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 import pandas
 
 from nsr.comparison.settings import OBJECTIVES
+from nsr.figures import COLORS
 
 INK = "ink"  # the theme's; of natural training
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C8C8C", "#999933")
-PALETTE = (INK, *COLORS)
+METHOD_COLORS = (*COLORS, "#8C8C8C", "#999933")
+PALETTE = (INK, *METHOD_COLORS)
 MARKERS = "osD^vp*<>hdP"
-PAPER = {"background": "#FFFFFF", "ink": "#1A1A1A", "grid": "#D9D9D9"}
-DARK = {"background": "#14171C", "ink": "#E6E6E6", "grid": "#3A3F47"}
 
 
 class Look(NamedTuple):
@@ -43,24 +42,6 @@ class Look(NamedTuple):
             "linestyle": line,
             "linewidth": 0.8,
         }
-
-
-def style(theme: Mapping[str, str]) -> dict[str, Any]:
-    """matplotlib's settings: sizes for a column of a paper, colours of the theme."""
-    return {
-        **dict.fromkeys(
-            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), theme["ink"]
-        ),
-        **dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor"), theme["background"]),
-        **dict.fromkeys(("font.size", "axes.labelsize"), 7),
-        **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 6.5),
-        **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-        **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
-        "grid.color": theme["grid"],
-        "grid.linewidth": 0.4,
-        "axes.linewidth": 0.6,
-        "pdf.fonttype": 42,
-    }
 
 
 def looks(runs: pandas.DataFrame) -> dict[str, Look]:

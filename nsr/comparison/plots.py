@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy
 import pandas
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nsr.comparison.frames import MEASURES, layers_of
-from nsr.comparison.looks import COLORS, DARK, MARKERS, PAPER, Look, looks, style
+from nsr.comparison.looks import MARKERS, METHOD_COLORS, Look, looks
 from nsr.comparison.result import Comparison
 from nsr.comparison.statistics import attack_columns, finished
 from nsr.comparison.tables import attack_name
+from nsr.figures import DARK, PAPER, new_figure, save, styled
 
-COLUMN = 3.3  # inches
 LINE = 0.125  # of a legend
 UNITS = {
     "absolute": "absolute sensitivity\n(activation units)",
@@ -35,22 +34,15 @@ def write_plots(comparison: Comparison, folder: Path) -> list[str]:
     for name, draw in {"accuracy": accuracy, "robustness": robustness, "layers": layers}.items():
         for suffix, theme, kinds in (("", PAPER, ("png", "pdf")), ("_dark", DARK, ("png",))):
             if (figure := drawn(draw, comparison, theme)) is not None:
-                for kind in kinds:
-                    names.append(f"{name}{suffix}.{kind}")
-                    save(figure, folder / names[-1])
+                names += save(figure, folder / f"{name}{suffix}", kinds)
     return names
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Without the date, so that the same runs give the same file."""
-    figure.savefig(path, dpi=300, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
 
 
 def drawn(
     draw: Callable[..., Figure | None], comparison: Comparison, theme: Mapping[str, str] = PAPER
 ) -> Figure | None:
     """A figure in a theme; None where there is nothing to draw."""
-    with rc_context(style(theme)):  # type: ignore[arg-type]
+    with styled(theme):
         return draw(comparison, theme)
 
 
@@ -62,13 +54,13 @@ def accuracy(comparison: Comparison, theme: Theme) -> Figure | None:
     if not names:
         return None
     row = 0.11 + 0.035 * len(names)
-    figure = Figure(figsize=(COLUMN, 0.7 + row * len(methods) + LINE * -(-len(names) // 3)), layout="constrained")
+    figure = new_figure(height=0.7 + row * len(methods) + LINE * -(-len(names) // 3))
     axes = figure.subplots()
     offsets = numpy.linspace(-0.28, 0.28, len(names)) if len(names) > 1 else numpy.zeros(1)
     half = min(0.16, 0.28 / len(names))  # of a bar
     markers = MARKERS.replace("*", "")
     for number, name in enumerate(names):
-        color, marker = COLORS[number % len(COLORS)], markers[number % len(markers)]
+        color, marker = METHOD_COLORS[number % len(METHOD_COLORS)], markers[number % len(markers)]
         for place, method in enumerate(methods):
             values = 100 * runs[runs["method"] == method][name].dropna()
             height = place + offsets[number]
@@ -94,7 +86,7 @@ def robustness(comparison: Comparison, theme: Theme) -> Figure | None:
     if comparison.accuracy is None or "absolute" not in runs or runs["absolute"].isna().all():
         return None
     shown = looks(comparison.runs)
-    figure = Figure(figsize=(COLUMN, 2.1 + _legend_height(runs["method"])), layout="constrained")
+    figure = new_figure(height=2.1 + _legend_height(runs["method"]))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, measure in zip(panels, MEASURES, strict=False):
         for method, group in runs.groupby("method", sort=False):
@@ -114,7 +106,7 @@ def layers(comparison: Comparison, theme: Theme) -> Figure | None:
     if not names or methods.empty:
         return None
     shown = looks(comparison.runs)
-    figure = Figure(figsize=(COLUMN, 3.3 + _legend_height(methods["method"])), layout="constrained")
+    figure = new_figure(height=3.3 + _legend_height(methods["method"]))
     panels = figure.subplots(2, 1, sharex=True)
     for axes, measure in zip(panels, MEASURES, strict=False):
         for row in methods.to_dict("records"):

@@ -47,14 +47,17 @@ def _row(figures: Mapping[str, float], name: str) -> list[float]:
 
 
 def _draw(directory: Path, rows: list[list[float]], *, norm: str, steps: int, marked: float) -> None:
-    from nsr.figures import figure_file
+    from nsr.figures import new_figure, save, styled
 
     radii = [row[0] for row in rows]
     accuracy, low, high = ([100 * row[column] for row in rows] for column in (1, 2, 3))
-    with figure_file(directory / "curve") as (_, axes):
+    with styled():
+        figure = new_figure(height=2.3)
+        axes = figure.subplots()
         axes.fill_between(radii, low, high, alpha=0.25, linewidth=0)
         axes.plot(radii, accuracy, marker="o")
         axes.axvline(marked, color="0.5", linestyle=":", linewidth=0.8)
-        axes.annotate("threat model ", (marked, 2), fontsize=7, rotation=90, ha="right", va="bottom")
+        axes.annotate("threat model", (marked, 100), rotation=90, ha="right", va="top")
         axes.set(xlabel=f"epsilon ({NORMS[norm]}, pixels in [0, 1])", ylabel=f"accuracy under PGD-{steps} (%)")
         axes.set(xlim=(0, None), ylim=(0, 102))
+        save(figure, directory / "curve")
