@@ -17,7 +17,7 @@ COLUMN = 3.3  # inches
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 PAPER = {"background": "#FFFFFF", "ink": "#1A1A1A", "grid": "#D9D9D9"}
 DARK = {"background": "#14171C", "ink": "#E6E6E6", "grid": "#3A3F47"}
-DOTS = 300  # an inch; a paper takes the PDF
+DOTS = 240  # an inch; a paper takes the PDF
 
 
 @contextmanager
@@ -27,11 +27,14 @@ def styled(theme: Mapping[str, str] = PAPER) -> Iterator[None]:
     from cycler import cycler
 
     ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    sizes = (
+        *("font.size", "axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize"),
+        *("legend.fontsize", "legend.title_fontsize"),
+    )
     style: dict[Any, Any] = {
         **dict.fromkeys(ink, theme["ink"]),
         **dict.fromkeys(("axes.facecolor", "figure.facecolor"), theme["background"]),
-        **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), 7),
-        **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 6.5),
+        **dict.fromkeys(sizes, 7),
         **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
         **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
         "axes.prop_cycle": cycler(color=COLORS),

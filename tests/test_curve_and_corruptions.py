@@ -59,7 +59,7 @@ def test_a_curve_is_the_same_attack_at_other_radii(trained, tmp_path, capsys):
     for suffix in ("png", "pdf"):
         assert (tmp_path / "curve" / "run" / f"curve.{suffix}").stat().st_size > 5_000
     with Image.open(tmp_path / "curve" / "run" / "curve.png") as picture:
-        assert picture.size[0] == 660
+        assert picture.size[0] == 792
     assert "curve: PGD-3, L-infinity 0.05" in capsys.readouterr().out
 
 

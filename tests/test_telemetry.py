@@ -94,7 +94,7 @@ def test_the_heat_map_has_a_column_an_epoch(tmp_path):
     history = [(epoch, {"first": [epoch, 0.1], "second": [1.0, 0.5]}) for epoch in range(12)]
     draw_heat_map(tmp_path / "map", history)
     with Image.open(tmp_path / "map.png") as picture:
-        assert picture.size[0] == 990  # 3.3 inches of 300 dots
+        assert picture.size[0] == 792  # 3.3 inches of 240 dots
         colours = {picture.convert("RGB").getpixel((x, 60)) for x in range(660)}
     assert len(colours) >= 12
     assert (tmp_path / "map.pdf").stat().st_size > 4_000

@@ -9,7 +9,7 @@ import pytest
 
 from nsr.analysis.figures import FAMILIES, layer_figure, network_figure
 from nsr.analysis.outcomes import Row
-from nsr.figures import COLUMN, save
+from nsr.figures import COLUMN, DOTS, save
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
 LAYERS = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)]
@@ -57,7 +57,7 @@ def texts(figure) -> list:
 def check_looks(figure) -> None:
     assert figure.get_size_inches()[0] == pytest.approx(COLUMN)
     assert figure.get_facecolor() == (1, 1, 1, 1)  # readable on a dark page
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     page = figure.bbox
     for text in texts(figure):
         assert text.get_fontsize() >= 7
@@ -124,8 +124,8 @@ def test_files(rows, tmp_path):
     save(layer_figure([row for row in rows if row.layer == "layer1.0"]), tmp_path / "layer1.0")
     png, pdf = ((tmp_path / f"layer1.0.{kind}").read_bytes() for kind in ("png", "pdf"))
     width, height = struct.unpack(">II", png[16:24])
-    assert width == round(240 * COLUMN)
+    assert width == round(DOTS * COLUMN)
     assert height > width
     assert len(png) < 200_000
-    assert pdf.startswith(b"%PDF")
+    assert pdf.startswith(b"%PDF") and b"/Type3" not in pdf  # text stays text
     assert b"CreationDate" not in pdf

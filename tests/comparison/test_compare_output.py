@@ -330,7 +330,7 @@ def test_colours_stand_out_from_the_ground(theme):
         return (high + 0.05) / (low + 0.05)
 
     assert contrast(theme["ink"], theme["background"]) > 12
-    assert min(contrast(color, theme["background"]) for color in plots.COLORS) > 2
+    assert min(contrast(color, theme["background"]) for color in plots.METHOD_COLORS) > 2
 
 
 @pytest.mark.slow
@@ -342,8 +342,10 @@ def test_pictures_are_opaque_and_repeat(result, tmp_path):
         assert path.read_bytes() == (tmp_path / "two" / name).read_bytes(), name
         if path.suffix == ".png":
             picture = imread(path)
-            assert picture.shape[1] == 990  # 3.3 inches at 300 dots
+            assert picture.shape[1] == 792  # 3.3 inches of 240 dots
             assert (picture[..., 3] == 1).all()
             ground = DARK if "dark" in name else PAPER
             assert picture[0, 0, 0] == pytest.approx(int(ground["background"][1:3], 16) / 255, abs=0.01)
             assert path.stat().st_size < 200_000
+        else:
+            assert b"/Type3" not in path.read_bytes()  # text stays text
