@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 GRAPHS = 32  # torch gives up compiling after 8, which a few more kinds of passes would reach
 SHOWN = 300  # characters of a compiler's complaint
+ASIDE = ("torch.utils.cpp_extension", "torch._inductor.utils")  # loggers: CUDA missing on a CPU, folders that are kept
 
 
 class Compilation(pl.Callback):
@@ -51,6 +52,8 @@ class Compilation(pl.Callback):
         shape = (data.channels, data.image_size, data.image_size)
         self._limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(self._limit, GRAPHS)
+        for name in ASIDE:
+            logging.getLogger(name).setLevel(logging.ERROR)
         start, reason, contexts = perf_counter(), None, trainer.precision_plugin
         try:
             compile_in_place(pl_module.net, sizes=(training, validation), backend=self.backend)
