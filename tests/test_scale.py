@@ -27,7 +27,7 @@ PLAIN = [  # no BatchNorm, nothing drawn, float64: what one process computes, tw
 def start(*overrides: str, folder: Path, **settings: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
     return subprocess.run(
-        command, cwd=folder, env=ALONE, capture_output=True, text=True, check=False, timeout=400, **settings
+        command, cwd=folder, env=ALONE, capture_output=True, text=True, check=False, timeout=900, **settings
     )
 
 
@@ -63,6 +63,13 @@ def test_two_processes_train_as_one(tmp_path):
     assert float(trained[2]["train/loss"]) < float(trained[1]["train/loss"])  # it learns, so gradients were compared
     assert_close(tmp_path / "one", tmp_path / "two")
     assert (tmp_path / "two" / "metrics.json").read_text() == (tmp_path / "one" / "metrics.json").read_text()
+    # and through the compiler, in both processes
+    done = start(*PLAIN, "trainer=ddp_cpu", "compile=true", f"hydra.run.dir={tmp_path / 'compiled'}", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no compiler that failed, nothing that torch has to say of it
+    for log in ("train.log", "train_process_1.log"):
+        assert "compile=true: compiled in" in (tmp_path / "compiled" / log).read_text()
+    assert_close(tmp_path / "one", tmp_path / "compiled")
 
 
 @pytest.mark.slow
