@@ -113,19 +113,21 @@ def test_a_whole_run_beside_a_host_that_never_answers(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_local_process_of_wandb_dies(tmp_path):
+@pytest.mark.parametrize(("ends", "slowest"), [("SIGKILL", 1), ("SIGSTOP", 3)], ids=["dies", "hangs"])
+def test_the_local_process_of_wandb(tmp_path, ends, slowest):
     """One warning, and the program ends as if nothing had been."""
-    halfway = """
+    halfway = f"""
 import os, signal
 from tests.test_dashboard_sweeps import children
-for process in children(os.getpid()):
-    os.kill(process, signal.SIGKILL)
+home.HANG_SECONDS = 2.0
+os.kill(children(os.getpid())[0], signal.{ends})  # the others of W&B end with it
 time.sleep(1)
 """
     seconds, told = timed(tmp_path / "run", {"WANDB_MODE": "offline"}, halfway=halfway)
     assert told.count("the run goes on") == 1
-    assert seconds["slowest"] < 1
+    assert seconds["slowest"] < slowest
     assert seconds["finish"] < 15
+    assert seconds["exit"] < 15
 
 
 @pytest.fixture(params=["wandb"])

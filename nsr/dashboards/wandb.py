@@ -6,8 +6,10 @@ import logging
 import netrc
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Timer
 from typing import Any
 from urllib.parse import urlparse
 
@@ -24,18 +26,40 @@ from nsr.telemetry import LayerTelemetry
 NAME = "W&B"
 INIT_SECONDS = 10  # that a host may take to answer before the run is recorded offline
 FINISH_SECONDS = 30  # that a host may take for the rest of a run at its end
+HANG_SECONDS = 10.0  # that W&B's own process may take for a row, which usually takes it a thousandth of one
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def answering(seconds: float | None = None) -> Iterator[None]:
+    """W&B's own process is killed where the block takes longer: what waits for it fails, and is told of.
+
+    Args:
+        seconds: None: HANG_SECONDS.
+    """
+    watch = Timer(HANG_SECONDS if seconds is None else seconds, _kill_local_process)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
+def _kill_local_process() -> None:
+    with suppress(AttributeError):  # no public name leads to it
+        wandb.setup()._connection._proc._process.kill()  # type: ignore[union-attr]
 
 
 class SteadyWandbLogger(WandbLogger):
     """Lightning's WandbLogger; what W&B cannot take does not stop the run."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        with steadily(self, NAME):
+        with steadily(self, NAME), answering():
             super().log_metrics(metrics, step)
 
     def log_hyperparams(self, params: Any) -> None:
-        with steadily(self, NAME):
+        with steadily(self, NAME), answering():
             super().log_hyperparams(params)
 
 
@@ -154,24 +178,28 @@ def log_sensitivities(
         ]
     columns: list[str | int] = ["epoch", "layer", "rank", "neuron", "absolute", "relative"]
     record["sensitivity/most_sensitive_neurons"] = wandb.Table(columns=columns, data=rows)
-    logger.experiment.log(record)
+    with answering():
+        logger.experiment.log(record)
 
 
 def log_picture(logger: WandbLogger, name: str, path: Path, *, step: int) -> None:
     """The picture of a PNG file."""
-    logger.experiment.log({name: wandb.Image(str(path)), "trainer/global_step": step})
+    with answering():
+        logger.experiment.log({name: wandb.Image(str(path)), "trainer/global_step": step})
 
 
 def log_results(logger: WandbLogger, results: Mapping[str, float], *, step: int) -> None:
     """Into the run's summary, which tables of runs are made of."""
-    logger.experiment.summary.update(dict(results))
+    with answering():
+        logger.experiment.summary.update(dict(results))
 
 
 def finish(logger: WandbLogger) -> None:
     """Ends the run; without it the next job of a sweep would write into this one."""
     run = logger.experiment
     try:
-        run.finish(exit_code=int(sys.exc_info()[0] is not None))  # called in a `finally`
+        with answering(FINISH_SECONDS + HANG_SECONDS):
+            run.finish(exit_code=int(sys.exc_info()[0] is not None))  # called in a `finally`
     except TimeoutError:
         command = f"wandb sync --include-online {run.settings.sync_dir}"
         log.warning("W&B has not taken all within %d s; the rest: %s", FINISH_SECONDS, command)

@@ -986,6 +986,13 @@ MISTAKES = [
         "tests/data/test_batches.py",
     ),
     Mistake(
+        "a W&B process that hangs is waited for",
+        "nsr/dashboards/wandb.py",
+        "    watch.start()\n",
+        "",
+        "tests/test_dashboard_hosts.py",
+    ),
+    Mistake(
         "the sums of an unfinished epoch are lost",
         "nsr/measures.py",
         "            setattr(metric, name, saved.to(getattr(metric, name)))",
