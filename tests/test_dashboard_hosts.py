@@ -132,15 +132,15 @@ time.sleep(1)
 
 @pytest.fixture(params=["wandb"])
 def small_disk(tmp_path, request):
-    """A file system of one megabyte at RUN/wandb, or as the test says."""
-    with small_disk_at(tmp_path / "run" / request.param, "1m") as folder:
+    """A file system of four megabytes, twice what a thousand rows take, at RUN/wandb or as the test says."""
+    with small_disk_at(tmp_path / "run" / request.param, "4m") as folder:
         yield folder
 
 
 @pytest.mark.slow
 def test_a_full_disk(small_disk):
     filler = str(small_disk / "filler")  # after the second within which W&B has written what was logged
-    halfway = f"time.sleep(2.5); open({filler!r}, 'wb', buffering=0).write(bytes(2 ** 20))"
+    halfway = f"time.sleep(2.5); open({filler!r}, 'wb', buffering=0).write(bytes(2 ** 22))"
     seconds, _ = timed(small_disk.parent, {"WANDB_MODE": "offline"}, halfway=halfway)
     assert seconds["slowest"] < 1
     assert seconds["finish"] < 15
