@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +32,7 @@ from nsr.resumption import AUTO, check_sweep, newest_unfinished, override_value,
 
 DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # full, read-only, beyond one's quota
 FAILED: list[str] = []  # the jobs of this process's sweep
+ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")
 ASKS_ONLY = ("help", "hydra_help", "cfg", "info", "shell_completion", "version", "run_only")
 
 
@@ -41,28 +43,48 @@ def check_command_line(config_name: str, arguments: Sequence[str] | None = None)
         config_name: 'train' or 'evaluate'.
         arguments: None: those of the program.
     """
-    options = get_args_parser().parse_args(arguments)
-    if any(getattr(options, name, None) for name in ASKS_ONLY):
-        return  # hydra answers questions
-    if global_rank() != 0 and not is_started_from_outside():
-        return  # a further process of a run repeats a checked command
-    with one_line_errors():
-        overrides = resumed_command(options.overrides) if config_name == "train" else list(options.overrides)
-        if options.multirun:
-            check_sweep(overrides)
-            # a launcher's processes begin elsewhere than in this folder, and have to find this package
-            os.environ["PYTHONPATH"] = os.pathsep.join([str(PROGRAMS), *filter(None, [os.environ.get("PYTHONPATH")])])
-        else:
-            overrides += _agreed_directory(config_name, overrides)
-        if global_rank() == 0:
-            configurations = [compose_checked(config_name, row) for row in jobs(overrides)]
-            if options.multirun:
-                _check_optuna(configurations[0], overrides)
-            from nsr.rehearsal import rehearse  # torch is loaded here
-
-            rehearse(configurations[0], is_sweep=options.multirun)
+    parser = get_args_parser()
+    parser.error = partial(_fail_at_a_flag, config_name)  # type: ignore[method-assign]
+    options = parser.parse_intermixed_args(arguments)  # flags anywhere, where hydra's own way has them first or last
+    if len(given := [name for name in ONE_OF if getattr(options, name)]) > 1:
+        parser.error(f"--{' and --'.join(given)} cannot be given together")
+    overrides = list(options.overrides)
+    asks = any(getattr(options, name, None) for name in ASKS_ONLY)  # hydra answers questions
+    repeats = global_rank() != 0 and not is_started_from_outside()  # a further process, a command that was checked
+    if not asks and not repeats:
+        with one_line_errors():
+            overrides = _checked(config_name, overrides, is_sweep=options.multirun)
     if arguments is None:  # as hydra is to read it
         sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in options.overrides] + overrides
+
+
+def _checked(config_name: str, overrides: list[str], *, is_sweep: bool) -> list[str]:
+    """The overrides, completed by what resumption and several processes ask for; InputError where they cannot work."""
+    if config_name == "train":
+        overrides = resumed_command(overrides)
+    if is_sweep:
+        check_sweep(overrides)
+        # a launcher's processes begin elsewhere than in this folder, and have to find this package
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(PROGRAMS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    else:
+        overrides = overrides + _agreed_directory(config_name, overrides)
+    if global_rank() == 0:
+        configurations = [compose_checked(config_name, row) for row in jobs(overrides)]
+        if is_sweep:
+            _check_optuna(configurations[0], overrides)
+        from nsr.rehearsal import rehearse  # torch is loaded here
+
+        rehearse(configurations[0], is_sweep=is_sweep)
+    return overrides
+
+
+def _fail_at_a_flag(config_name: str, message: str) -> NoReturn:
+    """In place of argparse's page of usage."""
+    print(
+        f"error: {message}; settings are given as name=value, `python {config_name}.py --help` has the choices",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 
 def _check_optuna(config: DictConfig, overrides: Sequence[str]) -> None:

@@ -30,8 +30,10 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     if not is_plain or not any(
         value == choice and isinstance(value, bool) is isinstance(choice, bool) for choice in allowed
     ):
-        hint = did_you_mean(value, [str(choice) for choice in allowed])
-        raise InputError(f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}{hint}")
+        hint = did_you_mean(value, [str(choice) for choice in allowed if choice is not None])
+        # YAML's None is a text
+        told = ", ".join("None (null on the command line)" if choice is None else str(choice) for choice in allowed)
+        raise InputError(f"{name} is {value!r}; it must be one of {told}{hint}")
     return value
 
 
@@ -60,15 +62,16 @@ def check_number(
         or (above is not None and value <= above)
         or (highest is not None and value > highest)
     ):
-        bounds = [
-            f"at least {lowest:g}" if lowest is not None else f"above {above:g}" if above is not None else "",
-            f"at most {highest:g}" if highest is not None else "",
-        ]
-        kind = "a whole number" if whole else "a number"
-        allowed = " ".join([kind, " and ".join(bound for bound in bounds if bound)]).strip()
+        limits = {"at least": lowest, "above": above, "at most": highest}
+        bounds = [f"{what} {_short(bound)}" for what, bound in limits.items() if bound is not None]
+        allowed = " ".join(["a whole number" if whole else "a number", " and ".join(bounds)]).strip()
         got = value if got is None else got
         raise InputError(f"{name} is {got!r}; it must be {allowed}{f'; {advice}' if advice else ''}")
     return value
+
+
+def _short(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def fraction(name: str, value: Any) -> Any:

@@ -56,6 +56,8 @@ def folder(tmp_path) -> Path:
         (["experiment=digit_sns"], "did you mean 'digits_sns'?"),
         (["atack.epsilon=3"], "atack.epsilon: there is no such setting (did you mean 'attack.epsilon'?)"),
         (["checkpoint=best.ckpt"], "checkpoint: there is no such setting"),
+        (["seed=0.5"], "seed is 0.5; it must be a whole number at least 0 and at most 4294967295"),
+        (["logger.mode=None"], "logger.mode is 'None'; it must be one of online, offline, None (null on the command"),
         (["analyses=interventions"], "analyses: there is no such setting; evaluate.py has it"),
         (["stabilizer.wieght=3"], "did you mean 'stabilizer.weight'?"),
         (["trainer.max_epoch=3"], "did you mean 'trainer.max_epochs'?"),
@@ -280,6 +282,21 @@ def test_nested_names_and_interpolations_of_a_checkpoint(refused, trained, tmp_p
         saved["nsr_settings"]["model"]["width"] = value
         torch.save(saved, tmp_path / "nested.ckpt")
         assert message in refused("evaluate", f"checkpoint={tmp_path / 'nested.ckpt'}")
+
+
+def test_flags_may_stand_between_settings(capsys):
+    arguments = ["seed=0", "-m", "epsilon=8,9"]
+    with pytest.raises(SystemExit):
+        check_command_line("train", arguments)
+    assert capsys.readouterr().err.startswith("error: epsilon is 8; it must be")
+    with pytest.raises(SystemExit) as caught:
+        check_command_line("train", ["seed=0", "--epochs", "3"])
+    told = capsys.readouterr().err
+    assert caught.value.code == 2
+    with pytest.raises(SystemExit):
+        check_command_line("train", ["-m", "--cfg", "job"])
+    assert capsys.readouterr().err.startswith("error: --multirun and --cfg cannot be given together; ")
+    assert told.count("\n") == 1 and told.startswith("error: unrecognized arguments: --epochs 3; settings are given as")
 
 
 def test_errors_of_a_job(capsys, monkeypatch):

@@ -268,7 +268,7 @@ def test_one_line_for_each_thing_wrong(tmp_path, spoil, message):
     [
         ({"root": None}, "data.root is None; it must be the folder that holds train/CLASS/IMAGE"),
         ({"classes": 3}, "data.classes is 3, but .* has 2 classes; leave data.classes out"),
-        ({"channels": 2}, "data.channels is 2; it must be one of None, 1, 3"),
+        ({"channels": 2}, "data.channels is 2; it must be one of None \\(null on the command line\\), 1, 3"),
         ({"mean": [0.5]}, "data.mean has 1 numbers; it must have 3"),
         ({"in_memory": "yes"}, "data.in_memory is 'yes'"),
         ({"image_size": 0}, "data.image_size is 0"),
