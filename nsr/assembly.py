@@ -21,6 +21,7 @@ from nsr.compilation import Compilation
 from nsr.composition import plain, plain_value
 from nsr.configuration import unusual_epsilon
 from nsr.data import ImageData
+from nsr.errors import InputError
 from nsr.evaluation import report
 from nsr.evaluation.alarms import alarms, stop_where_raised
 from nsr.evaluation.chunks import Chunks, fingerprint, images_fingerprint, network_fingerprint
@@ -42,6 +43,7 @@ from nsr.parts import (
 )
 from nsr.processes import global_rank, leave_processes
 from nsr.reading import validated
+from nsr.rehearsal import check_machine
 from nsr.resumption import OWN, Earlier, begin_anew, earlier_run, readable_checkpoint
 from nsr.status import leaves_status
 from nsr.training import RobustClassifier
@@ -57,6 +59,7 @@ def train(config: DictConfig) -> float | tuple[float, ...]:
     """
     _log_to_hydra()
     directory = run_directory()
+    check_machine(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
     expand_curve(config)
@@ -70,6 +73,8 @@ def train(config: DictConfig) -> float | tuple[float, ...]:
         return _told_to_a_sweeper(config, earlier.results)
     if global_rank() == 0:
         OmegaConf.save(OmegaConf.create(settings), directory / "config.yaml")
+    if earlier.checkpoint is not None:
+        _check_epochs(config, earlier.checkpoint)
     with interruptible() as signals:
         results = _train(config, directory, data, module, settings, earlier.checkpoint, signals)
     return _told_to_a_sweeper(config, results)
@@ -137,6 +142,16 @@ def _earlier(config: DictConfig, directory: Path, settings: dict[str, Any]) -> E
         print(f"beginning {directory} anew: it has no checkpoint yet", flush=True)
         begin_anew(directory)
     return earlier
+
+
+def _check_epochs(config: DictConfig, checkpoint: Path) -> None:
+    """A run is not resumed for fewer epochs than it has."""
+    epochs = read_checkpoint(checkpoint)[PLACE]["epochs"]
+    if epochs > config.trainer.max_epochs:
+        raise InputError(
+            f"trainer.max_epochs is {config.trainer.max_epochs}, but {checkpoint} is already of epoch {epochs}; give "
+            "at least as many"
+        )
 
 
 def _divide_epochs(config: DictConfig) -> None:

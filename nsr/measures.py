@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torchmetrics import Metric
 
 from nsr.layers import Layer
@@ -59,8 +59,11 @@ class TrainingMeasures(nn.Module):
         return {term: float(mean.total / mean.count) for term, mean in self.means.items()}
 
     def first_not_finite(self) -> int | None:
-        """The first step whose loss was not finite, if any; waits for the device."""
-        step = int(self.not_finite)
+        """The first step whose loss was not finite in any process, if there is one; waits for the device."""
+        first = self.not_finite.clone()
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            distributed.all_reduce(first, op=distributed.ReduceOp.MIN)
+        step = int(first)
         return None if step == FINITE else step
 
     def sums(self) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from hydra import utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
 from nsr.analysis import Interventions
@@ -31,7 +32,7 @@ from nsr.models import Classifier
 from nsr.models.weights import load_state_dict_file
 from nsr.modes import network_mode
 from nsr.objectives import Free
-from nsr.processes import start_processes_of_this_job
+from nsr.processes import is_started_from_outside, start_processes_of_this_job
 from nsr.training import RobustClassifier
 
 log = logging.getLogger(__name__)
@@ -183,7 +184,10 @@ def build_scheduler(config: DictConfig) -> dict[str, Any]:
 def build_trainer(config: DictConfig, directory: Path, **further: Any) -> pl.Trainer:
     """Lightning's Trainer; further processes of it get the job at hand, and signals are left to nsr.interruption."""
     start_processes_of_this_job()
-    trainer = instantiate(config.trainer, default_root_dir=str(directory), **further)
+    plugins = list(further.pop("plugins", ()))
+    if not is_started_from_outside():  # Lightning takes any job of SLURM for several tasks, a single one too
+        plugins.append(LightningEnvironment())
+    trainer = instantiate(config.trainer, default_root_dir=str(directory), plugins=plugins, **further)
     trainer._signal_connector.register_signal_handlers = lambda: None
     return trainer
 

@@ -24,13 +24,20 @@ from nsr.parts import (
 )
 from nsr.resumption import OWN, earlier_run
 
+ELSEWHERE = (
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+    "hydra_plugins.hydra_ray_launcher",
+)
+
 
 def rehearse(config: DictConfig, *, is_sweep: bool = False) -> None:
     """InputError, in one line, where the run or evaluation of `config` (hydra's part among it) cannot begin."""
     config = config.copy()
     directory = _check_directory(config, is_sweep)
-    _check_devices(config)
-    _check_precision(config)
+    if is_sweep and str(config.hydra.launcher._target_).startswith(ELSEWHERE):
+        config.sync_batch_norm = False  # what the machines there have is checked by each job
+    else:
+        check_machine(config)
     if "objective" in config:
         check_divides(config.data.batch_size, processes(config))
     saved = take_over_checkpoint(config) if "checkpoint" in config else None
@@ -54,6 +61,12 @@ def _check_directory(config: DictConfig, is_sweep: bool) -> Path:
     if "objective" not in config and (directory / "metrics.csv").exists():
         raise InputError(f"the run directory {directory} already holds a run; set hydra.run.dir to another")
     return directory
+
+
+def check_machine(config: DictConfig) -> None:
+    """InputError where this machine lacks the devices or the precision that are asked for."""
+    _check_devices(config)
+    _check_precision(config)
 
 
 def _check_devices(config: DictConfig) -> None:

@@ -7,6 +7,7 @@ command. Either way it goes on in its own directory, from last.ckpt, else from p
 from __future__ import annotations
 
 import os
+import socket
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,9 +59,10 @@ def earlier_run(directory: Path, settings: Mapping[str, Any], *, resume: Any, ch
 
 
 def check_unused(directory: Path) -> None:
-    """InputError where a living process of this machine, and another than this one, writes into the directory."""
+    """InputError where a living process, and another than this one, writes into the directory."""
     marker = read_json(directory / "status.json") or {}
-    if marked(marker)[0] == "running" and marker.get("process") != os.getpid():
+    is_own = (marker.get("process"), marker.get("host")) == (os.getpid(), socket.gethostname())
+    if marked(directory / "status.json")[0] == "running" and not is_own:
         where = f"process {marker.get('process')} on {marker.get('host')}"
         raise InputError(f"{directory} is in use by {where}; wait for its end, or end it first")
 
@@ -131,7 +133,7 @@ def newest_unfinished(folder: Path, overrides: Sequence[str]) -> Path | None:
     for path in folder.glob("*/status.json"):
         marker = read_json(path) or {}
         is_it = marker.get("program") == "train.py" and _told(marker.get("overrides", [])) == wanted
-        if is_it and not (path.parent / "metrics.json").exists() and marked(marker)[0] != "running":
+        if is_it and not (path.parent / "metrics.json").exists() and marked(path)[0] != "running":
             found.append(path.parent)
     return max(found, key=lambda directory: directory.name, default=None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from hydra.core.hydra_config import HydraConfig
 
 from nsr.command_line import run_directory
+from nsr.comparison.directories import SIGN_SECONDS, job_of_slurm
 from nsr.files import write_json
 from nsr.interruption import Interrupted
 from nsr.processes import global_rank
@@ -42,14 +44,32 @@ def leaves_status(program: str) -> Callable[[Callable[[Any], Result]], Callable[
 
 
 @contextmanager
+def signs_of_life(path: Path) -> Iterator[None]:
+    """Inside, a thread touches the file each minute."""
+    ended = threading.Event()
+
+    def touch() -> None:
+        while not ended.wait(SIGN_SECONDS):
+            with suppress(OSError):
+                os.utime(path)
+
+    threading.Thread(target=touch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+@contextmanager
 def recorded_status(directory: Path, program: str, overrides: list[str]) -> Iterator[None]:
     """Writes status.json as the block begins and as it ends; a process killed outright leaves `running` behind it."""
     path = directory / "status.json"
     check_unused(directory)
     origin = {"program": program, "overrides": overrides, "process": os.getpid(), "host": socket.gethostname()}
-    write_json(path, {"status": "running", **origin})
+    write_json(path, {"status": "running", **origin, "job": job_of_slurm()})
     try:
-        yield
+        with signs_of_life(path):
+            yield
     except Interrupted as interruption:
         write_json(path, {"status": "interrupted", "reason": str(interruption), **origin})
         raise

@@ -174,7 +174,10 @@ class RobustClassifier(pl.LightningModule):
             self.training_measures.reset()
 
     def check_finite(self) -> None:
-        """Stops the run where a loss was not finite; called before a checkpoint could keep the broken weights."""
+        """Stops the run where a loss was not finite; called before a checkpoint could keep the broken weights.
+
+        All processes stop at the same look, or the others would wait for ever for the one that has left.
+        """
         step = self.training_measures.first_not_finite()
         if step is not None:
             raise RunStopped(
@@ -285,11 +288,13 @@ class RobustClassifier(pl.LightningModule):
         if self.stabilizer is not None:
             self.stabilizer.scores = dict(checkpoint.get("stabilizer_scores", {}))
         sums = checkpoint.get("training_sums")
-        if self._trainer is None or sums is None or len(sums) != self.trainer.world_size:
+        if self._trainer is None or sums is None:
             return
-        self.training_measures.take_up(sums[self.global_rank])
         if checkpoint["training_figures"] is not None:
             self.figures["train"] = dict(checkpoint["training_figures"])
+        if len(sums) != self.trainer.world_size:  # of more or fewer processes: all of it to the first
+            sums = torch.cat([sums.sum(0, keepdim=True), torch.zeros_like(sums[:1]).repeat(self.trainer.world_size, 1)])
+        self.training_measures.take_up(sums[self.global_rank])
 
     def _check_once(self, stage: str, images: Tensor, labels: Tensor) -> None:
         """The first batch of a stage is looked at; later ones would only make the device wait."""

@@ -299,6 +299,13 @@ def test_flags_may_stand_between_settings(capsys):
     assert told.count("\n") == 1 and told.startswith("error: unrecognized arguments: --epochs 3; settings are given as")
 
 
+def test_a_sweep_for_other_machines_is_started_on_one_that_has_less():
+    wanted = ["trainer=ddp", "trainer.accelerator=gpu", "trainer.devices=4", "trainer.precision=16-mixed"]
+    check_command_line("train", ["-m", "sweep=slurm", *wanted, "sync_batch_norm=true", "seed=0,1"])
+    with pytest.raises(SystemExit):
+        check_command_line("train", ["-m", "sweep=joblib", *wanted, "seed=0,1"])
+
+
 def test_errors_of_a_job(capsys, monkeypatch):
     for error in (InputError("bad"), RunStopped("broken")):
         with pytest.raises(SystemExit), one_line_errors():

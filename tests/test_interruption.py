@@ -121,6 +121,14 @@ def test_sigterm_finishes_the_step_and_says_how_to_go_on(whole, tmp_path):
     assert_finishes(directory, whole)
 
 
+def test_ctrl_c_of_a_run_whose_workers_get_it_too(tmp_path):
+    directory = tmp_path / "run"
+    settings = [*SETTINGS, "data.workers=1", f"hydra.run.dir={directory}"]
+    exit_code, told = train_until("epoch 1/", signal.SIGINT, *settings)
+    assert exit_code == 130, told
+    assert told.splitlines()[-1] == f"interrupted by SIGINT; python train.py resume={directory} goes on"
+
+
 def test_two_machines_and_a_process_that_fails(tmp_path):
     """Two nodes of torchrun are one run; two processes of one node make it again, though one fails on the way."""
     start = two_machines(tmp_path / "machines", *SETTINGS, "trainer=ddp_cpu")

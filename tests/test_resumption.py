@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ import torch
 from nsr.assembly import train
 from nsr.callbacks.checkpoints import PlainCheckpointIO
 from nsr.command_line import one_line_errors
+from nsr.comparison.directories import marked
 from nsr.errors import InputError, RunStopped
 from nsr.files import write_json
 from nsr.interruption import Interrupted, Signals, interruptible
 from nsr.reading import whole_rows
-from nsr.resumption import differences, newest_unfinished, readable_checkpoint, resumed_command
+from nsr.resumption import check_unused, differences, newest_unfinished, readable_checkpoint, resumed_command
+from nsr.status import recorded_status
 from nsr.training import RobustClassifier
 from tests.conftest import TINY, job
 
@@ -29,6 +33,7 @@ SETTINGS = [
     "trainer.limit_train_batches=4",
     "logger=csv",
 ]
+PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "nsr_place", "current_model_state", "callbacks")
 CHOICES = {
     "sns": ["attack.steps=2", "scheduler=one_cycle", "stabilizer.refresh=average", "data.augmentation=crop_flip"],
     "averages": [
@@ -44,6 +49,7 @@ CHOICES = {
         "optimizer=sgd",
         "scheduler=piecewise",
         "scheduler.milestones=[2]",
+        "callbacks=[epsilon_ramp]",
     ],
 }
 
@@ -96,7 +102,9 @@ def assert_same_run(first: Path, second: Path) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     for name in ("best.ckpt", "last.ckpt"):
         saved = [torch.load(run / "checkpoints" / name, weights_only=True) for run in (first, second)]
-        for part in ("state_dict", "optimizer_states", "lr_schedulers", "nsr_place", "current_model_state"):
+        for one in saved:
+            one["callbacks"].pop("RunRecords")  # seconds
+        for part in PARTS:
             assert_equal(*(one.get(part) for one in saved), part)
 
 
@@ -254,6 +262,61 @@ def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
     run(tmp_path / "run", *fewer, "trainer.max_epochs=4", "resume_changed=true")
     run(tmp_path / "whole", *fewer, "trainer.max_epochs=4")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("step", "call"), [("_begin", 2), ("validation_step", 3)], ids=["in an epoch", "in validation"]
+)
+def test_a_run_of_two_processes_goes_on_as_one(step, call, whole, tmp_path, tmp_path_factory, monkeypatch):
+    """What the epoch has added up is that of both, whoever goes on with it."""
+    with monkeypatch.context() as patch:
+        ask_to_end(patch, step, call)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "run", *CHOICES["sns"])
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)
+    saved["training_sums"] = torch.cat([saved["training_sums"] / 4, saved["training_sums"] * 3 / 4])
+    torch.save(saved, last)
+    run(tmp_path / "run", *CHOICES["sns"])
+    assert_same_run(uninterrupted(whole, "sns", tmp_path_factory), tmp_path / "run")
+
+
+def test_fewer_epochs_than_there_are(interrupted):
+    with pytest.raises(
+        InputError, match="trainer.max_epochs is 1, but .*last.ckpt is already of epoch 2; give at least"
+    ):
+        run(interrupted, *CHOICES["sns"], "trainer.max_epochs=1", "resume_changed=true")
+
+
+def test_whose_run_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "status.json"
+    elsewhere = {"status": "running", "process": os.getpid(), "host": "another machine", "job": ["7", "0"]}
+    write_json(path, elsewhere)
+    with pytest.raises(InputError, match=f"is in use by process {os.getpid()} on another machine"):
+        check_unused(tmp_path)
+    with monkeypatch.context() as slurm:  # the same job, which SLURM has started once more
+        slurm.setenv("SLURM_JOB_ID", "7")
+        assert marked(path) == ("running", "")
+        slurm.setenv("SLURM_RESTART_COUNT", "1")
+        assert marked(path) == ("failed", "its job was started again")
+    for host in ("another machine", socket.gethostname()):  # a machine that is gone; a number that another one has now
+        write_json(path, elsewhere | {"host": host})
+        os.utime(path, (time.time() - 660,) * 2)
+        assert marked(path) == ("failed", "no sign of its process for 11 min, killed?")
+        check_unused(tmp_path)
+
+
+def test_a_run_gives_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr("nsr.status.SIGN_SECONDS", 0.01)
+    with recorded_status(tmp_path, "train.py", []):
+        os.utime(tmp_path / "status.json", (0, 0))
+        deadline = time.monotonic() + 10
+        while (tmp_path / "status.json").stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert marked(tmp_path / "status.json") == ("running", "")
+    os.utime(tmp_path / "status.json", (0, 0))
+    time.sleep(0.1)
+    assert (tmp_path / "status.json").stat().st_mtime == 0  # and none when it is over
 
 
 @pytest.mark.slow

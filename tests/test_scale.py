@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
+from nsr.measures import TrainingMeasures
 from nsr.processes import global_rank, local_processes, machines, slurm_directory
 from tests.conftest import TINY
 
@@ -24,10 +29,12 @@ PLAIN = [  # no BatchNorm, nothing drawn, float64: what one process computes, tw
 ]
 
 
-def start(*overrides: str, folder: Path, **settings: object) -> subprocess.CompletedProcess[str]:
+def start(
+    *overrides: str, folder: Path, environment: Mapping[str, str] = ALONE, **settings: object
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
     return subprocess.run(
-        command, cwd=folder, env=ALONE, capture_output=True, text=True, check=False, timeout=900, **settings
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900, **settings
     )
 
 
@@ -70,6 +77,37 @@ def test_two_processes_train_as_one(tmp_path):
     for log in ("train.log", "train_process_1.log"):
         assert "compile=true: compiled in" in (tmp_path / "compiled" / log).read_text()
     assert_close(tmp_path / "one", tmp_path / "compiled")
+
+
+@pytest.mark.slow
+def test_a_single_task_of_slurm_has_processes_of_its_own(tmp_path):
+    """As a job of sweep=slurm has it: Lightning would take the one task for all processes."""
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": "0"}
+    settings = [*TINY, "trainer=ddp_cpu", f"hydra.run.dir={tmp_path / 'run'}"]
+    settings.remove("trainer.accelerator=cpu")
+    done = start(*settings, folder=tmp_path, environment={**ALONE, **slurm, "SLURM_LOCALID": "0"})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "train_process_1.log").exists()
+    assert "2 processes" in (tmp_path / "run" / "train.log").read_text()
+
+
+def not_finite_in_one(rank: int, store: str, found: Any) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    measures = TrainingMeasures([], ["clean"])
+    labels = torch.zeros(2, dtype=torch.int64)
+    for step in range(3):
+        loss = torch.tensor(float("inf") if rank == 1 and step > 0 else 1.0)
+        measures.update(loss, {}, {"clean": torch.zeros(2, 3)}, labels, step=step)
+    found[rank] = measures.first_not_finite()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_process_is_known_to_all(tmp_path):
+    with multiprocessing.Manager() as manager:
+        found = manager.dict()
+        torch.multiprocessing.spawn(not_finite_in_one, (str(tmp_path / "store"), found), nprocs=2)
+        assert dict(found) == {0: 1, 1: 1}
 
 
 @pytest.mark.slow

@@ -38,5 +38,11 @@ class Ramp(pl.Callback):
             raise InputError(f"callbacks has a ramp of the {self.of}, but this run has none")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        place = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+        self._move(pl_module, trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:  # a run may go on with an epoch's validation
+            self._move(pl_module, trainer.current_epoch + 1)
+
+    def _move(self, pl_module: Any, place: float) -> None:
         getattr(pl_module, self.of).share = min(1.0, max(0.0, (place - self.start) / self.epochs))

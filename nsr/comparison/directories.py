@@ -15,6 +15,8 @@ import yaml
 
 from nsr.errors import InputError
 
+SIGN_SECONDS = 60.0  # between two signs of life of a run
+SILENT_SECONDS = 600.0  # without a sign, after which its process is taken for dead
 MARKS = ("config.yaml", "status.json", "train.log")  # of a run; an evaluation has its own log beside them
 PARTS = ("data", "objective", "attack", "suite", "trainer")  # of a run's settings
 
@@ -91,8 +93,7 @@ def standing(
     trained = (directory / "timing.json").exists()  # written as the last epoch ends
     if is_measured and (trained or (directory / "metrics.json").exists()):
         return "finished", ""
-    marker = read_json(directory / "status.json") or {}
-    status, reason = marked(marker)
+    status, reason = marked(directory / "status.json")
     progress = _progress(settings, epochs)
     if status == "running":
         return status, f"{'measuring the test set' if trained else progress}, last change {_age(directory)} ago"
@@ -103,12 +104,34 @@ def standing(
     return "unfinished", f"{progress}, last change {_age(directory)} ago"
 
 
-def marked(marker: Mapping[str, Any]) -> tuple[str, str]:
-    """(status, reason) by status.json; a process of this machine that is gone without a word was killed."""
+def marked(path: Path) -> tuple[str, str]:
+    """(status, reason) by a status.json; of a process that is gone without a word, or gives no sign, that it failed.
+
+    A process on another machine, or whose number another one has by now, is known by its signs alone: it touches the
+    file each minute. An earlier start of this very job of SLURM is over, whatever it left.
+    """
+    marker = read_json(path) or {}
     status = str(marker.get("status", ""))
-    if status == "running" and marker.get("host") == socket.gethostname() and not _is_alive(marker.get("process")):
+    if status != "running":
+        return status, str(marker.get("reason", ""))
+    if marker.get("host") == socket.gethostname() and not _is_alive(marker.get("process")):
         return "failed", "its process ended without a word, killed?"
-    return status, str(marker.get("reason", ""))
+    job = job_of_slurm()
+    if job is not None and marker.get("job") not in (None, job) and marker["job"][0] == job[0]:
+        return "failed", "its job was started again"
+    try:
+        silent = time.time() - path.stat().st_mtime
+    except OSError:
+        silent = 0.0
+    if silent > SILENT_SECONDS:
+        return "failed", f"no sign of its process for {round(silent / 60)} min, killed?"
+    return status, ""
+
+
+def job_of_slurm() -> list[str] | None:
+    """[its number, how often it was started again] of the job of SLURM that this process belongs to."""
+    number = os.environ.get("SLURM_JOB_ID")
+    return None if number is None else [number, os.environ.get("SLURM_RESTART_COUNT", "0")]
 
 
 def _is_alive(process: Any) -> bool:

@@ -169,6 +169,6 @@ def _unfinished_evaluation(directory: Path) -> tuple[bool, str]:
     overrides = [str(override) for override in marker.get("overrides", [])]
     if any(override.endswith("last.ckpt") for override in overrides):
         return False, ""
-    if marked(marker)[0] == "running":
+    if marked(evaluations[-1] / "status.json")[0] == "running":
         return True, ""
     return False, shlex.join(["python", "evaluate.py", *overrides]) if overrides else evaluate_command(directory)

@@ -16,6 +16,7 @@ from nsr.data.batches import EvaluationBatches, TrainingBatches
 from nsr.data.images import TensorImages, already_collated, check_labels
 from nsr.data.split import stratified_split
 from nsr.errors import InputError, check_number
+from nsr.interruption import leave_signals_to_the_run
 
 
 class ImageData(pl.LightningDataModule):
@@ -171,6 +172,7 @@ class ImageData(pl.LightningDataModule):
             collate_fn=already_collated if isinstance(images, TensorImages) else None,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            worker_init_fn=leave_signals_to_the_run,
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -1051,7 +1051,7 @@ MISTAKES = [
     Mistake(
         "a directory in use is not seen",
         "nsr/resumption.py",
-        'if marked(marker)[0] == "running" and',
+        'if marked(directory / "status.json")[0] == "running" and',
         "if False and",
         "tests/test_resumption.py",
     ),
@@ -1086,8 +1086,8 @@ MISTAKES = [
     Mistake(
         "half precision on a device that has none is taken for another",
         "nsr/rehearsal.py",
-        "    _check_precision(config)\n    if",
-        "    if",
+        "    _check_precision(config)\n\n",
+        "\n",
         "tests/test_precision.py",
     ),
     Mistake(
