@@ -41,7 +41,7 @@ from nsr.parts import (
     build_trainer,
     instantiate,
 )
-from nsr.processes import global_rank, leave_processes
+from nsr.processes import global_rank, leave_processes, see_devices_again
 from nsr.reading import validated
 from nsr.rehearsal import check_machine
 from nsr.resumption import OWN, Earlier, begin_anew, earlier_run, readable_checkpoint
@@ -59,6 +59,7 @@ def train(config: DictConfig) -> float | tuple[float, ...]:
     """
     _log_to_hydra()
     directory = run_directory()
+    see_devices_again()
     check_machine(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)

@@ -27,7 +27,14 @@ from omegaconf import DictConfig
 from nsr.composition import compose_checked, is_sweep, jobs, plain_value
 from nsr.errors import InputError, RunStopped
 from nsr.interruption import REQUEUE, Interrupted, requeue
-from nsr.processes import PROGRAMS, agreed, global_rank, is_started_from_outside, slurm_directory
+from nsr.processes import (
+    PROGRAMS,
+    agreed,
+    global_rank,
+    is_started_from_outside,
+    remember_devices,
+    slurm_directory,
+)
 from nsr.resumption import AUTO, check_sweep, newest_unfinished, override_value, resumed_command
 
 DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # full, read-only, beyond one's quota
@@ -64,6 +71,7 @@ def _checked(config_name: str, overrides: list[str], *, is_sweep: bool) -> list[
         overrides = resumed_command(overrides)
     if is_sweep:
         check_sweep(overrides)
+        remember_devices()
         # a launcher's processes begin elsewhere than in this folder, and have to find this package
         os.environ["PYTHONPATH"] = os.pathsep.join([str(PROGRAMS), *filter(None, [os.environ.get("PYTHONPATH")])])
     else:

@@ -26,6 +26,7 @@ OF_A_RUN = (
     *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
 )
+DEVICES_OF_SWEEP, ALL = "NSR_DEVICES_OF_SWEEP", "all"
 SECONDS_TO_MEET = 300.0  # for processes that several machines start
 SECONDS_TO_END = 30.0  # for a run one of whose processes has ended
 
@@ -88,6 +89,22 @@ def agreed(first: Callable[[], str]) -> str:
     if global_rank() == 0:
         store.set(name, first())
     return str(store.get(name).decode())
+
+
+def remember_devices() -> None:
+    """Keeps for the jobs of a sweep which GPUs the command sees; submitit's local jobs would see none."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", ALL)
+    if seen:
+        os.environ[DEVICES_OF_SWEEP] = seen
+
+
+def see_devices_again() -> None:
+    """In a local job of submitit that was given no GPUs of its own: those of the command."""
+    is_hidden = os.environ.get("SUBMITIT_EXECUTOR") == "local" and os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    if is_hidden and DEVICES_OF_SWEEP in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[DEVICES_OF_SWEEP]
+        if os.environ[DEVICES_OF_SWEEP] == ALL:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
 
 
 # ---------------------------------------------------------------- processes that the first one starts

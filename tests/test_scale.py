@@ -16,7 +16,14 @@ import torch
 from torch import distributed
 
 from nsr.measures import TrainingMeasures
-from nsr.processes import global_rank, local_processes, machines, slurm_directory
+from nsr.processes import (
+    global_rank,
+    local_processes,
+    machines,
+    remember_devices,
+    see_devices_again,
+    slurm_directory,
+)
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -125,6 +132,18 @@ def test_a_sweep_goes_on_past_a_job_that_fails_and_is_continued(tmp_path):
     assert done.stdout.count("finished already") == 2
     assert [path.stat().st_mtime_ns for path in finished] == before
     assert (tmp_path / "sweep" / "1" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("seen", [None, "", "2,3"])
+def test_local_jobs_of_submitit_see_the_devices_of_the_command(monkeypatch, seen):
+    monkeypatch.setattr(os, "environ", {} if seen is None else {"CUDA_VISIBLE_DEVICES": seen})
+    remember_devices()
+    os.environ.update({"SUBMITIT_EXECUTOR": "local", "CUDA_VISIBLE_DEVICES": "0"})  # gpus_per_node=1
+    see_devices_again()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    see_devices_again()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == seen
 
 
 def test_where_a_process_is_among_all(monkeypatch):
