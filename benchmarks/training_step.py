@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.gpu.given import Sizes
-from benchmarks.gpu.networks import CLASSES, EPSILON, network, random_batch
-from benchmarks.gpu.step_times import BATCHES, Step, input_gradient, milliseconds, sgd, spread
+from benchmarks.gpu.networks import network, random_batch
+from benchmarks.gpu.step_times import BATCHES, Step, adversarial_training, input_gradient, milliseconds, sgd, spread
 
 RESULTS = Path(__file__).with_name("results") / "training_step.jsonl"
 NETWORKS = {  # name: (sizes, steps that are timed together)
@@ -43,26 +43,9 @@ Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 def of_nsr(sizes: Sizes, *, stabilizes: bool) -> Step:
     """A step as the Trainer makes it."""
-    from nsr.attacks import GradientAttack
-    from nsr.evaluation.suite import Suite
-    from nsr.layers import find_layers
-    from nsr.objectives import AdversarialTraining
-    from nsr.stabilizer import SensitivityStabilizer
-    from nsr.training import RobustClassifier
-
     net, data = network(sizes), batches(sizes)
-    attack = GradientAttack(epsilon=EPSILON, steps=ATTACK_STEPS, step_size=STEP_SIZE)
-    module = RobustClassifier(
-        net,
-        layers=find_layers(net, data[0][0][:2], within=net.net),
-        within=net.net,
-        classes=CLASSES,
-        objective=AdversarialTraining(),
-        attack=attack,
-        suite=Suite({"pgd": attack}),
-        stabilizer=SensitivityStabilizer() if stabilizes else None,
-    ).train()
-    module.on_train_start()
+    images = data[0][0][:2]
+    module = adversarial_training(net, images, stabilizes=stabilizes, steps=ATTACK_STEPS, step_size=STEP_SIZE)
     return stepping(net, data, lambda images, labels, number: module.training_step((images, labels), number))
 
 
@@ -165,6 +148,8 @@ def measure(sizes: Sizes, rounds: int, together: int) -> dict[str, Any]:
 
 
 def main(rounds: int) -> None:
+    if rounds < 2:
+        sys.exit(f"error: ROUNDS is {rounds}; quartiles need at least 2")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     row = {
         "commit": commit.strip(),

@@ -81,27 +81,8 @@ def timed(sizes: Sizes, device: torch.device, variant: Variant) -> dict[str, Any
 
 def training_step(sizes: Sizes, device: torch.device, variant: Variant) -> Step:
     """PGD from a random start, SNS, gradients, SGD: a step as the Trainer makes it."""
-    from nsr.attacks import GradientAttack
-    from nsr.evaluation.suite import Suite
-    from nsr.layers import find_layers
-    from nsr.objectives import AdversarialTraining
-    from nsr.stabilizer import SensitivityStabilizer
-    from nsr.training import RobustClassifier
-
     net, data = network_and_batches(sizes, device, variant)
-    attack = GradientAttack(epsilon=EPSILON, steps=sizes.attack_steps)
-    module = RobustClassifier(
-        net,
-        layers=find_layers(net, data[0][0][:2], within=net.net),
-        within=net.net,
-        classes=CLASSES,
-        objective=AdversarialTraining(),
-        attack=attack,
-        suite=Suite({"pgd": attack}),
-        stabilizer=SensitivityStabilizer(),
-    ).to(device)
-    module.train()
-    module.on_train_start()
+    module = adversarial_training(net, data[0][0][:2], stabilizes=True, steps=sizes.attack_steps)
     if variant.compiled:
         net.compile(backend=sizes.backend)
     optimizer = sgd(net)
@@ -115,6 +96,36 @@ def training_step(sizes: Sizes, device: torch.device, variant: Variant) -> Step:
         optimizer.zero_grad()
 
     return step
+
+
+def adversarial_training(net: Any, images: Tensor, *, stabilizes: bool, **attack_settings: Any) -> Any:
+    """A module of PGD training, ready for its steps where `net` is.
+
+    Args:
+        net: a Classifier.
+        images: two or more, to find its layers by.
+    """
+    from nsr.attacks import GradientAttack
+    from nsr.evaluation.suite import Suite
+    from nsr.layers import find_layers
+    from nsr.objectives import AdversarialTraining
+    from nsr.stabilizer import SensitivityStabilizer
+    from nsr.training import RobustClassifier
+
+    attack = GradientAttack(epsilon=EPSILON, **attack_settings)
+    module = RobustClassifier(
+        net,
+        layers=find_layers(net, images, within=net.net),
+        within=net.net,
+        classes=CLASSES,
+        objective=AdversarialTraining(),
+        attack=attack,
+        suite=Suite({"pgd": attack}),
+        stabilizer=SensitivityStabilizer() if stabilizes else None,
+    ).to(images.device)
+    module.train()
+    module.on_train_start()
+    return module
 
 
 def plain_step(sizes: Sizes, device: torch.device, variant: Variant) -> Step:
