@@ -30,7 +30,7 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     if not is_plain or not any(
         value == choice and isinstance(value, bool) is isinstance(choice, bool) for choice in allowed
     ):
-        hint = did_you_mean(value, [str(choice) for choice in allowed if choice is not None])
+        hint = "" if value == "None" else did_you_mean(value, [str(choice) for choice in allowed if choice is not None])
         # YAML's None is a text
         told = ", ".join("None (null on the command line)" if choice is None else str(choice) for choice in allowed)
         raise InputError(f"{name} is {value!r}; it must be one of {told}{hint}")
