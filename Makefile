@@ -9,7 +9,7 @@ ARGS ?=
 export PYTHONPYCACHEPREFIX ?= $(CURDIR)/$(VENV)/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train evaluate test slow lint breakages soak clean help
+.PHONY: train evaluate test slow lint soak clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,9 +30,6 @@ lint: $(READY)  ## ruff and mypy
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-
-breakages: $(READY)  ## each deliberate mistake of tests/breakages and the test that notices it
-	$(RUN) -m tests.breakages.run $(ARGS)
 
 soak: $(READY)  ## by hand, an hour: killed evaluations and runs go on, two machines are one; ARGS="SEED ROUNDS"; results are committed
 	$(RUN) -m tests.soak.evaluation $(ARGS)
