@@ -34,7 +34,7 @@ def table() -> None:
     """docs/interpretation.md and its figures."""
     from nsr.analysis.figures import layer_figure, network_figure
     from nsr.analysis.outcomes import Row
-    from nsr.figures import save
+    from nsr.plotting import save
 
     PAGE.write_text(page(interventions.rows(), interventions.record()))
     typed = [Row(**row) for row in interventions.rows()]

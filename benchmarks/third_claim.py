@@ -21,7 +21,7 @@ from nsr.comparison.result import Comparison, compare
 from nsr.comparison.statistics import paired_differences
 from nsr.comparison.tables import Cell, Sheet, accuracies, correlated, sensitivities
 from nsr.comparison.writing import markdown_table
-from nsr.figures import save
+from nsr.plotting import save
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "third_claim.md"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nsr.analysis.outcomes import Row
 from nsr.analysis.sets import ENERGY, LEAST, MASS, MOST, RANDOM, SIZE, WHOLE
-from nsr.figures import COLUMN, new_figure, styled
+from nsr.plotting import COLUMN, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ from rich.table import Table
 from nsr.analysis.figures import layer_figure, network_figure
 from nsr.analysis.outcomes import Effects, Row
 from nsr.analysis.sets import LEAST, MASS, MOST, SIZE, WHOLE
-from nsr.figures import save
+from nsr.plotting import save
 from nsr.files import append_rows, write_json
 
 SHOWN_SHARE = 0.5  # the table and the network's figure show the share nearest to it

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nsr.figures import new_figure, save, styled
+from nsr.plotting import new_figure, save, styled
 
 KINDS = ("absolute sensitivity (activation units)", "relative sensitivity (share of activation)")
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas
 
 from nsr.comparison.settings import OBJECTIVES
-from nsr.figures import COLORS
+from nsr.plotting import COLORS
 
 INK = "ink"  # the theme's; of natural training
 METHOD_COLORS = (*COLORS, "#8C8C8C", "#999933")

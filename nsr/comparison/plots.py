@@ -17,7 +17,7 @@ from nsr.comparison.looks import MARKERS, METHOD_COLORS, Look, looks
 from nsr.comparison.result import Comparison
 from nsr.comparison.statistics import attack_columns, finished
 from nsr.comparison.tables import attack_name
-from nsr.figures import DARK, PAPER, new_figure, save, styled
+from nsr.plotting import DARK, PAPER, new_figure, save, styled
 
 LINE = 0.125  # of a legend
 UNITS = {

@@ -47,7 +47,7 @@ def _row(figures: Mapping[str, float], name: str) -> list[float]:
 
 
 def _draw(directory: Path, rows: list[list[float]], *, norm: str, steps: int, marked: float) -> None:
-    from nsr.figures import new_figure, save, styled
+    from nsr.plotting import new_figure, save, styled
 
     radii = [row[0] for row in rows]
     accuracy, low, high = ([100 * row[column] for row in rows] for column in (1, 2, 3))

@@ -9,7 +9,7 @@ import pytest
 
 from nsr.analysis.figures import FAMILIES, layer_figure, network_figure
 from nsr.analysis.outcomes import Row
-from nsr.figures import COLUMN, DOTS, save
+from nsr.plotting import COLUMN, DOTS, save
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
 LAYERS = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)]

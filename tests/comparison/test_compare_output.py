@@ -21,7 +21,7 @@ from nsr.comparison import plots
 from nsr.comparison.looks import looks
 from nsr.comparison.tables import Cell, Sheet, decimals, sheets, spread
 from nsr.comparison.writing import latex, latex_table, markdown, markdown_table
-from nsr.figures import DARK, PAPER
+from nsr.plotting import DARK, PAPER
 from tests.made_runs import make_evaluation, make_run
 
 ROOT = Path(__file__).parent.parent.parent
