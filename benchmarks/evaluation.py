@@ -22,11 +22,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nsr.attacks import AutoAttack
-from nsr.checkpoints import load_network, read_settings
+from nsr.app.checkpoints import load_network, read_settings
 from nsr.errors import fraction
 from nsr.evaluation.chunks import Chunks
 from nsr.evaluation.suite import Suite
-from nsr.parts import build_classifier, build_data
+from nsr.app.build import build_classifier, build_data
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "evaluation.jsonl"

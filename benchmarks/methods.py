@@ -80,8 +80,8 @@ def train_once(job: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict, read_write
 
-    from nsr.assembly import train
-    from nsr.composition import compose_checked, plain, without_hydra
+    from nsr.app.train import train
+    from nsr.app.composition import compose_checked, plain, without_hydra
 
     overrides = [*COMMON, *job["overrides"], f"seed={job['seed']}"]
     config = compose_checked("train", [*overrides, f"hydra.run.dir={directory}"])

@@ -26,7 +26,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "telemetry.jsonl"
 
 def run(logger: str, epochs: int) -> dict[str, float]:
     """Seconds of one run: in the callback, in the epochs, at the end."""
-    from nsr.assembly import train
+    from nsr.app.train import train
     from nsr.callbacks import SensitivityLogger
     from tests.conftest import job
 

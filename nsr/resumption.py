@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nsr.comparison.directories import marked, read_json, read_yaml
-from nsr.configuration import flat
+from nsr.app.configuration import flat
 from nsr.errors import InputError
 from nsr.processes import is_started_from_outside
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 
-from nsr.command_line import run_directory
+from nsr.app.command_line import run_directory
 from nsr.comparison.directories import SIGN_SECONDS, job_of_slurm
 from nsr.files import write_json
 from nsr.interruption import Interrupted

@@ -33,7 +33,7 @@ def one_thread():
 
 def job(entry: str, directory: Path, *overrides: str) -> DictConfig:
     """The configuration of one job as hydra hands it to the entry point, its run directory made."""
-    from nsr.composition import compose_checked, without_hydra
+    from nsr.app.composition import compose_checked, without_hydra
 
     config = compose_checked(entry, [*overrides, f"hydra.run.dir={directory}"])
     directory.mkdir(parents=True)
@@ -46,7 +46,7 @@ def job(entry: str, directory: Path, *overrides: str) -> DictConfig:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """The directory of one tiny run of the default experiment; tests read it, none writes there."""
-    from nsr.assembly import train
+    from nsr.app.train import train
 
     directory = tmp_path_factory.mktemp("runs") / "tiny"
     train(job("train", directory, *TINY, "trainer.max_epochs=2"))

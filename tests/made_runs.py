@@ -21,7 +21,7 @@ COLUMNS = ("epoch", "layer", "neuron", "absolute", "relative", "mean_activation"
 
 @functools.cache
 def settings_of(overrides: tuple[str, ...]) -> str:
-    from nsr.composition import compose_checked, plain, without_hydra
+    from nsr.app.composition import compose_checked, plain, without_hydra
 
     return json.dumps(plain(without_hydra(compose_checked("train", list(overrides)))))
 

@@ -11,14 +11,14 @@ from reference import pattern_images, trained_net
 from torch import nn
 from torch.nn import functional
 
-from nsr.assembly import evaluate
+from nsr.app.train import evaluate
 from nsr.attacks import AutoAttack, GradientAttack, UniformDraws
 from nsr.errors import InputError, RunStopped
 from nsr.evaluation.alarms import RULES, Alarm, alarms
 from nsr.evaluation.probes import PROBES
 from nsr.evaluation.report import show_alarms
 from nsr.evaluation.suite import Suite
-from nsr.rules import EVALUATION_ALARMS
+from nsr.app.rules import EVALUATION_ALARMS
 from tests.conftest import job
 
 CLASSES = 4

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nsr.assembly import train
+from nsr.app.train import train
 from nsr.callbacks import Ramp
 from nsr.errors import InputError
-from nsr.parts import build_callbacks
+from nsr.app.build import build_callbacks
 from nsr.training import RobustClassifier
 from tests.conftest import TINY, job
 
@@ -146,7 +146,7 @@ def test_averaged_weights_are_validated_kept_and_tested(tmp_path, monkeypatch):
     for name, value in expected[-1].items():
         torch.testing.assert_close(kept[f"net.{name}"], value, rtol=1e-5, atol=1e-6)
         assert not torch.equal(kept[f"net.{name}"], trajectory[-1][name])
-    from nsr.assembly import evaluate
+    from nsr.app.train import evaluate
 
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     settings = [f"checkpoint={best}", "attacks=[clean,fgsm,pgd]", "suite.pgd.steps=2"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nsr.command_line import check_command_line, one_line_errors
-from nsr.composition import evaluation_directory
+from nsr.app.command_line import check_command_line, one_line_errors
+from nsr.app.composition import evaluation_directory
 from nsr.errors import InputError, RunStopped
 
 ROOT = Path(__file__).parent.parent
@@ -355,7 +355,7 @@ def test_a_wrong_value_is_answered_before_torch_is_loaded():
     assert done.stderr.count("\n") == 1
     assert seconds < 3
     program = (
-        "import sys; from nsr.composition import compose_checked; compose_checked('train', []);"
+        "import sys; from nsr.app.composition import compose_checked; compose_checked('train', []);"
         "print([name for name in ('torch', 'pytorch_lightning', 'wandb') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from reference import inventory, residual_net, same_inventory, some_images
 
-from nsr import assembly
+from nsr.app import train as assembly
 from nsr.attacks import GradientAttack
 from nsr.compilation import Compilation, compile_in_place, try_training, try_validation
 from nsr.features import FeatureTaps

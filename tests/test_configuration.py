@@ -10,10 +10,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from nsr.composition import compose_checked, plain, without_hydra
-from nsr.configuration import check_settings, flat
+from nsr.app.composition import compose_checked, plain, without_hydra
+from nsr.app.configuration import check_settings, flat
 from nsr.errors import InputError
-from nsr.rules import rule_of
+from nsr.app.rules import rule_of
 
 CONF = Path(__file__).parent.parent / "conf"
 LISTS = {"attacks": "suite", "callbacks": "callbacks"}  # groups of which several are chosen: where they go

@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from nsr.assembly import evaluate
-from nsr.checkpoints import take_over_checkpoint
-from nsr.configuration import unusual_epsilon
+from nsr.app.train import evaluate
+from nsr.app.checkpoints import take_over_checkpoint
+from nsr.app.configuration import unusual_epsilon
 from nsr.data.corruptions import Corruptions
 from nsr.data.sources import Digits
 from nsr.errors import InputError
 from nsr.evaluation.time_left import TimeLeft
-from nsr.parts import build_data, build_module
-from nsr.rehearsal import rehearse
+from nsr.app.build import build_data, build_module
+from nsr.app.preflight import rehearse
 from tests.conftest import job
 
 SETTINGS = {"classes": list("0123456789"), "channels": 1, "image_size": 8}
@@ -198,7 +198,7 @@ def test_wrong_files_are_told_before_a_directory_is_made(trained, arrays, tmp_pa
     best = trained / "checkpoints" / "best.ckpt"
     shutil.copy(arrays / "labels.npy", arrays / "fog.npy")
     command = [f"checkpoint={best}", "attacks=[corruptions]", f"corruptions.root={arrays}"]
-    from nsr.composition import compose_checked
+    from nsr.app.composition import compose_checked
 
     with pytest.raises(InputError, match=r"fog.npy has shape \(2500,\)"):
         rehearse(compose_checked("evaluate", [*command, f"hydra.run.dir={tmp_path / 'run'}"]))

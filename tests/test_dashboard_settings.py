@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nsr.composition import compose_checked, plain, without_hydra
+from nsr.app.composition import compose_checked, plain, without_hydra
 from nsr.errors import InputError
 
 

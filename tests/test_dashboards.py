@@ -13,8 +13,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from nsr.assembly import train
-from nsr.configuration import flat
+from nsr.app.train import train
+from nsr.app.configuration import flat
 from nsr.dashboards import log_sensitivities
 from nsr.metrics import LayerSensitivity
 from nsr.telemetry import Telemetry
@@ -224,6 +224,6 @@ def test_a_logger_without_histograms_gets_the_figures():
 
 @pytest.mark.slow
 def test_wandb_is_imported_only_where_used():
-    program = "import nsr.assembly, sys; print('wandb' in sys.modules, 'tensorboard' in sys.modules)"
+    program = "import nsr.app.train, sys; print('wandb' in sys.modules, 'tensorboard' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

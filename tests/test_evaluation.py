@@ -17,7 +17,7 @@ import pytest
 import torch
 from reference import pattern_images, trained_net
 
-from nsr.assembly import evaluate
+from nsr.app.train import evaluate
 from nsr.attacks import AdaptiveAttack, AutoAttack, GradientAttack, Momentum, TransferAttack
 from nsr.errors import InputError
 from nsr.evaluation.chunks import Chunks
@@ -390,7 +390,7 @@ def test_the_command_goes_on_where_it_was_killed(trained, tmp_path, monkeypatch)
 
 
 def test_a_limit_is_balanced_fixed_and_told(trained, tmp_path, capsys):
-    from nsr.parts import build_data
+    from nsr.app.build import build_data
 
     config = job("evaluate", tmp_path / "run", "data=digits", "model=small_cnn", "model.weights=x.pt")
     data = build_data(config)

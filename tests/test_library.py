@@ -113,9 +113,9 @@ def test_each_setting_is_in_its_docstring(name):
 
 def test_import_is_light():
     """The command line checks a configuration before it loads torch."""
-    code = "import sys, nsr, nsr.errors, nsr.configuration; print(*sorted(sys.modules))"
+    code = "import sys, nsr, nsr.errors, nsr.app.configuration; print(*sorted(sys.modules))"
     loaded = set(in_a_fresh_process(code).split())
-    assert "nsr.configuration" in loaded
+    assert "nsr.app.configuration" in loaded
     assert not loaded & {"torch", "numpy", "pytorch_lightning", "torchmetrics", "hydra", "wandb"}
 
 

@@ -7,15 +7,15 @@ import csv
 import pytest
 import torch
 
-from nsr import parts
-from nsr.assembly import train
-from nsr.checkpoints import load_network
-from nsr.composition import compose_checked
+from nsr.app import build as parts
+from nsr.app.train import train
+from nsr.app.checkpoints import load_network
+from nsr.app.composition import compose_checked
 from nsr.errors import InputError
 from nsr.features import FeatureTaps
 from nsr.metrics import NetworkSensitivity
 from nsr.models.weights import read_checkpoint
-from nsr.rehearsal import rehearse
+from nsr.app.preflight import rehearse
 from tests.conftest import TINY, job
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nsr.composition import compose_checked, jobs
+from nsr.app.composition import compose_checked, jobs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from nsr.assembly import train
+from nsr.app.train import train
 from nsr.callbacks.checkpoints import PlainCheckpointIO
-from nsr.command_line import one_line_errors
+from nsr.app.command_line import one_line_errors
 from nsr.comparison.directories import marked
 from nsr.errors import InputError, RunStopped
 from nsr.files import write_json

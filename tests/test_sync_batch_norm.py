@@ -7,8 +7,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from nsr import parts
-from nsr.composition import compose_checked, without_hydra
+from nsr.app import build as parts
+from nsr.app.composition import compose_checked, without_hydra
 from nsr.errors import InputError
 from nsr.features import FeatureTaps
 from nsr.layers import find_layers

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nsr.assembly import train
+from nsr.app.train import train
 from nsr.attacks import EnsembleAttack, GradientAttack, KeptPerturbation
 from nsr.callbacks import TrainingAlarms
 from nsr.callbacks.alarms import _as_wide
@@ -23,9 +23,9 @@ from nsr.errors import InputError, RunStopped
 from nsr.evaluation import report
 from nsr.models import Classifier
 from nsr.objectives import AdversarialTraining, Natural
-from nsr.parts import build_data, build_module, instantiate
+from nsr.app.build import build_data, build_module, instantiate
 from nsr.randomness import draw_seed
-from nsr.rules import TRAINING_ALARMS
+from nsr.app.rules import TRAINING_ALARMS
 from tests.conftest import TINY, job
 
 ROOT = Path(__file__).parent.parent
@@ -452,7 +452,7 @@ def test_passes(tmp_path, monkeypatch, choice, images):
     if "fgsm" in choice:
         overrides.append("validation_attack.steps=1")
     with_alarms = passes(tmp_path / "with", monkeypatch, *overrides)
-    monkeypatch.setattr("nsr.assembly.TrainingAlarms", Nothing)
+    monkeypatch.setattr("nsr.app.train.TrainingAlarms", Nothing)
     assert with_alarms - passes(tmp_path / "without", monkeypatch, *overrides) == images
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reference import PROPERTY
 
 from nsr.errors import InputError
-from nsr.trust import LOADERS, admitted, plain_copy, targets
+from nsr.app.allowlist import LOADERS, admitted, plain_copy, targets
 
 # written out, so that a name that joins by mistake is noticed
 OURS = {"VGG16", "Classifier", "Normalize", "ResNet18", "ResNet20", "SmallCNN", "timm_model", "torchvision_model"}
@@ -46,7 +46,7 @@ FOREIGN = [
     ),
     *(
         "nsr.data.ImageFolder",
-        "nsr.assembly.train",
+        "nsr.app.train.train",
         "hydra.utils.instantiate",
         "hydra.utils.call",
         "NSR.models.SmallCNN",

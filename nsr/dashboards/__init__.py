@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nsr.configuration import flat
+from nsr.app.configuration import flat
 from nsr.dashboards.steady import steadily
 from nsr.metrics import LayerSensitivity
 from nsr.telemetry import LayerTelemetry

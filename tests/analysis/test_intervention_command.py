@@ -10,11 +10,11 @@ import pytest
 
 from nsr.analysis import intervene
 from nsr.analysis.command import progress_line
-from nsr.assembly import evaluate
-from nsr.checkpoints import take_over_checkpoint
-from nsr.command_line import check_command_line
+from nsr.app.train import evaluate
+from nsr.app.checkpoints import take_over_checkpoint
+from nsr.app.command_line import check_command_line
 from nsr.data import TensorImages
-from nsr.parts import build_data, build_module
+from nsr.app.build import build_data, build_module
 from tests.conftest import job
 
 SMALL = [f"analysis.interventions.{setting}" for setting in ("shares=[0.5]", "draws=3", "replicates=100")]

@@ -12,7 +12,7 @@ from statistics import fmean
 
 import pytest
 
-from nsr.assembly import evaluate, train
+from nsr.app.train import evaluate, train
 from nsr.compare import read_runs
 from nsr.errors import InputError, RunStopped
 from nsr.reading import layer_means, whole_rows

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from nsr.dashboard_settings import DASHBOARD_RULES
+from nsr.app.dashboard_settings import DASHBOARD_RULES
 from nsr.errors import InputError, check_choice, check_epsilon, check_number, check_top, fraction
 
 Check = Callable[[str, Any], Any]

@@ -18,8 +18,8 @@ from torch import nn
 from nsr.analysis import Interventions
 from nsr.analysis.command import check_interventions
 from nsr.boundary import check_logits
-from nsr.checkpoints import load_network, read_part, read_settings
-from nsr.composition import plain_value
+from nsr.app.checkpoints import load_network, read_part, read_settings
+from nsr.app.composition import plain_value
 from nsr.data import ImageData
 from nsr.data.corruptions import Corruptions
 from nsr.errors import InputError, RunStopped

@@ -1,6 +1,6 @@
 """A whole configuration, checked before torch is loaded and before a run directory is made.
 
-What a single setting may be is in nsr.rules; here is what settings may be together.
+What a single setting may be is in nsr.app.rules; here is what settings may be together.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from math import log
 from typing import Any
 
 from nsr.errors import InputError, check_choice, check_epsilon, fraction
-from nsr.rules import EVALUATION_ALARMS, TRAINING_ALARMS, rule_of
+from nsr.app.rules import EVALUATION_ALARMS, TRAINING_ALARMS, rule_of
 
 FAR = 3  # times the customary radius, or a third of it
 

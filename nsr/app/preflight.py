@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from nsr.checkpoints import take_over_checkpoint
-from nsr.composition import plain, plain_value, without_hydra
+from nsr.app.checkpoints import take_over_checkpoint
+from nsr.app.composition import plain, plain_value, without_hydra
 from nsr.data.batches import check_divides
 from nsr.errors import InputError
 from nsr.evaluation.curve import expand_curve
-from nsr.parts import (
+from nsr.app.build import (
     build_analyses,
     build_corruptions,
     build_data,

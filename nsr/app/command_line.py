@@ -3,7 +3,7 @@
 `check_command_line` composes the configuration before hydra's own main does, for hydra would tell a wrong name in
 several lines and without a guess at the right one, and would make a run directory before a wrong value is found. In a
 sweep every value is checked before the first job starts. What only the network or the data can tell (a layer
-pattern, a missing folder) comes next, from `nsr.rehearsal`, still before anything is made.
+pattern, a missing folder) comes next, from `nsr.app.preflight`, still before anything is made.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from nsr.composition import compose_checked, is_sweep, jobs, plain_value
+from nsr.app.composition import compose_checked, is_sweep, jobs, plain_value
 from nsr.errors import InputError, RunStopped
 from nsr.interruption import REQUEUE, Interrupted, requeue
 from nsr.processes import (
@@ -80,7 +80,7 @@ def _checked(config_name: str, overrides: list[str], *, is_sweep: bool) -> list[
         configurations = [compose_checked(config_name, row) for row in jobs(overrides)]
         if is_sweep:
             _check_optuna(configurations[0], overrides)
-        from nsr.rehearsal import rehearse  # torch is loaded here
+        from nsr.app.preflight import rehearse  # torch is loaded here
 
         rehearse(configurations[0], is_sweep=is_sweep)
     return overrides

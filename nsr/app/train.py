@@ -14,12 +14,12 @@ from nsr import __version__, dashboards
 from nsr.analysis.command import run_interventions
 from nsr.callbacks import ProgressLine, RunRecords, SensitivityLogger, TrainingAlarms
 from nsr.callbacks.checkpoints import PLACE, Checkpoints, Interruption, PlainCheckpointIO
-from nsr.checkpoints import load_network, take_over_checkpoint
-from nsr.command_line import run_directory
+from nsr.app.checkpoints import load_network, take_over_checkpoint
+from nsr.app.command_line import run_directory
 from nsr.comparison.directories import read_json
 from nsr.compilation import Compilation
-from nsr.composition import plain, plain_value
-from nsr.configuration import unusual_epsilon
+from nsr.app.composition import plain, plain_value
+from nsr.app.configuration import unusual_epsilon
 from nsr.data import ImageData
 from nsr.errors import InputError
 from nsr.evaluation import report
@@ -32,7 +32,7 @@ from nsr.evaluation.probes import PROBES
 from nsr.files import write_json
 from nsr.interruption import Interrupted, Signals, interruptible
 from nsr.models.weights import read_checkpoint
-from nsr.parts import (
+from nsr.app.build import (
     build_analyses,
     build_callbacks,
     build_corruptions,
@@ -43,7 +43,7 @@ from nsr.parts import (
 )
 from nsr.processes import global_rank, leave_processes, see_devices_again
 from nsr.reading import validated
-from nsr.rehearsal import check_machine
+from nsr.app.preflight import check_machine
 from nsr.resumption import OWN, Earlier, begin_anew, earlier_run, readable_checkpoint
 from nsr.status import leaves_status
 from nsr.training import RobustClassifier

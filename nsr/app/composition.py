@@ -19,10 +19,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nsr.configuration import check_settings, flat
+from nsr.app.configuration import check_settings, flat
 from nsr.errors import InputError, check_choice, did_you_mean, fraction
 from nsr.processes import local_processes, machines
-from nsr.rules import NORMS
+from nsr.app.rules import NORMS
 
 CONFIGURATIONS = Path(__file__).resolve().parent.parent / "conf"
 LAUNCHERS = {

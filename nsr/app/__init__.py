@@ -1,0 +1,1 @@
+"""The commands: parse, compose, validate, preflight, build, train, evaluate. Only this folder imports Hydra."""
