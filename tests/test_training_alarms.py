@@ -17,7 +17,7 @@ from nsr.attacks import EnsembleAttack, GradientAttack, KeptPerturbation
 from nsr.callbacks import TrainingAlarms
 from nsr.callbacks.alarms import _as_wide
 from nsr.callbacks.checkpoints import Checkpoints
-from nsr.callbacks.signs import RULES, Epoch, noise
+from nsr.callbacks.training_checks import RULES, Epoch, noise
 from nsr.data import ImageData
 from nsr.errors import InputError, RunStopped
 from nsr.evaluation import report

@@ -13,7 +13,7 @@ from torch import Generator
 
 from nsr.attacks import GradientAttack
 from nsr.callbacks.epochs import finished_epochs
-from nsr.callbacks.signs import RULES, Epoch, Judgement
+from nsr.callbacks.training_checks import RULES, Epoch, Judgement
 from nsr.errors import RunStopped, check_choice
 from nsr.evaluation.alarms import Alarm, in_one_line
 from nsr.files import write_json
@@ -27,7 +27,7 @@ PROBE_STEPS = 10
 
 
 class TrainingAlarms(pl.Callback):
-    """Judges every sign of `nsr.callbacks.signs` after each validation, from figures that are there anyway.
+    """Judges every sign of `nsr.callbacks.training_checks` after each validation, from figures that are there anyway.
 
     Where the validation attack has one step, catastrophic overfitting could hide from it: then a PGD-10 probe is made
     on a fixed, even choice of the validation images, no more of them than one evaluation batch.
