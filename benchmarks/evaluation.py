@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from nsr.attacks import AutoAttack
 from nsr.app.checkpoints import load_network, read_settings
 from nsr.errors import fraction
-from nsr.evaluation.chunks import Chunks
+from nsr.evaluation.cache import Chunks
 from nsr.evaluation.suite import Suite
 from nsr.app.build import build_classifier, build_data
 

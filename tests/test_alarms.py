@@ -14,7 +14,7 @@ from torch.nn import functional
 from nsr.app.train import evaluate
 from nsr.attacks import AutoAttack, GradientAttack, UniformDraws
 from nsr.errors import InputError, RunStopped
-from nsr.evaluation.alarms import RULES, Alarm, alarms
+from nsr.evaluation.masking_checks import RULES, Alarm, alarms
 from nsr.evaluation.probes import PROBES
 from nsr.evaluation.report import show_alarms
 from nsr.evaluation.suite import Suite

@@ -20,7 +20,7 @@ from reference import pattern_images, trained_net
 from nsr.app.train import evaluate
 from nsr.attacks import AdaptiveAttack, AutoAttack, GradientAttack, Momentum, TransferAttack
 from nsr.errors import InputError
-from nsr.evaluation.chunks import Chunks
+from nsr.evaluation.cache import Chunks
 from nsr.evaluation.intervals import mcnemar, wilson
 from nsr.evaluation.suite import Suite
 from nsr.features import capture_features

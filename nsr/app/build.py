@@ -23,7 +23,7 @@ from nsr.app.composition import plain_value
 from nsr.data import ImageData
 from nsr.data.corruptions import Corruptions
 from nsr.errors import InputError, RunStopped
-from nsr.evaluation.alarms import check_measured
+from nsr.evaluation.masking_checks import check_measured
 from nsr.evaluation.probes import PROBES
 from nsr.evaluation.suite import Suite
 from nsr.free import FreeClassifier

@@ -16,7 +16,7 @@ from nsr.errors import InputError, check_choice, check_epsilon, check_number, ch
 Check = Callable[[str, Any], Any]
 NORMS = ("linf", "l2", "l1")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
-# docs/alarms.md; what each is judged by is in nsr.callbacks.training_checks and nsr.evaluation.alarms, which load torch
+# docs/alarms.md; what each is judged by is in nsr.callbacks.training_checks and nsr.evaluation.masking_checks, which load torch
 TRAINING_ALARMS = ("catastrophic_overfitting", "robust_overfitting", "one_class", "constant")
 EVALUATION_ALARMS = ("steps", "one_step", "square", "uniform", "unbounded", "zero_gradients", "unsteady", "adaptive")
 

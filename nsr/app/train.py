@@ -23,8 +23,8 @@ from nsr.app.configuration import unusual_epsilon
 from nsr.data import ImageData
 from nsr.errors import InputError
 from nsr.evaluation import report
-from nsr.evaluation.alarms import alarms, stop_where_raised
-from nsr.evaluation.chunks import Chunks, fingerprint, images_fingerprint, network_fingerprint
+from nsr.evaluation.masking_checks import alarms, stop_where_raised
+from nsr.evaluation.cache import Chunks, fingerprint, images_fingerprint, network_fingerprint
 from nsr.evaluation.corrupted import corruption_figures, measure_corruptions
 from nsr.evaluation.curve import expand_curve, write_curve
 from nsr.evaluation.naming import shown_attacks

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from nsr.data.corruptions import Corruptions
 from nsr.data.module import ImageData
-from nsr.evaluation.chunks import Chunks
+from nsr.evaluation.cache import Chunks
 from nsr.evaluation.intervals import wilson
 from nsr.evaluation.suite import Suite
 from nsr.training import RobustClassifier

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from nsr.callbacks.records import SENSITIVITY_COLUMNS, write_sensitivities
-from nsr.evaluation.alarms import Alarm
+from nsr.evaluation.masking_checks import Alarm
 from nsr.evaluation.corrupted import CorruptionAccuracy
 from nsr.files import append_rows, write_json, write_rows
 from nsr.metrics import LayerSensitivity

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from nsr.evaluation.chunks import Chunks
+from nsr.evaluation.cache import Chunks
 from nsr.evaluation.intervals import wilson
 from nsr.metrics import network_sums
 from nsr.randomness import draw_seed
