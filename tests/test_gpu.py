@@ -10,7 +10,7 @@ from test_training import batch, module_of, network
 from torch import nn
 
 from nsr import neuron_sensitivity, pgd
-from nsr.analysis import intervene
+from nsr.interventions import intervene
 from nsr.compilation import compile_in_place, try_training
 from nsr.features import FeatureTaps
 from nsr.layers import find_layers

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
-from nsr.analysis import Interventions
-from nsr.analysis.command import check_interventions
+from nsr.interventions import Interventions
+from nsr.interventions.command import check_interventions
 from nsr.boundary import check_logits
 from nsr.app.checkpoints import load_network, read_part, read_settings
 from nsr.app.composition import plain_value

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from nsr import __version__, dashboards
-from nsr.analysis.command import run_interventions
+from nsr.interventions.command import run_interventions
 from nsr.callbacks import ProgressLine, RunRecords, SensitivityLogger, TrainingAlarms
 from nsr.callbacks.checkpoints import PLACE, Checkpoints, Interruption, PlainCheckpointIO
 from nsr.app.checkpoints import load_network, take_over_checkpoint

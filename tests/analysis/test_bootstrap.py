@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nsr.analysis.bootstrap import Bootstrap
+from nsr.interventions.bootstrap import Bootstrap
 
 
 def flags(shares, images=200, seed=0) -> torch.Tensor:

@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 import pytest
 
-from nsr.analysis import intervene
-from nsr.analysis.command import progress_line
+from nsr.interventions import intervene
+from nsr.interventions.command import progress_line
 from nsr.app.train import evaluate
 from nsr.app.checkpoints import take_over_checkpoint
 from nsr.app.command_line import check_command_line

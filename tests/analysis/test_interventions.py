@@ -20,12 +20,12 @@ from reference import (
 )
 from torch import Tensor, nn
 
-from nsr.analysis import Effects, Interventions, intervene
-from nsr.analysis.calls import halves
-from nsr.analysis.conductance import conductance
-from nsr.analysis.ranking import Pairs, rank_neurons
-from nsr.analysis.replay import Replay
-from nsr.analysis.sets import neuron_sets
+from nsr.interventions import Effects, Interventions, intervene
+from nsr.interventions.intervene import halves
+from nsr.interventions.conductance import conductance
+from nsr.interventions.ranking import Pairs, rank_neurons
+from nsr.interventions.patching import Replay
+from nsr.interventions.controls import neuron_sets
 from nsr.attacks import GradientAttack, pgd
 from nsr.errors import InputError
 from nsr.features import capture_features
@@ -457,7 +457,7 @@ def test_where_nothing_is_fooled(case):
 
 @pytest.mark.slow
 def test_columns_of_the_rows_are_plain(effects, tmp_path):
-    from nsr.analysis.report import write_effects
+    from nsr.interventions.report import write_effects
 
     write_effects(tmp_path, effects, settings={"seed": 0})
     with (tmp_path / "interventions.csv").open(newline="") as file:

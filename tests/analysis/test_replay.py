@@ -12,7 +12,7 @@ from reference import COSTLY_PROPERTY, Raising, TokenNet, inventory, residual_ne
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nsr.analysis.replay import TRIAL_IMAGES, Replay
+from nsr.interventions.patching import TRIAL_IMAGES, Replay
 from nsr.errors import InputError
 from nsr.features import capture_features
 from nsr.layers import Layer, find_layers, name_and_call, named_modules

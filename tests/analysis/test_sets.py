@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import PROPERTY, slow_most_sensitive
 
-from nsr.analysis.sets import ENERGY, LEAST, MASS, MOST, SIZE, WHOLE, equal_sum, neuron_sets
+from nsr.interventions.controls import ENERGY, LEAST, MASS, MOST, SIZE, WHOLE, equal_sum, neuron_sets
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
 sensitivities = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 7.0, 40.0]), min_size=2, max_size=20)

@@ -1,6 +1,6 @@
 """One pass of a network seen as calls of its sub-modules: what they give, and what is given in their place.
 
-Nothing here knows of layers or neurons; `nsr.analysis.replay` puts these parts together.
+Nothing here knows of layers or neurons; `nsr.interventions.patching` puts these parts together.
 """
 
 from __future__ import annotations

@@ -16,10 +16,10 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from nsr.analysis.outcomes import Effects, Outcomes
-from nsr.analysis.ranking import RANKINGS, LayerRanking, Pairs, rank_neurons
-from nsr.analysis.replay import Recording, Replay
-from nsr.analysis.sets import NeuronSets, neuron_sets
+from nsr.interventions.effects import Effects, Outcomes
+from nsr.interventions.ranking import RANKINGS, LayerRanking, Pairs, rank_neurons
+from nsr.interventions.patching import Recording, Replay
+from nsr.interventions.controls import NeuronSets, neuron_sets
 from nsr.errors import InputError, check_choice, check_number, did_you_mean
 from nsr.layers import Layer, as_list, calls_matching
 from nsr.losses import margin

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nsr.analysis.conductance import conductance
-from nsr.analysis.replay import Replay
+from nsr.interventions.conductance import conductance
+from nsr.interventions.patching import Replay
 from nsr.layers import Layer
 from nsr.sensitivity import SensitivitySums, divide, sensitivity_sums
 

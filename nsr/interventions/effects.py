@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nsr.analysis.bootstrap import Bootstrap, Interval
-from nsr.analysis.ranking import LayerRanking
-from nsr.analysis.sets import MOST, WHOLE, NeuronSets
+from nsr.interventions.bootstrap import Bootstrap, Interval
+from nsr.interventions.ranking import LayerRanking
+from nsr.interventions.controls import MOST, WHOLE, NeuronSets
 from nsr.errors import InputError
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from nsr.analysis.interventions import Interventions
-from nsr.analysis.outcomes import Effects
-from nsr.analysis.ranking import Pairs
+from nsr.interventions.experiment import Interventions
+from nsr.interventions.effects import Effects
+from nsr.interventions.ranking import Pairs
 from nsr.boundary import check_batch, check_logits
 from nsr.errors import InputError, check_number
 from nsr.layers import find_layers
