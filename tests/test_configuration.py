@@ -85,7 +85,7 @@ def test_every_choice_builds_what_it_names(group, name, tmp_path):
     made = instantiate(settings, _convert_="all")
     assert made is not None
     if group == "logger":
-        from nsr.dashboards import finish
+        from nsr.loggers import finish
 
         finish(made)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nsr.dashboards import finish, log_picture, log_results, log_sensitivities, log_settings
+from nsr.loggers import finish, log_picture, log_results, log_sensitivities, log_settings
 
 
 @pytest.mark.parametrize("kind", ["wandb", "tensorboard"])
@@ -24,10 +24,10 @@ def test_no_folder_can_be_made(tmp_path, caplog, kind):
 
 def make(kind: str, directory: Path):
     if kind == "tensorboard":
-        from nsr.dashboards.tensorboard import tensorboard_logger
+        from nsr.loggers.tensorboard import tensorboard_logger
 
         return tensorboard_logger(save_dir=str(directory))
-    from nsr.dashboards.wandb import wandb_logger
+    from nsr.loggers.wandb import wandb_logger
 
     return wandb_logger(save_dir=str(directory), mode="offline")
 
@@ -68,7 +68,7 @@ def picture(folder: Path) -> Path:
 
 
 def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
-    from nsr.dashboards import wandb
+    from nsr.loggers import wandb
 
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -85,7 +85,7 @@ def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
 
 
 def test_wandb_falls_back_where_it_cannot_be_reached(monkeypatch, tmp_path, caplog):
-    from nsr.dashboards import wandb
+    from nsr.loggers import wandb
 
     asked = []
 
@@ -103,7 +103,7 @@ def test_wandb_falls_back_where_it_cannot_be_reached(monkeypatch, tmp_path, capl
 
 @pytest.mark.parametrize("rank", [{"RANK": "1", "LOCAL_RANK": "0"}, {"LOCAL_RANK": "1"}, {"SLURM_PROCID": "1"}])
 def test_only_the_first_of_all_processes_has_a_run(monkeypatch, tmp_path, rank):
-    from nsr.dashboards import wandb
+    from nsr.loggers import wandb
 
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)

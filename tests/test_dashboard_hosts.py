@@ -25,8 +25,8 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 # logs a thousand rows and tells how long it took to begin, to log and to finish
 PROGRAM = """
 import json, sys, time
-from nsr.dashboards import finish, log_results
-from nsr.dashboards import wandb as home
+from nsr.loggers import finish, log_results
+from nsr.loggers import wandb as home
 home.FINISH_SECONDS = 5
 started = time.monotonic()
 logger = home.wandb_logger(save_dir=sys.argv[1])
@@ -157,8 +157,8 @@ def test_a_folder_that_can_only_be_read(small_disk):
 
 TENSORBOARD = """
 import sys
-from nsr.dashboards import finish, log_results
-from nsr.dashboards.tensorboard import tensorboard_logger
+from nsr.loggers import finish, log_results
+from nsr.loggers.tensorboard import tensorboard_logger
 logger = tensorboard_logger(save_dir=sys.argv[1])
 for step in range(20000):
     logger.log_metrics({f"figure{number}": step for number in range(5)}, step=step)

@@ -18,8 +18,8 @@ def test_the_flush_interval_that_bounds_the_loss_exists():
 
 @pytest.mark.slow
 def test_a_resumed_run_goes_on_under_its_id(tmp_path):
-    from nsr.dashboards import finish
-    from nsr.dashboards.wandb import wandb_logger
+    from nsr.loggers import finish
+    from nsr.loggers.wandb import wandb_logger
 
     ids = []
     for step in (1, 2):
@@ -38,8 +38,8 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_ends_with_an_error_is_shown_as_failed(tmp_path):
-    from nsr.dashboards import finish
-    from nsr.dashboards.wandb import wandb_logger
+    from nsr.loggers import finish
+    from nsr.loggers.wandb import wandb_logger
 
     logger = wandb_logger(save_dir=str(tmp_path), mode="offline")
     with suppress(RuntimeError):
@@ -54,7 +54,7 @@ def test_a_run_that_ends_with_an_error_is_shown_as_failed(tmp_path):
 
 
 def test_a_resumed_run_keeps_the_rows_of_the_csv_logger(tmp_path):
-    from nsr.dashboards.csv import csv_logger
+    from nsr.loggers.csv import csv_logger
 
     for folder in ("csv", "csv_2", "csv_3"):
         logger = csv_logger(save_dir=str(tmp_path))
@@ -68,8 +68,8 @@ def test_a_resumed_run_keeps_the_rows_of_the_csv_logger(tmp_path):
 def test_tensorboard_shows_the_segments_of_a_resumed_run_as_one(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from nsr.dashboards import finish
-    from nsr.dashboards.tensorboard import tensorboard_logger
+    from nsr.loggers import finish
+    from nsr.loggers.tensorboard import tensorboard_logger
 
     for step in (1, 2):
         logger = tensorboard_logger(save_dir=str(tmp_path))

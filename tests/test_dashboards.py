@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from nsr.app.train import train
 from nsr.app.configuration import flat
-from nsr.dashboards import log_sensitivities
+from nsr.loggers import log_sensitivities
 from nsr.metrics import LayerSensitivity
 from nsr.telemetry import Telemetry
 from tests.conftest import TINY, job

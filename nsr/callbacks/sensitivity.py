@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from nsr.callbacks.epochs import finished_epochs
 from nsr.callbacks.heat_map import draw_heat_map
 from nsr.callbacks.records import write_layers, write_sensitivities
-from nsr.dashboards import log_picture, log_sensitivities
+from nsr.loggers import log_picture, log_sensitivities
 from nsr.errors import InputError, check_number
 from nsr.features import FeatureTaps
 from nsr.layers import find_layers

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from torch.utils.tensorboard.summary import hparams
 
-from nsr.dashboards.steady import reason, steadily
+from nsr.loggers.fault_tolerant import reason, steadily
 from nsr.metrics import LayerSensitivity
 from nsr.sensitivity import sensitivity_histogram
 from nsr.telemetry import LayerTelemetry

@@ -12,12 +12,12 @@ from types import ModuleType
 from typing import Any
 
 from nsr.app.configuration import flat
-from nsr.dashboards.steady import steadily
+from nsr.loggers.fault_tolerant import steadily
 from nsr.metrics import LayerSensitivity
 from nsr.telemetry import LayerTelemetry
 
 # by name, so that asking about a logger loads no dashboard
-_HOMES = {"WandbLogger": "nsr.dashboards.wandb", "TensorBoardLogger": "nsr.dashboards.tensorboard"}
+_HOMES = {"WandbLogger": "nsr.loggers.wandb", "TensorBoardLogger": "nsr.loggers.tensorboard"}
 
 
 def _home(logger: Any) -> ModuleType | None:

@@ -17,7 +17,7 @@ import wandb
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 
-from nsr.dashboards.steady import reason, steadily
+from nsr.loggers.fault_tolerant import reason, steadily
 from nsr.metrics import LayerSensitivity
 from nsr.processes import global_rank
 from nsr.sensitivity import sensitivity_histogram
