@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nsr.attacks import pgd as pgd
     from nsr.callbacks import SensitivityLogger as SensitivityLogger
     from nsr.features import capture_features as capture_features
-    from nsr.metrics import NeuronSensitivity as NeuronSensitivity
+    from nsr.metrics.sensitivity import NeuronSensitivity as NeuronSensitivity
     from nsr.sensitivity import most_sensitive as most_sensitive
     from nsr.sensitivity import neuron_sensitivity as neuron_sensitivity
     from nsr.stabilizer import SensitivityStabilizer as SensitivityStabilizer
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 _HOME = {
     "neuron_sensitivity": "nsr.sensitivity",
     "most_sensitive": "nsr.sensitivity",
-    "NeuronSensitivity": "nsr.metrics",
+    "NeuronSensitivity": "nsr.metrics.sensitivity",
     "SensitivityStabilizer": "nsr.stabilizer",
     "pgd": "nsr.attacks",
     "fgsm": "nsr.attacks",

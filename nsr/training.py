@@ -18,8 +18,8 @@ from nsr.errors import InputError, RunStopped
 from nsr.evaluation.suite import Attack, Suite
 from nsr.features import FeatureTaps
 from nsr.layers import Layer
-from nsr.measures import TrainingMeasures, ValidationMeasures
-from nsr.metrics import LayerSensitivity, NetworkSensitivity, network_sums
+from nsr.metrics.epoch import TrainingMeasures, ValidationMeasures
+from nsr.metrics.sensitivity import LayerSensitivity, NetworkSensitivity, network_sums
 from nsr.modes import batch_norm, full_precision
 from nsr.objectives import Free, Natural, Objective
 from nsr.randomness import draw_seed

@@ -14,7 +14,7 @@ from nsr.interventions import intervene
 from nsr.compilation import compile_in_place, try_training
 from nsr.features import FeatureTaps
 from nsr.layers import find_layers
-from nsr.metrics import ClassCounts, network_sums
+from nsr.metrics.sensitivity import ClassCounts, network_sums
 from nsr.modes import batch_norm, full_precision
 from nsr.objectives import AdversarialTraining
 from nsr.stabilizer import SensitivityStabilizer

@@ -19,7 +19,7 @@ from reference import COSTLY_PROPERTY, slow_mean_activation, slow_sensitivity
 
 from nsr.errors import InputError
 from nsr.layers import Layer
-from nsr.metrics import (
+from nsr.metrics.sensitivity import (
     Accuracy,
     ClassCounts,
     LayerSensitivity,
@@ -262,7 +262,7 @@ import sys
 import torch
 import torch.distributed as dist
 sys.path[:0] = [".", "tests"]
-from nsr.metrics import Accuracy, NeuronSensitivity
+from nsr.metrics.sensitivity import Accuracy, NeuronSensitivity
 from test_metrics import LAYERS, features, measured, network_measured
 
 rank, store = int(sys.argv[1]), sys.argv[2]
@@ -358,7 +358,7 @@ def test_class_counts_are_counted(cuts, seed):
 
 
 def test_mean_weighs_by_samples_and_is_exact_for_any_split():
-    from nsr.metrics import Mean
+    from nsr.metrics.sensitivity import Mean
 
     values = torch.tensor([0.1, 0.7, 0.4, 0.9, 0.2], dtype=torch.float64)
     for cut in range(1, 5):

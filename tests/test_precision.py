@@ -13,7 +13,7 @@ from nsr.app.checkpoints import load_network
 from nsr.app.composition import compose_checked
 from nsr.errors import InputError
 from nsr.features import FeatureTaps
-from nsr.metrics import NetworkSensitivity
+from nsr.metrics.sensitivity import NetworkSensitivity
 from nsr.models.weights import read_checkpoint
 from nsr.app.preflight import rehearse
 from tests.conftest import TINY, job

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import distributed
 
-from nsr.measures import TrainingMeasures
+from nsr.metrics.epoch import TrainingMeasures
 from nsr.processes import (
     global_rank,
     local_processes,

@@ -12,9 +12,9 @@ import pytorch_lightning as pl
 from nsr.callbacks.epochs import finished_epochs
 from nsr.errors import RunStopped
 from nsr.files import append_rows, write_json
-from nsr.metrics import LayerSensitivity
+from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.processes import check_same_settings
-from nsr.telemetry import LayerTelemetry
+from nsr.metrics.layer_summary import LayerTelemetry
 
 RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv")  # that grow with the epochs
 SENSITIVITY_COLUMNS = ("epoch", "layer", "neuron", "absolute", "relative", "mean_activation")

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from nsr.evaluation.cache import Chunks
 from nsr.evaluation.intervals import wilson
-from nsr.metrics import network_sums
+from nsr.metrics.sensitivity import network_sums
 from nsr.randomness import draw_seed
 
 Attack = Callable[..., Tensor]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nsr.metrics import LayerSensitivity
+from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.sensitivity import most_sensitive
 
 

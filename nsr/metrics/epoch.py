@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 from torchmetrics import Metric
 
 from nsr.layers import Layer
-from nsr.metrics import Accuracy, ClassCounts, Mean, NetworkSensitivity
+from nsr.metrics.sensitivity import Accuracy, ClassCounts, Mean, NetworkSensitivity
 
 FINITE = torch.iinfo(torch.int64).max  # the first step with a broken loss, where there is none
 

@@ -1,0 +1,1 @@
+"""Sensitivity as torchmetrics, per-epoch accumulators, a summary per layer."""
