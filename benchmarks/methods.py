@@ -122,7 +122,7 @@ def column(path: Path, name: str) -> list[float]:
 
 def final_sensitivity(path: Path, epoch: int) -> dict[str, list[float]]:
     """{layer: [absolute, relative, mean activation]} of the best epoch."""
-    from nsr.reading import layer_means
+    from nsr.run.reading import layer_means
 
     return {layer: [round(value, 6) for value in values] for layer, values in layer_means(path, epoch).items()}
 

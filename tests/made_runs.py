@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 from omegaconf import OmegaConf
 
-from nsr.files import append_rows, write_json
+from nsr.run.files import append_rows, write_json
 
 LAYERS = {"relu1": 3, "relu2": 2}  # neurons
 COLUMNS = ("epoch", "layer", "neuron", "absolute", "relative", "mean_activation")

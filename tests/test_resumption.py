@@ -16,13 +16,13 @@ import torch
 from nsr.app.train import train
 from nsr.callbacks.checkpoints import PlainCheckpointIO
 from nsr.app.command_line import one_line_errors
-from nsr.comparison.directories import marked
+from nsr.run.directory import marked
 from nsr.errors import InputError, RunStopped
-from nsr.files import write_json
-from nsr.interruption import Interrupted, Signals, interruptible
-from nsr.reading import whole_rows
-from nsr.resumption import check_unused, differences, newest_unfinished, readable_checkpoint, resumed_command
-from nsr.status import recorded_status
+from nsr.run.files import write_json
+from nsr.run.signals import Interrupted, Signals, interruptible
+from nsr.run.reading import whole_rows
+from nsr.run.resumption import check_unused, differences, newest_unfinished, readable_checkpoint, resumed_command
+from nsr.run.status import recorded_status
 from nsr.training import RobustClassifier
 from tests.conftest import TINY, job
 
@@ -307,7 +307,7 @@ def test_whose_run_it_is(tmp_path, monkeypatch):
 
 
 def test_a_run_gives_signs_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr("nsr.status.SIGN_SECONDS", 0.01)
+    monkeypatch.setattr("nsr.run.status.SIGN_SECONDS", 0.01)
     with recorded_status(tmp_path, "train.py", []):
         os.utime(tmp_path / "status.json", (0, 0))
         deadline = time.monotonic() + 10

@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 
 from nsr.metrics.epoch import TrainingMeasures
-from nsr.processes import (
+from nsr.run.processes import (
     global_rank,
     local_processes,
     machines,

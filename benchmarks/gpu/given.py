@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nsr.files import write_json
+from nsr.run.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.gpu.given import ROOT
 from nsr import __version__
-from nsr.files import write_json
+from nsr.run.files import write_json
 
 RESULTS = "gpu.json"
 TOTAL_SECONDS = 540.0

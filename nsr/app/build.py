@@ -32,7 +32,7 @@ from nsr.models import Classifier
 from nsr.models.weights import load_state_dict_file
 from nsr.modes import network_mode
 from nsr.objectives import Free
-from nsr.processes import is_started_from_outside, start_processes_of_this_job
+from nsr.run.processes import is_started_from_outside, start_processes_of_this_job
 from nsr.training import RobustClassifier
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def build_scheduler(config: DictConfig) -> dict[str, Any]:
 
 
 def build_trainer(config: DictConfig, directory: Path, **further: Any) -> pl.Trainer:
-    """Lightning's Trainer; further processes of it get the job at hand, and signals are left to nsr.interruption."""
+    """Lightning's Trainer; further processes of it get the job at hand, and signals are left to nsr.run.signals."""
     start_processes_of_this_job()
     plugins = list(further.pop("plugins", ()))
     if not is_started_from_outside():  # Lightning takes any job of SLURM for several tasks, a single one too

@@ -26,8 +26,8 @@ from omegaconf import DictConfig
 
 from nsr.app.composition import compose_checked, is_sweep, jobs, plain_value
 from nsr.errors import InputError, RunStopped
-from nsr.interruption import REQUEUE, Interrupted, requeue
-from nsr.processes import (
+from nsr.run.signals import REQUEUE, Interrupted, requeue
+from nsr.run.processes import (
     PROGRAMS,
     agreed,
     global_rank,
@@ -35,7 +35,7 @@ from nsr.processes import (
     remember_devices,
     slurm_directory,
 )
-from nsr.resumption import AUTO, check_sweep, newest_unfinished, override_value, resumed_command
+from nsr.run.resumption import AUTO, check_sweep, newest_unfinished, override_value, resumed_command
 
 DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # full, read-only, beyond one's quota
 FAILED: list[str] = []  # the jobs of this process's sweep

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nsr.app.configuration import check_settings, flat
 from nsr.errors import InputError, check_choice, did_you_mean, fraction
-from nsr.processes import local_processes, machines
+from nsr.run.processes import local_processes, machines
 from nsr.app.rules import NORMS
 
 CONFIGURATIONS = Path(__file__).resolve().parent.parent / "conf"

@@ -22,7 +22,7 @@ from nsr.app.build import (
     on_gpus,
     processes,
 )
-from nsr.resumption import OWN, earlier_run
+from nsr.run.resumption import OWN, earlier_run
 
 ELSEWHERE = (
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",

@@ -16,7 +16,7 @@ from nsr.callbacks import ProgressLine, RunRecords, SensitivityLogger, TrainingA
 from nsr.callbacks.checkpoints import PLACE, Checkpoints, Interruption, PlainCheckpointIO
 from nsr.app.checkpoints import load_network, take_over_checkpoint
 from nsr.app.command_line import run_directory
-from nsr.comparison.directories import read_json
+from nsr.run.directory import read_json
 from nsr.compilation import Compilation
 from nsr.app.composition import plain, plain_value
 from nsr.app.configuration import unusual_epsilon
@@ -29,8 +29,8 @@ from nsr.evaluation.corrupted import corruption_figures, measure_corruptions
 from nsr.evaluation.curve import expand_curve, write_curve
 from nsr.evaluation.naming import shown_attacks
 from nsr.evaluation.probes import PROBES
-from nsr.files import write_json
-from nsr.interruption import Interrupted, Signals, interruptible
+from nsr.run.files import write_json
+from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.models.weights import read_checkpoint
 from nsr.app.build import (
     build_analyses,
@@ -41,11 +41,11 @@ from nsr.app.build import (
     build_trainer,
     instantiate,
 )
-from nsr.processes import global_rank, leave_processes, see_devices_again
-from nsr.reading import validated
+from nsr.run.processes import global_rank, leave_processes, see_devices_again
+from nsr.run.reading import validated
 from nsr.app.preflight import check_machine
-from nsr.resumption import OWN, Earlier, begin_anew, earlier_run, readable_checkpoint
-from nsr.status import leaves_status
+from nsr.run.resumption import OWN, Earlier, begin_anew, earlier_run, readable_checkpoint
+from nsr.run.status import leaves_status
 from nsr.training import RobustClassifier
 
 log = logging.getLogger(__name__)

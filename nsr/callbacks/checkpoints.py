@@ -15,7 +15,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import distributed
 
 from nsr.errors import RunStopped
-from nsr.interruption import Interrupted, Signals
+from nsr.run.signals import Interrupted, Signals
 
 PLACE = "nsr_place"  # in a checkpoint: {"epochs": finished, "batches": trained on since}
 NOT_BEGUN = {"ready": 0, "started": 0, "processed": 0, "completed": 0}

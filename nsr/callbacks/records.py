@@ -11,9 +11,9 @@ import pytorch_lightning as pl
 
 from nsr.callbacks.epochs import finished_epochs
 from nsr.errors import RunStopped
-from nsr.files import append_rows, write_json
+from nsr.run.files import append_rows, write_json
 from nsr.metrics.sensitivity import LayerSensitivity
-from nsr.processes import check_same_settings
+from nsr.run.processes import check_same_settings
 from nsr.metrics.layer_summary import LayerTelemetry
 
 RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv")  # that grow with the epochs

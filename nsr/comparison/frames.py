@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas
 
-from nsr.comparison.directories import find_runs
+from nsr.run.directory import find_runs
 from nsr.comparison.labels import method_labels, place_in_tables, told
 from nsr.comparison.reading import Run, evaluate_command, read_run
 from nsr.comparison.settings import (

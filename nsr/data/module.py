@@ -16,7 +16,7 @@ from nsr.data.batches import EvaluationBatches, TrainingBatches
 from nsr.data.images import TensorImages, already_collated, check_labels
 from nsr.data.split import stratified_split
 from nsr.errors import InputError, check_number
-from nsr.interruption import leave_signals_to_the_run
+from nsr.run.signals import leave_signals_to_the_run
 
 
 class ImageData(pl.LightningDataModule):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nsr.errors import InputError
-from nsr.files import write_json
+from nsr.run.files import write_json
 
 
 class Chunks:

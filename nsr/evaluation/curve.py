@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nsr.errors import fraction
 from nsr.evaluation.naming import NORMS
 from nsr.evaluation.suite import BESIDE
-from nsr.files import write_rows
+from nsr.run.files import write_rows
 
 
 def expand_curve(config: DictConfig) -> None:

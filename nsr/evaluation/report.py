@@ -16,9 +16,9 @@ from torch import Tensor
 from nsr.callbacks.records import SENSITIVITY_COLUMNS, write_sensitivities
 from nsr.evaluation.masking_checks import Alarm
 from nsr.evaluation.corrupted import CorruptionAccuracy
-from nsr.files import append_rows, write_json, write_rows
+from nsr.run.files import append_rows, write_json, write_rows
 from nsr.metrics.sensitivity import LayerSensitivity
-from nsr.reading import layer_means
+from nsr.run.reading import layer_means
 from nsr.sensitivity import most_sensitive
 from nsr.training import RobustClassifier
 

@@ -13,7 +13,7 @@ from nsr.interventions.plots import layer_figure, network_figure
 from nsr.interventions.effects import Effects, Row
 from nsr.interventions.controls import LEAST, MASS, MOST, SIZE, WHOLE
 from nsr.plotting import save
-from nsr.files import append_rows, write_json
+from nsr.run.files import append_rows, write_json
 
 SHOWN_SHARE = 0.5  # the table and the network's figure show the share nearest to it
 HAPPENS = {

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 
 from nsr.loggers.fault_tolerant import reason, steadily
 from nsr.metrics.sensitivity import LayerSensitivity
-from nsr.processes import global_rank
+from nsr.run.processes import global_rank
 from nsr.sensitivity import sensitivity_histogram
 from nsr.metrics.layer_summary import LayerTelemetry
 

@@ -189,7 +189,7 @@ KINDS: dict[str, Callable[[Point], None]] = {
 
 def start_this_in_further_processes() -> None:
     """Instead of train.py, in those that Lightning's DDP starts."""
-    from nsr import processes
+    from nsr.run import processes
 
     command = processes._command
 

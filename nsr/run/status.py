@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from hydra.core.hydra_config import HydraConfig
 
 from nsr.app.command_line import run_directory
-from nsr.comparison.directories import SIGN_SECONDS, job_of_slurm
-from nsr.files import write_json
-from nsr.interruption import Interrupted
-from nsr.processes import global_rank
-from nsr.resumption import check_unused
+from nsr.run.directory import SIGN_SECONDS, job_of_slurm
+from nsr.run.files import write_json
+from nsr.run.signals import Interrupted
+from nsr.run.processes import global_rank
+from nsr.run.resumption import check_unused
 
 Result = TypeVar("Result")
 

@@ -1,0 +1,1 @@
+"""A run directory and its life: status, resumption, signals, processes, files."""
