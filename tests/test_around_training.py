@@ -14,7 +14,7 @@ from nsr.app.train import train
 from nsr.callbacks import Ramp
 from nsr.errors import InputError
 from nsr.app.build import build_callbacks
-from nsr.training import RobustClassifier
+from nsr.training.module import RobustClassifier
 from tests.conftest import TINY, job
 
 BATCHES = 2  # an epoch, in TINY

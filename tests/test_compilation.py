@@ -17,7 +17,7 @@ from reference import inventory, residual_net, same_inventory, some_images
 
 from nsr.app import train as assembly
 from nsr.attacks import GradientAttack
-from nsr.compilation import Compilation, compile_in_place, try_training, try_validation
+from nsr.training.compilation import Compilation, compile_in_place, try_training, try_validation
 from nsr.features import FeatureTaps
 from nsr.layers import find_layers, is_compiled
 from nsr.objectives import AdversarialTraining
@@ -242,7 +242,7 @@ def test_a_compiler_that_breaks_in_the_middle_of_a_run(caplog):
         torch.testing.assert_close(net.train(mode)(images), twin.train(mode)(images), rtol=0, atol=0)
     same_inventory(inventory(net), inventory(twin))
     assert graphs.count == 2
-    told = [record.getMessage() for record in caplog.records if record.name == "nsr.compilation"]
+    told = [record.getMessage() for record in caplog.records if record.name == "nsr.training.compilation"]
     assert len(told) == 1 and "goes on without it" in told[0]
 
 

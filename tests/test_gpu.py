@@ -11,7 +11,7 @@ from torch import nn
 
 from nsr import neuron_sensitivity, pgd
 from nsr.interventions import intervene
-from nsr.compilation import compile_in_place, try_training
+from nsr.training.compilation import compile_in_place, try_training
 from nsr.features import FeatureTaps
 from nsr.layers import find_layers
 from nsr.metrics.sensitivity import ClassCounts, network_sums

@@ -23,7 +23,7 @@ from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.run.reading import whole_rows
 from nsr.run.resumption import check_unused, differences, newest_unfinished, readable_checkpoint, resumed_command
 from nsr.run.status import recorded_status
-from nsr.training import RobustClassifier
+from nsr.training.module import RobustClassifier
 from tests.conftest import TINY, job
 
 RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv", "metrics.json", "alarms.json", "images.csv")

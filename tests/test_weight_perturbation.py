@@ -23,11 +23,11 @@ from nsr.attacks import KeptPerturbation
 from nsr.callbacks import AdversarialWeightPerturbation
 from nsr.errors import InputError
 from nsr.evaluation.suite import Suite
-from nsr.free import FreeClassifier
+from nsr.training.free import FreeClassifier
 from nsr.layers import find_layers
 from nsr.objectives import AdversarialTraining, Free, Trades
 from nsr.stabilizer import SensitivityStabilizer
-from nsr.training import RobustClassifier
+from nsr.training.module import RobustClassifier
 
 GAMMA, RATE, DECAY = 0.05, 0.1, 0.02
 STABILISED = ("net.relu", "net.relu#2", "net.tanh")

@@ -110,7 +110,7 @@ def adversarial_training(net: Any, images: Tensor, *, stabilizes: bool, **attack
     from nsr.layers import find_layers
     from nsr.objectives import AdversarialTraining
     from nsr.stabilizer import SensitivityStabilizer
-    from nsr.training import RobustClassifier
+    from nsr.training.module import RobustClassifier
 
     attack = GradientAttack(epsilon=EPSILON, **attack_settings)
     module = RobustClassifier(

@@ -26,14 +26,14 @@ from nsr.errors import InputError, RunStopped
 from nsr.evaluation.masking_checks import check_measured
 from nsr.evaluation.probes import PROBES
 from nsr.evaluation.suite import Suite
-from nsr.free import FreeClassifier
+from nsr.training.free import FreeClassifier
 from nsr.layers import find_layers
 from nsr.models import Classifier
 from nsr.models.weights import load_state_dict_file
 from nsr.modes import network_mode
 from nsr.objectives import Free
 from nsr.run.processes import is_started_from_outside, start_processes_of_this_job
-from nsr.training import RobustClassifier
+from nsr.training.module import RobustClassifier
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from nsr.callbacks.checkpoints import PLACE, Checkpoints, Interruption, PlainChe
 from nsr.app.checkpoints import load_network, take_over_checkpoint
 from nsr.app.command_line import run_directory
 from nsr.run.directory import read_json
-from nsr.compilation import Compilation
+from nsr.training.compilation import Compilation
 from nsr.app.composition import plain, plain_value
 from nsr.app.configuration import unusual_epsilon
 from nsr.data import ImageData
@@ -46,7 +46,7 @@ from nsr.run.reading import validated
 from nsr.app.preflight import check_machine
 from nsr.run.resumption import OWN, Earlier, begin_anew, earlier_run, readable_checkpoint
 from nsr.run.status import leaves_status
-from nsr.training import RobustClassifier
+from nsr.training.module import RobustClassifier
 
 log = logging.getLogger(__name__)
 

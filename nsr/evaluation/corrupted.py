@@ -13,7 +13,7 @@ from nsr.data.module import ImageData
 from nsr.evaluation.cache import Chunks
 from nsr.evaluation.intervals import wilson
 from nsr.evaluation.suite import Suite
-from nsr.training import RobustClassifier
+from nsr.training.module import RobustClassifier
 
 
 class CorruptionAccuracy(NamedTuple):

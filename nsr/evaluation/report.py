@@ -20,7 +20,7 @@ from nsr.run.files import append_rows, write_json, write_rows
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.run.reading import layer_means
 from nsr.sensitivity import most_sensitive
-from nsr.training import RobustClassifier
+from nsr.training.module import RobustClassifier
 
 
 def test(trainer: pl.Trainer, module: RobustClassifier, data: pl.LightningDataModule, *, name: str) -> dict[str, float]:

@@ -20,7 +20,7 @@ from nsr.interventions.report import contrasts_table, effects_table, layers_tabl
 from nsr.data import ImageData
 from nsr.errors import InputError
 from nsr.evaluation.report import show
-from nsr.training import RobustClassifier
+from nsr.training.module import RobustClassifier
 
 
 def run_interventions(

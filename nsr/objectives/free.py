@@ -3,7 +3,7 @@
     for each of m replays:  L = CE(f(x + d), y);  w <- w - step along grad_w L;  d <- project(d + step along grad_x L)
 
 Source: Shafahi et al. 2019, algorithm 1. d is kept from batch to batch; a run has 1/m of the epochs. The steps
-themselves are in nsr.free.
+themselves are in nsr.training.free.
 """
 
 from __future__ import annotations

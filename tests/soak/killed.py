@@ -78,7 +78,7 @@ def before(owner: Any, name: str, look: Callable[..., None]) -> None:
 def inside_an_attack(point: Point) -> None:
     """Ahead of a step of training's attack; moments: 'gradient step 1', ..."""
     from nsr.attacks.balls import LinfBall
-    from nsr.training import RobustClassifier
+    from nsr.training.module import RobustClassifier
 
     place = {"epoch": -1, "step": 0, "gradient step": 0}
 
@@ -95,7 +95,7 @@ def inside_an_attack(point: Point) -> None:
 
 
 def between_backward_and_optimizer_step(point: Point) -> None:
-    from nsr.training import RobustClassifier
+    from nsr.training.module import RobustClassifier
 
     def look(module: Any, optimizer: Any) -> None:
         assert any(parameter.grad is not None for parameter in module.parameters())
@@ -137,7 +137,7 @@ def while_a_checkpoint_is_open(point: Point) -> None:
 def in_validation(point: Point) -> None:
     """After the clean images of a batch, ahead of its adversarial ones."""
     from nsr.callbacks.epochs import finished_epochs
-    from nsr.training import RobustClassifier
+    from nsr.training.module import RobustClassifier
 
     place = {"epoch": -1, "step": 0}
     before(
@@ -168,7 +168,7 @@ def at_the_end_of_an_epoch(point: Point) -> None:
 
 def in_the_test(point: Point) -> None:
     """Of the best or the last checkpoint, after training: moments are 'test' and 'test_last'."""
-    from nsr.training import RobustClassifier
+    from nsr.training.module import RobustClassifier
 
     before(
         RobustClassifier,

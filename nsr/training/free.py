@@ -15,7 +15,7 @@ from torch import Tensor
 from nsr.attacks import KeptPerturbation
 from nsr.errors import InputError
 from nsr.objectives import Free
-from nsr.training import Batch, RobustClassifier
+from nsr.training.module import Batch, RobustClassifier
 
 
 class FreeClassifier(RobustClassifier):

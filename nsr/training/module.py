@@ -74,7 +74,7 @@ class RobustClassifier(pl.LightningModule):
         self.classes = classes
         self.objective = objective if objective is not None else Natural()
         if isinstance(self.objective, Free) and type(self) is RobustClassifier:
-            raise InputError("the objective Free replays its batches; nsr.free.FreeClassifier trains with it")
+            raise InputError("the objective Free replays its batches; nsr.training.free.FreeClassifier trains with it")
         self.attack = attack
         self.validation_attack, self.suite = validation_attack, suite
         self.stabilizer = stabilizer if stabilizer is not None and stabilizer.weight > 0 else None

@@ -1,0 +1,1 @@
+"""The LightningModule and what its training step may need."""
