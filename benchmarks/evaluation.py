@@ -21,12 +21,12 @@ from statistics import median
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from nsr.attacks import AutoAttack
+from nsr.app.build import build_classifier, build_data
 from nsr.app.checkpoints import load_network, read_settings
+from nsr.attacks import AutoAttack
 from nsr.errors import fraction
 from nsr.evaluation.cache import Chunks
 from nsr.evaluation.suite import Suite
-from nsr.app.build import build_classifier, build_data
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "evaluation.jsonl"

@@ -32,8 +32,8 @@ Rows = list[dict[str, Any]]
 
 def table() -> None:
     """docs/interpretation.md and its figures."""
-    from nsr.interventions.plots import layer_figure, network_figure
     from nsr.interventions.effects import Row
+    from nsr.interventions.plots import layer_figure, network_figure
     from nsr.plotting import save
 
     PAGE.write_text(page(interventions.rows(), interventions.record()))

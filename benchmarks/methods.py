@@ -80,8 +80,8 @@ def train_once(job: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict, read_write
 
-    from nsr.app.train import train
     from nsr.app.composition import compose_checked, plain, without_hydra
+    from nsr.app.train import train
 
     overrides = [*COMMON, *job["overrides"], f"seed={job['seed']}"]
     config = compose_checked("train", [*overrides, f"hydra.run.dir={directory}"])
@@ -122,7 +122,7 @@ def column(path: Path, name: str) -> list[float]:
 
 def final_sensitivity(path: Path, epoch: int) -> dict[str, list[float]]:
     """{layer: [absolute, relative, mean activation]} of the best epoch."""
-    from nsr.run.reading import layer_means
+    from nsr.run.files import layer_means
 
     return {layer: [round(value, 6) for value in values] for layer, values in layer_means(path, epoch).items()}
 

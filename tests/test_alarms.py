@@ -11,6 +11,7 @@ from reference import pattern_images, trained_net
 from torch import nn
 from torch.nn import functional
 
+from nsr.app.rules import EVALUATION_ALARMS
 from nsr.app.train import evaluate
 from nsr.attacks import AutoAttack, GradientAttack, UniformDraws
 from nsr.errors import InputError, RunStopped
@@ -18,7 +19,6 @@ from nsr.evaluation.masking_checks import RULES, Alarm, alarms
 from nsr.evaluation.probes import PROBES
 from nsr.evaluation.report import show_alarms
 from nsr.evaluation.suite import Suite
-from nsr.app.rules import EVALUATION_ALARMS
 from tests.conftest import job
 
 CLASSES = 4

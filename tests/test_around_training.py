@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from nsr.app.build import build_callbacks
 from nsr.app.train import train
 from nsr.callbacks import Ramp
 from nsr.errors import InputError
-from nsr.app.build import build_callbacks
 from nsr.training.module import RobustClassifier
 from tests.conftest import TINY, job
 

@@ -17,11 +17,11 @@ from reference import inventory, residual_net, same_inventory, some_images
 
 from nsr.app import train as assembly
 from nsr.attacks import GradientAttack
-from nsr.training.compilation import Compilation, compile_in_place, try_training, try_validation
 from nsr.features import FeatureTaps
 from nsr.layers import find_layers, is_compiled
 from nsr.objectives import AdversarialTraining
 from nsr.stabilizer import SensitivityStabilizer
+from nsr.training.compilation import Compilation, compile_in_place, try_training, try_validation
 from tests.conftest import TINY, job
 from tests.test_training import batch, module_of
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from nsr.app.composition import compose_checked, plain, without_hydra
 from nsr.app.configuration import check_settings, flat
-from nsr.errors import InputError
 from nsr.app.rules import rule_of
+from nsr.errors import InputError
 
 CONF = Path(__file__).parent.parent / "conf"
 LISTS = {"attacks": "suite", "callbacks": "callbacks"}  # groups of which several are chosen: where they go

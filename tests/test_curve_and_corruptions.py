@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from nsr.app.train import evaluate
+from nsr.app.build import build_data, build_module
 from nsr.app.checkpoints import take_over_checkpoint
 from nsr.app.configuration import unusual_epsilon
+from nsr.app.preflight import rehearse
+from nsr.app.train import evaluate
 from nsr.data.corruptions import Corruptions
 from nsr.data.sources import Digits
 from nsr.errors import InputError
 from nsr.evaluation.time_left import TimeLeft
-from nsr.app.build import build_data, build_module
-from nsr.app.preflight import rehearse
 from tests.conftest import job
 
 SETTINGS = {"classes": list("0123456789"), "channels": 1, "image_size": 8}

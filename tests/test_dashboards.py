@@ -13,11 +13,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from nsr.app.train import train
 from nsr.app.configuration import flat
+from nsr.app.train import train
 from nsr.loggers import log_sensitivities
-from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.metrics.layer_summary import Telemetry
+from nsr.metrics.sensitivity import LayerSensitivity
 from tests.conftest import TINY, job
 from tests.offline_runs import assert_histograms, offline_history, offline_records, offline_run, sensitivities
 

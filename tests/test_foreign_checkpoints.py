@@ -15,8 +15,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from nsr.app.train import evaluate, train
 from nsr.app.command_line import check_command_line
+from nsr.app.train import evaluate, train
 from nsr.errors import InputError
 from tests.conftest import TINY, job
 

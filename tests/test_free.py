@@ -15,10 +15,10 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from nsr.attacks import GradientAttack, KeptPerturbation
 from nsr.errors import InputError
 from nsr.evaluation.suite import Suite
-from nsr.training.free import FreeClassifier
 from nsr.layers import find_layers
 from nsr.objectives import AdversarialTraining, Free
 from nsr.stabilizer import SensitivityStabilizer
+from nsr.training.free import FreeClassifier
 from nsr.training.module import RobustClassifier
 
 CLASSES, EPSILON, RATE = 3, 0.1, 0.2

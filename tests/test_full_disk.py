@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nsr.run.reading import whole_rows
+from nsr.run.files import whole_rows
 from tests.conftest import TINY
 from tests.small_disk import remount, small_disk
 

@@ -10,14 +10,14 @@ from test_training import batch, module_of, network
 from torch import nn
 
 from nsr import neuron_sensitivity, pgd
-from nsr.interventions import intervene
-from nsr.training.compilation import compile_in_place, try_training
 from nsr.features import FeatureTaps
+from nsr.interventions import intervene
 from nsr.layers import find_layers
 from nsr.metrics.sensitivity import ClassCounts, network_sums
 from nsr.modes import batch_norm, full_precision
 from nsr.objectives import AdversarialTraining
 from nsr.stabilizer import SensitivityStabilizer
+from nsr.training.compilation import compile_in_place, try_training
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from nsr.app import build as parts
-from nsr.app.train import train
 from nsr.app.checkpoints import load_network
 from nsr.app.composition import compose_checked
+from nsr.app.preflight import rehearse
+from nsr.app.train import train
 from nsr.errors import InputError
 from nsr.features import FeatureTaps
 from nsr.metrics.sensitivity import NetworkSensitivity
 from nsr.models.weights import read_checkpoint
-from nsr.app.preflight import rehearse
 from tests.conftest import TINY, job
 
 

@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from nsr.app.command_line import one_line_errors
 from nsr.app.train import train
 from nsr.callbacks.checkpoints import PlainCheckpointIO
-from nsr.app.command_line import one_line_errors
-from nsr.run.directory import marked
 from nsr.errors import InputError, RunStopped
-from nsr.run.files import write_json
-from nsr.run.signals import Interrupted, Signals, interruptible
-from nsr.run.reading import whole_rows
+from nsr.run.directory import marked
+from nsr.run.files import whole_rows, write_json
 from nsr.run.resumption import check_unused, differences, newest_unfinished, readable_checkpoint, resumed_command
+from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.run.status import recorded_status
 from nsr.training.module import RobustClassifier
 from tests.conftest import TINY, job

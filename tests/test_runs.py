@@ -12,9 +12,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from nsr.app.build import build_data, build_module
 from nsr.app.train import evaluate, train
 from nsr.errors import RunStopped
-from nsr.app.build import build_data, build_module
 from tests.conftest import TINY, job
 
 ROOT = Path(__file__).parent.parent

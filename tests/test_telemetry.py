@@ -23,9 +23,9 @@ from nsr.attacks import GradientAttack
 from nsr.callbacks.heat_map import draw_heat_map
 from nsr.errors import InputError
 from nsr.features import capture_features
+from nsr.metrics.layer_summary import Telemetry, gini, overlap
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.randomness import draw_seed
-from nsr.metrics.layer_summary import Telemetry, gini, overlap
 
 ROOT = Path(__file__).parent.parent
 VALUES = st.lists(st.floats(0, 100), min_size=1, max_size=20)

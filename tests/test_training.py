@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from nsr.attacks import GradientAttack, KeptPerturbation
 from nsr.errors import InputError, RunStopped
 from nsr.evaluation.suite import Suite
-from nsr.training.free import FreeClassifier
 from nsr.layers import find_layers
 from nsr.models import Classifier, SmallCNN
 from nsr.objectives import AdversarialTraining, Free, LogitPairing, Mart, Natural, Trades
 from nsr.randomness import draw_seed
 from nsr.stabilizer import SensitivityStabilizer
+from nsr.training.free import FreeClassifier
 from nsr.training.module import RobustClassifier, full_precision
 
 CLASSES = 3

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from nsr.app.build import build_data, build_module, instantiate
+from nsr.app.rules import TRAINING_ALARMS
 from nsr.app.train import train
 from nsr.attacks import EnsembleAttack, GradientAttack, KeptPerturbation
 from nsr.callbacks import TrainingAlarms
@@ -23,9 +25,7 @@ from nsr.errors import InputError, RunStopped
 from nsr.evaluation import report
 from nsr.models import Classifier
 from nsr.objectives import AdversarialTraining, Natural
-from nsr.app.build import build_data, build_module, instantiate
 from nsr.randomness import draw_seed
-from nsr.app.rules import TRAINING_ALARMS
 from tests.conftest import TINY, job
 
 ROOT = Path(__file__).parent.parent

@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference import PROPERTY
 
-from nsr.errors import InputError
 from nsr.app.allowlist import LOADERS, admitted, plain_copy, targets
+from nsr.errors import InputError
 
 # written out, so that a name that joins by mistake is noticed
 OURS = {"VGG16", "Classifier", "Normalize", "ResNet18", "ResNet20", "SmallCNN", "timm_model", "torchvision_model"}

@@ -23,10 +23,10 @@ from nsr.attacks import KeptPerturbation
 from nsr.callbacks import AdversarialWeightPerturbation
 from nsr.errors import InputError
 from nsr.evaluation.suite import Suite
-from nsr.training.free import FreeClassifier
 from nsr.layers import find_layers
 from nsr.objectives import AdversarialTraining, Free, Trades
 from nsr.stabilizer import SensitivityStabilizer
+from nsr.training.free import FreeClassifier
 from nsr.training.module import RobustClassifier
 
 GAMMA, RATE, DECAY = 0.05, 0.1, 0.02

@@ -15,24 +15,23 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
-from nsr.interventions import Interventions
-from nsr.interventions.command import check_interventions
-from nsr.boundary import check_logits
 from nsr.app.checkpoints import load_network, read_part, read_settings
 from nsr.app.composition import plain_value
 from nsr.data import ImageData
 from nsr.data.corruptions import Corruptions
-from nsr.errors import InputError, RunStopped
+from nsr.errors import InputError, RunStopped, check_logits
 from nsr.evaluation.masking_checks import check_measured
 from nsr.evaluation.probes import PROBES
 from nsr.evaluation.suite import Suite
-from nsr.training.free import FreeClassifier
+from nsr.interventions import Interventions
+from nsr.interventions.command import check_interventions
 from nsr.layers import find_layers
 from nsr.models import Classifier
 from nsr.models.weights import load_state_dict_file
 from nsr.modes import network_mode
 from nsr.objectives import Free
 from nsr.run.processes import is_started_from_outside, start_processes_of_this_job
+from nsr.training.free import FreeClassifier
 from nsr.training.module import RobustClassifier
 
 log = logging.getLogger(__name__)

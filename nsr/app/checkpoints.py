@@ -10,11 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from nsr.app.allowlist import admitted, plain_copy, targets
 from nsr.app.configuration import check_settings
+from nsr.app.rules import NORMS, optional, patterns
 from nsr.errors import InputError, check_choice, check_epsilon
 from nsr.models.weights import is_state_dict, load_state_dict, read_checkpoint
-from nsr.app.rules import NORMS, optional, patterns
-from nsr.app.allowlist import admitted, plain_copy, targets
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def take_over_checkpoint(config: DictConfig) -> Mapping[str, Any] | None:
     """Reads config.checkpoint and fills in what the command left open: data, model, threat model.
 
-    Only tensors and plain values are read; of what the checkpoint names, see nsr.app.allowlist, config.trusted adds to it.
+    Only tensors and plain values are read; nsr.app.allowlist and config.trusted decide which classes are built.
     """
     saved: Mapping[str, Any] | None = None
     if config.checkpoint is not None:

@@ -26,7 +26,6 @@ from omegaconf import DictConfig
 
 from nsr.app.composition import compose_checked, is_sweep, jobs, plain_value
 from nsr.errors import InputError, RunStopped
-from nsr.run.signals import REQUEUE, Interrupted, requeue
 from nsr.run.processes import (
     PROGRAMS,
     agreed,
@@ -36,6 +35,7 @@ from nsr.run.processes import (
     slurm_directory,
 )
 from nsr.run.resumption import AUTO, check_sweep, newest_unfinished, override_value, resumed_command
+from nsr.run.signals import REQUEUE, Interrupted, requeue
 
 DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # full, read-only, beyond one's quota
 FAILED: list[str] = []  # the jobs of this process's sweep

@@ -20,11 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nsr.app.configuration import check_settings, flat
+from nsr.app.rules import NORMS
 from nsr.errors import InputError, check_choice, did_you_mean, fraction
 from nsr.run.processes import local_processes, machines
-from nsr.app.rules import NORMS
 
-CONFIGURATIONS = Path(__file__).resolve().parent.parent / "conf"
+CONFIGURATIONS = Path(__file__).resolve().parents[2] / "conf"
 LAUNCHERS = {
     **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm"), 'pip install ".[sweeps]"'),
     **dict.fromkeys(("ray", "ray_aws"), "pip install hydra-ray-launcher==1.2.2"),

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from math import log
 from typing import Any
 
-from nsr.errors import InputError, check_choice, check_epsilon, fraction
 from nsr.app.rules import EVALUATION_ALARMS, TRAINING_ALARMS, rule_of
+from nsr.errors import InputError, check_choice, check_epsilon, fraction
 
 FAR = 3  # times the customary radius, or a third of it
 

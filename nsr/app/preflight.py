@@ -8,11 +8,6 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from nsr.app.checkpoints import take_over_checkpoint
-from nsr.app.composition import plain, plain_value, without_hydra
-from nsr.data.batches import check_divides
-from nsr.errors import InputError
-from nsr.evaluation.curve import expand_curve
 from nsr.app.build import (
     build_analyses,
     build_corruptions,
@@ -22,6 +17,11 @@ from nsr.app.build import (
     on_gpus,
     processes,
 )
+from nsr.app.checkpoints import take_over_checkpoint
+from nsr.app.composition import plain, plain_value, without_hydra
+from nsr.data.batches import check_divides
+from nsr.errors import InputError
+from nsr.evaluation.curve import expand_curve
 from nsr.run.resumption import OWN, earlier_run
 
 ELSEWHERE = (

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from nsr.app.dashboard_settings import DASHBOARD_RULES
 from nsr.errors import InputError, check_choice, check_epsilon, check_number, check_top, fraction
 
 Check = Callable[[str, Any], Any]
 NORMS = ("linf", "l2", "l1")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
-# docs/alarms.md; what each is judged by is in nsr.callbacks.training_checks and nsr.evaluation.masking_checks, which load torch
+# docs/alarms.md; their thresholds are in nsr.callbacks.training_checks and nsr.evaluation.masking_checks
 TRAINING_ALARMS = ("catastrophic_overfitting", "robust_overfitting", "one_class", "constant")
 EVALUATION_ALARMS = ("steps", "one_step", "square", "uniform", "unbounded", "zero_gradients", "unsteady", "adaptive")
 
@@ -141,6 +140,47 @@ def resumption(name: str, value: Any) -> Any:
     if value is not None and (not isinstance(value, str) or not value):
         raise InputError(f"{name} is {value!r}; it must be auto or a run directory, runs/NAME/DATE")
     return value
+
+
+def mode(name: str, value: Any) -> Any:
+    """online, offline or null."""
+    return check_choice(name, value, ("online", "offline", None))
+
+
+def text(name: str, value: Any, *, longest: int = 128, without: str = "") -> str:
+    """A text of 1 to `longest` characters, none of them in `without`; `1` typed on the command line is one too."""
+    is_text = isinstance(value, (str, int)) and not isinstance(value, bool)
+    if not is_text or not 0 < len(str(value)) <= longest or set(str(value)) & set(without):
+        further = f", without any of {' '.join(without)}" if without else ""
+        raise InputError(f"{name} is {value!r}; it must be a text of 1 to {longest} characters{further}")
+    return str(value)
+
+
+def project(name: str, value: Any) -> str:
+    """A name that W&B allows for a project."""
+    return text(name, value, without="/\\#?%:")
+
+
+def label(name: str, value: Any) -> str | None:
+    """A text or null."""
+    return None if value is None else text(name, value)
+
+
+def tags(name: str, value: Any) -> list[str]:
+    """A list of different texts, each short enough for W&B."""
+    if not isinstance(value, list) or len(set(map(str, value))) < len(value):
+        raise InputError(f"{name} is {value!r}; it must be a list of different texts, such as [paper]")
+    return [text(f"{name} entry", entry, longest=64) for entry in value]
+
+
+DASHBOARD_RULES: dict[str, Check] = {
+    "logger.mode": mode,
+    "logger.project": project,
+    "logger.name": label,
+    "logger.group": label,
+    "logger.job_type": label,
+    "logger.tags": tags,
+}
 
 
 RULES: dict[str, Check] = {  # the first that matches counts

@@ -10,28 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
-from nsr import __version__, dashboards
-from nsr.interventions.command import run_interventions
-from nsr.callbacks import ProgressLine, RunRecords, SensitivityLogger, TrainingAlarms
-from nsr.callbacks.checkpoints import PLACE, Checkpoints, Interruption, PlainCheckpointIO
-from nsr.app.checkpoints import load_network, take_over_checkpoint
-from nsr.app.command_line import run_directory
-from nsr.run.directory import read_json
-from nsr.training.compilation import Compilation
-from nsr.app.composition import plain, plain_value
-from nsr.app.configuration import unusual_epsilon
-from nsr.data import ImageData
-from nsr.errors import InputError
-from nsr.evaluation import report
-from nsr.evaluation.masking_checks import alarms, stop_where_raised
-from nsr.evaluation.cache import Chunks, fingerprint, images_fingerprint, network_fingerprint
-from nsr.evaluation.corrupted import corruption_figures, measure_corruptions
-from nsr.evaluation.curve import expand_curve, write_curve
-from nsr.evaluation.naming import shown_attacks
-from nsr.evaluation.probes import PROBES
-from nsr.run.files import write_json
-from nsr.run.signals import Interrupted, Signals, interruptible
-from nsr.models.weights import read_checkpoint
+from nsr import __version__, loggers
 from nsr.app.build import (
     build_analyses,
     build_callbacks,
@@ -41,11 +20,31 @@ from nsr.app.build import (
     build_trainer,
     instantiate,
 )
-from nsr.run.processes import global_rank, leave_processes, see_devices_again
-from nsr.run.reading import validated
+from nsr.app.checkpoints import load_network, take_over_checkpoint
+from nsr.app.command_line import run_directory
+from nsr.app.composition import plain, plain_value
+from nsr.app.configuration import unusual_epsilon
 from nsr.app.preflight import check_machine
+from nsr.callbacks import ProgressLine, RunRecords, SensitivityLogger, TrainingAlarms
+from nsr.callbacks.checkpoints import PLACE, Checkpoints, Interruption, PlainCheckpointIO
+from nsr.data import ImageData
+from nsr.errors import InputError
+from nsr.evaluation import report
+from nsr.evaluation.cache import Chunks, fingerprint, images_fingerprint, network_fingerprint
+from nsr.evaluation.corrupted import corruption_figures, measure_corruptions
+from nsr.evaluation.curve import expand_curve, write_curve
+from nsr.evaluation.masking_checks import alarms, stop_where_raised
+from nsr.evaluation.naming import shown_attacks
+from nsr.evaluation.probes import PROBES
+from nsr.interventions.command import run_interventions
+from nsr.models.weights import read_checkpoint
+from nsr.run.directory import read_json
+from nsr.run.files import validated, write_json
+from nsr.run.processes import global_rank, leave_processes, see_devices_again
 from nsr.run.resumption import OWN, Earlier, begin_anew, earlier_run, readable_checkpoint
+from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.run.status import leaves_status
+from nsr.training.compilation import Compilation
 from nsr.training.module import RobustClassifier
 
 log = logging.getLogger(__name__)
@@ -100,7 +99,7 @@ def _train(
     trainer, orderly = None, False
     logger = instantiate(config.logger, save_dir=str(directory))
     try:
-        dashboards.log_settings(logger, settings)
+        loggers.log_settings(logger, settings)
         signs = TrainingAlarms(directory, stop_on=config.alarms.stop_on)
         checkpoints = Checkpoints(directory / "checkpoints")
         callbacks = [
@@ -115,7 +114,7 @@ def _train(
         results = test_best_and_last(trainer, module, data, directory / "checkpoints")
         if trainer.is_global_zero:
             results = validated(directory / "metrics.csv", results["best_epoch"]) | results
-            dashboards.log_results(logger, results, step=trainer.global_step)
+            loggers.log_results(logger, results, step=trainer.global_step)
             report.write_outcomes(directory / "images.csv", module.suite.outcomes)  # of the best checkpoint
             write_curve(directory, results, config)
             write_json(directory / "metrics.json", results)  # last: with it the run is finished
@@ -125,7 +124,7 @@ def _train(
         orderly = signals.received != 0  # every process ends by itself
         raise
     finally:
-        dashboards.finish(logger)
+        loggers.finish(logger)
         leave_processes(trainer, orderly=orderly)
     return results
 

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from nsr.boundary import check_batch
-from nsr.errors import InputError, check_choice, check_epsilon, check_number
+from nsr.errors import InputError, check_batch, check_choice, check_epsilon, check_number
 from nsr.modes import frozen_parameters, network_mode
 
 VERSIONS = ("standard", "plus", "rand", "custom")

@@ -17,8 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from nsr.attacks.balls import BALLS
-from nsr.boundary import check_batch, check_logits
-from nsr.errors import InputError, check_choice, check_epsilon, check_number, fraction
+from nsr.errors import InputError, check_batch, check_choice, check_epsilon, check_logits, check_number, fraction
 from nsr.losses import cross_entropy, kl_divergence, margin, precise
 from nsr.modes import MODES, batch_norm, frozen_parameters, network_mode, unchanged_buffers
 

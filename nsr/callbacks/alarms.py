@@ -16,10 +16,10 @@ from nsr.callbacks.epochs import finished_epochs
 from nsr.callbacks.training_checks import RULES, Epoch, Judgement
 from nsr.errors import RunStopped, check_choice
 from nsr.evaluation.masking_checks import Alarm, in_one_line
-from nsr.run.files import write_json
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.modes import full_precision
 from nsr.randomness import draw_seed
+from nsr.run.files import write_json
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 
 from nsr.callbacks.epochs import finished_epochs
 from nsr.errors import RunStopped
-from nsr.run.files import append_rows, write_json
-from nsr.metrics.sensitivity import LayerSensitivity
-from nsr.run.processes import check_same_settings
 from nsr.metrics.layer_summary import LayerTelemetry
+from nsr.metrics.sensitivity import LayerSensitivity
+from nsr.run.files import append_rows, write_json
+from nsr.run.processes import check_same_settings
 
 RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv")  # that grow with the epochs
 SENSITIVITY_COLUMNS = ("epoch", "layer", "neuron", "absolute", "relative", "mean_activation")

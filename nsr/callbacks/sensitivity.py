@@ -13,14 +13,14 @@ from torch import Generator, Tensor
 from nsr.callbacks.epochs import finished_epochs
 from nsr.callbacks.heat_map import draw_heat_map
 from nsr.callbacks.records import write_layers, write_sensitivities
-from nsr.loggers import log_picture, log_sensitivities
 from nsr.errors import InputError, check_number
 from nsr.features import FeatureTaps
 from nsr.layers import find_layers
+from nsr.loggers import log_picture, log_sensitivities
+from nsr.metrics.layer_summary import Telemetry
 from nsr.metrics.sensitivity import LayerSensitivity, NetworkSensitivity, network_sums
 from nsr.modes import full_precision
 from nsr.randomness import draw_seed
-from nsr.metrics.layer_summary import Telemetry
 
 DRAWING_SHARE = 0.01  # of the time that may go into pictures before the end
 FIRST_DRAWING_SECONDS = 1.0  # what the first is taken to cost, matplotlib's import in it

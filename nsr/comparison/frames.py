@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas
 
-from nsr.run.directory import find_runs
 from nsr.comparison.labels import method_labels, place_in_tables, told
 from nsr.comparison.reading import Run, evaluate_command, read_run
 from nsr.comparison.settings import (
@@ -24,6 +23,7 @@ from nsr.comparison.settings import (
     objective_name,
 )
 from nsr.errors import InputError
+from nsr.run.directory import find_runs
 
 MEASURES = ("absolute", "relative", "mean_activation")
 STRONG = "autoattack"  # what published tables ask for; told where it is missing

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nsr.run.directory import marked, read_json, read_settings, read_yaml, standing
 from nsr.comparison.settings import images_and_ball
-from nsr.run.reading import layer_means, whole_rows
+from nsr.run.directory import marked, read_json, read_settings, read_yaml, standing
+from nsr.run.files import layer_means, whole_rows
 
 TRAINING_END = "end of training"
 WORST = "worst_case_accuracy"

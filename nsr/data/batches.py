@@ -52,6 +52,7 @@ class TrainingBatches(Sampler[list[int]]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch whose order is drawn."""
         self.epoch = epoch
 
     def weight(self, batch_idx: int) -> float:

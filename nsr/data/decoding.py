@@ -46,6 +46,7 @@ class LazyImages(Dataset[tuple[Tensor, int]]):
         return torch.from_numpy(image).to(torch.float32).div_(255), int(self.labels[index])
 
     def subset(self, indices: Tensor) -> LazyImages:
+        """Return the images at these indices."""
         paths, labels = self.paths[indices.numpy()], self.labels[indices]
         return LazyImages(paths, labels, channels=self.channels, image_size=self.image_size)
 
@@ -67,6 +68,7 @@ def decode_all(paths: Sequence[str], *, channels: int, image_size: int) -> Tenso
 
 
 def all_grey(paths: Sequence[str]) -> bool:
+    """Return whether every image is grayscale."""
     return all(_reading(path, lambda image: image.mode) in GREY_MODES for path in paths)
 
 

@@ -228,9 +228,11 @@ class LateLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
+        """Return the epoch and how many of its batches were handed out."""
         return dict(zip(("epoch", "batches"), self.place, strict=True))
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the batches that `state_dict` counted."""
         self.batch_sampler.taken_up = (state["epoch"], state["batches"])  # type: ignore[union-attr]
 
 

@@ -14,11 +14,10 @@ from rich.table import Table
 from torch import Tensor
 
 from nsr.callbacks.records import SENSITIVITY_COLUMNS, write_sensitivities
-from nsr.evaluation.masking_checks import Alarm
 from nsr.evaluation.corrupted import CorruptionAccuracy
-from nsr.run.files import append_rows, write_json, write_rows
+from nsr.evaluation.masking_checks import Alarm
 from nsr.metrics.sensitivity import LayerSensitivity
-from nsr.run.reading import layer_means
+from nsr.run.files import append_rows, layer_means, write_json, write_rows
 from nsr.sensitivity import most_sensitive
 from nsr.training.module import RobustClassifier
 

@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nsr.interventions.intervene import attacked, check_halves, halves
-from nsr.interventions.experiment import Interventions
-from nsr.interventions.ranking import Pairs
-from nsr.interventions.report import contrasts_table, effects_table, layers_table, write_effects
 from nsr.data import ImageData
 from nsr.errors import InputError
 from nsr.evaluation.report import show
+from nsr.interventions.experiment import Interventions
+from nsr.interventions.intervene import attacked, check_halves, halves
+from nsr.interventions.ranking import Pairs
+from nsr.interventions.report import contrasts_table, effects_table, layers_table, write_effects
 from nsr.training.module import RobustClassifier
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nsr.interventions.bootstrap import Bootstrap, Interval
-from nsr.interventions.ranking import LayerRanking
-from nsr.interventions.controls import MOST, WHOLE, NeuronSets
 from nsr.errors import InputError
+from nsr.interventions.bootstrap import Bootstrap, Interval
+from nsr.interventions.controls import MOST, WHOLE, NeuronSets
+from nsr.interventions.ranking import LayerRanking
 
 if TYPE_CHECKING:
     import pandas

@@ -16,11 +16,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from nsr.interventions.effects import Effects, Outcomes
-from nsr.interventions.ranking import RANKINGS, LayerRanking, Pairs, rank_neurons
-from nsr.interventions.patching import Recording, Replay
-from nsr.interventions.controls import NeuronSets, neuron_sets
 from nsr.errors import InputError, check_choice, check_number, did_you_mean
+from nsr.interventions.controls import NeuronSets, neuron_sets
+from nsr.interventions.effects import Effects, Outcomes
+from nsr.interventions.patching import Recording, Replay
+from nsr.interventions.ranking import RANKINGS, LayerRanking, Pairs, rank_neurons
 from nsr.layers import Layer, as_list, calls_matching
 from nsr.losses import margin
 

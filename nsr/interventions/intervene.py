@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from nsr.interventions.experiment import Interventions
+from nsr.errors import InputError, check_batch, check_logits, check_number
 from nsr.interventions.effects import Effects
+from nsr.interventions.experiment import Interventions
 from nsr.interventions.ranking import Pairs
-from nsr.boundary import check_batch, check_logits
-from nsr.errors import InputError, check_number
 from nsr.layers import find_layers
 from nsr.modes import full_precision, network_mode
 from nsr.randomness import draw_seed, frozen_stream

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nsr.interventions.passes import Call, Reads, Step, Substitution, Trace
 from nsr.errors import InputError
+from nsr.interventions.passes import Call, Reads, Step, Substitution, Trace
 from nsr.layers import Layer, is_compiled, name_and_call, named_modules
 from nsr.modes import full_precision, network_mode
 

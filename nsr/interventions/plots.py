@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nsr.interventions.effects import Row
 from nsr.interventions.controls import ENERGY, LEAST, MASS, MOST, RANDOM, SIZE, WHOLE
+from nsr.interventions.effects import Row
 from nsr.plotting import COLUMN, new_figure, styled
 
 if TYPE_CHECKING:

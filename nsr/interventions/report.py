@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
-from nsr.interventions.plots import layer_figure, network_figure
-from nsr.interventions.effects import Effects, Row
 from nsr.interventions.controls import LEAST, MASS, MOST, SIZE, WHOLE
+from nsr.interventions.effects import Effects, Row
+from nsr.interventions.plots import layer_figure, network_figure
 from nsr.plotting import save
 from nsr.run.files import append_rows, write_json
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from nsr.app.configuration import flat
 from nsr.loggers.fault_tolerant import steadily
-from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.metrics.layer_summary import LayerTelemetry
+from nsr.metrics.sensitivity import LayerSensitivity
 
 # by name, so that asking about a logger loads no dashboard
 _HOMES = {"WandbLogger": "nsr.loggers.wandb", "TensorBoardLogger": "nsr.loggers.tensorboard"}

@@ -14,9 +14,9 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from torch.utils.tensorboard.summary import hparams
 
 from nsr.loggers.fault_tolerant import reason, steadily
+from nsr.metrics.layer_summary import LayerTelemetry
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.sensitivity import sensitivity_histogram
-from nsr.metrics.layer_summary import LayerTelemetry
 
 NAME = "TensorBoard"
 log = logging.getLogger(__name__)

@@ -18,10 +18,10 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 
 from nsr.loggers.fault_tolerant import reason, steadily
+from nsr.metrics.layer_summary import LayerTelemetry
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.run.processes import global_rank
 from nsr.sensitivity import sensitivity_histogram
-from nsr.metrics.layer_summary import LayerTelemetry
 
 NAME = "W&B"
 INIT_SECONDS = 10  # that a host may take to answer before the run is recorded offline

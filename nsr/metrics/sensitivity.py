@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from nsr.errors import check_choice
 from nsr.layers import Layer
-from nsr.run.reading import ratio
+from nsr.run.files import ratio
 from nsr.sensitivity import KINDS, SensitivitySums, divide, sensitivity_sums
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from nsr.errors import InputError
 
-PROGRAMS = Path(__file__).resolve().parent.parent  # the folder of train.py and evaluate.py
+PROGRAMS = Path(__file__).resolve().parents[2]  # the folder of train.py and evaluate.py
 OF_A_RUN = (
     *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("PL_GLOBAL_SEED", "PL_SEED_WORKERS"),

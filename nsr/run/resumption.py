@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nsr.run.directory import marked, read_json, read_yaml
 from nsr.app.configuration import flat
 from nsr.errors import InputError
+from nsr.run.directory import marked, read_json, read_yaml
 from nsr.run.processes import is_started_from_outside
 
 AUTO = "auto"

@@ -54,6 +54,7 @@ class Signals:
         self.received = 0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
+        """Receive a signal."""
         if not self.patient or self.received:
             raise Interrupted(number)
         self.received = number

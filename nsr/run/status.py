@@ -16,9 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from nsr.app.command_line import run_directory
 from nsr.run.directory import SIGN_SECONDS, job_of_slurm
 from nsr.run.files import write_json
-from nsr.run.signals import Interrupted
 from nsr.run.processes import global_rank
 from nsr.run.resumption import check_unused
+from nsr.run.signals import Interrupted
 
 Result = TypeVar("Result")
 

@@ -13,8 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Generator, Tensor, distributed, nn
 
-from nsr.boundary import check_batch
-from nsr.errors import InputError, RunStopped
+from nsr.errors import InputError, RunStopped, check_batch
 from nsr.evaluation.suite import Attack, Suite
 from nsr.features import FeatureTaps
 from nsr.layers import Layer

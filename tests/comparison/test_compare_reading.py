@@ -15,7 +15,7 @@ import pytest
 from nsr.app.train import evaluate, train
 from nsr.compare import read_runs
 from nsr.errors import InputError, RunStopped
-from nsr.run.reading import layer_means, whole_rows
+from nsr.run.files import layer_means, whole_rows
 from nsr.run.status import recorded_status
 from tests.conftest import TINY, job
 from tests.made_runs import make_evaluation, make_run

@@ -20,15 +20,15 @@ from reference import (
 )
 from torch import Tensor, nn
 
-from nsr.interventions import Effects, Interventions, intervene
-from nsr.interventions.intervene import halves
-from nsr.interventions.conductance import conductance
-from nsr.interventions.ranking import Pairs, rank_neurons
-from nsr.interventions.patching import Replay
-from nsr.interventions.controls import neuron_sets
 from nsr.attacks import GradientAttack, pgd
 from nsr.errors import InputError
 from nsr.features import capture_features
+from nsr.interventions import Effects, Interventions, intervene
+from nsr.interventions.conductance import conductance
+from nsr.interventions.controls import neuron_sets
+from nsr.interventions.intervene import halves
+from nsr.interventions.patching import Replay
+from nsr.interventions.ranking import Pairs, rank_neurons
 from nsr.layers import find_layers
 
 SETTINGS = {"shares": [0.25, 0.5], "draws": 4, "replicates": 200}

@@ -12,9 +12,9 @@ from reference import COSTLY_PROPERTY, Raising, TokenNet, inventory, residual_ne
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nsr.interventions.patching import TRIAL_IMAGES, Replay
 from nsr.errors import InputError
 from nsr.features import capture_features
+from nsr.interventions.patching import TRIAL_IMAGES, Replay
 from nsr.layers import Layer, find_layers, name_and_call, named_modules
 from nsr.models import Classifier, ResNet20
 

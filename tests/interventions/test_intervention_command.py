@@ -8,13 +8,13 @@ from dataclasses import asdict
 
 import pytest
 
-from nsr.interventions import intervene
-from nsr.interventions.command import progress_line
-from nsr.app.train import evaluate
+from nsr.app.build import build_data, build_module
 from nsr.app.checkpoints import take_over_checkpoint
 from nsr.app.command_line import check_command_line
+from nsr.app.train import evaluate
 from nsr.data import TensorImages
-from nsr.app.build import build_data, build_module
+from nsr.interventions import intervene
+from nsr.interventions.command import progress_line
 from tests.conftest import job
 
 SMALL = [f"analysis.interventions.{setting}" for setting in ("shares=[0.5]", "draws=3", "replicates=100")]

@@ -8,8 +8,7 @@ import re
 import pytest
 import torch
 
-from nsr.boundary import check_batch, check_logits
-from nsr.errors import InputError
+from nsr.errors import InputError, check_batch, check_logits
 
 IMAGES = torch.linspace(0, 1, 24).view(4, 1, 2, 3)
 LABELS = torch.tensor([0, 1, 2, 1])

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from nsr.interventions.plots import FAMILIES, layer_figure, network_figure
 from nsr.interventions.effects import Row
+from nsr.interventions.plots import FAMILIES, layer_figure, network_figure
 from nsr.plotting import COLUMN, DOTS, save
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
