@@ -7,12 +7,17 @@ and the library checks the arguments of its functions with the very same lines.
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+CLOSE = 0.7  # similarity from which a name is suggested
 
 
 class InputError(ValueError):
@@ -20,9 +25,24 @@ class InputError(ValueError):
 
 
 def did_you_mean(got: object, allowed: Iterable[str]) -> str:
-    """' (did you mean X?)' where a name close to `got` is allowed, else ''."""
-    close = difflib.get_close_matches(str(got), list(allowed), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """Return " (did you mean X?)" for the allowed name that is closest to `got`, "" where none is close."""
+    text, names = str(got).lower(), list(allowed)
+    sections = {name.rpartition(".")[0] for name in names}
+    own = [name for name in names if name in sections and text.startswith(f"{name}.")]  # optimizer, of optimizer.foo
+    scores = [(_closeness(text, name.lower()), -len(name), name) for name in names if name not in own]
+    score, _, best = max(scores, default=(0.0, 0, ""))
+    return f" (did you mean {best!r}?)" if score >= CLOSE else ""
+
+
+def _closeness(got: str, name: str) -> float:
+    """Return a similarity in [0, 1]; a section in common does not count: optimizer.foo is not close to optimizer.lr."""
+    section = f"{got.rpartition('.')[0]}."
+    if name.startswith(section):
+        got, name = got.removeprefix(section), name.removeprefix(section)
+    is_part = name.endswith(tuple(f"{mark}{got}" for mark in "._/-")) or got.startswith(f"{name}.")  # mnist, a tag
+    if is_part or sorted(got) == sorted(name):  # pdg
+        return 0.9
+    return difflib.SequenceMatcher(None, name, got).ratio()
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
@@ -161,3 +181,68 @@ def check_logits(logits: Any, labels: Tensor, *, classes: int | None = None) -> 
         raise InputError(f"the network gives {logits.shape[1]} logits an image; the data have {classes} classes")
     if classes is None and int(labels.max()) >= logits.shape[1]:
         raise InputError(f"labels hold the class {int(labels.max())}; the network gives {logits.shape[1]} logits")
+
+
+# ---------------------------------------------------------------- calls of what a configuration names by _target_
+
+
+def named_arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
+    """Return {keyword argument: whether it is required}, and whether the function takes any others too."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some callables written in C have no signature
+        return {}, True
+    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {each.name: each.default is each.empty for each in parameters if each.kind in by_keyword}
+    return named, any(each.kind is each.VAR_KEYWORD for each in parameters)
+
+
+def call_checked(group: str, function: Callable[..., Any], settings: Mapping[str, Any], /, **offered: Any) -> Any:
+    """Call what `group._target_` names with the settings of that configuration group.
+
+    Args:
+        offered: further values, each passed only where the signature names it and the settings do not set it.
+    Errors:
+        InputError: a setting that the signature does not name, a required argument that is missing, or, in one line,
+            what the function raised.
+    """
+    named, takes_others = named_arguments(function)
+    name = dotted_name(function)
+    arguments = {**{key: value for key, value in offered.items() if key in named}, **settings}
+    for key in settings if not takes_others else ():
+        if key not in named:
+            known = ", ".join(named) or "none"
+            raise InputError(f"{group}.{key} is no argument of {name}{did_you_mean(key, named)}; it takes {known}")
+    if missing := [key for key, required in named.items() if required and key not in arguments]:
+        raise InputError(f"{name} needs the argument {missing[0]}; set {group}.{missing[0]}")
+    try:
+        return function(**arguments)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name} failed: {type(error).__name__}: {one_line(error)}") from error
+
+
+def dotted_name(function: Any) -> str:
+    """Return the module and name of a class or function, those of the class for an object."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def one_line(error: BaseException) -> str:
+    """Return the text of an error in one line of up to 300 characters, its class name where it has no text."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def check_fits_memory(what: str, size_bytes: float, fix: str) -> None:
+    """Raise InputError where so many bytes exceed the physical memory of this machine."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return
+    if size_bytes > memory:
+        raise InputError(
+            f"{what} takes {size_bytes / 1e9:,.0f} GB; it must fit in the {memory / 1e9:,.0f} GB of this machine's "
+            f"memory; {fix}"
+        )

@@ -1,18 +1,19 @@
-"""The layers of a network: which can be tapped, what they are called, how many neurons they have."""
+"""Layers of a network: which outputs can be captured, their names, how many neurons they have."""
 
 from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from nsr.compat import tensor_version, without_compilation, without_compilation_prefix
 from nsr.errors import InputError, did_you_mean
-from nsr.modes import batch_norm, network_mode, unchanged_buffers
+from nsr.modes import batch_norm_mode, eager_mode, network_mode, unchanged_buffers
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +22,17 @@ ACTIVATIONS = (
     *(nn.Softplus, nn.Softsign, nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Threshold, nn.Tanhshrink, nn.Softshrink),
     *(nn.Hardshrink, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.GLU),
 )
+NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One tapped output of a network."""
+    """One output of a network: (batch, neuron), (batch, neuron, height, width) or (batch, token, neuron)."""
 
     name: str  # the module's name, with #2 for its second call in a pass
     neurons: int
     neuron_dim: int = 1  # -1 for tokens (batch, token, dim)
-    copied: bool = False  # something later works on it in place
+    copied: bool = False  # a later in-place operation overwrites it
 
 
 def find_layers(
@@ -38,37 +40,39 @@ def find_layers(
     images: Tensor,
     layers: str | Sequence[str] | None = None,
     *,
-    within: nn.Module | None = None,
+    root: nn.Module | None = None,
 ) -> list[Layer]:
-    """The layers to tap, in the order of their calls, found by a trial pass; the network is left as it was.
+    """Find the layers to capture, in the order of their calls, by a pass in eval mode and one in train mode.
+
+    The network is left as it was: modes, buffers, gradients, hooks and random states.
 
     Args:
         net: the network, called as net(images).
         images: a few images of the right shape, (batch, channel, height, width); at least 2 for BatchNorm.
         layers: names or patterns; None: the activation modules, each call its own entry; where there are none the
             outputs of the named children; for token models, whose activations are (batch, token, dim), the outputs of
-            the blocks. The network's own output is left out.
-        within: the part of `net` that names refer to (None: `net`).
+            the blocks. The network's own output is left out. So are modules that only a pass in train mode calls
+            (an auxiliary head), and modules that no pass calls; both are logged in one line.
+        root: the module that the names refer to; None: `net`.
 
     Errors:
-        InputError: a pattern that matches nothing, or a chosen output that is no (batch, neuron, ...) tensor.
+        InputError: a pattern without a layer; a named layer that gives no (batch, neuron, ...) tensor in eval mode; a
+            traced or exported network, whose sub-modules are never called.
     """
-    seen = _observe(net, images, within or net, mode="eval")
-    # dropout in place works in training alone
-    written = {name for name, call in _observe(net, images, within or net, mode="train").items() if call.layer.copied}
-    seen = {
-        name: replace(call, layer=replace(call.layer, copied=call.layer.copied or name in written))
-        for name, call in seen.items()
-    }
+    root = net if root is None else root
+    check_not_traced(net, root)
+    seen, trained = (_observe(net, images, root, mode=mode) for mode in ("eval", "train"))
+    if not seen and not trained and len(named_modules(root)) > 0:
+        raise traced(root)
     if layers is None:
-        return [seen[name].layer for name in _default_layers(seen, within or net)]
-    chosen: set[str] = set()
-    for pattern in as_list(layers):
-        matching = calls_matching(pattern, list(seen))
-        if not matching:
-            raise no_match(pattern, list(seen), within or net)
-        chosen.update(matching)
-    return [call.layer for name, call in seen.items() if name in chosen]
+        chosen, candidates = _default_layers(seen, root)
+        called = {name_and_call(name)[0] for name in seen}
+        _log_left_out([name for name in candidates if name not in called], trained)
+    else:
+        chosen = {name for pattern in as_list(layers) for name in _matching(pattern, seen, trained, root)}
+    # in-place dropout writes in training alone
+    overwritten = {name for calls in (seen, trained) for name, call in calls.items() if call.layer.copied}
+    return [replace(call.layer, copied=name in overwritten) for name, call in seen.items() if name in chosen]
 
 
 @dataclass(frozen=True)
@@ -79,89 +83,155 @@ class _Call:
     is_output: bool
 
 
-class _Observer:
-    def __init__(self) -> None:
-        self.calls: dict[str, tuple[nn.Module, Tensor, int]] = {}
+def _observe(net: nn.Module, images: Tensor, root: nn.Module, *, mode: str) -> dict[str, _Call]:
+    """Make one pass; return each call of a module: the shape of its output, whether that is overwritten later."""
+    observed: dict[str, tuple[nn.Module, Tensor, int | None]] = {}
+    counts: dict[str, int] = {}
 
-    def watch(self, name: str, module: nn.Module, output: object) -> None:
-        value = output[0] if isinstance(output, tuple) else output
-        if isinstance(value, Tensor) and value.ndim >= 2:
-            call = 1 + sum(entry.partition("#")[0] == name for entry in self.calls)
-            self.calls[name if call == 1 else f"{name}#{call}"] = (module, value, value._version)
+    def observe(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        value = main_tensor(output)
+        if value is not None and value.ndim >= 2:
+            counts[name] = counts.get(name, 0) + 1
+            observed[call_name(name, counts[name])] = (module, value, tensor_version(value))
 
-
-def _observe(net: nn.Module, images: Tensor, within: nn.Module, *, mode: str) -> dict[str, _Call]:
-    """Every module's outputs in one pass: what they look like and whether they were overwritten afterwards."""
-    observer = _Observer()
-    handles = [
-        module.register_forward_hook(lambda module, _, output, name=name: observer.watch(name, module, output))
-        for name, module in named_modules(within).items()
-    ]
+    handles = [module.register_forward_hook(partial(observe, name)) for name, module in named_modules(root).items()]
     devices = [images.device] if images.device.type == "cuda" else []
-    # as written, for code that was compiled before does not see these hooks
-    stance = torch.compiler.set_stance("force_eager") if is_compiled(net) else nullcontext()
     try:
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices), stance:
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices), eager_mode():
             images = images.clone()
-            with unchanged_buffers(net), network_mode(net, mode), batch_norm(net, "batch"):
-                result = net(images)
+            with unchanged_buffers(net), network_mode(net, mode), batch_norm_mode(net, "batch"):
+                outputs = list(tensors_in(net(images)))
     finally:
         for handle in handles:
             handle.remove()
     calls = {}
-    for name, (module, value, version) in observer.calls.items():
+    for name, (module, value, version) in observed.items():
         neuron_dim = -1 if value.ndim == 3 else 1
-        layer = Layer(name, value.shape[neuron_dim], neuron_dim, copied=value._version != version)
-        calls[name] = _Call(layer, module, value.ndim, is_output=value is result)
+        layer = Layer(name, value.shape[neuron_dim], neuron_dim, copied=tensor_version(value) != version)
+        calls[name] = _Call(layer, module, value.ndim, is_output=any(value is output for output in outputs))
     return calls
 
 
-def _default_layers(seen: dict[str, _Call], within: nn.Module) -> list[str]:
+def _default_layers(seen: Mapping[str, _Call], root: nn.Module) -> tuple[Collection[str], list[str]]:
+    """Return the layers found by default, and the names of all modules of their kind."""
+    modules = named_modules(root)
     inner = {name: call for name, call in seen.items() if not call.is_output}
-    if blocks := _blocks(inner, within):
-        return blocks
+    if blocks := _blocks(inner, root):
+        kinds = {type(inner[name].module) for name in blocks}
+        return blocks, [name for name, module in modules.items() if type(module) in kinds]
     if activations := [name for name, call in inner.items() if isinstance(call.module, ACTIVATIONS)]:
-        return activations
-    kind = type(without_compilation(within)).__name__
-    children = {name for name, _ in without_compilation(within).named_children()}
-    named = [name for name in inner if name.partition("#")[0] in children]
+        return activations, [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)]
+    children = default_children(root)
+    named = [name for name in inner if name_and_call(name)[0] in children]
+    kind = type(without_compilation(root)).__name__
     if not named:
-        raise InputError(f"no layer of {kind} can be tapped by default: name some with layers=[...]")
-    log.warning("%s has no activation modules: tapping its children %s", kind, ", ".join(named))
-    return named
+        raise InputError(f"{kind} has no layer that can be captured by default; name some with layers=[...]")
+    log.warning("%s has no activation modules: using its children %s", kind, ", ".join(named))
+    return named, children
 
 
-def _blocks(seen: dict[str, _Call], within: nn.Module) -> list[str]:
-    """The outermost repeated parts of a token model: siblings of one class with parts of their own."""
+def default_children(root: nn.Module) -> list[str]:
+    """Return the names of the children, the layers of a network without activation modules."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in root.modules()):
+        raise traced(root)  # its activations exist, but not as modules that are called
+    return [name for name, _ in without_compilation(root).named_children()]
+
+
+def _blocks(seen: Mapping[str, _Call], root: nn.Module) -> list[str]:
+    """Return the outermost repeated parts of a token model: siblings of one class with sub-modules of their own."""
     blocks: list[str] = []
     for name, call in seen.items():
-        parent = without_compilation(within).get_submodule(name.partition("#")[0].rpartition(".")[0])
+        parent = without_compilation(root).get_submodule(name.partition("#")[0].rpartition(".")[0])
         siblings = sum(type(child) is type(call.module) for child in parent.children())
         if call.dimensions == 3 and siblings >= 2 and any(True for _ in call.module.children()):
             blocks.append(name)
     return [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
 
 
+def _matching(pattern: str, seen: Mapping[str, _Call], trained: Mapping[str, _Call], root: nn.Module) -> list[str]:
+    """Return the layers that a user's pattern means, InputError where a pass in eval mode reaches none of them."""
+    matching = calls_matching(pattern, list(seen))
+    training = [name for name in calls_matching(pattern, list(trained)) if name not in seen]
+    if matching:
+        _log_left_out(training, trained)
+        return matching
+    if training:
+        raise InputError(
+            f"layer {training[0]!r} runs in train mode only, as an auxiliary head does; sensitivities are measured in "
+            "eval mode: leave it out of layers"
+        )
+    module, _ = name_and_call(pattern)
+    uncalled = fnmatch.filter(named_modules(root), module)
+    if uncalled and not calls_matching(module, list(seen)):
+        raise InputError(
+            f"layer {uncalled[0]!r} gives no (batch, neuron, ...) tensor in a forward pass, which may not call it; "
+            f"name another layer, such as {some_names(list(seen))}"
+        )
+    raise no_match(pattern, list(seen), root)
+
+
+def _log_left_out(names: Sequence[str], trained: Collection[str]) -> None:
+    """Log the layers that a pass in eval mode does not reach, in one line a reason."""
+    training, never = [name for name in names if name in trained], [name for name in names if name not in trained]
+    if training:
+        log.warning("layers that run in train mode only are left out: %s", some_names(training))
+    if never:
+        log.warning("layers that no forward pass calls are left out: %s", some_names(never))
+
+
+def main_tensor(output: object) -> Tensor | None:
+    """Return a module's output tensor, of a tuple the first entry; None where that is no tensor."""
+    value = output[0] if isinstance(output, tuple) and output else output
+    return value if isinstance(value, Tensor) else None
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in a network's output: a tensor, or a tuple, list, mapping or dataclass of such."""
+    if isinstance(value, Tensor):
+        yield value
+        return
+    value = vars(value) if is_dataclass(value) else value
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    for part in parts:
+        yield from tensors_in(part)
+
+
+def check_not_traced(net: nn.Module, root: nn.Module) -> None:
+    """Raise InputError where `root` was traced or scripted, or a part of `net` exported: no hook fires there."""
+    if isinstance(root, torch.jit.ScriptModule) or any(_is_exported(module) for module in net.modules()):
+        raise traced(root)
+
+
+def _is_exported(module: nn.Module) -> bool:
+    """Return whether a graph holds modules with parameters and calls none, as torch.export makes it."""
+    if not isinstance(module, fx.GraphModule):
+        return False
+    holders = {name.rpartition(".")[0] for name, _ in module.named_parameters()} - {""}
+    return bool(holders) and holders.isdisjoint(node.target for node in module.graph.nodes if node.op == "call_module")
+
+
+def traced(root: nn.Module) -> InputError:
+    """Return the error of a network whose sub-modules are not called."""
+    return InputError(
+        f"{type(without_compilation(root)).__name__} calls none of its sub-modules in a forward pass, as a traced, "
+        "scripted or exported network; hooks cannot capture its layers: pass the original nn.Module"
+    )
+
+
 def named_modules(net: nn.Module) -> dict[str, nn.Module]:
-    """The sub-modules by name, without what torch.compile puts in front of a name."""
-    return {
-        name.replace("_orig_mod.", ""): module for name, module in net.named_modules() if name not in ("", "_orig_mod")
-    }
-
-
-def without_compilation(net: nn.Module) -> nn.Module:
-    """The module that torch.compile wraps; any other as it is."""
-    return getattr(net, "_orig_mod", net)
-
-
-def is_compiled(net: nn.Module) -> bool:
-    """Whether torch.compile has been asked for any part of `net`."""
-    return any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for module in net.modules())
+    """Return the sub-modules by name, without torch.compile's prefix; those of TorchScript take no hooks."""
+    modules = {without_compilation_prefix(name): module for name, module in net.named_modules()}
+    return {name: module for name, module in modules.items() if name and not isinstance(module, torch.jit.ScriptModule)}
 
 
 def as_list(layers: str | Sequence[str] | None) -> list[str]:
-    """One pattern, several or none, as a list."""
+    """Return one pattern, several or none as a list."""
     return [layers] if isinstance(layers, str) else list(layers or [])
+
+
+def call_name(module: str, call: int) -> str:
+    """('relu', 2) -> 'relu#2'; ('relu', 1) -> 'relu'"""
+    return module if call == 1 else f"{module}#{call}"
 
 
 def name_and_call(entry: str) -> tuple[str, int | None]:
@@ -173,7 +243,7 @@ def name_and_call(entry: str) -> tuple[str, int | None]:
 
 
 def calls_matching(pattern: str, entries: Sequence[str]) -> list[str]:
-    """The entries that a pattern means: one call of a module (`relu#2`), or all of them where it names none."""
+    """Return the entries that a pattern means: one call of a module (`relu#2`), or all calls where it names none."""
     of_module, call = name_and_call(pattern)
     parts = [(entry, *name_and_call(entry)) for entry in entries]
     return [
@@ -182,11 +252,14 @@ def calls_matching(pattern: str, entries: Sequence[str]) -> list[str]:
 
 
 def no_match(pattern: str, names: Sequence[str], net: nn.Module) -> InputError:
-    """The error of a pattern that matches none of `names`."""
-    shown = ", ".join(repr(name) for name in names[:4])
-    more = f", ... ({len(names) - 4} more)" if len(names) > 4 else ""
-    name = type(without_compilation(net)).__name__
+    """Return the error of a pattern that matches none of `names`."""
     return InputError(
-        f"no layer matches {pattern!r} in {name}{did_you_mean(pattern, names)}; it has {shown}{more}; "
-        "layers takes names and patterns such as 'layer1.*'"
+        f"no layer matches {pattern!r} in {type(without_compilation(net)).__name__}{did_you_mean(pattern, names)}; it "
+        f"has {some_names(names)}; layers takes names and patterns such as 'layer1.*'"
     )
+
+
+def some_names(names: Collection[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f", ... ({len(names) - NAMES_SHOWN} more)" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(repr(name) for name in list(names)[:NAMES_SHOWN]) + more

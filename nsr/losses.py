@@ -1,6 +1,6 @@
-"""The losses of attacks and objectives as pure functions, a value an image, in at least float32.
+"""Losses of attacks and objectives as pure functions, one value per image, computed in float32 at least.
 
-Logits are (batch, class), labels (batch,); each function gives (batch,).
+Logits are (batch, class), labels (batch,); each function returns (batch,).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ def precise(tensor: Tensor) -> torch.dtype:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log p_y."""
-    return F.cross_entropy(logits.to(precise(logits)), labels, reduction="none")
+    """-log p_y; for class probabilities (batch, class) as labels, minus their mean of log p."""
+    logits = logits.to(precise(logits))
+    labels = labels.to(logits.dtype) if labels.is_floating_point() else labels
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -33,8 +35,13 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
     """KL(p || q) = sum over k of p_k (log p_k - log q_k), p of `logits` and q of `other`."""
-    log_p, log_q = (F.log_softmax(side.to(precise(side)), dim=1) for side in (logits, other))
+    log_p, log_q = (F.log_softmax(each.to(precise(each)), dim=1) for each in (logits, other))
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+def kl_from_clean(logits: Tensor, clean_logits: Tensor, labels: Tensor) -> Tensor:
+    """KL(p(x) || p(x')), the loss that TRADES' attack ascends (Zhang et al. 2019); its gradient is zero at x' = x."""
+    return kl_divergence(clean_logits, logits)
 
 
 def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

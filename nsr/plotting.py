@@ -1,10 +1,12 @@
-"""How every figure looks: as wide as a paper's column, on white, so that it can be read on a dark page as well.
+"""The style of every plot: as wide as a column of a paper, on white, so that dark pages can show it as well.
 
-The same drawing gives the same files. Colours are Okabe and Ito's (2008), which colour-blind readers can tell apart.
+The same drawing gives the same files. The colors are those of Okabe and Ito (2008), which color-blind readers can
+distinguish.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +19,13 @@ COLUMN = 3.3  # inches
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 PAPER = {"background": "#FFFFFF", "ink": "#1A1A1A", "grid": "#D9D9D9"}
 DARK = {"background": "#14171C", "ink": "#E6E6E6", "grid": "#3A3F47"}
-DOTS = 240  # an inch; a paper takes the PDF
+DOTS = 240  # per inch; a paper takes the PDF
+NOISY = ("fontTools", "matplotlib")  # log each table of an embedded font at INFO
 
 
 @contextmanager
 def styled(theme: Mapping[str, str] = PAPER) -> Iterator[None]:
-    """Inside, matplotlib draws in nsr's style; it is loaded here."""
+    """Apply nsr's style inside the block; matplotlib is loaded here."""
     import matplotlib
     from cycler import cycler
 
@@ -44,19 +47,19 @@ def styled(theme: Mapping[str, str] = PAPER) -> Iterator[None]:
         "lines.linewidth": 1,
         "lines.markersize": 3.2,
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), _warnings_only():
         yield
 
 
 def new_figure(*, height: float, width: float = COLUMN) -> Figure:
-    """An empty figure, in inches, without a window or a state of pyplot's."""
+    """Create an empty figure, sizes in inches, without a window or pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "pdf")) -> list[str]:
-    """PATH.png and PATH.pdf; gives their names.
+    """Write PATH.png and PATH.pdf and return their names.
 
     Args:
         path: without its suffix.
@@ -64,7 +67,20 @@ def save(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "pdf")) -> l
     import matplotlib
 
     names = [f"{path.name}.{kind}" for kind in kinds]
-    with matplotlib.rc_context({"pdf.fonttype": 42}):  # text stays text
+    with matplotlib.rc_context({"pdf.fonttype": 42}), _warnings_only():  # text stays text
         for name, kind in zip(names, kinds, strict=True):
             figure.savefig(path.with_name(name), dpi=DOTS, metadata={"CreationDate": None} if kind == "pdf" else None)
     return names
+
+
+@contextmanager
+def _warnings_only() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in NOISY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(max(logger.level, logging.WARNING))
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Neuron sensitivity: how far each neuron moves between a clean image and its adversarial twin.
+"""Neuron sensitivity: the change of each neuron's output between a clean image and its adversarial counterpart.
 
 A neuron m of layer l is one channel of a convolutional feature map, one unit of a fully connected layer, one
 embedding dimension of a token model; F_lm(x) is its output on x and x' the adversarial example of x. Over N pairs:
@@ -10,7 +10,7 @@ embedding dimension of a token model; F_lm(x) is its output on x and x' the adve
 Source: C. Zhang, A. Liu, X. Liu, Y. Xu, H. Yu, Y. Ma, T. Li, Interpreting and Improving Adversarial Robustness of
 Deep Neural Networks with Neuron Sensitivity, IEEE TIP 30:1291-1304, 2021. `absolute` is the measure as the paper's
 group published it in code (AISafety, sns.py); `mean_first` is that of MindArmour's NeuronMetric, for comparison.
-This file needs torch alone. Loss, metric, dashboards and reports all call it; nothing computes the measure again.
+This file needs torch alone. Loss, metric, callbacks and reports all call it.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ DISTANCES = ("l1", "l2", "cosine")
 
 
 class SensitivitySums(NamedTuple):
-    """What is added up over samples, batches and processes before the one division at the end."""
+    """Sums over samples, batches and processes, before the one division at the end."""
 
-    movement: Tensor  # (neuron,) sum over samples of the neuron's mean movement |F(x) - F(x')|
+    difference: Tensor  # (neuron,) sum over samples of the neuron's mean |F(x) - F(x')|
     activation: Tensor  # (neuron,) sum over samples of the neuron's mean |F(x)|
     samples: int | Tensor
 
 
 def neuron_sensitivity(clean: Tensor, adversarial: Tensor, *, kind: str = "absolute", neuron_dim: int = 1) -> Tensor:
-    """The sensitivity of every neuron of one layer over a batch of pairs; differentiable in both sides.
+    """Compute the sensitivity of every neuron of one layer over a batch of pairs; differentiable in both views.
 
     Args:
         clean: the layer's outputs F_l(x), (batch, channel, height, width), (batch, unit) or any other layout with
             the batch first and the neurons on `neuron_dim`, e.g. tokens (batch, token, dim) with neuron_dim=-1.
         adversarial: F_l(x'), of the same shape.
-        kind: 'absolute' (the units of the activation), 'relative' (a ratio) or 'mean_first'; see above.
+        kind: 'absolute' (in units of the activation), 'relative' (a ratio) or 'mean_first'; see above.
+        neuron_dim: the axis of the neurons, not the first.
 
     Returns:
         (neuron,) in float32, or float64 where the features are.
@@ -53,12 +54,12 @@ def neuron_sensitivity(clean: Tensor, adversarial: Tensor, *, kind: str = "absol
     return divide(sums, kind)
 
 
-def neuron_movement(clean: Tensor, adversarial: Tensor, *, distance: str = "l1", neuron_dim: int = 1) -> Tensor:
-    """How far each neuron moves in another distance than sensitivity's own; differentiable in both sides.
+def activation_difference(clean: Tensor, adversarial: Tensor, *, distance: str = "l1", neuron_dim: int = 1) -> Tensor:
+    """Compute each neuron's mean activation difference in one of three distances; differentiable in both views.
 
     l1      1/N * sum_i  1/dim(F_lm) * || F_lm(x_i) - F_lm(x'_i) ||_1, which is `neuron_sensitivity`
     l2      1/N * sum_i  1/sqrt(dim(F_lm)) * || F_lm(x_i) - F_lm(x'_i) ||_2
-    cosine  1/N * sum_i  1 - cos(F_lm(x_i), F_lm(x'_i)); 0 for a neuron that is silent on both sides
+    cosine  1/N * sum_i  1 - cos(F_lm(x_i), F_lm(x'_i)); 0 for a neuron that is 0 in both views
 
     Args:
         clean, adversarial, neuron_dim: as in `neuron_sensitivity`.
@@ -66,19 +67,22 @@ def neuron_movement(clean: Tensor, adversarial: Tensor, *, distance: str = "l1",
 
     Returns:
         (neuron,) in float32, or float64 where the features are.
+
+    Errors:
+        InputError: an unknown distance.
     """
     check_choice("distance", distance, DISTANCES)
     if distance == "l1":
         return neuron_sensitivity(clean, adversarial, neuron_dim=neuron_dim)
     precise = torch.promote_types(clean.dtype, torch.float32)
     # (batch, neuron, value)
-    clean, adversarial = (side.to(precise).movedim(neuron_dim, 1) for side in (clean, adversarial))
-    clean, adversarial = (side.reshape(*side.shape[:2], -1) for side in (clean, adversarial))
+    clean, adversarial = (view.to(precise).movedim(neuron_dim, 1) for view in (clean, adversarial))
+    clean, adversarial = (view.reshape(*view.shape[:2], -1) for view in (clean, adversarial))
     if distance == "l2":
         return torch.linalg.vector_norm(clean - adversarial, dim=2).mean(0) / clean.shape[2] ** 0.5
     silent = (clean == 0).all(2) & (adversarial == 0).all(2)
-    moved = 1 - torch.nn.functional.cosine_similarity(clean, adversarial, dim=2)
-    return torch.where(silent, torch.zeros_like(moved), moved).mean(0)
+    difference = 1 - torch.nn.functional.cosine_similarity(clean, adversarial, dim=2)
+    return torch.where(silent, torch.zeros_like(difference), difference).mean(0)
 
 
 def sensitivity_sums(
@@ -89,10 +93,10 @@ def sensitivity_sums(
     neuron_dim: int = 1,
     dtype: torch.dtype | None = None,
 ) -> SensitivitySums:
-    """The sums of `neuron_sensitivity` before their division, so that parts of a data set can be added up.
+    """Compute the sums of `neuron_sensitivity` before their division, so that parts of a data set can be added.
 
     Differences are taken in at least float32 whatever the features are in; the sums are accumulated in `dtype`
-    (float64 for whole data sets; None: the dtype of the differences).
+    (float64 for whole data sets; None: the dtype of the differences). Arguments and errors as there.
     """
     check_choice("kind", kind, KINDS)
     if clean.shape != adversarial.shape:
@@ -113,22 +117,22 @@ def sensitivity_sums(
     if kind == "mean_first" and positions:
         clean, adversarial = clean.mean(positions, keepdim=True), adversarial.mean(positions, keepdim=True)
     values = clean.numel() // (clean.shape[0] * clean.shape[axis])  # dim(F_lm)
-    movement = (clean - adversarial).abs().sum(others, dtype=dtype) / values  # -> (neuron,)
+    difference = (clean - adversarial).abs().sum(others, dtype=dtype) / values  # -> (neuron,)
     activation = clean.abs().sum(others, dtype=dtype) / values  # -> (neuron,)
-    return SensitivitySums(movement, activation, clean.shape[0])
+    return SensitivitySums(difference, activation, clean.shape[0])
 
 
 def divide(sums: SensitivitySums, kind: str = "absolute") -> Tensor:
-    """The sensitivities (neuron,) from sums over any number of batches and processes."""
+    """Return the sensitivities (neuron,) from sums over any number of batches and processes."""
     if kind == "relative":
-        # 0 / 0 is a neuron that is silent on both sides: it does not move, and its gradient is no nan
-        activation = torch.where(sums.movement == 0, torch.ones_like(sums.activation), sums.activation)
-        return sums.movement / activation
-    return sums.movement / sums.samples
+        # 0 / 0, a neuron that is 0 in both views, gives 0, and a gradient that is not NaN
+        activation = torch.where(sums.difference == 0, torch.ones_like(sums.activation), sums.activation)
+        return sums.difference / activation
+    return sums.difference / sums.samples
 
 
 def most_sensitive(sensitivity: Tensor, top: int | float) -> Tensor:
-    """The ids of a layer's most sensitive neurons, most sensitive first, equal ones by id.
+    """Return the ids of a layer's most sensitive neurons, most sensitive first, equal ones by id.
 
     Args:
         sensitivity: (neuron,).
@@ -136,7 +140,10 @@ def most_sensitive(sensitivity: Tensor, top: int | float) -> Tensor:
             rounded down, at least one neuron). 1 is one neuron, 1.0 is all.
 
     Returns:
-        (k,) int64 on the device of `sensitivity`; no gradient flows through the choice.
+        (k,) int64 on the device of `sensitivity`; the selection carries no gradient.
+
+    Errors:
+        InputError: a top out of range, a sensitivity that is not (neuron,) or empty.
     """
     check_top("top", top)
     if sensitivity.ndim != 1 or len(sensitivity) == 0:
@@ -148,16 +155,16 @@ def most_sensitive(sensitivity: Tensor, top: int | float) -> Tensor:
 
 
 def sensitivity_histogram(sensitivity: Tensor, *, bins: int = 64) -> tuple[Tensor, Tensor]:
-    """How many of a layer's neurons are how sensitive, made on the device of `sensitivity`.
+    """Count a layer's neurons by their sensitivity (neuron,), on its device.
 
     Returns:
         counts (bins,) int64 and edges (bins + 1,) float64: k / bins * the largest sensitivity, from 0 (to 1 where
-        nothing moves). A bin holds its lower edge, the last both: numpy.histogram on the same edges counts the same.
+        all are 0). A bin includes its lower edge, the last both: numpy.histogram on the same edges counts the same.
     """
     values = sensitivity.detach().double()
     largest = values.max()
-    shares = torch.arange(bins + 1, dtype=torch.float64, device=values.device) / bins
-    edges = shares * torch.where(largest > 0, largest, torch.ones_like(largest))
+    fractions = torch.arange(bins + 1, dtype=torch.float64, device=values.device) / bins
+    edges = fractions * torch.where(largest > 0, largest, torch.ones_like(largest))
     bin_of = (torch.searchsorted(edges, values, right=True) - 1).clamp(0, bins - 1)
     counts = torch.zeros(bins, dtype=torch.int64, device=values.device)
     return counts.scatter_add(0, bin_of, torch.ones_like(bin_of)), edges

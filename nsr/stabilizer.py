@@ -1,4 +1,4 @@
-"""Sensitive-neuron stabilising (SNS): hold the most sensitive neurons of each layer still.
+"""Sensitive neuron stabilizing (SNS): a loss term on the activation difference of the most sensitive neurons.
 
     weight * mean over layers of  mean over that layer's most sensitive neurons of  absolute(l, m)
 
@@ -11,37 +11,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from nsr.errors import InputError, check_choice, check_number, check_top, did_you_mean
 from nsr.layers import as_list, calls_matching
 from nsr.modes import BATCH_NORM
-from nsr.sensitivity import DISTANCES, most_sensitive, neuron_movement, neuron_sensitivity
+from nsr.sensitivity import DISTANCES, activation_difference, most_sensitive, neuron_sensitivity
 
 REFRESHES = ("batch", "average", "epoch", "once")
 
 
-class SensitivityStabilizer:
-    """The stabilising term over the features of a clean and an adversarial pass.
+class SensitivityStabilizer(nn.Module):
+    """The stabilizing term: ({layer: clean features}, {layer: adversarial features}) -> scalar.
+
+    It has no parameters. Its `state_dict` holds the scores that select the neurons: {layer: (neuron,)}, empty for
+    refresh='batch'.
 
     Args:
         weight: of the term in the objective; at 0 the term and every pass that it alone needs are left out.
-        top: how many of a layer's neurons are stabilised, a count (int) or a fraction (float), see `most_sensitive`.
-        layers: patterns of the tapped layers to stabilise; None: all.
-        refresh: which sensitivities choose the neurons. 'batch': those of the batch at hand; 'average': a running
-            average of them; 'epoch': those last given to `remember`, in training the ones reported after every epoch;
-            'once': the first ones given to it, in training those of the network it starts from (for fine-tuning).
-        decay: of the running average, in [0, 1): average <- decay * average + (1 - decay) * batch.
-        distance: what is held small, of the neurons that sensitivity chose: 'l1' (sensitivity itself), 'l2' or
-            'cosine', see `neuron_movement`.
+        top: how many of a layer's neurons are stabilized, a count (int) or a fraction (float), see `most_sensitive`.
+        layers: patterns of the captured layers to stabilize; None: all.
+        refresh: which sensitivities select the neurons. 'batch': those of the current batch; 'average': their running
+            average; 'epoch': those last given to `remember`, in training the ones reported after every epoch; 'once':
+            the first ones given to it, in training those of the network before training (for fine-tuning).
+        decay: of the running average, in [0, 1]: average <- decay * average + (1 - decay) * batch.
+        distance: of the selected neurons' outputs, 'l1' (sensitivity itself), 'l2' or 'cosine', see
+            `activation_difference`.
         reduction: 'mean' over neurons and layers, or 'sum' over both.
-        gradient_through_clean: whether the clean side is moved too.
-        batch_norm: how BatchNorm treats a pass that only this term needs: 'batch' takes the batch's statistics and
-            leaves the running ones untouched, 'frozen' takes the running ones, 'update' is an ordinary pass.
-        neuron_dim: the neurons' axis; None: 1, and -1 for tokens (batch, token, dim).
+        gradient_through_clean: whether the clean features carry a gradient too.
+        batch_norm: how BatchNorm treats a pass that only this term needs: 'batch' uses the batch's statistics and
+            leaves the running ones untouched, 'frozen' uses the running ones, 'update' is an ordinary pass.
+        neuron_dim: the axis of the neurons; None: 1, and -1 for tokens (batch, token, dim).
 
     Errors:
-        InputError: a setting out of range; layers that differ between the two sides, or that no pattern matches;
+        InputError: a setting out of range; layers that differ between the two views, or that no pattern matches;
             'epoch' or 'once' before `remember`; 'cosine' for a layer whose neurons have one value.
     """
 
@@ -59,6 +62,7 @@ class SensitivityStabilizer:
         batch_norm: str = "batch",
         neuron_dim: int | None = None,
     ):
+        super().__init__()
         self.weight = check_number("stabilizer.weight", weight, lowest=0)
         self.top = check_top("stabilizer.top", top)
         self.layers = None if layers is None else as_list(layers)
@@ -73,40 +77,60 @@ class SensitivityStabilizer:
         )
         self.batch_norm = check_choice("stabilizer.batch_norm", batch_norm, BATCH_NORM)
         self.neuron_dim = neuron_dim
-        self.share = 1.0  # of the weight: what a ramp moves
-        self.scores: dict[str, Tensor] = {}  # {layer: (neuron,)} that choose, where the batch at hand does not
+        self.scale = 1.0  # factor of the weight, which a ramp changes
+        self.scores: dict[str, Tensor] = {}  # {layer: (neuron,)} that select, where the current batch does not
 
-    def __call__(self, clean: Mapping[str, Tensor], adversarial: Mapping[str, Tensor]) -> Tensor:
-        """The weighted term, a scalar, from {layer: features} of the two sides on the same images."""
+    def forward(self, clean: Mapping[str, Tensor], adversarial: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted term, a scalar.
+
+        Args:
+            clean, adversarial: {layer: features} of the two views of the same images, (batch, neuron, ...) each.
+        """
         if list(clean) != list(adversarial):
-            raise InputError(f"the two sides have different layers: {', '.join(clean)} and {', '.join(adversarial)}")
+            raise InputError(
+                f"clean features are of the layers {', '.join(clean)}, adversarial ones of {', '.join(adversarial)}; "
+                "they must be the same layers in the same order"
+            )
         names = self.stabilized(list(clean))
         self.check_features({name: clean[name] for name in names})
-        sides = {
+        views = {
             name: (clean[name] if self.gradient_through_clean else clean[name].detach(), adversarial[name])
             for name in names
         }
         sensitivities = {
-            name: neuron_sensitivity(*pair, neuron_dim=self._axis(pair[0])) for name, pair in sides.items()
+            name: neuron_sensitivity(*pair, neuron_dim=self._neuron_dim(pair[0])) for name, pair in views.items()
         }
         scores = self._scores(sensitivities, samples=len(clean[names[0]]))
         terms = []
-        for name, pair in sides.items():
-            movement = sensitivities[name]  # (neuron,)
+        for name, pair in views.items():
+            difference = sensitivities[name]  # (neuron,)
             if self.distance != "l1":
-                movement = neuron_movement(*pair, distance=self.distance, neuron_dim=self._axis(pair[0]))
-            movement = movement[most_sensitive(scores[name], self.top)]
-            terms.append(movement.mean() if self.reduction == "mean" else movement.sum())
+                axis = self._neuron_dim(pair[0])
+                difference = activation_difference(*pair, distance=self.distance, neuron_dim=axis)
+            difference = difference[most_sensitive(scores[name], self.top)]
+            terms.append(difference.mean() if self.reduction == "mean" else difference.sum())
         term = torch.stack(terms)
-        return self.weight * self.share * (term.mean() if self.reduction == "mean" else term.sum())
+        return self.weight * self.scale * (term.mean() if self.reduction == "mean" else term.sum())
 
     def remember(self, sensitivities: Mapping[str, Tensor]) -> None:
-        """Takes over {layer: (neuron,)} to choose by, where `refresh` is 'epoch', or 'once' and these are the first."""
+        """Select by {layer: (neuron,)} from now on, if `refresh` is 'epoch', or 'once' and these are the first."""
         if self.refresh == "epoch" or (self.refresh == "once" and not self.scores):
             self.scores = {name: values.detach().clone() for name, values in sensitivities.items()}
 
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """Return the scores, for `state_dict`."""
+        return dict(self.scores)
+
+    def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the scores from a `state_dict`."""
+        self.scores = dict(state)
+
+    def extra_repr(self) -> str:
+        settings = ("weight", "top", "layers", "refresh", "distance", "reduction")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in settings)
+
     def check_features(self, features: Mapping[str, Tensor]) -> None:
-        """InputError where the distance is not defined for {layer: (batch, neuron, ...)}."""
+        """Raise InputError where the distance is not defined for {layer: (batch, neuron, ...)}."""
         for name, values in features.items():
             if self.distance == "cosine" and values.ndim == 2:
                 raise InputError(
@@ -114,28 +138,28 @@ class SensitivityStabilizer:
                     "name feature maps in stabilizer.layers, or take l1 or l2"
                 )
 
-    def stabilized(self, tapped: Sequence[str]) -> list[str]:
-        """Those of the tapped layers that the term holds still."""
-        if not tapped:
-            raise InputError("no layer is tapped, so there is nothing to stabilise; see layers")
+    def stabilized(self, captured: Sequence[str]) -> list[str]:
+        """Return those of the captured layers that the term stabilizes."""
+        if not captured:
+            raise InputError("no layer is captured, so there is nothing to stabilize; see layers")
         if self.layers is None:
-            return list(tapped)
+            return list(captured)
         chosen: set[str] = set()
         for pattern in self.layers:
-            matching = calls_matching(pattern, tapped)
+            matching = calls_matching(pattern, captured)
             if not matching:
                 raise InputError(
-                    f"stabilizer.layers: no tapped layer matches {pattern!r}{did_you_mean(pattern, tapped)}; "
-                    f"tapped are {', '.join(tapped)}"
+                    f"stabilizer.layers: no captured layer matches {pattern!r}{did_you_mean(pattern, captured)}; "
+                    f"captured are {', '.join(captured)}"
                 )
             chosen.update(matching)
-        return [layer for layer in tapped if layer in chosen]
+        return [layer for layer in captured if layer in chosen]
 
-    def _axis(self, features: Tensor) -> int:
+    def _neuron_dim(self, features: Tensor) -> int:
         return self.neuron_dim if self.neuron_dim is not None else -1 if features.ndim == 3 else 1
 
     def _scores(self, sensitivities: Mapping[str, Tensor], *, samples: int) -> Mapping[str, Tensor]:
-        """{layer: (neuron,)} that the most sensitive neurons are chosen by; no gradient."""
+        """Return {layer: (neuron,)} that the most sensitive neurons are selected by, without gradient."""
         if self.refresh in ("epoch", "once"):
             missing = [name for name in sensitivities if name not in self.scores]
             if missing:
@@ -155,7 +179,7 @@ class SensitivityStabilizer:
 
 
 def over_processes(sensitivities: dict[str, Tensor], samples: int) -> dict[str, Tensor]:
-    """The sensitivities of the batch of all processes together: one flat tensor is exchanged."""
+    """Return the sensitivities of the batches of all processes together; one flat tensor is exchanged."""
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return sensitivities
     flat = torch.cat([*sensitivities.values(), next(iter(sensitivities.values())).new_ones(1)]) * samples

@@ -1,8 +1,9 @@
-"""What an epoch adds up: of training its loss terms and accuracies, of validation accuracies, losses, sensitivities."""
+"""Per-epoch metrics: what training and validation accumulate, and the one result that an epoch gives."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,56 +11,72 @@ from torch import Tensor, distributed, nn
 from torchmetrics import Metric
 
 from nsr.layers import Layer
-from nsr.metrics.sensitivity import Accuracy, ClassCounts, Mean, NetworkSensitivity
+from nsr.metrics.sensitivity import Accuracy, ClassCounts, LayerSensitivity, Mean, NetworkSensitivity
 
-FINITE = torch.iinfo(torch.int64).max  # the first step with a broken loss, where there is none
+FINITE = torch.iinfo(torch.int64).max  # `not_finite` while every loss was finite
+ACCURACY = {"clean": "clean_accuracy", "adversarial": "robust_accuracy"}  # of the views
 
 
-class TrainingMeasures(nn.Module):
+@dataclass(frozen=True)
+class EpochResult:
+    """Everything that one validation gives: callbacks and loggers take this object."""
+
+    epoch: int  # 0: before training
+    train: Mapping[str, float]  # {'train/loss': ...} of the same epoch; empty before training
+    validation: Mapping[str, float]  # {'validation/clean_accuracy': ...}, fractions and mean losses
+    sensitivities: Mapping[str, LayerSensitivity] = field(repr=False)  # {layer: ...} under the validation attack
+    predicted: tuple[int, ...] = ()  # images predicted as each class
+    labelled: tuple[int, ...] = ()  # images of each class
+
+
+class TrainingMetrics(nn.Module):
     """Means of the loss and its terms, accuracies, and whether each loss was finite; `update` waits for no device.
 
     Args:
-        terms: of the loss, which is their sum.
-        sides: 'clean', 'adversarial': those that the objective has logits of.
+        terms: names of the loss terms, where they are known; a term that appears later is added.
+        views: 'clean', 'adversarial': those that the objective has logits of.
     """
 
     means: Any  # {term: Mean}; nn.ModuleDict, whose entries mypy does not know
-    accuracies: Any  # {side: Accuracy}
+    accuracies: Any  # {view: Accuracy}
 
-    def __init__(self, terms: Sequence[str], sides: Sequence[str]):
+    def __init__(self, terms: Sequence[str], views: Sequence[str]):
         super().__init__()
         self.means = nn.ModuleDict({term: Mean() for term in ("loss", *terms)})
-        self.accuracies = nn.ModuleDict({side: Accuracy() for side in sides})
+        self.accuracies = nn.ModuleDict({view: Accuracy() for view in views})
         self.not_finite = torch.tensor(FINITE)  # the first step whose loss was not; no buffer, each process has its own
+
+    def add_terms(self, terms: Sequence[str]) -> None:
+        """Name the terms of the loss before the first step, in the order of their columns."""
+        self.means.update({term: Mean() for term in terms})
 
     def update(
         self, loss: Tensor, terms: Mapping[str, Tensor], logits: Mapping[str, Tensor], labels: Tensor, *, step: int
     ) -> None:
-        """Adds a step: scalars, and (batch, class) of each side."""
+        """Add a step: scalars, and logits (batch, class) of each view."""
+        for term in terms:
+            if term not in self.means:
+                self.means[term] = Mean().to(loss.device)
         for term, mean in self.means.items():
             value = loss if term == "loss" else terms.get(term, torch.zeros_like(loss))  # a ramp left it out
             mean.update(value, len(labels))
-        for side, side_logits in logits.items():
-            self.accuracies[side].update(side_logits.detach(), labels)
+        for view, of_view in logits.items():
+            self.accuracies[view].update(of_view.detach(), labels)
         here = torch.full_like(self.not_finite, step)  # filled on the device, nothing is copied there
         broken = torch.where(loss.detach().isfinite(), self.not_finite, here)
         self.not_finite = torch.minimum(self.not_finite, broken)
 
     @property
     def names(self) -> list[str]:
-        """Those of `figures`."""
-        return [*self.means, *("clean_accuracy" if side == "clean" else "robust_accuracy" for side in self.accuracies)]
+        """The names in `compute`, in its order."""
+        return [f"train/{name}" for name in (*self.means, *(ACCURACY[view] for view in self.accuracies))]
 
-    def figures(self) -> list[float]:
-        """Means and accuracies over all processes."""
-        return [float(metric.compute()) for metric in self._metrics]
-
-    def so_far(self) -> dict[str, float]:
-        """{term: mean so far} of this process alone."""
-        return {term: float(mean.total / mean.count) for term, mean in self.means.items()}
+    def compute(self) -> dict[str, float]:
+        """Return {'train/NAME': mean or accuracy} over all processes."""
+        return {name: float(metric.compute()) for name, metric in zip(self.names, self._metrics, strict=True)}
 
     def first_not_finite(self) -> int | None:
-        """The first step whose loss was not finite in any process, if there is one; waits for the device."""
+        """Return the first step whose loss was not finite in any process, else None; waits for the device."""
         first = self.not_finite.clone()
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             distributed.all_reduce(first, op=distributed.ReduceOp.MIN)
@@ -67,16 +84,24 @@ class TrainingMeasures(nn.Module):
         return None if step == FINITE else step
 
     def sums(self) -> Tensor:
-        """Everything that is added up, of this process: (sum,) float64."""
+        """Return every accumulated sum of this process: (sum,) float64."""
         return torch.stack([getattr(metric, name).double() for metric, name in self._states()])
 
-    def take_up(self, sums: Tensor) -> None:
-        """Goes on from the `sums` of an epoch that was interrupted."""
-        for (metric, name), saved in zip(self._states(), sums, strict=True):
+    def load_sums(self, sums: Tensor) -> None:
+        """Continue from the `sums` of an interrupted epoch."""
+        states = self._states()
+        if len(states) != len(sums):
+            return  # terms that are known after the first step alone: the epoch's means begin here
+        for mean in self.means.values():  # torchmetrics warns of a metric that nothing was added to
+            mean.update(torch.zeros((), device=mean.total.device), 0)
+        for accuracy in self.accuracies.values():
+            empty = torch.zeros(0, 1, device=accuracy.correct.device)
+            accuracy.update(empty, empty[:, 0].long())
+        for (metric, name), saved in zip(states, sums, strict=True):
             setattr(metric, name, saved.to(getattr(metric, name)))
 
     def reset(self) -> None:
-        """Empties all sums."""
+        """Empty all sums."""
         for metric in self._metrics:
             metric.reset()
 
@@ -88,34 +113,67 @@ class TrainingMeasures(nn.Module):
         return [(metric, name) for metric in self._metrics for name in metric.metric_state]
 
 
-class ValidationMeasures(nn.Module):
-    """What validation adds up: accuracy and cross-entropy clean and attacked, sensitivities, classes predicted."""
+class ValidationMetrics(nn.Module):
+    """Accuracy and cross-entropy, clean and robust, sensitivities, predicted classes, and the user's own metrics.
+
+    Args:
+        layers: the hooked layers.
+        classes: number of classes.
+        extra: {name: torchmetrics Metric of (logits, labels)}, each on clean and on adversarial images.
+    """
 
     accuracies: Any  # {name: Accuracy}
     losses: Any  # {name: Mean}
+    extra: Any  # {clean_NAME, robust_NAME: Metric}
 
-    def __init__(self, layers: Sequence[Layer], classes: int):
+    def __init__(self, layers: Sequence[Layer], classes: int, extra: Mapping[str, Metric] | None = None):
         super().__init__()
         self.accuracies = nn.ModuleDict({name: Accuracy() for name in ("clean", "robust")})
         self.losses = nn.ModuleDict({name: Mean() for name in self.accuracies})
         self.sensitivity = NetworkSensitivity(layers)
         self.class_counts = ClassCounts(classes)
+        self.extra = nn.ModuleDict(
+            {f"{kind}_{name}": metric.clone() for name, metric in (extra or {}).items() for kind in self.accuracies}
+        )
 
-    def update(self, name: str, logits: Tensor, labels: Tensor) -> None:
-        """Adds a batch of logits (batch, class) and labels (batch,)."""
-        self.accuracies[name].update(logits, labels)
-        self.losses[name].update(nn.functional.cross_entropy(logits, labels), len(labels))
+    def update(self, kind: str, logits: Tensor, labels: Tensor) -> Tensor:
+        """Add a batch of logits (batch, class) and labels (batch,); return its cross-entropy, a scalar.
 
-    @property
-    def names(self) -> list[str]:
-        """Those of `figures`."""
-        return [f"{name}_{what}" for what in ("accuracy", "cross_entropy") for name in self.accuracies]
+        Args:
+            kind: 'clean' or 'robust'.
+        """
+        loss = nn.functional.cross_entropy(logits, labels)
+        self.accuracies[kind].update(logits, labels)
+        self.losses[kind].update(loss, len(labels))
+        if kind == "clean":
+            self.class_counts.update(logits, labels)
+        for name, metric in self.extra.items():
+            if name.startswith(f"{kind}_"):
+                metric.update(logits, labels)
+        return loss
 
-    def figures(self) -> list[float]:
-        """Accuracies and cross-entropies over all processes."""
-        return [float(metric.compute()) for metric in (*self.accuracies.values(), *self.losses.values())]
+    def compute(self) -> dict[str, float]:
+        """Return {'validation/NAME': value} over all processes."""
+        values = {f"{kind}_accuracy": metric.compute() for kind, metric in self.accuracies.items()}
+        values |= {f"{kind}_cross_entropy": metric.compute() for kind, metric in self.losses.items()}
+        values |= {name: metric.compute() for name, metric in self.extra.items()}
+        return {f"validation/{name}": value for name, value in flat_values(values).items()}
 
     def reset(self) -> None:
-        """Empties all sums."""
-        for metric in (*self.accuracies.values(), *self.losses.values(), self.sensitivity, self.class_counts):
-            metric.reset()
+        """Empty all sums."""
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.reset()
+
+
+def flat_values(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return {name: float}; a vector such as per-class recall becomes NAME_0, NAME_1, ..., a mapping NAME_KEY."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat_values({f"{name}_{key}": entry for key, entry in value.items()})
+        elif isinstance(value, Tensor) and value.numel() != 1:
+            found |= {f"{name}_{index}": float(entry) for index, entry in enumerate(value.flatten())}
+        else:
+            found[name] = float(value)
+    return found

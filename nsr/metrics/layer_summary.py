@@ -1,4 +1,4 @@
-"""What is told of a layer's sensitivities each epoch: a few numbers, and which neurons they are concentrated in."""
+"""Layer summaries: a few numbers on each layer's sensitivities after a validation, and its most sensitive neurons."""
 
 from __future__ import annotations
 
@@ -12,49 +12,72 @@ from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.sensitivity import most_sensitive
 
 
-class LayerTelemetry(NamedTuple):
-    """One layer after one validation; sensitivities are absolute, in the units of the layer's activations."""
+class LayerSummary(NamedTuple):
+    """One layer after one validation; sensitivities are absolute, in units of the layer's activations."""
 
     absolute: float  # mean over neurons
     maximum: float
     gini: float  # 0: all neurons alike, towards 1: one neuron has it all
-    relative: float  # the layer's mean movement over its mean activation
+    relative: float  # the layer's mean activation difference over its mean activation
     mean_activation: float
-    overlap_previous: float | None  # of the most sensitive neurons with those of the validation before; None: the first
+    overlap_previous: float | None  # Jaccard index with the most sensitive neurons of the previous validation, if any
     overlap_first: float
     most_sensitive: list[int]  # ids, most sensitive first
 
-    def figures(self) -> dict[str, float]:
-        """{name: number}, those that there are."""
+    def metrics(self) -> dict[str, float]:
+        """Return {name: number} without those that are None."""
         return {name: value for name, value in self._asdict().items() if isinstance(value, float)}
 
 
-def layer_telemetry(
-    sensitivity: LayerSensitivity, *, top: int, previous: Collection[int] | None, first: Collection[int] | None
-) -> LayerTelemetry:
-    """The figures of one layer.
+class LayerSummaries:
+    """Summaries of all layers over a run; the state goes into checkpoints.
 
     Args:
-        sensitivity: (neuron,) each.
-        top: how many neurons are named.
-        previous, first: the ids that were named at the validation before, and at the first; None: this is the first.
+        list_top: number of most sensitive neurons listed a layer.
     """
-    ids = most_sensitive(sensitivity.absolute, top).tolist()
-    means = sensitivity.means()
-    return LayerTelemetry(
-        absolute=means["absolute"],
-        maximum=float(sensitivity.absolute.max()),
-        gini=gini(sensitivity.absolute),
-        relative=means["relative"],
-        mean_activation=means["mean_activation"],
-        overlap_previous=None if previous is None else overlap(ids, previous),
-        overlap_first=1.0 if first is None else overlap(ids, first),
-        most_sensitive=ids,
-    )
+
+    def __init__(self, *, list_top: int):
+        self.list_top = list_top
+        self.first: dict[str, list[int]] = {}
+        self.previous: dict[str, list[int]] = {}
+        self.history: list[tuple[int, dict[str, list[float]]]] = []  # (epoch, {layer: absolute and relative})
+
+    def add(self, epoch: int, sensitivities: Mapping[str, LayerSensitivity]) -> dict[str, LayerSummary]:
+        """Return {layer: summary} of an epoch, compared with the one added before and the first."""
+        summaries = {layer: self._summary(layer, values) for layer, values in sensitivities.items()}
+        self.previous = {layer: summary.most_sensitive for layer, summary in summaries.items()}
+        self.first = self.first or self.previous
+        means = {layer: [summary.absolute, summary.relative] for layer, summary in summaries.items()}
+        self.history = [*(row for row in self.history if row[0] < epoch), (epoch, means)]
+        return summaries
+
+    def _summary(self, layer: str, sensitivity: LayerSensitivity) -> LayerSummary:
+        ids = most_sensitive(sensitivity.absolute, self.list_top).tolist()
+        means = sensitivity.means()
+        previous, first = self.previous.get(layer), self.first.get(layer)
+        return LayerSummary(
+            absolute=means["absolute"],
+            maximum=float(sensitivity.absolute.max()),
+            gini=gini(sensitivity.absolute),
+            relative=means["relative"],
+            mean_activation=means["mean_activation"],
+            overlap_previous=None if previous is None else overlap(ids, previous),
+            overlap_first=1.0 if first is None else overlap(ids, first),
+            most_sensitive=ids,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain values."""
+        return {"first": self.first, "previous": self.previous, "history": self.history}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        self.first, self.previous = dict(state["first"]), dict(state["previous"])
+        self.history = [(int(epoch), dict(means)) for epoch, means in state["history"]]
 
 
 def gini(values: Tensor) -> float:
-    """The Gini coefficient of values (n,) of at least 0: half the mean absolute difference of two, over the mean.
+    """Compute the Gini coefficient of values (n,) >= 0: half the mean absolute difference of two, over the mean.
 
     In [0, 1 - 1/n]; 0 where all are alike, also where all are 0. Source: Gini 1912, in the form over ranks.
     """
@@ -67,43 +90,6 @@ def gini(values: Tensor) -> float:
 
 
 def overlap(ids: Collection[int], others: Collection[int]) -> float:
-    """Jaccard's index of two sets of neurons: shared over all, 1 for equal sets."""
+    """Compute the Jaccard index of two sets of neurons: intersection over union."""
     one, other = set(ids), set(others)
     return len(one & other) / len(one | other)
-
-
-class Telemetry:
-    """The figures of all layers over a run; its state goes into checkpoints.
-
-    Args:
-        top: how many neurons of a layer are named.
-    """
-
-    def __init__(self, *, top: int):
-        self.top = top
-        self.first: dict[str, list[int]] = {}
-        self.previous: dict[str, list[int]] = {}
-        self.history: list[tuple[int, dict[str, list[float]]]] = []  # (epoch, {layer: absolute and relative})
-
-    def add(self, epoch: int, sensitivities: Mapping[str, LayerSensitivity]) -> dict[str, LayerTelemetry]:
-        """{layer: figures} of an epoch, which becomes the one that the next is compared with."""
-        told = {
-            layer: layer_telemetry(
-                figures, top=self.top, previous=self.previous.get(layer), first=self.first.get(layer)
-            )
-            for layer, figures in sensitivities.items()
-        }
-        self.previous = {layer: figures.most_sensitive for layer, figures in told.items()}
-        self.first = self.first or self.previous
-        means = {layer: [figures.absolute, figures.relative] for layer, figures in told.items()}
-        self.history = [*(row for row in self.history if row[0] < epoch), (epoch, means)]
-        return told
-
-    def state(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"first": self.first, "previous": self.previous, "history": self.history}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state` gave."""
-        self.first, self.previous = dict(state["first"]), dict(state["previous"])
-        self.history = [(int(epoch), dict(means)) for epoch, means in state["history"]]
