@@ -1,34 +1,35 @@
-"""Attacks that know the defence: they push the neurons that stabilising holds still.
+"""Adaptive attacks: they ascend the activation difference that the stabilizer minimizes.
 
-    x' = argmax  CE(f(x'), y)  +  weight * mean over layers of  mean over the layer's most sensitive neurons of movement
+    x' = argmax  CE(f(x'), y)  +  weight * mean over layers of  mean over the layer's most sensitive neurons of
+                                                                 |F_lm(x) - F_lm(x')|
 
-A defence that trains a term is not to be believed before an attack that ascends it (Tramer, Carlini, Brendel and Madry
+A defense that trains a term is not to be believed before an attack that ascends it (Tramer, Carlini, Brendel and Madry
 2020). Without the cross-entropy it is a pure attack on the features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from nsr.attacks.gradient import GradientAttack
+from nsr.attacks.gradient import GradientAttack, OfLogits
 from nsr.errors import check_choice, check_number, check_top
 from nsr.features import capture_features
 from nsr.sensitivity import most_sensitive, neuron_sensitivity
 
 
 class AdaptiveAttack(GradientAttack):
-    """PGD on the cross-entropy and the movement of the most sensitive neurons, or on the movement alone.
+    """PGD on the cross-entropy and the activation difference of the most sensitive neurons, or on the latter alone.
 
     Args:
-        weight: of the movement.
-        top: how many of a layer's neurons, chosen anew in each step by the batch's sensitivities.
+        weight: of the activation difference.
+        top: number (int) or fraction (float) of a layer's neurons, chosen in each step by the batch's sensitivities.
         layers: names or patterns of the layers; None: the activations.
-        cross_entropy: whether the loss is part of what is ascended; without it, a random start is needed.
-        settings: of `GradientAttack`, but for its loss and targets.
+        cross_entropy: whether the loss is part of the sum; without it, a random start is needed.
+        settings: of `GradientAttack`, except its loss and targets.
     """
 
     def __init__(
@@ -46,30 +47,32 @@ class AdaptiveAttack(GradientAttack):
         self.layers = layers
         self.cross_entropy = check_choice("cross_entropy", cross_entropy, (True, False))
 
-    def _ascend(
+    @property
+    def title(self) -> str:
+        return f"{'adaptive' if self.cross_entropy else 'feature'} PGD-{self.steps}"
+
+    def run(
         self, net: nn.Module, images: Tensor, labels: Tensor, generator: Generator | None, *, check: bool = False
     ) -> Tensor:
         with capture_features(net, self.layers) as self._features:
-            return super()._ascend(net, images, labels, generator, check=check)
+            return super().run(net, images, labels, generator, check=check)
 
-    def _aims(
-        self, logits_of: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
-    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        loss_of, fooled_by = super()._aims(logits_of, images, labels)
+    def _goal(self, forward: OfLogits, images: Tensor, labels: Tensor) -> tuple[OfLogits, OfLogits]:
+        loss_of, success_of = super()._goal(forward, images, labels)
         with torch.no_grad():
-            logits_of(images)
+            forward(images)
         clean = dict(self._features)
 
-        def both(logits: Tensor) -> Tensor:
-            moved = [self._movement(clean[layer], features) for layer, features in self._features.items()]
-            movement = self.weight * torch.stack(moved).mean(0)
-            return loss_of(logits) + movement if self.cross_entropy else movement
+        def total(logits: Tensor) -> Tensor:
+            differences = [self._difference(clean[layer], features) for layer, features in self._features.items()]
+            difference = self.weight * torch.stack(differences).mean(0)
+            return loss_of(logits) + difference if self.cross_entropy else difference
 
-        return both, fooled_by
+        return total, success_of
 
-    def _movement(self, clean: Tensor, adversarial: Tensor) -> Tensor:
-        """(batch,): each image's mean movement of the layer's most sensitive neurons."""
+    def _difference(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        """(batch,): each image's mean activation difference over the layer's most sensitive neurons."""
         axis = -1 if clean.ndim == 3 else 1
         # the sensitivity of a single image, image by image: (batch, neuron)
-        moved = torch.vmap(lambda x, y: neuron_sensitivity(x[None], y[None], neuron_dim=axis))(clean, adversarial)
-        return moved[:, most_sensitive(moved.mean(0), self.top)].mean(1)
+        each = torch.vmap(lambda x, y: neuron_sensitivity(x[None], y[None], neuron_dim=axis))(clean, adversarial)
+        return each[:, most_sensitive(each.mean(0), self.top)].mean(1)

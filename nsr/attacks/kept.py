@@ -1,16 +1,16 @@
-"""Free adversarial training's attack (Shafahi et al. 2019): a perturbation that is kept from step to step."""
+"""Free adversarial training's attack (Shafahi et al. 2019): a perturbation kept from step to step."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 from nsr.attacks.balls import BALLS, ascended
 from nsr.errors import check_choice, check_epsilon, check_number, fraction
 
 
 class KeptPerturbation:
-    """One perturbation for each place in the batch, zero at first, moved by the gradient that training has anyway.
+    """One perturbation for each place in the batch, zero at first, updated by the gradient of the training step.
 
     x' = clip(x + perturbation, 0, 1);  perturbation <- project(perturbation + step_size * direction(grad_x' loss)).
 
@@ -20,30 +20,32 @@ class KeptPerturbation:
         norm: 'linf', 'l2' or 'l1'.
     """
 
+    title = "kept perturbation"
+
     def __init__(self, *, epsilon: float | str, step_size: float | str | None = None, norm: str = "linf"):
         self.norm = check_choice("norm", norm, BALLS)
         self.epsilon = check_epsilon("epsilon", epsilon, norm=norm)
         step_size = self.epsilon if step_size is None else fraction("step_size", step_size)
         self.step_size = float(check_number("step_size", step_size, lowest=0))
-        self.share = 1.0  # of epsilon and step size: what a ramp moves
+        self.scale = 1.0  # of epsilon and step size: the value that a ramp changes
+        self.restores_network = True
         self.perturbation: Tensor | None = None  # (largest batch so far, channel, height, width)
+
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """Return `perturbed(images)`: neither network nor labels change it."""
+        return self.perturbed(images)
 
     def perturbed(self, images: Tensor) -> Tensor:
         """The images with the kept perturbation on them, (batch, channel, height, width) in [0, 1], detached."""
         return (images.detach() + self._of(images)).clamp_(0, 1)
 
     def ascend(self, gradient: Tensor) -> None:
-        """Moves the perturbation along the gradient of the loss with respect to the images that `perturbed` gave."""
+        """Updates the perturbation along the gradient of the loss with respect to the images from `perturbed`."""
         kept = self._of(gradient)
-        moved = ascended(
-            kept.to(gradient.dtype),
-            gradient,
-            norm=self.norm,
-            epsilon=self.share * self.epsilon,
-            step_size=self.share * self.step_size,
-        )
-        # a gradient scaled for half precision may have overflowed: such a step is left out, as the optimiser does
-        kept.copy_(torch.where(gradient.isfinite().all(), moved, kept))
+        epsilon, step_size = self.scale * self.epsilon, self.scale * self.step_size
+        updated = ascended(kept.to(gradient.dtype), gradient, norm=self.norm, epsilon=epsilon, step_size=step_size)
+        # a gradient scaled for half precision may have overflowed: such a step is skipped, as the optimizer does
+        kept.copy_(torch.where(gradient.isfinite().all(), updated, kept))
 
     def _of(self, images: Tensor) -> Tensor:
         """The perturbation of a batch; a larger batch than all before gets zeros for its further places."""

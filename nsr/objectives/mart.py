@@ -9,34 +9,26 @@ inside the logarithms; from log-softmax none is needed. Label smoothing is not d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 from torch.nn import functional as F
 
 from nsr.errors import check_number
 from nsr.losses import boosted_cross_entropy, kl_divergence
-from nsr.objectives.objective import check_sides
 
 
 class Mart:
-    """Boosted cross-entropy on adversarial images, and a divergence weighted by how wrong the clean prediction is.
+    """Boosted cross-entropy on adversarial images, and a divergence weighted by the error of the clean prediction.
 
     Args:
         weight: of the divergence.
     """
 
-    sides: tuple[str, ...] = ("adversarial", "clean")
-    terms: tuple[str, ...] = ("boosted_cross_entropy", "weighted_kl_divergence")
-
     def __init__(self, *, weight: float = 5.0):
         self.weight = check_number("objective.weight", weight, lowest=0)
 
-    def __call__(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        check_sides(self, logits)
-        clean, adversarial = logits["clean"], logits["adversarial"]
-        wrong = 1 - F.softmax(clean, dim=1).gather(1, labels[:, None])[:, 0]
+    def __call__(self, adversarial_logits: Tensor, clean_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        wrong = 1 - F.softmax(clean_logits, dim=1).gather(1, labels[:, None])[:, 0]
         return {
-            "boosted_cross_entropy": boosted_cross_entropy(adversarial, labels).mean(),
-            "weighted_kl_divergence": self.weight * (kl_divergence(clean, adversarial) * wrong).mean(),
+            "boosted_cross_entropy": boosted_cross_entropy(adversarial_logits, labels).mean(),
+            "weighted_kl_divergence": self.weight * (kl_divergence(clean_logits, adversarial_logits) * wrong).mean(),
         }

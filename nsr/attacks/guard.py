@@ -1,0 +1,159 @@
+"""A wrapper that makes any attack safe: the network and all random states are restored, the result is validated."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from nsr.attacks.balls import BALLS, distance
+from nsr.errors import InputError, check_choice, check_epsilon
+from nsr.losses import precise
+from nsr.modes import network_mode, unchanged_buffers
+from nsr.randomness import draw_seed
+
+Attack = Callable[..., Tensor]  # (net, images, labels) -> images, and optionally generator=
+
+
+def guarded(attack: Attack, *, norm: str = "linf", epsilon: float | str | None, seed: int = 0) -> Any:
+    """The attack inside a `GuardedAttack`; unchanged where it says by `restores_network` that it needs none.
+
+    Args:
+        attack: (net, images, labels) -> images; `generator=` is passed where the signature names it.
+        norm, epsilon: the threat model, for an attack without such attributes of its own; epsilon None: unbounded.
+        seed: of the attack's draws, together with the generator of the call.
+
+    Errors:
+        InputError: the attack is not callable; a norm or epsilon out of range.
+    """
+    return attack if getattr(attack, "restores_network", False) else GuardedAttack(attack, norm, epsilon, seed)
+
+
+class GuardedAttack:
+    """A third-party attack in eval mode, without side effects, its images checked: see `guarded`.
+
+    Errors:
+        InputError: the result is not a finite tensor of images in [0, 1] within epsilon of the originals.
+    """
+
+    restores_network = True
+
+    def __init__(self, attack: Attack, norm: str, epsilon: float | str | None, seed: int):
+        if not callable(attack):
+            raise InputError(f"the attack is {attack!r}; it must be a callable (net, images, labels) -> images")
+        self.attack, self.seed = attack, seed
+        self.norm: str = check_choice("norm", _own(attack, "norm", str, norm), BALLS)
+        radius = _own(attack, "epsilon", (int, float, str), epsilon)
+        self.epsilon = None if radius is None else check_epsilon("epsilon", radius, norm=self.norm)
+        self.soft_labels: bool = getattr(attack, "soft_labels", True)
+        self.title: str = _own(attack, "title", str, callable_name(attack))
+        self._takes_generator = "generator" in _parameters(attack)
+
+    @property
+    def scale(self) -> float:
+        """The attack's own; an AttributeError where it has none, so that it cannot be ramped."""
+        return self.attack.scale  # type: ignore[attr-defined]
+
+    @scale.setter
+    def scale(self, scale: float) -> None:
+        self.attack.scale = scale  # type: ignore[attr-defined]
+
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """Adversarial images, detached, in the shape and dtype of `images`; waits for the device."""
+        device = images.device if generator is None else generator.device
+        drawn = int(torch.randint(2**31, (), generator=generator, device=device))
+        settings = {"generator": generator} if self._takes_generator else {}
+        with _seeded(draw_seed(self.seed, drawn), images.device), _restored(net):
+            # copies: the attack may write into its arguments, and an evaluation's may be inference tensors
+            adversarial = self.attack(net, images.detach().clone(), labels.clone(), **settings)
+            return self._checked(adversarial, images)
+
+    def _checked(self, adversarial: Any, images: Tensor) -> Tensor:
+        if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
+            is_tensor = isinstance(adversarial, Tensor)
+            got = f"shape {tuple(adversarial.shape)}" if is_tensor else f"a {type(adversarial).__name__}"
+            raise InputError(f"the attack {self.title} returned {got}; it must return images {tuple(images.shape)}")
+        if not adversarial.is_floating_point():
+            raise InputError(f"the attack {self.title} returned {adversarial.dtype}; it must return floats in [0, 1]")
+        adversarial = adversarial.detach().to(images.device)
+        rounding = max(torch.finfo(each.dtype).eps for each in (images, adversarial))
+        wide = adversarial.to(precise(adversarial))
+        far = distance(images.to(wide.dtype), wide, self.norm).max()
+        lowest, highest, farthest = torch.stack([*wide.aminmax(), far]).tolist()
+        if not (-4 * rounding <= lowest and highest <= 1 + 4 * rounding):  # NaN is refused too
+            raise InputError(
+                f"the attack {self.title} returned pixels from {lowest:.4g} to {highest:.4g}; they must be finite and "
+                "in [0, 1]: the normalization is part of the network"
+            )
+        pixels = {"linf": 1, "l2": images[0].numel() ** 0.5, "l1": images[0].numel()}[self.norm]
+        if self.epsilon is not None and farthest > self.epsilon * (1 + 1e-4) + 4 * rounding * pixels:
+            raise InputError(
+                f"the attack {self.title} returned images up to {farthest:.4g} from the originals; epsilon is "
+                f"{self.epsilon:.4g} for norm={self.norm}: set the attack's own radius to it (or minimal_norm of a "
+                "LibraryAttack)"
+            )
+        return wide.clamp(0, 1).to(images.dtype)
+
+
+def unwrapped(function: Any) -> Any:
+    """The function or class inside a partial."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def callable_name(function: Any) -> str:
+    """The name of a function, a class or an object's class."""
+    function = unwrapped(function)
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _own(attack: Any, name: str, kinds: Any, default: Any) -> Any:
+    """The attack's attribute where it is of the kind meant here."""
+    value = getattr(attack, name, None)
+    return value if isinstance(value, kinds) else default
+
+
+def _parameters(attack: Any) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(attack.forward if isinstance(attack, nn.Module) else attack).parameters)
+    except (TypeError, ValueError):
+        return ()
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds Python, numpy and torch inside and restores their states afterwards."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+@contextmanager
+def _restored(net: nn.Module) -> Iterator[None]:
+    """Eval mode, gradients enabled, frozen parameters; modes, buffers, flags and gradients of `net` are restored."""
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in net.parameters()]
+    with torch.inference_mode(False), torch.enable_grad(), unchanged_buffers(net), network_mode(net, "eval"):
+        try:
+            for parameter, _, _ in parameters:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, requires_grad, gradient in parameters:
+                parameter.requires_grad_(requires_grad)
+                parameter.grad = gradient

@@ -1,0 +1,114 @@
+"""The interface of an objective: a callable whose parameter names say what it receives.
+
+    objective(clean_logits=..., labels=...) -> scalar, or {term: scalar}; the loss is the sum of the terms
+
+An attribute `inputs` lists the names where the signature does not, such as where they depend on a setting. Their order
+is the order of the passes. A method `attack_loss(logits, clean_logits, labels) -> (batch,)` is the loss ascended by a
+training attack that has none of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nsr.errors import InputError, did_you_mean
+
+INPUTS = (
+    *("clean_logits", "adversarial_logits"),  # (batch, class)
+    "labels",  # (batch,) class indices
+    *("clean_features", "adversarial_features"),  # {layer: output of the layer}
+    *("clean_images", "adversarial_images"),  # (batch, channel, height, width) in [0, 1]
+    "net",
+)
+RESERVED = ("loss", "stabilizer", "clean_accuracy", "robust_accuracy")  # metrics of a training step beside the terms
+
+
+def required_inputs(objective: Any) -> tuple[str, ...]:
+    """The names of the inputs that an objective receives, in the order of the passes.
+
+    Errors:
+        InputError: not a callable, an unknown name, no name at all.
+    """
+    if not callable(objective) or inspect.isclass(objective):
+        raise InputError(f"objective is {objective!r:.80}; it must be a function or object of {', '.join(INPUTS)}")
+    declared = getattr(objective, "inputs", None)
+    names = _parameters(objective) if declared is None else tuple(declared)
+    for name in names:
+        if name not in INPUTS:
+            raise InputError(
+                f"the objective {_name(objective)} has the input {name!r}; it must be one of {', '.join(INPUTS)}, or a "
+                f"parameter with a default{did_you_mean(name, INPUTS)}"
+            )
+    if not names:
+        raise InputError(f"the objective {_name(objective)} has no input; it must name some of {', '.join(INPUTS)}")
+    return names
+
+
+def required_views(objective: Any) -> tuple[str, ...]:
+    """The views, 'clean' or 'adversarial', whose logits or features the objective receives, in the order of the passes.
+
+    These passes update BatchNorm's running statistics.
+    """
+    views = (name.split("_")[0] for name in required_inputs(objective) if name.endswith(("_logits", "_features")))
+    return tuple(dict.fromkeys(views))
+
+
+def compute_terms(objective: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """{term: scalar} of an objective; a single scalar is named after the objective's class or function.
+
+    Args:
+        inputs: the required ones at least, by name.
+
+    Errors:
+        InputError: a required input is missing; the result is not made of scalar tensors, or has no gradient.
+    """
+    names, title = required_inputs(objective), _name(objective)
+    if missing := [name for name in names if name not in inputs]:
+        raise InputError(f"the objective {title} needs {', '.join(names)}; it did not get {missing[0]}")
+    result = objective(**{name: inputs[name] for name in names})
+    terms = {_term_name(title): result} if isinstance(result, Tensor) else result
+    if not isinstance(terms, Mapping) or not terms:
+        raise InputError(
+            f"the objective {title} returned {terms!r:.80}; it must return a scalar tensor or {{name: scalar tensor}}"
+        )
+    for term, value in terms.items():
+        if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
+            got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]
+            raise InputError(f"the term {term!r} of the objective {title} is {got}; it must be a scalar float tensor")
+        if not isinstance(term, str) or (term in RESERVED and isinstance(result, Mapping)):
+            raise InputError(f"the objective {title} names a term {term!r}; it must be a text, none of {RESERVED}")
+    differentiable = any(isinstance(inputs[name], Tensor) and inputs[name].requires_grad for name in names)
+    if torch.is_grad_enabled() and differentiable and not any(value.requires_grad for value in terms.values()):
+        raise InputError(f"the terms of the objective {title} carry no gradient; they must not be detached")
+    return dict(terms)
+
+
+def _parameters(objective: Any) -> tuple[str, ...]:
+    """The parameter names of a callable; unknown names with a default are settings and left out."""
+    function = objective.forward if isinstance(objective, nn.Module) else objective
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        raise InputError(f"the objective {_name(objective)} has no signature; give it an attribute `inputs`") from None
+    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    return tuple(each.name for each in named if each.name in INPUTS or each.default is each.empty)
+
+
+def _name(objective: Any) -> str:
+    while isinstance(objective, functools.partial):
+        objective = objective.func
+    return getattr(objective, "__name__", type(objective).__name__)
+
+
+def _term_name(title: str) -> str:
+    """'FeaturePairing' -> 'feature_pairing'; a name that a metric has already gets '_term'."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", title).lower()
+    name = re.sub(r"\W", "", words) or "objective"
+    return f"{name}_term" if name in RESERVED else name
