@@ -2,6 +2,8 @@
 
 from nsr.data.augmentation import CropFlip
 from nsr.data.batches import EvaluationBatches, TrainingBatches
+from nsr.data.datasets import image_data, npz
+from nsr.data.description import DataDescription
 from nsr.data.image_folder import ImageFolder
 from nsr.data.images import TensorImages
 from nsr.data.module import ImageData
@@ -10,6 +12,7 @@ from nsr.data.sources import CIFAR10, Digits, FashionMNIST
 __all__ = [
     "CIFAR10",
     "CropFlip",
+    "DataDescription",
     "Digits",
     "EvaluationBatches",
     "FashionMNIST",
@@ -17,4 +20,6 @@ __all__ = [
     "ImageFolder",
     "TensorImages",
     "TrainingBatches",
+    "image_data",
+    "npz",
 ]

@@ -1,6 +1,6 @@
 """Images of common corruptions (Hendrycks and Dietterich 2019) in the files that its authors publish.
 
-CIFAR-10-C and its kin: FOLDER/CORRUPTION.npy, (5 * images, height, width, channel) uint8, the test images at severity
+CIFAR-10-C and similar: FOLDER/CORRUPTION.npy, (5 * images, height, width, channel) uint8, the test images at severity
 1, then at 2, and so on; FOLDER/labels.npy (5 * images,). ImageNet-C: FOLDER/CORRUPTION/SEVERITY/CLASS/IMAGE.
 """
 
@@ -18,10 +18,10 @@ from nsr.data.decoding import LazyImages
 from nsr.data.images import TensorImages
 from nsr.data.listing import class_names, list_images, some
 from nsr.data.split import stratified_split
-from nsr.errors import InputError, did_you_mean
+from nsr.errors import InputError, did_you_mean, one_line
 
 SEVERITIES = 5
-LAYOUT = "it must hold labels.npy and CORRUPTION.npy (CIFAR-10-C), or CORRUPTION/SEVERITY/CLASS/IMAGE (ImageNet-C)"
+LAYOUT = "it must contain labels.npy and CORRUPTION.npy (CIFAR-10-C), or CORRUPTION/SEVERITY/CLASS/IMAGE (ImageNet-C)"
 
 
 class Corruptions:
@@ -29,11 +29,11 @@ class Corruptions:
 
     Args:
         root: the folder.
-        names: of the corruptions; None: all that there are.
+        names: of the corruptions; None: all in the folder.
         severities: of 1 to 5.
         classes: the names of the data set's classes; a folder's must be the same, an array's as many.
         channels, image_size: of the data set's images.
-        limit, limit_order, split_seed: as of an evaluation; the same images at every severity.
+        n_examples, subset, split_seed: select test images as in an evaluation, the same at every severity.
 
     Errors:
         InputError: no such folder or corruption, files of another length, shape or classes.
@@ -48,29 +48,29 @@ class Corruptions:
         classes: Sequence[str],
         channels: int,
         image_size: int,
-        limit: int | None = None,
-        limit_order: str = "balanced",
+        n_examples: int | None = None,
+        subset: str = "balanced",
         split_seed: int = 0,
     ):
         self.root, self.severities, self.classes = Path(root).expanduser(), list(severities), list(classes)
         self.channels, self.image_size = channels, image_size
-        self.limit, self.limit_order, self.split_seed = limit, limit_order, split_seed
+        self.n_examples, self.subset, self.split_seed = n_examples, subset, split_seed
         if not self.root.is_dir():
             raise InputError(f"corruptions.root is {self.root}, which is no folder; {LAYOUT}")
         self.is_folder = not (self.root / "labels.npy").is_file()
-        there = self._there()
-        if not there:
-            raise InputError(f"corruptions.root is {self.root}, which holds no corruptions; {LAYOUT}")
+        found = self._found()
+        if not found:
+            raise InputError(f"corruptions.root is {self.root}, which contains no corruptions; {LAYOUT}")
         for name in names or ():
-            if name not in there:
-                hint = did_you_mean(name, there)
-                raise InputError(f"corruptions.names has {name!r}; {self.root} has {some(there)}{hint}")
-        self.names = list(names or there)
+            if name not in found:
+                hint = did_you_mean(name, found)
+                raise InputError(f"corruptions.names has {name!r}; {self.root} has {some(found)}{hint}")
+        self.names = list(names or found)
         for name in self.names:
             self._check(name)
 
     def images(self, name: str) -> Any:
-        """One corruption's images, severity after severity, as many of each: a Dataset with `labels`."""
+        """Return a corruption's images, severity after severity, as many of each: a Dataset with `labels`."""
         parts = [self._part(name, severity) for severity in self.severities]
         if self.is_folder:
             paths: Any = np.concatenate([paths for paths, _ in parts])
@@ -79,13 +79,13 @@ class Corruptions:
         images = torch.from_numpy(np.concatenate([images for images, _ in parts]).transpose(0, 3, 1, 2).copy())
         return TensorImages(images, torch.cat([labels for _, labels in parts]), classes=len(self.classes))
 
-    def _there(self) -> list[str]:
+    def _found(self) -> list[str]:
         if self.is_folder:
             return [name for name in class_names(self.root) if (self.root / name / str(self.severities[0])).is_dir()]
         return sorted(path.stem for path in self.root.glob("*.npy") if path.stem != "labels")
 
     def _check(self, name: str) -> None:
-        """Without reading the images."""
+        """Raise InputError for files of another form, without reading the images."""
         if self.is_folder:
             for severity in self.severities:
                 folder = self.root / name / str(severity)
@@ -112,24 +112,24 @@ class Corruptions:
         try:
             array = np.load(self.root / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.root / name}.npy cannot be read ({str(error).splitlines()[0]})") from None
+            raise InputError(f"{self.root / name}.npy cannot be read ({one_line(error)})") from None
         return array[..., None] if name != "labels" and array.ndim == 3 else array
 
     def _part(self, name: str, severity: int) -> tuple[Any, Tensor]:
         """(images or paths, labels) of one severity."""
         if self.is_folder:
-            paths, of_paths = list_images(self.root / name / str(severity))
-            content, targets = np.asarray(paths), torch.tensor(of_paths)
+            paths, classes = list_images(self.root / name / str(severity))
+            content, targets = np.asarray(paths), torch.tensor(classes)
         else:
             labels = self._array("labels")
             here = slice((severity - 1) * len(labels) // SEVERITIES, severity * len(labels) // SEVERITIES)
             content, targets = self._array(name)[here], torch.from_numpy(labels[here].astype(np.int64))
-        chosen = self._limited(targets)
+        chosen = self._selected(targets)
         return (content, targets) if chosen is None else (content[chosen.numpy()], targets[chosen])
 
-    def _limited(self, labels: Tensor) -> Tensor | None:
-        if self.limit is None or self.limit >= len(labels):
+    def _selected(self, labels: Tensor) -> Tensor | None:
+        if self.n_examples is None or self.n_examples >= len(labels):
             return None
-        if self.limit_order == "first":
-            return torch.arange(self.limit)
-        return stratified_split(labels, self.limit, seed=self.split_seed, asked_by="limit")[1]
+        if self.subset == "first":
+            return torch.arange(self.n_examples)
+        return stratified_split(labels, self.n_examples, seed=self.split_seed, asked_by="evaluation.n_examples")[1]

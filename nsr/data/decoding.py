@@ -1,4 +1,4 @@
-"""Read image files: sizes, pixels, their mean and standard deviation."""
+"""Read image files: sizes and pixels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nsr.errors import InputError
+from nsr.errors import InputError, check_fits_memory, one_line
 
-GREY_MODES = ("1", "L", "LA")
+GRAY_MODES = ("1", "L", "LA")
 WIDE_MODES = ("I", "F")  # 16 and 32 bit: PIL would clip them to 255
-CHUNK = 256  # images on their way at a time
-# smaller images spend their time in Python, where threads only get in each other's way: 50,000 of 32 x 32 pixels take
-# 16 s with eight threads and 8 s with none (2 cores), one of 500 x 375 half as long with two threads
+IMAGES_AT_ONCE = 256  # given to the threads
+# smaller images spend their time in Python, where threads block each other: 50,000 of 32 x 32 pixels take 16 s with
+# eight threads and 8 s with none (2 cores), one of 500 x 375 half as long with two threads
 THREADS_FROM_PIXELS = 200 * 200
+FIX = "set a smaller data.image_size, or data.in_memory=false"
 
 
 class LazyImages(Dataset[tuple[Tensor, int]]):
@@ -33,7 +34,7 @@ class LazyImages(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, paths: Sequence[str], labels: Tensor, *, channels: int, image_size: int) -> None:
-        # one array: a list of texts would be copied page by page into every worker process as it counts references
+        # one array: counting references to a list of texts copies it page by page into every worker process
         self.paths, self.labels = np.asarray(paths), labels
         self.channels, self.image_size = channels, image_size
 
@@ -52,28 +53,31 @@ class LazyImages(Dataset[tuple[Tensor, int]]):
 
 
 def decode(path: str, *, channels: int, image_size: int) -> np.ndarray:
-    """(channel, height, width) uint8 of an image file, 1 channel (grey) or 3 (red, green, blue).
+    """Return the pixels (channel, height, width) uint8 of an image file, 1 channel (gray) or 3 (red, green, blue).
 
-    An image of another size is resized, shorter side to `image_size`, and its centre cut out.
+    An image of another size is resized, shorter side to `image_size`, and cropped at the center.
     """
-    return _reading(path, lambda image: _pixels(image, channels, image_size))
+    return _reading(path, lambda image: pixels_of(image, channels, image_size))
 
 
 def decode_all(paths: Sequence[str], *, channels: int, image_size: int) -> Tensor:
-    """(image, channel, height, width) uint8."""
+    """Return all images, (image, channel, height, width) uint8."""
+    check_fits_memory(
+        f"{len(paths)} images of data.image_size={image_size}", len(paths) * channels * image_size**2, FIX
+    )
     images = np.empty((len(paths), channels, image_size, image_size), np.uint8)
-    for index, image in enumerate(_decoded(paths, channels, image_size)):
+    for index, image in enumerate(decoded(paths, channels=channels, image_size=image_size)):
         images[index] = image
     return torch.from_numpy(images)
 
 
-def all_grey(paths: Sequence[str]) -> bool:
+def all_gray(paths: Sequence[str]) -> bool:
     """Return whether every image is grayscale."""
-    return all(_reading(path, lambda image: image.mode) in GREY_MODES for path in paths)
+    return all(_reading(path, lambda image: image.mode) in GRAY_MODES for path in paths)
 
 
 def common_size(paths: Sequence[str]) -> int:
-    """The size of images that are all squares of one size; InputError for any others, which need data.image_size."""
+    """Return the size of images that are all squares of one size; InputError for others, which need data.image_size."""
     first = _reading(paths[0], lambda image: image.size)
     for path in paths:
         size = _reading(path, lambda image: image.size)
@@ -81,55 +85,41 @@ def common_size(paths: Sequence[str]) -> int:
             kinds = "not square" if size == first else f"of different sizes ({paths[0]} is {first[0]} x {first[1]})"
             raise InputError(
                 f"the images are {kinds}: {path} is {size[0]} x {size[1]} pixels; "
-                "set data.image_size, to which they are resized and cut, such as data.image_size=32"
+                "set data.image_size, to which they are resized and cropped, such as data.image_size=32"
             )
     return first[0]
 
 
-def mean_and_std(paths: Sequence[str], *, channels: int, image_size: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the pixels in [0, 1] for each channel, to 4 digits."""
-    pixels = image_size * image_size * len(paths)
-    total, squares = np.zeros(channels), np.zeros(channels)
-    for image in _decoded(paths, channels, image_size):
-        values = image.reshape(channels, -1) / 255
-        total += values.sum(axis=1)
-        squares += np.square(values).sum(axis=1)
-    mean = total / pixels
-    # the floor, one grey level, is for images that are all one colour: the model divides by it
-    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1 / 255**2))
-    return [round(value, 4) for value in mean.tolist()], [round(value, 4) for value in std.tolist()]
-
-
-def _decoded(paths: Sequence[str], channels: int, image_size: int) -> Iterator[np.ndarray]:
-    """decode(path) of every path, in order; stops at the first that cannot be read."""
+def decoded(paths: Sequence[str], *, channels: int, image_size: int) -> Iterator[np.ndarray]:
+    """Decode every path, in order; stop at the first that cannot be read."""
     width, height = _reading(paths[0], lambda image: image.size)
     one = partial(decode, channels=channels, image_size=image_size)
     if width * height < THREADS_FROM_PIXELS:
         yield from map(one, paths)
         return
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(paths), CHUNK):
-            yield from pool.map(one, paths[start : start + CHUNK])
+        for start in range(0, len(paths), IMAGES_AT_ONCE):
+            yield from pool.map(one, paths[start : start + IMAGES_AT_ONCE])
 
 
 def _reading(path: str, use: Callable[[Image.Image], Any]) -> Any:
     try:
         with Image.open(path) as image:
             return use(image)
-    # PIL's readers raise whatever a damaged file makes them stumble over (OSError, SyntaxError, struct.error, ...)
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} cannot be read as an image ({reason}); repair or remove it") from None
+    except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for a damaged file
+        raise InputError(f"{path} cannot be read as an image ({one_line(error)}); repair or remove it") from None
 
 
-def _pixels(image: Image.Image, channels: int, image_size: int) -> np.ndarray:
+def pixels_of(image: Image.Image, channels: int, image_size: int | None) -> np.ndarray:
+    """Return the pixels (channel, height, width) uint8 of an image, in its own size where `image_size` is None."""
     if image.mode.startswith(WIDE_MODES):
-        raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}: save it with 8")
+        raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}: save it with 8 bits")
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # what PIL asks for in a warning
-    image = _square(image.convert("L" if channels == 1 else "RGB"), image_size)
+        image = image.convert("RGBA")  # else PIL warns
+    image = image.convert("L" if channels == 1 else "RGB")
+    image = image if image_size is None else _square(image, image_size)
     pixels = np.array(image)  # a copy: PIL's own are read-only
-    return pixels.reshape(image_size, image_size, channels).transpose(2, 0, 1)
+    return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Data sets that torchvision reads: find, unpack or download their files, and say in one line what is missing."""
+"""Data sets that torchvision reads: find, unpack or download their files, and report in one line what is missing."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from torch import Tensor
 
 from nsr.data.images import TensorImages
 from nsr.data.module import ImageData
-from nsr.errors import InputError, check_choice
+from nsr.errors import InputError, check_choice, one_line
 
 log = logging.getLogger(__name__)
 
-# what missing or damaged files and a download without network raise in torchvision and below it
+# errors of torchvision and its libraries on missing or damaged files, and on a download without network
 FAILURES = (
     OSError,
     RuntimeError,
@@ -46,15 +46,14 @@ class Downloaded(ImageData):
         download: fetch the files where they are missing.
         settings: see ImageData.
     Errors:
-        InputError: the files are missing, damaged, or cannot be downloaded; it tells what to put where.
+        InputError: the files are missing, damaged, or cannot be downloaded; it names the files and the folder.
     """
 
-    page: str  # where a person finds the archives
+    page: str  # web page of the archives
     archives: tuple[str, ...]  # their names, in `folder`
-    files: tuple[str, ...]  # what they hold, in `folder`
+    files: tuple[str, ...]  # their contents, in `folder`
     subfolder = ""  # of root
 
-    # ImageData's settings are not listed again: it names and checks them
     def __init__(self, *, download: bool = True, **settings: Any) -> None:
         super().__init__(**settings)
         self.download = check_choice("data.download", download, (True, False))
@@ -63,7 +62,7 @@ class Downloaded(ImageData):
         self.folder = self.root / self.subfolder
 
     def read(self, split: str, *, download: bool = False) -> tuple[Tensor, Tensor]:
-        """Images (image, channel, height, width) uint8 and labels (image,) int64, by torchvision."""
+        """Return images (image, channel, height, width) uint8 and labels (image,) int64, read by torchvision."""
         raise NotImplementedError
 
     def prepare(self) -> None:
@@ -74,7 +73,7 @@ class Downloaded(ImageData):
             try:
                 attempt()
             except FAILURES as error:
-                reason = one_line(error)
+                reason = _reason(error)
         if not self._is_there():
             raise InputError(
                 f"{type(self).__name__} is not in {self.folder} ({reason}): put {', '.join(self.archives)} from "
@@ -87,7 +86,7 @@ class Downloaded(ImageData):
                 images, labels = self.read(split)
         except FAILURES as error:
             raise InputError(
-                f"{type(self).__name__} in {self.folder} cannot be read ({one_line(error)}): delete "
+                f"{type(self).__name__} in {self.folder} cannot be read ({_reason(error)}): delete "
                 f"{(self.folder / self.files[0]).parent} and run again with data.download=true, or set data.root"
             ) from None
         return TensorImages(images, labels)
@@ -102,7 +101,7 @@ class Downloaded(ImageData):
                 try:
                     unpack(path)
                 except FAILURES as error:
-                    raise RuntimeError(f"{path.name} cannot be unpacked: {one_line(error)}") from error
+                    raise RuntimeError(f"{path.name} cannot be unpacked: {_reason(error)}") from error
 
     def _download(self) -> None:
         log.info("downloading %s to %s", type(self).__name__, self.folder)
@@ -111,25 +110,25 @@ class Downloaded(ImageData):
             with quiet():
                 self.read("test", download=True)
         finally:
-            for folder in new:  # torchvision makes them before it knows whether there is a network
+            for folder in new:  # torchvision creates them before it knows whether there is a network
                 with contextlib.suppress(OSError):
                     folder.rmdir()  # only where nothing came
 
 
 def unpack(archive: Path) -> None:
-    """What a .tar.gz or .gz holds, beside it."""
+    """Unpack a .tar.gz or .gz file beside it."""
     if archive.name.endswith(".tar.gz"):
         with tarfile.open(archive, "r:gz") as packed:
             packed.extractall(archive.parent, filter="data")
     else:
-        unfinished = archive.with_suffix(".part")  # a run that is killed here leaves no half file behind
+        unfinished = archive.with_suffix(".part")  # a run that is killed here leaves no incomplete file
         unfinished.write_bytes(gzip.decompress(archive.read_bytes()))
         unfinished.replace(archive.with_suffix(""))
 
 
 @contextlib.contextmanager
 def quiet(timeout_s: float = 30) -> Iterator[None]:
-    """Keep torchvision's progress bars and numpy's warnings on old pickles off the screen, and a dead network short."""
+    """Hide torchvision's progress bars and numpy's warnings on old pickles, and set a timeout for the network."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(timeout_s)
     try:
@@ -144,8 +143,5 @@ def quiet(timeout_s: float = 30) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def one_line(error: BaseException) -> str:
-    """The text of an error without its line breaks and torchvision's own advice, or its kind where it has no text."""
-    return (
-        " ".join(str(error).split()).removesuffix(" You can use download=True to download it") or type(error).__name__
-    )
+def _reason(error: BaseException) -> str:
+    return one_line(error).removesuffix(" You can use download=True to download it")

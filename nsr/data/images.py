@@ -11,6 +11,8 @@ from torch.utils.data import Dataset
 
 from nsr.errors import InputError
 
+MEMORY_LIMIT_BYTES = 2 * 2**30  # larger data sets are read from their files in each epoch
+
 
 class TensorImages(Dataset[tuple[Tensor, Tensor]]):
     """Images and labels in memory.
@@ -43,22 +45,22 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
         return images[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The whole batch, (batch, channel, height, width) and (batch,); needs `already_collated` in the loader."""
+        """Return a batch, (batch, channel, height, width) and (batch,); needs `already_collated` in the loader."""
         chosen = torch.as_tensor(indices)
         return _scaled(self.images[chosen]), self.labels[chosen]
 
     def subset(self, indices: Tensor) -> TensorImages:
-        """These images as a set of their own (a copy, so that the rest can be freed)."""
+        """Return a copy of these images, so that the others can be freed."""
         return TensorImages(self.images[indices], self.labels[indices])
 
 
 def already_collated(batch: Any) -> Any:
-    """The collate function of TensorImages, whose `__getitems__` returns a batch and not a list of items."""
+    """Return the batch as it is: the collate function for `TensorImages.__getitems__`."""
     return batch
 
 
 def check_labels(labels: Tensor, classes: int | None) -> None:
-    """InputError where the labels (image,) are no whole numbers from 0 to classes - 1."""
+    """Raise InputError unless the labels (image,) are whole numbers from 0 to classes - 1."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputError(f"labels are {str(labels.dtype).removeprefix('torch.')}; they must be whole numbers from 0")
     lowest, highest = int(labels.min()), int(labels.max())
@@ -71,10 +73,9 @@ def _checked_range(images: Tensor) -> Tensor:
     if not images.is_floating_point():
         raise InputError(f"images are {str(images.dtype).removeprefix('torch.')}; they must be uint8 or floating point")
     lowest, highest = images.aminmax()
-    # written so that NaN, for which every comparison is false, is refused too
-    if not (lowest >= 0 and highest <= 1):
+    if not (lowest >= 0 and highest <= 1):  # so that NaN is refused too
         raise InputError(
-            f"images outside [0, 1]: from {lowest:g} to {highest:g}; scale them, and leave normalisation to the model"
+            f"images outside [0, 1]: from {lowest:g} to {highest:g}; scale them, and leave normalization to the model"
         )
     return images.to(torch.float32)
 

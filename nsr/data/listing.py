@@ -9,44 +9,50 @@ from pathlib import Path
 from nsr.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-LAYOUT = "it must hold train/CLASS/IMAGE and test/CLASS/IMAGE"
+LAYOUT = "it must contain train/CLASS/IMAGE and test/CLASS/IMAGE"
+FOLDERS = {
+    "train": "train",
+    "test": "test",
+    "validation": "val",
+}  # of each split; train and test may be missing, val too
 
 
 def check_folder(root: Path) -> list[str]:
-    """The names of the classes, in the order of their labels.
+    """Return the names of the classes, in the order of their labels.
 
     Errors:
-        InputError: no such folder, neither train/ nor test/, no class, one class, a class without images, or a test/
-            whose classes are not those of train/.
+        InputError: no such folder, neither train/ nor test/, no class, one class, a class without images, or other
+            classes in test/ or val/ than in train/.
     """
     if not root.is_dir():
         raise InputError(f"data.root is {root}, which is no folder; {LAYOUT}")
-    classes = {split: class_names(root / split) for split in ("train", "test") if (root / split).is_dir()}
-    if not classes:
+    classes = {name: class_names(root / name) for name in FOLDERS.values() if (root / name).is_dir()}
+    if not classes.keys() & {"train", "test"}:
         found = class_names(root)
         hint = f"; it has {some(found)}: if these are the classes, move them into {root / 'train'}" if found else ""
         raise InputError(f"data.root is {root}, which has neither train nor test; {LAYOUT}{hint}")
     for split, names in classes.items():
         if len(names) < 2:
-            told = f"only the class {names[0]!r}" if names else "no class folder"
-            raise InputError(f"{root / split} has {told}; it must have a folder for each of 2 or more classes")
+            got = f"only the class {names[0]!r}" if names else "no class folder"
+            raise InputError(f"{root / split} has {got}; it must have a folder for each of 2 or more classes")
         for name in names:
             if next(images_in(root / split / name), None) is None:
                 suffixes = ", ".join(IMAGE_SUFFIXES)
                 raise InputError(f"{root / split / name} has no image ({suffixes}); add some, or remove the folder")
-    names = next(iter(classes.values()))
-    different = [
-        f"only {split} has {some(sorted(only))}"
-        for split, other in (("train", "test"), ("test", "train"))
-        if (only := set(classes.get(split, names)) - set(classes.get(other, names)))
-    ]
-    if different:
-        raise InputError(f"train and test in {root} must have the same class folders; {', '.join(different)}")
+    first, names = next(iter(classes.items()))
+    for split, others in classes.items():
+        different = [
+            f"only {folder} has {some(sorted(only))}"
+            for folder, only in ((first, set(names) - set(others)), (split, set(others) - set(names)))
+            if only
+        ]
+        if different:
+            raise InputError(f"{first} and {split} in {root} must have the same class folders; {', '.join(different)}")
     return names
 
 
 def list_images(folder: Path) -> tuple[list[str], list[int]]:
-    """The paths of all images of `folder`/CLASS, class after class, and their labels."""
+    """Return the paths of all images of `folder`/CLASS, class after class, and their labels."""
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(class_names(folder)):
@@ -57,12 +63,12 @@ def list_images(folder: Path) -> tuple[list[str], list[int]]:
 
 
 def class_names(folder: Path) -> list[str]:
-    """The folders in `folder`, sorted; those whose name starts with a dot are no classes (.ipynb_checkpoints)."""
+    """Return the folders in `folder`, sorted, without hidden ones (.ipynb_checkpoints)."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def images_in(folder: Path) -> Iterator[str]:
-    """The images in `folder` and below it, in no order; other files and hidden ones (._photo.jpg) are passed over."""
+    """Yield the images in `folder` and below it, in no order; other files and hidden ones (._photo.jpg) are ignored."""
     for where, _, files in os.walk(folder, followlinks=True):
         for file in files:
             if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
@@ -70,6 +76,6 @@ def images_in(folder: Path) -> Iterator[str]:
 
 
 def some(names: list[str], most: int = 5) -> str:
-    """'cat', 'dog', ... (12 more)."""
+    """Return "'cat', 'dog', ... (12 more)"."""
     more = f", ... ({len(names) - most} more)" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more

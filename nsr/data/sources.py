@@ -15,7 +15,7 @@ DIGITS_TEST_IMAGES = 500
 
 
 class Digits(ImageData):
-    """The 1,797 handwritten digits of scikit-learn, (1, 8, 8): 500 for testing, split by class once and for ever."""
+    """The 1,797 handwritten digits of scikit-learn, (1, 8, 8): 500 for testing, by a fixed stratified split."""
 
     class_names = tuple("0123456789")
 

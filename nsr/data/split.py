@@ -1,4 +1,4 @@
-"""Hold out a part of the training images, the same share of every class."""
+"""Hold out a part of the training images, the same fraction of every class."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from nsr.errors import InputError
 def stratified_split(
     labels: Tensor, count: int, *, seed: int, asked_by: str = "data.validation_images"
 ) -> tuple[Tensor, Tensor]:
-    """Indices of the images kept and of the `count` images held out, each in ascending order.
+    """Return the indices of the images kept and of the `count` images held out, each in ascending order.
 
-    Every class gives its proportional share, rounded so that the sum is exact (Webster's method: image k of a shuffled
-    class of n comes at (k + 1/2) / n, and the first `count` of all images are taken). One image of each class stays.
+    Every class gives in proportion to its size, rounded so that the sum is exact (Webster's method: image k of a
+    shuffled class of n comes at (k + 1/2) / n, and the first `count` of all images are taken). One image of each class
+    is kept.
 
     Args:
         labels: (image,).
         count: images to hold out.
-        seed: the one thing that decides which.
+        seed: alone decides which.
         asked_by: the setting that an error names.
     Returns:
         kept (images - count,), held out (count,), int64.
@@ -33,12 +34,12 @@ def stratified_split(
             f"{asked_by} asks for {count} of {len(labels)} images in {len(sizes)} classes; "
             f"it must be from 1 to {len(labels) - len(sizes)}, so that each class keeps one"
         )
-    # RandomState's stream is frozen for ever (NEP 19), that of Generator and of torch.randperm is not
+    # RandomState's stream is frozen (NEP 19), that of Generator and of torch.randperm is not
     order = np.random.RandomState(seed).permutation(len(labels))
     by_class = np.argsort(labels.numpy()[order], kind="stable")  # positions in `order`, class after class
     starts = np.cumsum(sizes) - sizes
     place = (np.arange(len(labels)) - np.repeat(starts, sizes) + 0.5) / np.repeat(sizes, sizes)
-    place[starts + sizes - 1] = np.inf  # the one of each class that stays
+    place[starts + sizes - 1] = np.inf  # the one of each class that is kept
     places = np.empty(len(labels))
     places[by_class] = place
     held_out = np.sort(order[np.argsort(places, kind="stable")[:count]])

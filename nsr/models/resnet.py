@@ -108,7 +108,7 @@ class ResNet20(ResNet):
     """ResNet-20 for CIFAR: 16, 32, 64 channels, three blocks a stage; section 4.2 of the paper.
 
     Args:
-        channels: colour channels of an image.
+        channels: color channels of an image.
         classes: number of classes.
         image_size: height and width of an image, checked only: the pooling before `fc` is global.
         variant: 'published', with the paper's parameter-free shortcuts and no convolution bias (269,722 parameters
@@ -137,7 +137,7 @@ class ResNet18(ResNet):
     11,173,962 parameters at 3 channels and 10 classes.
 
     Args:
-        channels: colour channels of an image.
+        channels: color channels of an image.
         classes: number of classes.
         image_size: height and width of an image, checked only: the pooling before `fc` is global.
     Errors:

@@ -14,7 +14,7 @@ class SmallCNN(nn.Module):
     """Three 3x3 convolutions, one hidden fully connected layer, one linear classifier.
 
     Args:
-        channels: colour channels of an image.
+        channels: color channels of an image.
         classes: number of classes.
         image_size: height and width of an image; it fixes the inputs of `fc1`. Made for 8 to 32 pixels.
         width: channels of the first convolution; the other two have twice as many.

@@ -20,7 +20,7 @@ class VGG16(nn.Module):
     The layers are named as in the paper: `features.conv3_2` is the second convolution of the third stage.
 
     Args:
-        channels: colour channels of an image.
+        channels: color channels of an image.
         classes: number of classes.
         image_size: height and width of an image, checked only: the pooling before `fc` is global.
     Errors:

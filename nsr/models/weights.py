@@ -1,4 +1,4 @@
-"""Reading other people's weight files: never runs code from them, says in one line what is wrong."""
+"""Read third-party weight files without running code from them; faults are reported in one line."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from torch import Tensor, nn
 from nsr.errors import InputError
 
 NAMES_SHOWN = 3
+NETWORK = "net.net."
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
-    """What `torch.save` put into the file at `path`, its tensors on the CPU.
+    """Return the content of a file that `torch.save` wrote, its tensors on the CPU.
 
     Only tensors and plain values are read (`weights_only`), so a file cannot run code here.
 
     Errors:
-        InputError: one line that names the file: it cannot be opened, is no checkpoint or cut short, or holds
+        InputError: one line that names the file: it cannot be opened, is no checkpoint or truncated, or contains
             something that could run code.
     """
     if not isinstance(path, (str, os.PathLike)):  # open() would take a number for a file descriptor
         raise InputError(f"a checkpoint's path is {path!r}; it must be text")
     name = repr(os.fspath(path))  # repr: a name with a line break stays on one line
     with _open(path, name) as file, warnings.catch_warnings():
-        # torch warns of odd pickles before it refuses them; the error says enough
+        # torch warns of unusual pickles before it refuses them with an error
         warnings.simplefilter("ignore")
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -42,37 +43,40 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
 
 
 def load_state_dict_file(net: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Copies the weights in the file at `path` into `net`; every key and shape has to fit.
+    """Copy the weights in the file at `path` into `net`; every key and shape has to fit.
 
     Args:
         net: changed in place, and only if everything fits.
-        path: a file of `torch.save` that holds a state_dict, itself or under the key 'state_dict' or 'model'. The
-            prefix 'module.', which DataParallel leaves on every key, is taken off.
+        path: a file of `torch.save` with a state_dict, itself or under the key 'state_dict' or 'model', or the
+            checkpoint of a run. The prefix 'module.', which DataParallel leaves on every key, is removed.
     Errors:
-        InputError: one line that names the file; see `read_checkpoint`; or what it holds does not fit `net`.
+        InputError: one line that names the file; see `read_checkpoint`; or its content does not fit `net`.
     """
     state = read_checkpoint(path)
     name = repr(os.fspath(path))
+    is_run = isinstance(state, Mapping) and "nsr_settings" in state
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not is_state_dict(state):
         raise InputError(f"{name} holds no state_dict, a mapping of names to tensors, but {_describe(state)}")
+    if is_run:  # the module keeps its Classifier as `net`, the Classifier its network as `net`
+        state = {key.removeprefix(NETWORK): tensor for key, tensor in state.items() if key.startswith(NETWORK)}
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     load_state_dict(net, state, name)
 
 
 def load_state_dict(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Copies `state`, from the file called `name`, into `net`; InputError unless every key and shape fits."""
+    """Copy `state`, from the file called `name`, into `net`; InputError unless every key and shape fits."""
     expected = net.state_dict()
-    # of a head that the network was built without, as torchvision's inception_v3 has one for training
+    # without the weights of heads that the network was built without, such as inception_v3's auxiliary one
     state = {key: tensor for key, tensor in state.items() if getattr(net, key.partition(".")[0], net) is not None}
     _check_keys(name, net, state, expected)
     for key, tensor in state.items():
-        # refused before anything is copied: torch would stop half way
+        # refused before anything is copied: torch would stop after some tensors
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise InputError(f"{name} holds {key} as a sparse, quantised or meta tensor; it must be a dense one")
+            raise InputError(f"{name} holds {key} as a sparse, quantized or meta tensor; it must be a dense one")
         if tensor.shape != expected[key].shape:
             raise InputError(
                 f"{name} does not fit {type(net).__name__}: {key} must have shape {tuple(expected[key].shape)}, "
@@ -91,7 +95,7 @@ def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
 
 
 def _check_keys(name: str, net: nn.Module, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    # BatchNorm's batch counter is younger than many weight files; torch too does without it
+    # BatchNorm's batch counter is younger than many weight files; torch does not require it either
     missing = [key for key in expected if key not in state and not key.endswith(".num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]
     if missing or unexpected:
@@ -107,7 +111,7 @@ def _some(keys: Collection[object]) -> str:
 
 
 def is_state_dict(content: object) -> bool:
-    """Whether it is a mapping of names to tensors, and not an empty one."""
+    """Return whether it is a mapping of names to tensors, and not an empty one."""
     return (
         isinstance(content, Mapping)
         and len(content) > 0
@@ -122,7 +126,7 @@ def _describe(content: object) -> str:
 
 
 def _why_refused(message: str) -> str:
-    """One line for torch's paragraph, which advises to switch the protection off."""
+    """Return one line for torch's paragraph, which advises to disable the protection."""
     python_object = re.search(r"GLOBAL (\S+)", message)
     if python_object:
         return f"it holds {python_object[1]}, which could run code when loaded; save a plain state_dict instead"

@@ -1,0 +1,240 @@
+"""Data sets by any callable that returns datasets: torchvision's, arrays, Hugging Face's, webdataset's, your own."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, Subset, TensorDataset
+
+from nsr.data.description import DataDescription, mean_and_std, sample_indices
+from nsr.data.images import MEMORY_LIMIT_BYTES, TensorImages
+from nsr.data.items import LABEL_KEYS, LazyItems, Reader, item_parts
+from nsr.data.module import ImageData
+from nsr.errors import InputError, call_checked, check_fits_memory, dotted_name, one_line
+from nsr.randomness import seeded
+
+log = logging.getLogger(__name__)
+
+LOADER_SETTINGS = tuple(
+    name for name in inspect.signature(ImageData.__init__).parameters if name not in ("self", "root")
+)
+ALLOWED = "it must be {'train': dataset, 'test': dataset}, with 'validation' if there is one, or (train, test)"
+SPLITS = ("train", "validation", "test")
+
+
+def image_data(factory: Callable[..., Any], settings: Mapping[str, Any]) -> ImageData:
+    """Return the data module of a configuration's data group.
+
+    Args:
+        factory: the ImageData subclass, or the callable that returns datasets, which `_target_` names.
+        settings: the others of the group. A callable gets its own and, of the loader's settings (batch_size, seed,
+            ...), those that its signature names.
+    Errors:
+        InputError: settings that do not fit, or what the factory raised, in one line.
+    """
+    if isinstance(factory, type) and issubclass(factory, ImageData):
+        return call_checked("data", factory, settings)
+    if not callable(factory):
+        raise InputError(f"data._target_ is {factory!r}; it must be a callable that returns datasets")
+    loader = {name: value for name, value in settings.items() if name in LOADER_SETTINGS}
+    own = {name: value for name, value in settings.items() if name not in LOADER_SETTINGS}
+    return DatasetImages(factory, own, **loader)
+
+
+class DatasetImages(ImageData):
+    """Images of the datasets that a callable returns.
+
+    channels, image_size, classes, mean and std that are None are inferred from the training images by `describe`.
+    Images are read once and kept in memory where they take less than 2 GiB and their dataset draws nothing.
+
+    Args:
+        factory: returns the datasets as {'train': ..., 'test': ..., 'validation': ...}, (train, test) or (train,
+            validation, test); each of (image, label) items. Its random draws depend on split_seed alone.
+        arguments: of the factory, beside those of the loader's settings that its signature names.
+        loader: see ImageData.
+    """
+
+    infers_description = True
+
+    def __init__(self, factory: Callable[..., Any], arguments: Mapping[str, Any], **loader: Any) -> None:
+        super().__init__(**loader)
+        self.resize = self.image_size is not None
+        self.factory, self.arguments, self.loader = factory, dict(arguments), loader
+        self.datasets: dict[str, Any] = {}
+        self.images: dict[str, TensorImages | LazyItems] = {}  # read, and not yet handed over
+
+    @property
+    def title(self) -> str:
+        return dotted_name(self.factory)
+
+    @property
+    def has_validation(self) -> bool:  # type: ignore[override]
+        return "validation" in self.datasets
+
+    def prepare(self) -> None:
+        if not self.datasets:
+            with seeded(self.split_seed):
+                returned = call_checked("data", self.factory, self.arguments, **self.loader)
+            self.datasets = named_datasets(returned, self.title)
+
+    def check_splits(self, splits: Sequence[str]) -> None:
+        self.prepare()
+        for split in splits:
+            if split not in self.datasets:
+                raise InputError(f"{self.title} returns {', '.join(self.datasets)}; this needs {split}")
+
+    def describe(self) -> DataDescription:
+        self.prepare()
+        split = next(iter(self.datasets))  # train, where there is one
+        if None in (self.channels, self.image_size):
+            read = Reader(self.datasets[split], f"{split} of {self.title}", self.channels, self.image_size)
+            shapes = [read(index)[0].shape for index in sample_indices(len(self.datasets[split]), 16)]
+            self.channels = self.channels or max(shape[0] for shape in shapes)  # some of many PIL images may be gray
+            self.image_size = self.image_size or shapes[0][1]
+            self._check_description()
+        self.class_names = class_names(self.datasets[split])
+        if self.class_names and self.classes not in (None, len(self.class_names)):
+            raise InputError(
+                f"data.classes is {self.classes}, but {self.title} has {len(self.class_names)} classes; leave "
+                "data.classes out to use them"
+            )
+        if self.classes is None:
+            self.classes = len(self.class_names) or int(self._images(split).labels.max()) + 1
+        if None in (self.mean, self.std):
+            images = self._images(split)
+            mean, std = mean_and_std(images[index][0].numpy() for index in sample_indices(len(images)))
+            self.mean, self.std = self.mean or mean, self.std or std
+        self._check_description()
+        return super().describe()
+
+    def preflight(self, splits: Sequence[str]) -> None:
+        self.check_splits(splits)
+        self.describe()
+        for split in self.datasets:
+            if split in splits or (split == "validation" and "train" in splits):
+                self._images(split)
+        super().preflight(splits)
+
+    def load(self, split: str) -> TensorImages | LazyItems:
+        self.check_splits([split])
+        self.describe()
+        self._images(split)
+        return self.images.pop(split)
+
+    def _images(self, split: str) -> TensorImages | LazyItems:
+        if split not in self.images:
+            self.images[split] = self._read(split)
+        return self.images[split]
+
+    def _read(self, split: str) -> TensorImages | LazyItems:
+        """Read a split into memory, or its labels alone where it is too large or drawn again in each epoch."""
+        name = f"{split} of {self.title}"
+        read = Reader(self.datasets[split], name, self.channels, self.image_size, resize=self.resize)
+        count, draws = len(self.datasets[split]), read.draws()
+        if draws and split != "train":
+            raise InputError(
+                f"{name} gives another image at each reading; images that are evaluated must stay the same; leave "
+                "random transforms out of it"
+            )
+        with seeded(self.split_seed):
+            if draws or count * read(0)[0].nbytes > MEMORY_LIMIT_BYTES:
+                log.info("%s: %d images, read %s", name, count, "again in each epoch" if draws else "when needed")
+                return LazyItems(read, read.labels(), torch.arange(count), seed=self.seed)
+            images, labels = zip(*map(read, range(count)), strict=True)
+        if len({image.dtype for image in images}) > 1:
+            raise InputError(f"{name} has uint8 and floating-point images; they must all be of one type")
+        return TensorImages(torch.stack(images), torch.tensor(labels))
+
+
+def npz(path: str | Path) -> dict[str, Any]:
+    """Return the datasets of a .npz file, such as the arrays x_train, y_train, x_test, y_test.
+
+    An array is named by its split (train, val or validation, test) and its content (x, image, images or data; y, label,
+    labels or targets), in any order, joined by _.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            words = set(name.lower().split("_"))
+            split = words & {*SPLITS, "val"}
+            content = "images" if words & {"x", "image", "images", "data"} else "labels"
+            if split and words & {"x", "image", "images", "data", "y", "label", "labels", "targets"}:
+                found.setdefault(split.pop(), {})[content] = arrays[name]
+    pairs = {split: (parts["images"], parts["labels"]) for split, parts in found.items() if len(parts) == 2}
+    if not pairs:
+        raise InputError(
+            f"{path} has the arrays {', '.join(arrays.files)}; it must have x_train, y_train, x_test, y_test"
+        )
+    return pairs
+
+
+def named_datasets(returned: Any, name: str) -> dict[str, Any]:
+    """Return {split: map-style dataset} of what a factory of this name returned; InputError for anything else."""
+    if isinstance(returned, Mapping):
+        found = {("validation" if key == "val" else str(key)): dataset for key, dataset in returned.items()}
+        got = f"a mapping with the keys {', '.join(found) or 'none'}"
+    elif isinstance(returned, (tuple, list)) and len(returned) in (2, 3):
+        found = dict(zip(SPLITS if len(returned) == 3 else ("train", "test"), returned, strict=True))
+        got = "no dataset"
+    else:
+        found, got = {}, type(returned).__name__
+    found = {split: found[split] for split in SPLITS if found.get(split) is not None}
+    if not {"train", "test"} & found.keys():
+        raise InputError(f"{name} returns {got}; {ALLOWED}")
+    return {split: _map_style(dataset, f"{split} of {name}") for split, dataset in found.items()}
+
+
+def _map_style(dataset: Any, name: str) -> Any:
+    """Return the dataset itself, a pair of arrays as a dataset, or the items of one that can only be iterated."""
+    if isinstance(dataset, (tuple, list)) and len(dataset) == 2 and all(hasattr(part, "shape") for part in dataset):
+        images, labels = dataset
+        if len(images) != len(labels):
+            raise InputError(f"{name} has {len(images)} images and {len(labels)} labels; it must have as many of each")
+        dataset = TensorDataset(torch.as_tensor(images), torch.as_tensor(labels))
+    elif not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")) or isinstance(dataset, IterableDataset):
+        if not isinstance(dataset, Iterable):
+            raise InputError(f"{name} is {type(dataset).__name__}; it must be a dataset of (image, label)")
+        dataset = _read_items(dataset, name)
+    if len(dataset) == 0:
+        raise InputError(f"{name} has no images; it must have at least one")
+    return dataset
+
+
+class Items(list[Any]):
+    """The items of a dataset that can only be iterated, and the names of its classes."""
+
+    classes: tuple[str, ...] = ()
+
+
+def _read_items(dataset: Iterable[Any], name: str) -> Items:
+    items, size_bytes = Items(), 0
+    items.classes = class_names(dataset)
+    try:
+        for item in dataset:
+            items.append(item)
+            size_bytes = size_bytes or np.asarray(item_parts(item)[0]).nbytes
+            check_fits_memory(f"{name}, read from {type(dataset).__name__},", len(items) * size_bytes, "limit it")
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name}: {one_line(error)}") from error
+    log.info("%s: %d images read into memory from %s", name, len(items), type(dataset).__name__)
+    return items
+
+
+def class_names(dataset: Any) -> tuple[str, ...]:
+    """Return the class names that a dataset of torchvision or Hugging Face has, () where it has none."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    for key, feature in (getattr(dataset, "features", None) or {}).items():
+        names = getattr(feature, "names", None) if key in LABEL_KEYS else names
+    if not isinstance(names, (list, tuple)):
+        return ()
+    return tuple(name if isinstance(name, str) else ", ".join(map(str, name)) for name in names)
