@@ -1,7 +1,7 @@
-"""What stands around the training step: records, progress, dashboards; weight perturbation, ramps, alarms."""
+"""Everything that runs beside the training step: records, progress, sensitivities, checks, AWP, ramps."""
 
-from nsr.callbacks.alarms import TrainingAlarms
-from nsr.callbacks.progress import ProgressLine
+from nsr.callbacks.checks import TrainingChecks
+from nsr.callbacks.progress import ProgressRows
 from nsr.callbacks.ramp import Ramp
 from nsr.callbacks.records import RunRecords
 from nsr.callbacks.sensitivity import SensitivityLogger
@@ -9,9 +9,9 @@ from nsr.callbacks.weight_perturbation import AdversarialWeightPerturbation
 
 __all__ = [
     "AdversarialWeightPerturbation",
-    "ProgressLine",
+    "ProgressRows",
     "Ramp",
     "RunRecords",
     "SensitivityLogger",
-    "TrainingAlarms",
+    "TrainingChecks",
 ]

@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import distributed
 
+from nsr.compat import broadcast_no_signals, restore_loader_state
 from nsr.errors import RunStopped
 from nsr.run.signals import Interrupted, Signals
 
@@ -25,6 +26,7 @@ class PlainCheckpointIO(TorchCheckpointIO):
     """Straight into the file and onto the disk; Lightning's own holds it in memory and in the system's /tmp before."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
@@ -49,7 +51,7 @@ class Checkpoints(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        robust = pl_module.figures["validation"]["validation/robust_accuracy"]
+        robust = pl_module.result.validation["validation/robust_accuracy"]
         self._is_best = self.best is None or robust > self.best
         if self._is_best:
             self.best = robust
@@ -99,13 +101,33 @@ class Checkpoints(pl.Callback):
             progress = trainer.fit_loop.epoch_progress
             progress.current.ready = progress.total.ready  # Lightning is one behind, and another resumption misled
         else:  # a scheduler that asks for the run's steps has the loader made before Lightning has its state
-            trainer.fit_loop._load_combined_loader_states()
+            restore_loader_state(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+
+
+class Extension(pl.Callback):
+    """Begins a new schedule with the further epochs of a finished run, where they get one of their own.
+
+    Args:
+        new_schedule: whether they do; else the run's schedule continues.
+    """
+
+    def __init__(self, new_schedule: bool):
+        self.new_schedule = new_schedule
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if not self.new_schedule:
+            return
+        checkpoint["lr_schedulers"] = []
+        pl_module.steps_before = checkpoint["global_step"]
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:
+                group["lr"] = group.get("initial_lr", group["lr"])
 
 
 class Interruption(pl.Callback):
@@ -123,7 +145,7 @@ class Interruption(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.world_size > 1:
             self._hosts = distributed.new_group(backend="gloo")
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+            broadcast_no_signals(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.signals.patient = True

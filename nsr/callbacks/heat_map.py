@@ -1,4 +1,4 @@
-"""Sensitivity of every layer over the epochs, as a picture."""
+"""A heat map of the sensitivity of every layer in every epoch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 from nsr.plotting import new_figure, save, styled
 
-KINDS = ("absolute sensitivity (activation units)", "relative sensitivity (share of activation)")
+KINDS = ("absolute sensitivity (activation units)", "relative sensitivity (fraction of activation)")
 
 
 def draw_heat_map(path: Path, history: Sequence[tuple[int, dict[str, list[float]]]]) -> None:
-    """PATH.png and PATH.pdf: a row a layer, first layer on top; a column an epoch; colour the layer's sensitivity.
+    """Draw PATH.png and PATH.pdf: one row per layer, the first on top, and one column per epoch.
 
     Args:
         path: without its suffix.
-        history: (epoch, {layer: absolute and relative}), in the order of the epochs.
+        history: (epoch, {layer: [absolute, relative]}), by epoch.
     """
     layers = list(history[-1][1])
     epochs = [epoch for epoch, _ in history]

@@ -1,126 +1,99 @@
-"""One progress line on a terminal; everywhere else a plain row an epoch, and one now and then in an evaluation."""
+"""Progress where standard output is no terminal: a row per epoch, and one now and then in an evaluation.
+
+On a terminal Lightning's own RichProgressBar shows the progress.
+"""
 
 from __future__ import annotations
 
-import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ProgressBar
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nsr.callbacks.epochs import finished_epochs
-from nsr.evaluation.time_left import TimeLeft
+if TYPE_CHECKING:
+    from nsr.training.module import RobustClassifier
 
-SECONDS_BETWEEN_ROWS = 20.0  # of an evaluation whose output goes to a file
-SECONDS_BETWEEN_LOOKS = 0.5  # the figures are on the device: to read them is to wait for it
+SECONDS_BETWEEN_ROWS = 20.0  # of an evaluation
 
 
-class ProgressLine(ProgressBar):
-    """Loss and its terms, validated clean and robust accuracy, time left."""
+class ProgressRows(pl.Callback):
+    """Prints a row per epoch: loss and its terms, clean and robust accuracy, time left; and the rows of a test."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._enabled = True
-        self._console = Console(file=sys.stderr) if sys.stdout.isatty() and sys.stderr.isatty() else None
-        self._line: Progress | None = None
-        self._task: Any = None
-        self._looked = self._started = self._epoch_started = time.perf_counter()
-        self._accuracies = ""
-
-    def enable(self) -> None:
-        self._enabled = True
-
-    def disable(self) -> None:
-        self._enabled = False
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._started = time.perf_counter()
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = self._epoch_started = time.perf_counter()  # a resumed run may begin with a validation
         self._first = trainer.current_epoch  # epochs before this process
-        if self._enabled and self._console is not None:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn())
-            self._line = Progress(*columns, console=self._console)
-            total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
-            self._task = self._line.add_task("training", total=total, completed=trainer.global_step)
-            self._line.start()
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._epoch_started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._line is None or time.perf_counter() - self._looked < SECONDS_BETWEEN_LOOKS:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        result = pl_module.result
+        if trainer.state.fn != "fit" or not trainer.is_global_zero or result is None:
             return
-        self._looked = time.perf_counter()
-        done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
-        terms = pl_module.training_measures.so_far()
-        self._line.update(self._task, completed=done, description=self._describe(trainer, terms))
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.state.fn != "fit":
+        clean, robust = (100 * result.validation[f"validation/{kind}_accuracy"] for kind in ("clean", "robust"))
+        total = trainer.max_epochs or 0
+        if result.epoch == 0:
+            print(f"epoch 0/{total}  clean {clean:5.1f} %  robust {robust:5.1f} %  before training", flush=True)
             return
-        figures = pl_module.figures["validation"]
-        clean, robust = figures["validation/clean_accuracy"], figures["validation/robust_accuracy"]
-        self._accuracies = f"clean {100 * clean:5.1f} %  robust {100 * robust:5.1f} %"
-        epoch = finished_epochs(trainer)
-        if not self._enabled or self._console is not None:
-            return
-        if epoch == 0:
-            print(f"epoch 0/{trainer.max_epochs}  {self._accuracies}  before training", flush=True)
-            return
-        terms = {name.removeprefix("train/"): value for name, value in pl_module.figures["train"].items()}
-        terms = {name: value for name, value in terms.items() if not name.endswith("_accuracy")}
+        values = {name.removeprefix("train/"): value for name, value in result.train.items()}
+        terms = [f"{name} {value:.3f}" for name, value in values.items() if not name.endswith("_accuracy")]
+        loss = terms[0] + (f" ({', '.join(terms[1:])})" if len(terms) > 2 else "")
         took = time.perf_counter() - self._epoch_started
-        left = (time.perf_counter() - self._started) / (epoch - self._first) * ((trainer.max_epochs or epoch) - epoch)
-        print(f"{self._describe(trainer, terms)}  {took:.1f} s, {left:.0f} s left", flush=True)
+        left = (time.perf_counter() - self._started) / (result.epoch - self._first) * (total - result.epoch)
+        time_left = f"{took:.1f} s, {left:.0f} s left"
+        print(
+            f"epoch {result.epoch}/{total}  {loss}  clean {clean:5.1f} %  robust {robust:5.1f} %  {time_left}",
+            flush=True,
+        )
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._time_left = TimeLeft(pl_module.suite.work, len(trainer.test_dataloaders))  # type: ignore[arg-type]
-        self._looked = time.perf_counter()
-        pl_module.suite.finished = self._measured
-        if self._enabled and self._console is not None:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=20))
-            self._line = Progress(*columns, console=self._console)
-            self._task = self._line.add_task("measuring", total=self._time_left.total)
-            self._line.start()
+    def on_test_start(self, trainer: pl.Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        self._time_left = TimeLeft(pl_module.suite.work, int(trainer.num_test_batches[0]))  # type: ignore[union-attr]
+        self._printed = time.perf_counter()
+        pl_module.suite.finished = self._measured  # type: ignore[union-attr]
 
     def _measured(self, row: str, seconds: float | None) -> None:
         self._time_left.add(row, seconds)
-        now, chunks = time.perf_counter(), self._time_left.chunks
-        done = min(self._time_left.finished[row], chunks)
-        left = self._time_left.left()
-        told = f"measuring {row}: {done} of {chunks} chunks, {_duration(left)} left"
-        if self._line is not None:
-            self._line.update(self._task, completed=self._time_left.done, description=told)
-        elif self._enabled and self._console is None and now - self._looked >= SECONDS_BETWEEN_ROWS:
-            self._looked = now
-            print(told, flush=True)
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._close()
-
-    def _describe(self, trainer: pl.Trainer, terms: dict[str, float]) -> str:
-        parts = dict(terms)
-        loss = parts.pop("loss", float("nan"))
-        named = f" ({', '.join(f'{name} {value:.3f}' for name, value in parts.items())})" if len(parts) > 1 else ""
-        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {loss:.3f}{named}  {self._accuracies}"
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._close()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._line is not None:
-            self._line.update(self._task, completed=self._line.tasks[0].total)
-            self._line.stop()
-            self._line = None
+        now, batches = time.perf_counter(), self._time_left.batches
+        if now - self._printed >= SECONDS_BETWEEN_ROWS:
+            self._printed = now
+            done = min(self._time_left.finished[row], batches)
+            print(f"measuring {row}: {done} of {batches} batches, {duration(self._time_left.left())} left", flush=True)
 
 
-def _duration(seconds: float | None) -> str:
-    """'1:02:03', '2:03'; a question mark where it is not known."""
+class TimeLeft:
+    """Seconds to the end of an evaluation, each row by its own mean: attacks differ a thousandfold.
+
+    Args:
+        rows: what is measured of each batch.
+        batches: number of batches.
+    """
+
+    def __init__(self, rows: Sequence[str], batches: int):
+        self.batches = batches
+        self.finished = dict.fromkeys(rows, 0)
+        self.seconds: dict[str, list[float]] = {row: [] for row in rows}
+
+    def add(self, row: str, seconds: float | None) -> None:
+        """Count a batch of a row; None: it came from the cache."""
+        self.finished[row] += 1
+        if seconds is not None:
+            self.seconds[row].append(seconds)
+
+    def left(self) -> float | None:
+        """Return the seconds left; None while a row that is left has not been timed."""
+        seconds = 0.0
+        for row, finished in self.finished.items():
+            if finished < self.batches:
+                if not self.seconds[row]:
+                    return None
+                seconds += (self.batches - finished) * fmean(self.seconds[row])
+        return seconds
+
+
+def duration(seconds: float | None) -> str:
+    """Format seconds as '1:02:03' or '2:03'; a question mark where they are not known."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)

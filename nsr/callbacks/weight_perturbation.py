@@ -2,7 +2,7 @@
 
     v_l = gamma * || w_l || * g_l / || g_l ||,  g = grad L(w; x', y);  w <- w - step along grad L(w + v)
 
-Source: Wu, Xia and Wang 2020, equations 8 to 10, with one step of ascent as in their code; l goes over the weights of
+Source: Wu, Xia and Wang 2020, equations 8 to 10, with one step of ascent as in their code; l runs over the weights of
 more than one dimension. gamma is 0.005 for TRADES and 0.01 for PGD training.
 """
 
@@ -17,14 +17,19 @@ from torch import Tensor, distributed, nn
 
 from nsr.attacks.balls import unit
 from nsr.errors import InputError, check_number
-from nsr.modes import batch_norm
+from nsr.modes import batch_norm_mode
+
+
+def weight_perturbation(weight: Tensor, gradient: Tensor, gamma: float) -> Tensor:
+    """gamma * || w || * g / || g ||, shaped as `weight`; zero where the gradient is zero."""
+    return gamma * torch.linalg.vector_norm(weight) * unit(gradient[None])[0]
 
 
 class AdversarialWeightPerturbation(pl.Callback):
-    """Moves the weights before a step's passes and puts them back, bit by bit, after its backward pass.
+    """Perturbs the weights before a step's passes and restores them exactly after its backward pass.
 
-    The ascent is of the objective alone; a stabilising term is measured at the moved weights and not ascended. Its
-    gradient is averaged over processes, its passes leave BatchNorm's running statistics untouched. The optimiser, and
+    The ascent is of the objective alone; a stabilizer's term is computed at the perturbed weights and not ascended. Its
+    gradient is averaged over processes, its passes leave BatchNorm's running statistics untouched. The optimizer, and
     so weight decay, sees the weights without perturbation (the authors' code decays the perturbed ones).
 
     Args:
@@ -32,53 +37,60 @@ class AdversarialWeightPerturbation(pl.Callback):
         warmup: epochs without perturbation at the start.
 
     Errors:
-        InputError: a setting out of range; a training step that steps its optimiser by itself (Free).
+        InputError: a setting out of range; a module that steps its optimizer by itself, as free training does.
     """
 
     def __init__(self, *, gamma: float = 0.005, warmup: int = 0):
         self.gamma = check_number("callbacks.awp.gamma", gamma, lowest=0)
         self.warmup = check_number("callbacks.awp.warmup", warmup, lowest=0, whole=True)
-        self._unmoved: list[tuple[nn.Parameter, Tensor]] = []
+        self._module: Any = None
+        self._unperturbed: list[tuple[nn.Parameter, Tensor]] = []
+
+    def check(self, module: pl.LightningModule, epochs: int) -> None:
+        """Raise InputError where the module steps its optimizer itself."""
+        if not module.automatic_optimization:
+            raise InputError("callbacks has awp, which has no meaning with objective=free; remove one of them")
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if stage != "fit":
             return
-        if not pl_module.automatic_optimization:
-            raise InputError("callbacks has awp, which has no meaning with objective=free: leave one of them out")
-        pl_module.before_passes = lambda inputs, labels: self.perturb(pl_module, inputs, labels)
+        self.check(pl_module, 1)
+        self._module = pl_module
+        pl_module.before_passes.append(self.perturb)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        pl_module.before_passes = None  # the module's next run may be one without
+        if self.perturb in pl_module.before_passes:
+            pl_module.before_passes.remove(self.perturb)
+        self._module = None
 
-    def perturb(self, pl_module: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> None:
-        """Moves the weights of `pl_module.net` to where the objective on this batch is larger."""
-        if pl_module.current_epoch < self.warmup:
+    def perturb(self, views: Mapping[str, Tensor], labels: Tensor) -> None:
+        """Perturbs the network's weights to where the objective on {view: images} is larger."""
+        module = self._module
+        if module.current_epoch < self.warmup:
             return
-        net, objective = pl_module.net, pl_module.objective
-        weights = [weight for name, weight in net.named_parameters() if weight.ndim > 1 and "weight" in name]
+        weights = [weight for name, weight in module.net.named_parameters() if weight.ndim > 1 and "weight" in name]
         weights = [weight for weight in weights if weight.requires_grad]
-        with batch_norm(net, "batch"):
-            terms = objective({side: net(inputs[side]) for side in objective.sides}, labels)
-        loss = pl_module.batch_weight * torch.stack(list(terms.values())).sum()
-        # a weight that the loss does not use, such as another head's, stays where it is
+        with batch_norm_mode(module.net, "batch"):
+            loss = module.compute_objective(views, labels)
+        # a weight that the loss does not use, such as another head's, stays as it is
         gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-        self._unmoved = [(weight, weight.detach().clone()) for weight in weights]
+        self._unperturbed = [(weight, weight.detach().clone()) for weight in weights]
         with torch.no_grad():
             for weight, gradient in zip(weights, _averaged(gradients), strict=True):
-                weight.add_(self.gamma * torch.linalg.vector_norm(weight) * unit(gradient[None])[0])
+                weight.add_(weight_perturbation(weight, gradient, self.gamma))
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self.restore()  # so that no checkpoint of a run that ends in the middle of a step holds moved weights
+        self.restore()  # so that no checkpoint of a run that ends in the middle of a step holds perturbed weights
 
     def restore(self) -> None:
-        """Puts the weights back."""
+        """Restores the weights."""
         with torch.no_grad():
-            for weight, value in self._unmoved:
+            for weight, value in self._unperturbed:
                 weight.copy_(value)
-        self._unmoved = []
+        self._unperturbed = []
 
 
 def _averaged(gradients: Sequence[Tensor]) -> list[Tensor]:

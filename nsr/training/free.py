@@ -1,8 +1,8 @@
 """Free adversarial training's step (Shafahi et al. 2019, algorithm 1): one backward pass for network and perturbation.
 
-The one place where an attack's gradient comes with the parameters': the perturbation ascends the loss that the network
-descends, stabilising term included, and no pass is made for the attack alone. Since one batch takes several optimiser
-steps, they are made here and not by the Trainer.
+The one file that treats free training: an objective with `replays` and a KeptPerturbation. The perturbation ascends the
+loss that the network descends, stabilizer's term included, by the gradient of the same backward pass; no pass is made
+for the attack alone. Since one batch takes several optimizer steps, they are made here and not by the Trainer.
 """
 
 from __future__ import annotations
@@ -14,12 +14,31 @@ from torch import Tensor
 
 from nsr.attacks import KeptPerturbation
 from nsr.errors import InputError
-from nsr.objectives import Free
 from nsr.training.module import Batch, RobustClassifier
 
 
+def n_replays(objective: Any) -> int:
+    """How often the objective replays each batch; a run has that much fewer epochs, rounded up."""
+    return int(getattr(objective, "replays", 1))
+
+
+def classifier_type(objective: Any, train_attack: Any) -> type[RobustClassifier]:
+    """The LightningModule that trains with them.
+
+    Errors:
+        InputError: free training's objective with another attack, or its attack with another objective.
+    """
+    is_free = hasattr(objective, "replays")
+    if is_free != isinstance(train_attack, KeptPerturbation):
+        raise InputError(
+            "objective=free and train_attack=kept belong together; "
+            + ("remove train_attack" if is_free else "remove train_attack, or set another")
+        )
+    return FreeClassifier if is_free else RobustClassifier
+
+
 class FreeClassifier(RobustClassifier):
-    """A classifier trained for free: `objective` is Free, `attack` a KeptPerturbation. All else is RobustClassifier's.
+    """RobustClassifier for free training: `objective` has `replays`, `train_attack` is a KeptPerturbation.
 
     Errors:
         InputError: another objective or attack.
@@ -30,10 +49,11 @@ class FreeClassifier(RobustClassifier):
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        if not isinstance(self.objective, Free) or not isinstance(self.attack, KeptPerturbation):
-            raise InputError("objective=free and attack=kept belong together; neither has a meaning with another")
+        train_attack: Any = self.train_attack
+        if classifier_type(self.objective, train_attack) is not FreeClassifier:
+            raise InputError("FreeClassifier needs objective=free and train_attack=kept; RobustClassifier takes others")
         self.automatic_optimization = False
-        self.replays, self.kept = self.objective.replays, self.attack
+        self.replays, self.kept = n_replays(self.objective), train_attack
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = self._begin(batch, batch_idx)
@@ -71,6 +91,6 @@ class FreeClassifier(RobustClassifier):
         super().on_load_checkpoint(checkpoint)
         perturbations: Tensor | None = checkpoint.get("perturbations")
         if self._trainer is None or perturbations is None:
-            return  # loaded to be looked at, not to go on
+            return  # loaded for evaluation
         if len(perturbations) == self.trainer.world_size:
             self.kept.perturbation = torch.clone(perturbations[self.global_rank])

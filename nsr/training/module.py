@@ -1,51 +1,70 @@
-"""One step of training, one of evaluation: the page to read first.
+"""One training step, one validation step, one test step: the page to read first.
 
-A training step goes down `training_step` once: adversarial images from the attack, the passes that the objective and
-the stabiliser need, their terms, the sum. Validation and test share `_measure`.
+A training step runs `training_step` once: adversarial images from the attack, the passes that the objective and the
+stabilizer need, their terms, the sum. Each epoch gives one `EpochResult`, which callbacks and loggers take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
 from torch import Generator, Tensor, distributed, nn
+from torchmetrics import Metric
 
+from nsr.data.batches import Batch, images_and_labels, place_of
 from nsr.errors import InputError, RunStopped, check_batch
-from nsr.evaluation.suite import Attack, Suite
-from nsr.features import FeatureTaps
+from nsr.features import FeatureExtractor
 from nsr.layers import Layer
-from nsr.metrics.epoch import TrainingMeasures, ValidationMeasures
-from nsr.metrics.sensitivity import LayerSensitivity, NetworkSensitivity, network_sums
-from nsr.modes import batch_norm, full_precision
-from nsr.objectives import Free, Natural, Objective
+from nsr.metrics.epoch import EpochResult, TrainingMetrics, ValidationMetrics
+from nsr.metrics.sensitivity import network_sums
+from nsr.modes import batch_norm_mode, full_precision
+from nsr.objectives import Natural, compute_terms, required_inputs, required_views
 from nsr.randomness import draw_seed
-from nsr.stabilizer import SensitivityStabilizer
+from nsr.training.optimizers import make_optimizer
 
-Batch = tuple[Tensor, Tensor]  # images (batch, channel, height, width) in [0, 1], labels (batch,)
+Attack = Callable[..., Tensor]  # attack(net, images, labels, generator=...) -> images
+STEPS_BETWEEN_CHECKS = 50  # of whether the loss is finite, which waits for the device
 
 
-STEPS_BETWEEN_LOOKS = 50  # at whether the loss is finite, for which the device is waited for
+class Suite(Protocol):
+    """What a test measures; `nsr.evaluation.suite.AttackSuite` is one."""
+
+    metrics: dict[str, float]  # {NAME_accuracy: ...} of the latest test
+
+    def start(self, layers: Sequence[Layer], device: torch.device) -> None:
+        """Empty the results."""
+
+    def measure(self, net: nn.Module, extractor: FeatureExtractor, batch: Batch, *, number: int) -> None:
+        """Measure the `number`-th batch of the whole test set."""
+
+    def finish(self) -> None:
+        """Combine the batches of all processes."""
 
 
 class RobustClassifier(pl.LightningModule):
-    """A classifier that is trained on an objective and a stabiliser, and measured under attacks.
+    """A classifier trained on an objective and a stabilizer, and measured under attacks.
+
+    Works with any DataLoader whose batches are (images, labels, ...) or a dict with these, and a bare `pl.Trainer` with
+    inference_mode=False.
 
     Args:
-        net: images in [0, 1] -> logits (batch, class), the normalisation its first layer.
-        layers: the tapped layers of `within` (None: of `net`), from `find_layers`.
-        classes: how many there are.
-        suite: the attacks of the test. An evaluation needs no more.
-        objective: what is minimised, see nsr.objectives.
-        attack: makes the adversarial images of training.
-        validation_attack: makes those of validation.
-        stabilizer: None, or weight 0: none.
-        optimizer: parameters -> optimizer.
+        net: images in [0, 1] -> logits (batch, class), the normalization its first layer.
+        layers: the hooked layers of `root` (None: of `net`), from `nsr.find_layers`.
+        classes: number of classes.
+        objective: what is minimized, see nsr.objectives; None: natural training.
+        train_attack: makes the adversarial images of training.
+        validation_attack: makes those of validation; None: clean images serve in their place.
+        stabilizer: (clean features, adversarial features) -> scalar; None or weight 0: none.
+        optimizer: parameters -> optimizer; a callable whose first parameter is called `net` gets the network.
         scheduler: optimizer -> scheduler.
-        scheduler_interval: 'epoch' or 'step', when it is stepped; by 'step' it is also given total_steps=.
+        scheduler_interval: 'epoch' or 'step', when it is stepped; with 'step' it also gets total_steps=.
         augment: images -> images on the device, in training alone.
+        suite: the attacks of the test.
+        metrics: {name: torchmetrics Metric of (logits, labels)} on clean and on adversarial validation images.
+        terms: names of the objective's terms, where they are known before the first step.
         seed: of every random draw, together with the place of the step in the run.
     """
 
@@ -54,270 +73,297 @@ class RobustClassifier(pl.LightningModule):
         net: nn.Module,
         *,
         layers: Sequence[Layer],
-        within: nn.Module | None = None,
         classes: int,
-        suite: Suite,
-        objective: Objective | None = None,
-        attack: Attack | None = None,
+        root: nn.Module | None = None,
+        objective: Callable[..., Any] | None = None,
+        train_attack: Attack | None = None,
         validation_attack: Attack | None = None,
+        stabilizer: Callable[..., Tensor] | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
-        stabilizer: SensitivityStabilizer | None = None,
         scheduler: Callable[..., Any] | None = None,
         scheduler_interval: str = "epoch",
         augment: Callable[[Tensor], Tensor] | None = None,
+        suite: Suite | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+        terms: Sequence[str] = (),
         seed: int = 0,
     ):
         super().__init__()
         self.net = net
-        self.taps = FeatureTaps(net, layers, within=within)
+        self.extractor = FeatureExtractor(net, layers, root=root)
         self.classes = classes
-        self.objective = objective if objective is not None else Natural()
-        if isinstance(self.objective, Free) and type(self) is RobustClassifier:
-            raise InputError("the objective Free replays its batches; nsr.training.free.FreeClassifier trains with it")
-        self.attack = attack
-        self.validation_attack, self.suite = validation_attack, suite
-        self.stabilizer = stabilizer if stabilizer is not None and stabilizer.weight > 0 else None
+        self.objective: Any = objective if objective is not None else Natural()
+        self.train_attack, self.validation_attack, self.suite = train_attack, validation_attack, suite
+        self.stabilizer: Any = stabilizer if getattr(stabilizer, "weight", 1) > 0 else None
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
-        self.before_passes: Callable[[Mapping[str, Tensor], Tensor], None] | None = None  # where AWP moves the weights
         self.augment = augment
         self.seed = seed
-        self.test_name = "test"  # what the figures of a test are called: test, test_last
-        stabilized = set(self.stabilizer.stabilized([layer.name for layer in layers])) if self.stabilizer else set()
-        self.training_taps = FeatureTaps(net, [layer for layer in layers if layer.name in stabilized], within=within)
-        terms = [*self.objective.terms, *(["stabilizer"] if self.stabilizer else [])]
-        self.training_measures = TrainingMeasures(terms, self.objective.sides)
-        self.validation_measures = ValidationMeasures(layers, classes)
-        self.test_sensitivity = NetworkSensitivity(layers)
-        self.figures: dict[str, dict[str, float]] = {}  # {stage: {name: figure}} of the latest epoch
-        self.sensitivities: dict[str, LayerSensitivity] = {}  # {layer: ...} of the latest evaluation
-        self.class_counts = torch.zeros(2, classes, dtype=torch.int64)  # predicted, labelled; of the latest validation
-        self.batch_weight = 1.0  # of this process's share of the batch at hand
+        self.before_passes: list[Callable[[Mapping[str, Tensor], Tensor], None]] = []  # where AWP moves the weights
+        self.inputs, self.views = required_inputs(self.objective), required_views(self.objective)
+        attack_loss = getattr(self.objective, "attack_loss", None)
+        if attack_loss is not None and getattr(train_attack, "loss", "its own") is None:
+            self.train_attack.loss = attack_loss  # type: ignore[union-attr]
+        self.train_extractor = FeatureExtractor(net, self._layers_of_training(layers), root=root)
+        if self.train_attack is None and (self.attacks or self.stabilizer is not None):
+            raise InputError("train_attack is None; this objective or stabilizer needs adversarial images")
+        names = [*terms, *(["stabilizer"] if self.stabilizer is not None else [])] if terms else []
+        self.train_metrics = TrainingMetrics(names, self.views)
+        self.validation_metrics = ValidationMetrics(layers, classes, metrics)
+        self.result: EpochResult | None = None  # of the latest validation
+        self.batch_weight = 1.0  # of this process's part of the batch at hand
+        self.steps_before = 0  # optimizer steps before the schedule at hand began
+        self.test_name = "test"  # prefix of the metrics of a test: test, test_last
         self._checked: set[str] = set()
-        self._told_epoch = -1  # the latest whose figures of training were published here
+
+    def _layers_of_training(self, layers: Sequence[Layer]) -> list[Layer]:
+        """The hooked layers whose features the objective or the stabilizer takes."""
+        if any(name.endswith("_features") for name in self.inputs):
+            return list(layers)
+        if self.stabilizer is None:
+            return []
+        chosen = getattr(self.stabilizer, "stabilized", list)([layer.name for layer in layers])
+        return [layer for layer in layers if layer.name in set(chosen)]
+
+    @property
+    def attacks(self) -> bool:
+        """Whether the objective takes adversarial images, or logits or features of them."""
+        return any(name.startswith("adversarial_") for name in self.inputs)
+
+    @property
+    def stabilizes(self) -> bool:
+        """Whether this step has the stabilizing term: a ramp may still hold it at 0."""
+        return self.stabilizer is not None and getattr(self.stabilizer, "scale", 1) > 0
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
     # ---------------------------------------------------------------- training
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         images, labels = self._begin(batch, batch_idx)
-        inputs = {"clean": images}
-        if "adversarial" in self.objective.sides or self._stabilizes:
-            assert self.attack is not None
-            inputs["adversarial"] = self.attack(self.net, images, labels)
-        if self.before_passes is not None:
-            self.before_passes(inputs, labels)
-        return self._weighted(self._loss(inputs, labels))
+        views = {"clean": images}
+        if self.attacks or self.stabilizes:
+            assert self.train_attack is not None
+            views["adversarial"] = self.train_attack(self.net, images, labels)
+        for prepare in self.before_passes:
+            prepare(views, labels)
+        return self._weighted(self._loss(views, labels))
 
-    def _begin(self, batch: Batch, batch_idx: int) -> Batch:
-        """The batch looked at and augmented, every later draw of the step seeded."""
-        images, labels = batch
+    def _begin(self, batch: Any, batch_idx: int) -> Batch:
+        """Validate and augment the batch; seed every later draw of the step."""
+        images, labels = images_and_labels(batch)
         self._check_once("train", images, labels)
-        loader = None if self._trainer is None else self._trainer.train_dataloader
+        loader = None if (trainer := self.attached_trainer) is None else trainer.train_dataloader
         weight = getattr(getattr(loader, "batch_sampler", None), "weight", None)
         self.batch_weight = 1.0 if weight is None else weight(batch_idx)
-        torch.manual_seed(draw_seed(self.seed, 0, self.current_epoch, batch_idx, self.global_rank))
+        rank = 0 if trainer is None else self.global_rank
+        torch.manual_seed(draw_seed(self.seed, 0, self.current_epoch, batch_idx, rank))
         return (images if self.augment is None else self.augment(images)), labels
 
     def _weighted(self, loss: Tensor) -> Tensor:
-        """A mean over this process's share of the batch, such that the mean over processes is that of the batch."""
+        """Scale a mean over this process's part of the batch, so that the mean over processes is that of the batch."""
         return loss if self.batch_weight == 1.0 else loss * self.batch_weight
 
-    def _loss(self, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-        """Objective and stabiliser on {side: images}, recorded."""
-        logits, features = self._passes(inputs)
-        terms = self.objective(logits, labels)
-        if self._stabilizes:
-            terms["stabilizer"] = self.stabilizer(features["clean"], features["adversarial"])  # type: ignore[misc]
+    def _loss(self, views: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """Sum the terms of objective and stabilizer on {view: images}, and record them."""
+        logits, features = self._passes(views)
+        terms = compute_terms(self.objective, self._inputs(views, labels, logits, features))
+        if self.stabilizes:
+            terms["stabilizer"] = self.stabilizer(features["clean"], features["adversarial"])
         loss = torch.stack(list(terms.values())).sum()
-        self.training_measures.update(loss, terms, logits, labels, step=self.global_step)
+        self.train_metrics.update(loss, terms, logits, labels, step=self.global_step)
         return loss
 
-    @property
-    def _stabilizes(self) -> bool:
-        """Whether this step has the stabilising term: a ramp may still hold it at nothing."""
-        return self.stabilizer is not None and self.stabilizer.share > 0
+    def _inputs(self, views: Mapping[str, Tensor], labels: Tensor, logits: Any, features: Any) -> dict[str, Any]:
+        """{name: value} of everything that an objective may ask for."""
+        inputs: dict[str, Any] = {"labels": labels, "net": self.net}
+        for kind, values in (("images", views), ("logits", logits), ("features", features)):
+            inputs |= {f"{view}_{kind}": value for view, value in values.items()}
+        return inputs
 
-    def _passes(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """{side: logits} as the objective asks, {side: {layer: features}} as the stabiliser does; one pass a side."""
+    def compute_objective(self, views: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """The objective's part of the loss, a scalar, without the stabilizer and without a trace in the metrics.
+
+        Args:
+            views: {'clean', 'adversarial': images (batch, channel, height, width)}.
+            labels: (batch,).
+        """
+        needs_features = any(name.endswith("_features") for name in self.inputs)
+        passes = {view: self.train_extractor(views[view]) if needs_features else (self.net(views[view]), {})
+                  for view in self.views}  # fmt: skip
+        logits, features = ({view: made[part] for view, made in passes.items()} for part in (0, 1))
+        terms = compute_terms(self.objective, self._inputs(views, labels, logits, features))
+        return self.batch_weight * torch.stack(list(terms.values())).sum()
+
+    def _passes(self, views: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """{view: logits} as the objective needs, {view: {layer: features}} as the stabilizer does; one pass a view."""
         logits: dict[str, Tensor] = {}
         features: dict[str, dict[str, Tensor]] = {}
-        for side in self.objective.sides:
-            logits[side], features[side] = self.training_taps(inputs[side])
-        if self.stabilizer is not None and self._stabilizes:
+        for view in self.views:
+            logits[view], features[view] = self.train_extractor(views[view])
+        if self.stabilizes:
+            handling = getattr(self.stabilizer, "batch_norm", "batch")
             # last, so that its random draws disturb no other, and without a trace in BatchNorm
-            for side in ("clean", "adversarial"):
-                if side not in features:
-                    needs_gradient = side == "adversarial" or self.stabilizer.gradient_through_clean
-                    with batch_norm(self.net, self.stabilizer.batch_norm), torch.set_grad_enabled(needs_gradient):
-                        _, features[side] = self.training_taps(inputs[side])
+            for view in ("clean", "adversarial"):
+                if view not in features:
+                    gradient = view == "adversarial" or getattr(self.stabilizer, "gradient_through_clean", True)
+                    with batch_norm_mode(self.net, handling), torch.set_grad_enabled(gradient):
+                        _, features[view] = self.train_extractor(views[view])
         return logits, features
 
     def on_train_start(self) -> None:
-        self.training_measures.not_finite = self.training_measures.not_finite.to(self.device)
+        self.train_metrics.not_finite = self.train_metrics.not_finite.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        """Every process has the first one's buffers: DDP sees to it at each step but the first after validation."""
+        """Give every process the first one's buffers: DDP does so at each step but the first after validation."""
         if self.trainer.world_size > 1:
             for buffer in self.net.buffers():
                 distributed.broadcast(buffer, src=0)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        is_last = batch_idx + 1 == self.trainer.num_training_batches
-        if is_last or (batch_idx + 1) % STEPS_BETWEEN_LOOKS == 0:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % STEPS_BETWEEN_CHECKS == 0 or batch_idx + 1 == self.trainer.num_training_batches:
             self.check_finite()
-        if is_last:  # before validation, whose end writes the epoch's records
-            self._publish("train", self.training_measures.figures())
-            self._told_epoch = self.current_epoch
-            self.training_measures.reset()
 
     def check_finite(self) -> None:
-        """Stops the run where a loss was not finite; called before a checkpoint could keep the broken weights.
+        """Stop the run where a loss was not finite; called before a checkpoint could keep the broken weights.
 
-        All processes stop at the same look, or the others would wait for ever for the one that has left.
+        All processes stop at the same check, or the others would wait for ever for the one that has left.
+
+        Errors:
+            RunStopped: a loss was not finite.
         """
-        step = self.training_measures.first_not_finite()
+        step = self.train_metrics.first_not_finite()
         if step is not None:
             raise RunStopped(
                 f"the loss is not finite at step {step} (epoch {self.current_epoch + 1}); the checkpoints of the "
                 "epochs before are kept; a smaller optimizer.lr or stabilizer.weight is the usual way out"
             )
 
-    # ---------------------------------------------------------------- validation and test
+    # ---------------------------------------------------------------- validation
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """A clean pass, the attack and an adversarial pass, in float32 and eval mode whatever trained the network."""
-        place = self._place("validation", batch, batch_idx)
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor] | None:
+        """A clean pass, the attack and an adversarial pass, in float32 and eval mode whatever trained the network.
+
+        Returns:
+            {'loss': robust cross-entropy, 'clean_logits', 'adversarial_logits', 'labels', 'adversarial_images'}; None
+            for a batch that only keeps step with other processes.
+        """
+        place = place_of(self.trainer.val_dataloaders, batch_idx, rank=self.global_rank, size=self.trainer.world_size)
         if place is None:
-            return
-        images, labels = batch
+            return None
+        images, labels = images_and_labels(batch)
+        self._check_once("validation", images, labels)
         with full_precision(self.device):
-            logits, clean = self.taps(images)
-            self.validation_measures.update("clean", logits, labels)
-            self.validation_measures.class_counts.update(logits, labels)
-            generator = Generator(self.device).manual_seed(draw_seed(self.seed, 1, place.number))
-            logits, adversarial = self.taps(self._validation_images(images, labels, generator))
-            self.validation_measures.update("robust", logits, labels)
-            sums = network_sums(self.taps.layers, clean, adversarial)
-            self.validation_measures.sensitivity.update(*sums, len(labels))
+            clean_logits, clean = self.extractor(images)
+            self.validation_metrics.update("clean", clean_logits, labels)
+            generator = Generator(self.device).manual_seed(draw_seed(self.seed, 1, place))
+            adversarial_images = self._validation_images(images, labels, generator)
+            logits, adversarial = self.extractor(adversarial_images)
+            loss = self.validation_metrics.update("robust", logits, labels)
+            sums = network_sums(self.extractor.layers, clean, adversarial)
+            self.validation_metrics.sensitivity.update(*sums, len(labels))
+        outputs = {"clean_logits": clean_logits, "adversarial_logits": logits, "labels": labels}
+        return {"loss": loss, **outputs, "adversarial_images": adversarial_images}
 
     def _validation_images(self, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-        assert self.validation_attack is not None
+        if self.validation_attack is None:
+            return images
         return self.validation_attack(self.net, images, labels, generator=generator)
 
     def on_validation_epoch_end(self) -> None:
-        self.sensitivities = self.validation_measures.sensitivity.compute()
-        self.class_counts = self.validation_measures.class_counts.compute()
-        if self.stabilizer is not None:
-            self.stabilizer.remember({layer: figures.absolute for layer, figures in self.sensitivities.items()})
-        if self.trainer.state.fn == "fit" and self._told_epoch != self.current_epoch and "train" in self.figures:
-            self._log("train")  # of an epoch whose training an interrupted run has done: no dashboard has them yet
-        self._publish("validation", self.validation_measures.figures())
-        self.validation_measures.reset()
+        trained = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        if trained:
+            self.check_finite()
+        counts = self.validation_metrics.class_counts.compute().tolist()
+        self.result = EpochResult(
+            epoch=0 if self.trainer.sanity_checking else self.current_epoch + 1,
+            train=self.train_metrics.compute() if trained else {},
+            validation=self.validation_metrics.compute(),
+            sensitivities=self.validation_metrics.sensitivity.compute(),
+            predicted=tuple(counts[0]),
+            labelled=tuple(counts[1]),
+        )
+        if hasattr(self.stabilizer, "remember"):
+            absolute = {layer: values.absolute for layer, values in self.result.sensitivities.items()}
+            self.stabilizer.remember(absolute)
+        if trained:
+            self.train_metrics.reset()
+        self.validation_metrics.reset()
+        self._log({**self.result.train, **self.result.validation}, epoch=self.result.epoch)
+
+    # ---------------------------------------------------------------- test
 
     def on_test_epoch_start(self) -> None:
-        self.suite.start(self._batches("test").size, self.device)
-        self.test_sensitivity.reset()
+        if self.suite is None:
+            raise InputError("suite is None; a test measures the attacks of a nsr.evaluation.suite.AttackSuite")
+        self.suite.start(self.extractor.layers, self.device)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """A chunk of the suite, and its sensitivities where the suite has an attack for them."""
-        place = self._place("test", batch, batch_idx)
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """One batch under every attack of the suite."""
+        assert self.suite is not None
+        place = place_of(self.trainer.test_dataloaders, batch_idx, rank=self.global_rank, size=self.trainer.world_size)
         if place is None:
             return
-        images, labels = batch
+        images, labels = images_and_labels(batch)
+        self._check_once("test", images, labels)
         with full_precision(self.device):
-            self.suite.measure(self.net, images, labels, number=place.number, first=place.first)
-            if self.suite.sensitivity_attack is not None:
-                sums = self.suite.sensitivity(self.net, self.taps, images, labels, number=place.number)
-                self.test_sensitivity.update(*sums)
+            self.suite.measure(self.net, self.extractor, (images, labels), number=place)
 
     def on_test_epoch_end(self) -> None:
-        if self.trainer.world_size > 1:  # each process has its own images, the others' are 0
-            self.suite.outcomes = self._over_processes(self.suite.outcomes)
-            if self.suite.probes:
-                self.suite.probed = self._over_processes(self.suite.probed)
-        self.sensitivities = {} if self.suite.sensitivity_attack is None else self.test_sensitivity.compute()
-        self.figures["test"] = {f"{self.test_name}/{name}": value for name, value in self.suite.figures().items()}
-        self._log("test")
-
-    def _over_processes(self, outcomes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        together = self.trainer.strategy.reduce(torch.stack(list(outcomes.values())), reduce_op="sum")
-        return dict(zip(outcomes, together, strict=True))
-
-    def _batches(self, stage: str) -> Any:
-        loader: Any = self.trainer.val_dataloaders if stage == "validation" else self.trainer.test_dataloaders
-        return loader.batch_sampler
-
-    def _place(self, stage: str, batch: Batch, batch_idx: int) -> Place | None:
-        """Where the batch stands among all; None for one that only keeps step with other processes."""
-        batches = self._batches(stage)
-        if batches.repeated(batch_idx):
-            return None
-        self._check_once(stage, *batch)
-        number = batches.number(batch_idx)
-        return Place(number, number * batches.batch_size)
-
-    def figure_names(self, stage: str) -> list[str]:
-        """The names of the figures of 'train' or 'validation', in the order they are written in."""
-        measures = self.training_measures if stage == "train" else self.validation_measures
-        return [f"{stage}/{name}" for name in measures.names]
-
-    def _publish(self, stage: str, figures: Sequence[float]) -> None:
-        self.figures[stage] = dict(zip(self.figure_names(stage), figures, strict=True))
-        self._log(stage)
-
-    def _log(self, stage: str) -> None:
-        tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in self.figures[stage].items()}
-        if stage != "test":  # Lightning's own count starts at 0, which here is before training
-            tensors["epoch"] = torch.tensor(self.current_epoch + 1.0)
-        self.log_dict(tensors, on_step=False, on_epoch=True)
+        assert self.suite is not None
+        self.suite.finish()
+        self._log({f"{self.test_name}/{name}": value for name, value in self.suite.metrics.items()})
 
     # ---------------------------------------------------------------- the rest
 
+    def _log(self, values: Mapping[str, float], *, epoch: int | None = None) -> None:
+        tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+        if epoch is not None:  # Lightning's own count starts at 0, which here is before training
+            tensors["epoch"] = torch.tensor(float(epoch))
+        self.log_dict(tensors, on_step=False, on_epoch=True)
+
+    @property
+    def attached_trainer(self) -> pl.Trainer | None:
+        """The Trainer; None where the module is used without one."""
+        try:
+            return self.trainer
+        except RuntimeError:
+            return None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.stabilizer is not None:  # what its neurons are chosen by
-            checkpoint["stabilizer_scores"] = dict(self.stabilizer.scores)
-        # an epoch that is not over: its sums so far, of each process; or its figures, where validation alone is left
-        sums: Any = self.all_gather(self.training_measures.sums())
+        # an epoch that is not over: its sums so far, of each process
+        sums: Any = self.all_gather(self.train_metrics.sums())
         checkpoint["training_sums"] = sums.reshape(-1, sums.shape[-1]).cpu()
-        checkpoint["training_figures"] = self.figures.get("train")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.stabilizer is not None:
-            self.stabilizer.scores = dict(checkpoint.get("stabilizer_scores", {}))
-        sums = checkpoint.get("training_sums")
-        if self._trainer is None or sums is None:
+        sums, trainer = checkpoint.get("training_sums"), self.attached_trainer
+        if trainer is None or sums is None:
             return
-        if checkpoint["training_figures"] is not None:
-            self.figures["train"] = dict(checkpoint["training_figures"])
-        if len(sums) != self.trainer.world_size:  # of more or fewer processes: all of it to the first
-            sums = torch.cat([sums.sum(0, keepdim=True), torch.zeros_like(sums[:1]).repeat(self.trainer.world_size, 1)])
-        self.training_measures.take_up(sums[self.global_rank])
+        if len(sums) != trainer.world_size:  # of more or fewer processes: all of it to the first
+            sums = torch.cat([sums.sum(0, keepdim=True), torch.zeros_like(sums[:1]).repeat(trainer.world_size, 1)])
+        self.train_metrics.load_sums(sums[self.global_rank])
 
     def _check_once(self, stage: str, images: Tensor, labels: Tensor) -> None:
-        """The first batch of a stage is looked at; later ones would only make the device wait."""
+        """Check the first batch of a stage; checking later ones would only make the device wait."""
         if stage not in self._checked:
             check_batch(images, labels, classes=self.classes)
             self._checked.add(stage)
 
     def configure_optimizers(self) -> Any:
-        assert self.optimizer is not None, "a module without optimizer can be tested, not trained"
-        optimizer = self.optimizer(self.net.parameters())
+        if self.optimizer is None:
+            raise InputError(
+                "optimizer is None; training needs one, such as functools.partial(torch.optim.SGD, lr=0.1)"
+            )
+        optimizer = make_optimizer(self.optimizer, self.net)
         if self.scheduler is None:
             return optimizer
         by_step = {"total_steps": self.optimizer_steps} if self.scheduler_interval == "step" else {}
         scheduler = {"scheduler": self.scheduler(optimizer, **by_step), "interval": self.scheduler_interval}
+        if isinstance(scheduler["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler["monitor"] = "validation/robust_accuracy"
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     @property
     def optimizer_steps(self) -> int:
-        """Of the whole run."""
-        return int(self.trainer.estimated_stepping_batches)
-
-
-class Place(NamedTuple):
-    """Of an evaluation's batch among all."""
-
-    number: int
-    first: int  # its first image
+        """Optimizer steps from the beginning of the schedule to the end of the run."""
+        return int(self.trainer.estimated_stepping_batches) - self.steps_before
