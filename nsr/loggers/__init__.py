@@ -1,92 +1,92 @@
-"""Dashboards: what differs between Weights & Biases, TensorBoard and CSV, a file each, loaded only where used.
+"""What nsr writes to Lightning's loggers: settings, sensitivities, pictures, results.
 
-A run does not depend on them: what Weights & Biases or TensorBoard raises is told once, and the run goes on.
+Every function takes any number of loggers. Weights & Biases and TensorBoard get tables, histograms and pictures, any
+other logger the metrics. A logger that fails is reported once and never stops a run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from nsr.app.configuration import flat
-from nsr.loggers.fault_tolerant import steadily
-from nsr.metrics.layer_summary import LayerTelemetry
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from nsr.loggers.fault_tolerant import tolerate_failures
+from nsr.loggers.sensitivities import sensitivity_record
+from nsr.metrics.layer_summary import LayerSummary
 from nsr.metrics.sensitivity import LayerSensitivity
 
-# by name, so that asking about a logger loads no dashboard
-_HOMES = {"WandbLogger": "nsr.loggers.wandb", "TensorBoardLogger": "nsr.loggers.tensorboard"}
 
-
-def _home(logger: Any) -> ModuleType | None:
-    for kind in type(logger).__mro__:
-        if kind.__name__ in _HOMES:
-            return import_module(_HOMES[kind.__name__])
-    return None
-
-
-def log_settings(logger: Any, settings: Mapping[str, Any]) -> None:
-    """The resolved configuration, flat: a value for each dotted name, `optimizer.lr`."""
-    logger.log_hyperparams(dict(flat(settings)))
+def log_settings(loggers: Iterable[Logger], settings: Mapping[str, object]) -> None:
+    """Log {dotted name: value}, such as `optimizer.lr`."""
+    for logger in loggers:
+        with tolerate_failures(logger):
+            logger.log_hyperparams(dict(settings))
 
 
 def log_sensitivities(
-    logger: Any,
+    loggers: Iterable[Logger],
     sensitivities: Mapping[str, LayerSensitivity],
-    told: Mapping[str, LayerTelemetry],
+    summaries: Mapping[str, LayerSummary],
     *,
     step: int,
     epoch: int,
+    per_layer: bool = False,
 ) -> None:
-    """Each layer's histogram, figures and most sensitive neurons to one of Lightning's loggers.
-
-    A logger without histograms (CSV, MLflow, ...) gets the figures.
-    """
-    figures = layer_figures(told)
-    home = _home(logger)
-    if home is None:
-        logger.log_metrics(figures, step=step)
-        return
-    with steadily(logger, home.NAME):
-        home.log_sensitivities(logger, sensitivities, told, figures, step=step, epoch=epoch)
-
-
-def log_picture(logger: Any, name: str, path: Path, *, step: int) -> None:
-    """A PNG file to a dashboard that shows pictures."""
-    home = _home(logger)
-    if home is not None:
-        with steadily(logger, home.NAME):
-            home.log_picture(logger, name, path, step=step)
-
-
-def log_results(logger: Any, results: Mapping[str, float], *, step: int) -> None:
-    """The final figures of a run, best and last checkpoint's, as what stands for it beside other runs.
-
-    The series of validation goes on under its own name, so the figures of the best epoch are `validation_best/...`. A
-    logger that is no dashboard gets nothing: metrics.json has them.
+    """Log the means over layers, one table of all layers and one histogram of all neurons.
 
     Args:
-        results: what metrics.json holds: test/..., test_last/..., best_epoch, last_epoch, validation/... of the best.
+        sensitivities, summaries: by layer.
+        per_layer: log each layer's metrics as series and its histogram too.
     """
-    home = _home(logger)
-    if home is not None:
-        figures = {name.replace("validation/", "validation_best/"): value for name, value in results.items()}
-        with steadily(logger, home.NAME):
-            home.log_results(logger, figures, step=step)
+    record = sensitivity_record(sensitivities, summaries, epoch=epoch, per_layer=per_layer)
+    for logger in loggers:
+        with tolerate_failures(logger):
+            if (service := _service(logger)) is not None:
+                service.log_sensitivities(logger, record, step=step)
+            else:
+                logger.log_metrics(record.metrics, step=step)
 
 
-def layer_figures(told: Mapping[str, LayerTelemetry]) -> dict[str, float]:
-    """{sensitivity/FIGURE/LAYER: ...}: absolute, relative and activation always side by side."""
-    return {
-        f"sensitivity/{figure}/{layer}": value for layer, row in told.items() for figure, value in row.figures().items()
-    }
+def log_picture(loggers: Iterable[Logger], name: str, path: Path, *, step: int) -> None:
+    """Log a PNG file to the loggers that show pictures."""
+    for logger in loggers:
+        if (service := _service(logger)) is not None:
+            with tolerate_failures(logger):
+                service.log_picture(logger, name, path, step=step)
 
 
-def finish(logger: Any) -> None:
-    """Closes the dashboard's run, so that the next job of a sweep begins its own."""
-    home = _home(logger)
-    if home is not None:
-        with steadily(logger, home.NAME):
-            home.finish(logger)
+def log_results(loggers: Iterable[Logger], results: Mapping[str, float], *, step: int) -> None:
+    """Log the final metrics of a run, for tables of runs.
+
+    Args:
+        results: those of metrics.json: test/..., test_last/..., best_epoch, last_epoch, and of the best epoch
+            validation/..., logged as validation_best/... beside the series.
+    """
+    metrics = {name.replace("validation/", "validation_best/"): value for name, value in results.items()}
+    for logger in loggers:
+        if (service := _service(logger)) is not None:
+            with tolerate_failures(logger):
+                service.log_results(logger, metrics, step=step)
+
+
+def finish(loggers: Iterable[Logger]) -> None:
+    """Close the runs on the dashboards, so that the next job of a sweep opens its own."""
+    for logger in loggers:
+        if (service := _service(logger)) is not None:
+            with tolerate_failures(logger):
+                service.finish(logger)
+
+
+def _service(logger: Logger) -> ModuleType | None:
+    """The module for the logger's dashboard, imported on first use; None for any other logger."""
+    if isinstance(logger, WandbLogger):
+        from nsr.loggers import wandb
+
+        return wandb
+    if isinstance(logger, TensorBoardLogger):
+        from nsr.loggers import tensorboard
+
+        return tensorboard
+    return None

@@ -9,10 +9,10 @@ from pytorch_lightning.loggers import CSVLogger
 
 
 def csv_logger(*, save_dir: str) -> CSVLogger:
-    """Lightning's CSVLogger, its file in `save_dir`/csv; of a resumed run in csv_2: it deletes what it finds."""
+    """Lightning's CSVLogger with its file in `save_dir`/csv; a resumed run, whose rows it would delete, has csv_2."""
     names = ("csv" if number == 1 else f"csv_{number}" for number in count(1))
-    free = next(name for name in names if not _is_used(Path(save_dir) / name))
-    return CSVLogger(save_dir=save_dir, name=free, version="")
+    unused = next(name for name in names if not _is_used(Path(save_dir) / name))
+    return CSVLogger(save_dir=save_dir, name=unused, version="")
 
 
 def _is_used(folder: Path) -> bool:

@@ -1,32 +1,53 @@
-"""A dashboard that fails is told of once and never stops a run."""
+"""Logger calls that cannot stop a run: a failure is logged once, a call that hangs is left to its thread."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 from weakref import WeakSet
 
 log = logging.getLogger(__name__)
-_told: WeakSet[Any] = WeakSet()
+_failed: WeakSet[Any] = WeakSet()
 
 
 @contextmanager
-def steadily(logger: Any, name: str) -> Iterator[None]:
-    """Whatever the dashboard raises in the block ends there; one warning a logger, in one line.
-
-    Args:
-        name: how the dashboard is called on the screen.
-    """
+def tolerate_failures(logger: Any) -> Iterator[None]:
+    """Catch whatever the logger raises in the block; warn in one line the first time."""
     try:
         yield
     except Exception as error:
-        if logger not in _told:
-            _told.add(logger)
-            log.warning("%s has failed (%s); the run goes on, its files are complete without it", name, reason(error))
+        if logger not in _failed:
+            _failed.add(logger)
+            title = getattr(type(logger), "title", type(logger).__name__)
+            log.warning("%s failed (%s); the run continues, its files are complete without it", title, reason(error))
+
+
+class HangError(Exception):
+    """A call that has not returned in time."""
+
+
+def call_within(seconds: float, call: Callable[[], object]) -> None:
+    """Run `call` in a thread that a program does not wait for at its end; HangError where it takes longer."""
+    outcome: Future[object] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome.done():
+        raise HangError(f"no answer within {seconds:g} s, so it is disabled")
+    outcome.result()
 
 
 def reason(error: Exception) -> str:
-    """The first line of what went wrong."""
+    """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,64 +3,59 @@
 from __future__ import annotations
 
 import logging
-import netrc
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from threading import Timer
 from typing import Any
-from urllib.parse import urlparse
+from weakref import WeakSet
 
 import wandb
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 
-from nsr.loggers.fault_tolerant import reason, steadily
-from nsr.metrics.layer_summary import LayerTelemetry
-from nsr.metrics.sensitivity import LayerSensitivity
+from nsr.compat import wandb_flush_settings
+from nsr.loggers.fault_tolerant import HangError, call_within, reason, tolerate_failures
+from nsr.loggers.sensitivities import COLUMNS, TABLE, SensitivityRecord
 from nsr.run.processes import global_rank
 from nsr.sensitivity import sensitivity_histogram
 
-NAME = "W&B"
-INIT_SECONDS = 10  # that a host may take to answer before the run is recorded offline
-FINISH_SECONDS = 30  # that a host may take for the rest of a run at its end
-HANG_SECONDS = 10.0  # that W&B's own process may take for a row, which usually takes it a thousandth of one
+INIT_SECONDS = 10  # for a server to answer before the run is recorded offline
+FINISH_SECONDS = 30  # for a server to take the rest of a run at its end
+HANG_SECONDS = 10.0  # for W&B's own process to take a row, which usually needs a millisecond
+LOCAL_MODES = ("offline", "dryrun", "disabled")
 log = logging.getLogger(__name__)
+_disabled: WeakSet[WandbLogger] = WeakSet()
 
 
-@contextmanager
-def answering(seconds: float | None = None) -> Iterator[None]:
-    """W&B's own process is killed where the block takes longer: what waits for it fails, and is told of.
-
-    Args:
-        seconds: None: HANG_SECONDS.
-    """
-    watch = Timer(HANG_SECONDS if seconds is None else seconds, _kill_local_process)
-    watch.daemon = True
-    watch.start()
+def _call(logger: WandbLogger, call: Callable[[], object], *, further_seconds: float = 0.0) -> None:
+    """Run a call to W&B; one that hangs disables the logger."""
+    if logger in _disabled:
+        return
     try:
-        yield
-    finally:
-        watch.cancel()
+        call_within(HANG_SECONDS + further_seconds, call)
+    except HangError:
+        _disabled.add(logger)
+        with suppress(Exception, SystemExit):
+            # its first act is to withdraw the hook that would wait for W&B's process at the end of the program
+            call_within(1, wandb.teardown)
+        raise
 
 
-def _kill_local_process() -> None:
-    with suppress(AttributeError):  # no public name leads to it
-        wandb.setup()._connection._proc._process.kill()  # type: ignore[union-attr]
+class FaultTolerantWandbLogger(WandbLogger):
+    """Lightning's WandbLogger; a failing or hanging W&B does not stop the run."""
 
-
-class SteadyWandbLogger(WandbLogger):
-    """Lightning's WandbLogger; what W&B cannot take does not stop the run."""
+    title = "W&B"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        with steadily(self, NAME), answering():
-            super().log_metrics(metrics, step)
+        with tolerate_failures(self):
+            _call(self, partial(super().log_metrics, metrics, step))
 
     def log_hyperparams(self, params: Any) -> None:
-        with steadily(self, NAME), answering():
-            super().log_hyperparams(params)
+        with tolerate_failures(self):
+            _call(self, partial(super().log_hyperparams, params))
 
 
 def wandb_logger(
@@ -73,50 +68,58 @@ def wandb_logger(
     tags: Sequence[str] = (),
     mode: str | None = None,
 ) -> WandbLogger | DummyLogger:
-    """Lightning's WandbLogger, its run begun; offline by itself where there is no account or no network.
+    """Start a W&B run, offline without an account or network; Lightning's logger for it.
 
-    A run that was resumed in the same directory goes on as the same W&B run, its id that of the earlier segment. Of
-    several processes only the first has a run.
+    A run that is resumed in the same directory keeps its W&B run id. Only the first of several processes has a run.
 
     Args:
         save_dir: the run directory.
-        group: of the runs that belong together, those of a sweep.
-        mode: 'online' or 'offline'; None: WANDB_MODE, else online where there is a key, else offline. Decided before
-            wandb.init, which would ask on a terminal and wait for ever.
+        group: of runs that belong together, such as those of a sweep.
+        mode: 'online' or 'offline'; None: W&B's own setting (WANDB_MODE, `wandb offline`), by default online.
     """
     if global_rank() != 0:
-        return SteadyWandbLogger(project=project, save_dir=save_dir)
+        return DummyLogger()
     texts = {"project": project, "name": name, "group": group, "job_type": job_type}
     labels: dict[str, Any] = {key: str(value) for key, value in texts.items() if value is not None}  # 1 may be a name
     labels["tags"] = [str(tag) for tag in tags]
-    mode = mode or os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
-    if mode not in ("offline", "disabled"):
-        try:
-            return _begin(save_dir, labels, mode)
-        except Exception as error:
-            log.warning("W&B is not reachable (%s); this run is recorded offline", reason(error))
-            wandb.teardown()  # its local process would not let go of the run's id
-            mode = "offline"
+    # W&B's reports of its own errors would hold up the end of the program for 20 s beside a server that hangs
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
-        return _begin(save_dir, labels, mode)
+        chosen = _mode(mode)
+        if chosen not in LOCAL_MODES:
+            return _start(save_dir, labels, chosen)
     except Exception as error:
-        log.warning("W&B cannot record (%s); this run goes without", reason(error))
+        log.warning("W&B is not reachable (%s); this run is recorded offline", reason(error))
+        wandb.teardown()  # its local process would not let go of the run's id
+        chosen = "offline"
+    try:
+        return _start(save_dir, labels, chosen)
+    except Exception as error:
+        log.warning("W&B cannot record (%s); this run continues without it", reason(error))
         return DummyLogger()
 
 
-def _begin(save_dir: str, labels: Mapping[str, Any], mode: str) -> WandbLogger:
-    # the reports of its own errors that wandb sends home would hold the end of a program up, beside a host that hangs
-    # for twenty seconds
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    # console off: what is printed is in the run's own log; silent: of a host that hangs wandb would ask who is logged
-    # in, for ten seconds, to print it; flushing each second bounds what a killed process loses
+def _mode(wanted: str | None) -> str:
+    """The mode to start in: W&B itself is asked for its settings and for a key, and never prompts for one."""
+    # silent: W&B would ask the server who is logged in, to print it
+    settings = wandb.Settings(silent=True) if wanted is None else wandb.Settings(silent=True, mode=wanted)  # type: ignore[arg-type]
+    mode: str = wandb.setup(settings).settings.mode
+    if mode in LOCAL_MODES or wandb.login(prompt=False, verify=False):
+        return mode
+    if wanted is not None:
+        log.warning("W&B has no key (`wandb login`, or WANDB_API_KEY); this run is recorded offline")
+    return "offline"
+
+
+def _start(save_dir: str, labels: Mapping[str, Any], mode: str) -> WandbLogger:
+    # console off: what is printed is in the run's own log; flushing each second bounds what a killed process loses
     settings = wandb.Settings(
         init_timeout=INIT_SECONDS,
         finish_timeout=FINISH_SECONDS,
         finish_timeout_raises=True,
         silent=True,
         console="off",
-        x_transaction_log_flush_interval=1.0,
+        **wandb_flush_settings(1.0),
     )
     earlier = _earlier_run(save_dir)
     # not left to Lightning, which passes a parameter that wandb warns of
@@ -129,11 +132,11 @@ def _begin(save_dir: str, labels: Mapping[str, Any], mode: str) -> WandbLogger:
         settings=settings,
         reinit="create_new",
     )
-    if mode == "online":
+    if mode not in LOCAL_MODES:
         log.info("W&B: %s", run.url)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return SteadyWandbLogger(project=labels["project"], save_dir=save_dir, experiment=run)
+    return FaultTolerantWandbLogger(project=labels["project"], save_dir=save_dir, experiment=run)
 
 
 def _earlier_run(save_dir: str) -> str | None:
@@ -143,63 +146,32 @@ def _earlier_run(save_dir: str) -> str | None:
     return None if latest is None else latest.stem.removeprefix("run-")
 
 
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def log_sensitivities(
-    logger: WandbLogger,
-    sensitivities: Mapping[str, LayerSensitivity],
-    told: Mapping[str, LayerTelemetry],
-    figures: Mapping[str, float],
-    *,
-    step: int,
-    epoch: int,
-) -> None:
-    """Histograms (64 bins, edges from 0 to the layer's largest), figures, and a table of neurons, in one record."""
-    record: dict[str, Any] = {**figures, "epoch": epoch, "trainer/global_step": step}
-    rows = []
-    for layer, sensitivity in sensitivities.items():
-        counts, edges = sensitivity_histogram(sensitivity.absolute)
-        histogram = wandb.Histogram(np_histogram=(counts.cpu().numpy(), edges.cpu().numpy()))
-        record[f"sensitivity/histogram/{layer}"] = histogram
-        ids = told[layer].most_sensitive
-        record[f"sensitivity/most_sensitive/{layer}"] = ", ".join(map(str, ids))
-        rows += [
-            [epoch, layer, rank, neuron, float(sensitivity.absolute[neuron]), float(sensitivity.relative[neuron])]
-            for rank, neuron in enumerate(ids, start=1)
-        ]
-    columns: list[str | int] = ["epoch", "layer", "rank", "neuron", "absolute", "relative"]
-    record["sensitivity/most_sensitive_neurons"] = wandb.Table(columns=columns, data=rows)
-    with answering():
-        logger.experiment.log(record)
+def log_sensitivities(logger: WandbLogger, record: SensitivityRecord, *, step: int) -> None:
+    """Log metrics, histograms (64 bins from 0 to the largest value) and the table of layers as one row."""
+    row: dict[str, Any] = {**record.metrics, "epoch": record.epoch, "trainer/global_step": step}
+    for name, values in record.histograms.items():
+        counts, edges = sensitivity_histogram(values)
+        row[name] = wandb.Histogram(np_histogram=(counts.cpu().numpy(), edges.cpu().numpy()))
+    row[TABLE] = wandb.Table(columns=list(COLUMNS), data=record.rows)
+    _call(logger, partial(logger.experiment.log, row))
 
 
 def log_picture(logger: WandbLogger, name: str, path: Path, *, step: int) -> None:
-    """The picture of a PNG file."""
-    with answering():
-        logger.experiment.log({name: wandb.Image(str(path)), "trainer/global_step": step})
+    """Log the picture of a PNG file."""
+    _call(logger, partial(logger.experiment.log, {name: wandb.Image(str(path)), "trainer/global_step": step}))
 
 
 def log_results(logger: WandbLogger, results: Mapping[str, float], *, step: int) -> None:
-    """Into the run's summary, which tables of runs are made of."""
-    with answering():
-        logger.experiment.summary.update(dict(results))
+    """Write the run's summary, which W&B's tables of runs show."""
+    _call(logger, partial(logger.experiment.summary.update, dict(results)))
 
 
 def finish(logger: WandbLogger) -> None:
-    """Ends the run; without it the next job of a sweep would write into this one."""
+    """End the run; without it the next job of a sweep would write into this one."""
     run = logger.experiment
+    exit_code = int(sys.exc_info()[0] is not None)  # called in a `finally`
     try:
-        with answering(FINISH_SECONDS + HANG_SECONDS):
-            run.finish(exit_code=int(sys.exc_info()[0] is not None))  # called in a `finally`
+        _call(logger, partial(run.finish, exit_code=exit_code), further_seconds=FINISH_SECONDS)
     except TimeoutError:
         command = f"wandb sync --include-online {run.settings.sync_dir}"
-        log.warning("W&B has not taken all within %d s; the rest: %s", FINISH_SECONDS, command)
+        log.warning("W&B has not taken everything within %d s; upload the rest with: %s", FINISH_SECONDS, command)
