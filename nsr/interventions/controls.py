@@ -1,14 +1,15 @@
-"""Which neurons are intervened on: the most sensitive ones, and the controls that they are held against.
+"""Neuron sets that are intervened on: the most sensitive neurons of a layer, and the controls for them.
 
-At each share of a layer, with k the number of neurons that `most_sensitive` takes of it:
+At each fraction of a layer, with k the number of neurons that `most_sensitive` selects:
 
-    most_sensitive      the k of the largest sensitivity
-    least_sensitive     the k of the smallest
-    random_equal_size   k at random, drawn anew for each draw
-    random_equal_mass   in random order until their summed sensitivity is that of the most sensitive set, drawn anew
-    random_equal_energy the same by summed squared movement: few neurons that move far hold more of it than of mass
-    by_activation ...   the k of the largest mean |activation| on clean images, or of another ranking
-    whole_layer         all of them, once: what any set can reach at most where shortcuts pass the layer by
+    most_sensitive                   the k of the largest sensitivity
+    least_sensitive                  the k of the smallest
+    random_equal_size                k at random
+    random_equal_sensitivity         in random order until their summed sensitivity is that of the most sensitive set
+    random_equal_squared_difference  the same by the summed squared activation difference, in which few neurons with a
+                                     large difference weigh more
+    by_activation, ...               the k of the largest mean |activation| on clean images, or of another ranking
+    whole_layer                      all of them, once: the upper bound where shortcuts bypass the layer
 """
 
 from __future__ import annotations
@@ -24,75 +25,72 @@ from nsr.randomness import frozen_stream
 from nsr.sensitivity import most_sensitive
 
 MOST, LEAST, WHOLE = "most_sensitive", "least_sensitive", "whole_layer"
-SIZE, MASS, ENERGY = RANDOM = ("random_equal_size", "random_equal_mass", "random_equal_energy")
-SETS = 2  # the stream of random numbers
+SIZE, SENSITIVITY, SQUARED_DIFFERENCE = RANDOM = (
+    "random_equal_size",
+    "random_equal_sensitivity",
+    "random_equal_squared_difference",
+)
+STREAM = 2  # of random numbers
 
 
 @dataclass(frozen=True)
 class NeuronSets:
-    """All sets of one layer's neurons.
+    """All sets of one layer's neurons."""
 
-    Args:
-        distinct: (distinct, neuron) bool; sets that hold the same neurons are one row.
-        rows: {(share, family): (draw,) rows of `distinct`}.
-    """
+    distinct: Tensor  # (distinct set, neuron) bool; equal sets are one row
+    rows: dict[tuple[float, str], Tensor]  # {(fraction, control): (set,) rows of `distinct`}
 
-    distinct: Tensor
-    rows: dict[tuple[float, str], Tensor]
-
-    def masks(self, share: float, family: str) -> Tensor:
-        """(draw, neuron) bool."""
-        return self.distinct[self.rows[share, family]]
+    def masks(self, fraction: float, control: str) -> Tensor:
+        """(set, neuron) bool."""
+        return self.distinct[self.rows[fraction, control]]
 
 
 def neuron_sets(
     sensitivity: Tensor,
-    energy: Tensor,
+    squared_difference: Tensor,
     rankings: Mapping[str, Tensor],
     *,
-    shares: Sequence[float],
-    draws: int,
+    fractions: Sequence[float],
+    n_random_sets: int,
     seed: int,
     layer: str,
 ) -> NeuronSets:
-    """The sets of one layer.
+    """Select the sets of one layer.
 
     Args:
-        sensitivity: (neuron,), what the most sensitive ones are chosen by and what mass is.
-        energy: (neuron,) mean squared movement.
-        rankings: {name: (neuron,)} of further rankings, whose largest are taken.
-        shares: of the layer's neurons, each in (0, 1].
-        draws: random sets of each kind at each share.
-        seed: with the layer's name and the share it decides the random sets.
-        layer: its name.
+        sensitivity, squared_difference: (neuron,); the first selects the most sensitive neurons.
+        rankings: {name: (neuron,)}, each a control of its largest.
+        fractions: of the layer's neurons, each in (0, 1].
+        n_random_sets: of each random control at each fraction.
+        seed, layer: with the fraction they decide the random sets.
     """
-    sensitivity, energy = (values.detach().cpu().double() for values in (sensitivity, energy))
+    sensitivity, squared_difference = (values.detach().cpu().double() for values in (sensitivity, squared_difference))
     neurons = len(sensitivity)
+    order = most_sensitive(sensitivity, 1.0)
     masks = {(1.0, WHOLE): torch.ones(1, neurons, dtype=torch.bool)}
-    for share in shares:
-        order = most_sensitive(sensitivity, 1.0)
-        size = len(most_sensitive(sensitivity, share))
-        stream = frozen_stream(seed, SETS, zlib.crc32(f"{layer} {share!r}".encode()))
-        by_size, by_mass, by_energy = (
-            [torch.from_numpy(stream.permutation(neurons)) for _ in range(draws)] for _ in RANDOM
+    for fraction in fractions:
+        most = most_sensitive(sensitivity, fraction)
+        stream = frozen_stream(seed, STREAM, zlib.crc32(f"{layer} {fraction!r}".encode()))
+        by_size, *by_sum = (
+            [torch.from_numpy(stream.permutation(neurons)) for _ in range(n_random_sets)] for _ in RANDOM
         )
-        masks[share, MOST] = _masks([order[:size]], neurons)
-        masks[share, LEAST] = _masks([order[neurons - size :]], neurons)
-        masks[share, SIZE] = _masks([drawn[:size] for drawn in by_size], neurons)
-        for family, weights, orders in ((MASS, sensitivity, by_mass), (ENERGY, energy, by_energy)):
-            wanted = float(weights[order[:size]].sum())
-            masks[share, family] = _masks([equal_sum(weights, drawn, wanted) for drawn in orders], neurons)
+        masks[fraction, MOST] = _masks([most], neurons)
+        masks[fraction, LEAST] = _masks([order[neurons - len(most) :]], neurons)
+        masks[fraction, SIZE] = _masks([drawn[: len(most)] for drawn in by_size], neurons)
+        for control, weights, orders in zip(RANDOM[1:], (sensitivity, squared_difference), by_sum, strict=True):
+            wanted = float(weights[most].sum())
+            masks[fraction, control] = _masks([equal_sum(weights, drawn, wanted) for drawn in orders], neurons)
         for name, values in rankings.items():
-            masks[share, f"by_{name}"] = _masks([most_sensitive(values.detach().cpu(), share)], neurons)
+            masks[fraction, f"by_{name}"] = _masks([most_sensitive(values.detach().cpu(), fraction)], neurons)
     distinct, which = torch.unique(torch.cat(list(masks.values())), dim=0, return_inverse=True)
     rows = which.split([len(mask) for mask in masks.values()])
     return NeuronSets(distinct, dict(zip(masks, rows, strict=True)))
 
 
 def equal_sum(weights: Tensor, order: Tensor, wanted: float) -> Tensor:
-    """The first neurons of `order` whose summed weight comes nearest to `wanted`: before it is reached or just then.
+    """Select the first neurons of `order` whose summed weight is nearest to `wanted`, just before or just after it.
 
-    To stop only when it is reached would give the random sets more of it than the set they are held against.
+    Stopping only after it would give the random sets a larger sum than the set that they control for.
 
     Args:
         weights: (neuron,) float64, none below 0.

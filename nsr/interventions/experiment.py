@@ -1,46 +1,49 @@
-"""Interventions on neurons: what the sensitive ones of a layer cause, and whether others cause as much.
+"""Interventions on neurons: what the most sensitive neurons of a layer cause, and whether others cause as much.
 
-    restore     the adversarial image, the set's outputs replaced by their clean ones: is it right again?
-    corrupt     the clean image, the set's outputs replaced by their adversarial ones: does it become wrong?
-    mask_zero   the clean image, the set's outputs zero; mask_mean: their mean over the ranking images and positions
+    patch_clean        run on the adversarial image with the set's clean outputs: is it correctly classified again?
+    patch_adversarial  run on the clean image with the set's adversarial outputs: is it misclassified?
+    zero_ablation      run on the clean image with the set's outputs set to zero: is it misclassified?
+    mean_ablation      the same with each neuron's mean output over the ranking images and positions
 
-Restore and corrupt are measured on images that are right without the attack and wrong under it, masks on all that are
-right without. Neurons are ranked on one half of the images and intervened on in the other.
+Activation patching is measured on images that are correctly classified without the attack and misclassified under it,
+ablation on all that are correctly classified without it. Neurons are ranked on one half of the images and intervened on
+in the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nsr.errors import InputError, check_choice, check_number, did_you_mean
+from nsr.interventions.analysis import AnalysisContext
 from nsr.interventions.controls import NeuronSets, neuron_sets
-from nsr.interventions.effects import Effects, Outcomes
-from nsr.interventions.patching import Recording, Replay
-from nsr.interventions.ranking import RANKINGS, LayerRanking, Pairs, rank_neurons
+from nsr.interventions.effects import ABLATIONS, KINDS, EffectAccumulator, Effects
+from nsr.interventions.pairs import Pairs, adversarial_pairs, check_image_count, halves
+from nsr.interventions.patching import Patcher, Recording
+from nsr.interventions.progress import progress_bar
+from nsr.interventions.ranking import RANKINGS, LayerRanking, rank_neurons
+from nsr.interventions.report import tables, write_effects
 from nsr.layers import Layer, as_list, calls_matching
-from nsr.losses import margin
-
-MASKS = ("mask_zero", "mask_mean")
-KINDS = ("restore", "corrupt", *MASKS)
 
 
 class Interventions:
-    """The settings of an analysis, checked once; `measure` does it.
+    """Settings of the interventions, and the analysis that measures them.
 
     Args:
-        layers: names or patterns, of those that `measure` is given; None: all.
-        shares: of a layer's neurons, each in (0, 1].
-        kinds: of 'restore', 'corrupt', 'mask_zero', 'mask_mean'.
+        layers: names or patterns; None: all hooked layers.
+        fractions: of a layer's neurons, each in (0, 1].
+        kinds: of 'patch_clean', 'patch_adversarial', 'zero_ablation', 'mean_ablation'.
         rankings: further rankings whose first neurons are a control: 'activation' (mean |output| on clean images),
-            'relative' (relative sensitivity), 'conductance' (captum's).
-        draws: random sets of equal size, of equal mass and of equal energy, at each share.
-        replicates: of the bootstrap.
-        images_at_once: in one pass, sets times images: what bounds the memory.
-        seed: of the random sets and the bootstrap.
+            'relative' (relative sensitivity), 'conductance' (of captum).
+        n_random_sets: random sets of each random control at each fraction.
+        n_bootstrap: resamples of the bootstrap.
+        internal_batch_size: sets times images in one forward pass; it bounds the memory.
+        seed: of the halves, the attack, the random sets and the bootstrap.
 
     Errors:
         InputError: a setting out of range.
@@ -50,38 +53,73 @@ class Interventions:
         self,
         *,
         layers: str | Sequence[str] | None = None,
-        shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75),
-        kinds: Sequence[str] = ("restore", "corrupt"),
+        fractions: Sequence[float] = (0.1, 0.25, 0.5, 0.75),
+        kinds: Sequence[str] = ("patch_clean", "patch_adversarial"),
         rankings: Sequence[str] = ("activation",),
-        draws: int = 20,
-        replicates: int = 2000,
-        images_at_once: int = 256,
+        n_random_sets: int = 20,
+        n_bootstrap: int = 2000,
+        internal_batch_size: int = 256,
         seed: int = 0,
     ):
         self.layers = None if layers is None else as_list(layers)
-        self.shares = [check_share(share) for share in _several("shares", shares)]
-        self.kinds = [check_choice("kinds entry", kind, KINDS) for kind in _several("kinds", kinds)]
+        advice = "a fraction of the layer's neurons"
+        self.fractions: list[float] = [
+            float(check_number("fractions entry", fraction, above=0, highest=1, advice=advice))
+            for fraction in _distinct("fractions", fractions)
+        ]
+        self.kinds = [check_choice("kinds entry", kind, KINDS) for kind in _distinct("kinds", kinds)]
         self.rankings = [check_choice("rankings entry", name, RANKINGS) for name in rankings]
-        self.draws = check_number("draws", draws, lowest=2, whole=True)
-        self.replicates = check_number("replicates", replicates, lowest=100, whole=True)
-        self.images_at_once = check_number("images_at_once", images_at_once, lowest=1, whole=True)
+        self.n_random_sets = check_number("n_random_sets", n_random_sets, lowest=2, whole=True)
+        self.n_bootstrap = check_number("n_bootstrap", n_bootstrap, lowest=100, whole=True)
+        self.internal_batch_size = check_number("internal_batch_size", internal_batch_size, lowest=1, whole=True)
         self.seed = check_number("seed", seed, lowest=0, whole=True)
 
-    def chosen(self, tapped: Sequence[Layer]) -> list[Layer]:
-        """Those of the layers that are intervened on; InputError where a pattern means none of them."""
+    # ---------------------------------------------------------------- as an analysis of evaluate.py
+
+    def check(self, layers: Sequence[Layer], n_images: int | None) -> None:
+        """Raise InputError for layers that are not hooked, or too few test images (None: not known yet)."""
+        self.select_layers(layers)
+        if n_images is not None:
+            check_image_count(n_images)
+
+    def run(self, context: AnalysisContext) -> list[Any]:
+        """Measure on the test images; write interventions.csv, interventions.json and plots.
+
+        Returns:
+            Tables and lines to print.
+        """
+        net, layers = context.net, self.select_layers(context.layers)
+        indices = halves(context.labels, seed=self.seed)
+        ranking, tested = (
+            adversarial_pairs(net, context.batches(index), context.attack, seed=self.seed, half=half)
+            for half, index in enumerate(indices)
+        )
+        try:
+            with progress_bar("interventions", len(indices[1]) * len(layers) * len(self.kinds)) as advance:
+                effects = self.measure(net, layers, ranking, tested, root=context.root, progress=advance)
+        except InputError as error:  # the evaluation itself is complete
+            return [f"interventions  nothing measured: {error}"]
+        written = write_effects(context.directory, effects, settings=context.settings)
+        skipped = [f"interventions  no {kind}: {reason}" for kind, reason in effects.skipped.items()]
+        return [*skipped, *tables(effects), f"written to  {', '.join(written)}"]
+
+    def select_layers(self, hooked: Sequence[Layer]) -> list[Layer]:
+        """The layers to intervene on; InputError where a pattern matches none of the hooked ones."""
         if self.layers is None:
-            return list(tapped)
-        names = [layer.name for layer in tapped]
-        wanted: set[str] = set()
+            return list(hooked)
+        names = [layer.name for layer in hooked]
+        selected: set[str] = set()
         for pattern in self.layers:
             matching = calls_matching(pattern, names)
             if not matching:
                 raise InputError(
-                    f"analysis.interventions.layers: no tapped layer matches {pattern!r}"
-                    f"{did_you_mean(pattern, names)}; tapped are {', '.join(names)}; layers=[...] taps others"
+                    f"analysis.interventions.layers has {pattern!r}, which matches no hooked layer"
+                    f"{did_you_mean(pattern, names)}; hooked are {', '.join(names)}; layers=[...] hooks others"
                 )
-            wanted.update(matching)
-        return [layer for layer in tapped if layer.name in wanted]
+            selected.update(matching)
+        return [layer for layer in hooked if layer.name in selected]
+
+    # ---------------------------------------------------------------- measuring
 
     def measure(
         self,
@@ -90,108 +128,94 @@ class Interventions:
         ranking: Iterable[Pairs],
         tested: Iterable[Pairs],
         *,
-        within: nn.Module | None = None,
-        progress: Callable[[], None] = lambda: None,
+        root: nn.Module | None = None,
+        progress: Callable[[int], None] = lambda images: None,
     ) -> Effects:
-        """What every set of every layer does.
+        """Measure the effects of every set of every layer.
 
         Args:
             net: images in [0, 1] -> logits; left as it was.
             layers: of `find_layers`.
-            ranking: batches that neurons are ranked on, gone through once.
-            tested: batches of other images, that they are intervened on in, gone through once after that.
-            within: the part of `net` that the layers' names refer to.
-            progress: called after each layer of each batch and kind.
+            ranking: batches to rank neurons on, iterated once.
+            tested: batches of other images to intervene on, iterated once after that.
+            root: the module that the layers' names refer to; None: `net`.
+            progress: called with the number of images for each layer and kind.
 
         Errors:
-            InputError: no image of `tested` can be intervened on for any kind, such as where none is fooled.
+            InputError: no image can be intervened on for any kind, for example where the attack fools none.
         """
         batches = iter(ranking)
         first = next(batches, None)
         if first is None:
             raise InputError("there are no images to rank neurons on; interventions need two halves")
-        replay = Replay(net, self.chosen(layers), first.images, within=within)
+        patcher = Patcher(net, layers, first.images, root=root)
         batches = chain(iter([first]), batches)
-        del first  # or it would live as long as the ranking
-        rankings = rank_neurons(replay, batches, self.rankings, within=within, images_at_once=self.images_at_once)
-        sets = {name: self._sets(name, layer) for name, layer in rankings.items()}
-        outcomes = Outcomes(self.kinds)
-        for pairs in tested:
-            self._intervene(replay, pairs, rankings, sets, outcomes, progress)
-        return outcomes.effects(rankings, sets, shares=self.shares, replicates=self.replicates, seed=self.seed)
-
-    def _sets(self, name: str, layer: LayerRanking) -> NeuronSets:
-        chosen = {ranking: getattr(layer, ranking) for ranking in self.rankings}
-        return neuron_sets(
-            layer.sensitivity,
-            layer.energy,
-            chosen,
-            shares=self.shares,
-            draws=self.draws,
-            seed=self.seed,
-            layer=name,
+        del first  # it would live as long as the ranking
+        rankings = rank_neurons(
+            patcher, batches, self.rankings, root=root, internal_batch_size=self.internal_batch_size
         )
-
-    # ---------------------------------------------------------------- intervening
+        sets = {
+            name: neuron_sets(
+                layer.sensitivity,
+                layer.squared_difference,
+                {ranking: getattr(layer, ranking) for ranking in self.rankings},
+                fractions=self.fractions,
+                n_random_sets=self.n_random_sets,
+                seed=self.seed,
+                layer=name,
+            )
+            for name, layer in rankings.items()
+        }
+        accumulator = EffectAccumulator(self.kinds)
+        for pairs in tested:
+            self._intervene(patcher, pairs, rankings, sets, accumulator, progress)
+        return accumulator.effects(rankings, sets, n_bootstrap=self.n_bootstrap, seed=self.seed)
 
     def _intervene(
         self,
-        replay: Replay,
+        patcher: Patcher,
         pairs: Pairs,
         rankings: Mapping[str, LayerRanking],
         sets: Mapping[str, NeuronSets],
-        outcomes: Outcomes,
-        progress: Callable[[], None],
+        accumulator: EffectAccumulator,
+        progress: Callable[[int], None],
     ) -> None:
-        """One batch: its two passes, then every layer and set from what they left."""
-        clean, attacked = replay.record(pairs.images), replay.record(pairs.adversarial)
-        right, withstood = (recording.logits.argmax(1) == pairs.labels for recording in (clean, attacked))
-        outcomes.count(right, withstood)
+        """Run the two plain passes of a batch, then the patched ones of every kind, layer and set."""
+        clean, attacked = patcher.record(pairs.images), patcher.record(pairs.adversarial)
+        correct, robust = (recording.logits.argmax(1) == pairs.labels for recording in (clean, attacked))
+        accumulator.count(correct, robust)
         for kind in self.kinds:
-            index = (right if kind in MASKS else right & ~withstood).nonzero()[:, 0]
-            base, other = (attacked, clean) if kind == "restore" else (clean, attacked)
-            base, labels = base.select(index), pairs.labels[index]
-            for name, layer in replay.layers.items():
-                if len(index):
-                    features = base.features[name]
-                    instead = (
-                        _mask(kind, layer, rankings[name], features) if kind in MASKS else other.features[name][index]
-                    )
-                    margins, wrong = self._outcome(replay, base, name, instead, sets[name].distinct, labels)
-                    outcomes.add(kind, name, wrong=wrong, rise=margins - margin(base.logits, labels))
-                progress()
+            index = (correct if kind in ABLATIONS else correct & ~robust).nonzero()[:, 0]
+            base, other = (attacked, clean) if kind == "patch_clean" else (clean, attacked)
+            for part in index.split(self.internal_batch_size) if len(index) else ():
+                recording, labels = base.select(part), pairs.labels[part]
+                for name, layer in patcher.layers.items():
+                    if kind in ABLATIONS:
+                        replacement = _ablated(kind, layer, rankings[name], recording.features[name])
+                    else:
+                        replacement = other.features[name][part]
+                    logits = self._patched_logits(patcher, recording, name, replacement, sets[name].distinct)
+                    accumulator.add(kind, name, plain=recording.logits, patched=logits, labels=labels)
+                    progress(len(part))
+            progress((len(pairs.labels) - len(index)) * len(patcher.layers))
 
-    def _outcome(
-        self, replay: Replay, base: Recording, layer: str, replacement: Tensor, masks: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Margins and whether an image is wrong, each (set, image), `images_at_once` sets times images in a pass."""
-        masks = masks.to(labels.device)
-        margins, wrong = [], []
-        for part in torch.arange(len(labels), device=labels.device).split(self.images_at_once):
-            few = base.select(part)
-            instead = replacement[part] if len(replacement) == len(labels) else replacement
-            together = masks.split(max(1, self.images_at_once // len(part)))
-            logits = torch.cat([replay.logits(few, layer, instead, some) for some in together])
-            flat, repeated = logits.flatten(0, 1), labels[part].repeat(len(masks))
-            margins.append(margin(flat, repeated).unflatten(0, (len(masks), -1)))
-            wrong.append((flat.argmax(1) != repeated).unflatten(0, (len(masks), -1)))
-        return torch.cat(margins, 1), torch.cat(wrong, 1)
+    def _patched_logits(
+        self, patcher: Patcher, recording: Recording, layer: str, replacement: Tensor, masks: Tensor
+    ) -> Tensor:
+        """(set, image, class), in passes of at most the internal batch size where one set fits into it."""
+        chunks = masks.to(replacement.device).split(max(1, self.internal_batch_size // len(recording.images)))
+        return torch.cat([patcher.logits(recording, layer, replacement, chunk) for chunk in chunks])
 
 
-def check_share(share: float) -> float:
-    """InputError unless it is in (0, 1]."""
-    return float(check_number("shares entry", share, above=0, highest=1, advice="a share of the layer's neurons"))
-
-
-def _several(name: str, values: Sequence) -> list:
+def _distinct(name: str, values: Sequence) -> list:
     if isinstance(values, str) or not isinstance(values, Sequence) or not values or len({*values}) < len(values):
         raise InputError(f"{name} is {values!r}; it must be a list of different entries, at least one")
     return list(values)
 
 
-def _mask(kind: str, layer: Layer, ranking: LayerRanking, features: Tensor) -> Tensor:
-    """What masked neurons give, of a shape that broadcasts to the layer's output."""
+def _ablated(kind: str, layer: Layer, ranking: LayerRanking, features: Tensor) -> Tensor:
+    """The outputs of ablated neurons, of a shape that broadcasts to the layer's output."""
     shape = [1] * features.ndim
     shape[layer.neuron_dim] = -1
     means = ranking.mean_output.to(features).view(shape)
-    return means if kind == "mask_mean" else torch.zeros_like(means)
+    return means if kind == "mean_ablation" else torch.zeros_like(means)

@@ -1,18 +1,18 @@
-"""One pass of a network seen as calls of its sub-modules: what they give, and what is given in their place.
-
-Nothing here knows of layers or neurons; `nsr.interventions.patching` puts these parts together.
-"""
+"""One forward pass as calls of sub-modules: recording their outputs, and substituting them in a later pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+
+from nsr.layers import without_compilation
 
 
 @dataclass(frozen=True)
@@ -22,44 +22,38 @@ class Call:
     number: int  # in the order in which calls begin
     module: nn.Module
     parent: int | None
-    shape: torch.Size | None = None  # of its output; None where that is no tensor
+    shape: torch.Size | None = None  # of its output; None where the output is not a tensor
     batch_first: bool = False
-    nothing: Tensor | None = None  # a scalar like its output, not a number
+    scalar: Tensor | None = None  # of the output's dtype and device
 
-    def blank(self, batch: int) -> Tensor:
-        """An output that nobody reads: of the right shape, without memory."""
+    def placeholder(self, batch: int) -> Tensor:
+        """An output that nothing reads: of the right shape, without memory."""
         assert self.shape is not None
-        assert self.nothing is not None
-        return self.nothing.expand(batch, *self.shape[1:])
+        assert self.scalar is not None
+        return self.scalar.expand(batch, *self.shape[1:])
 
 
 @dataclass
 class Trace:
-    """The calls of one pass, and copies of the outputs that are wanted of it; None: of all.
-
-    Args:
-        net: its sub-modules are watched, those that torch.compile wraps and not the wrappers.
-        kept: numbers of the calls whose outputs are wanted as `forward` gives them, where the batch comes first.
-        tapped: those whose outputs are wanted as they go on, after the module's hooks; of a tuple the first.
-    """
+    """The calls of one pass, with copies of outputs by the number of the call."""
 
     net: nn.Module
-    kept: set[int] | None = None
-    tapped: Mapping[int, str] | None = None
+    kept: set[int] | None = None  # numbers of the calls whose outputs are kept; None: all
+    hooked: Mapping[int, str] | None = None  # the same for features
     calls: list[Call] = field(default_factory=list)
-    outputs: dict[int, Tensor] = field(default_factory=dict)
-    features: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[int, Tensor] = field(default_factory=dict)  # as `forward` returns them, where the batch comes first
+    features: dict[int, Tensor] = field(default_factory=dict)  # after the module's own hooks; of a tuple the first
     unfinished: list[int] = field(default_factory=list)
 
     def run(self, images: Tensor) -> Tensor:
-        """The pass: images (batch, ...) -> logits (batch, class)."""
+        """Record the pass: images (batch, ...) -> logits (batch, class)."""
         handles = []
         try:
             for module in self.net.modules():
-                if module is self.net or hasattr(module, "_orig_mod"):
+                if module is self.net or without_compilation(module) is not module:
                     continue
                 handles.append(module.register_forward_pre_hook(self._begin))
-                # before the module's other hooks, which see the output again in a replay; and after them
+                # before the module's other hooks, which see the output again in a patched pass; and after them
                 first = module.register_forward_hook(lambda *call: self._keep(call[2], len(images)), prepend=True)
                 handles += [first, module.register_forward_hook(lambda *call: self._end(call[2]))]
             return self.net(images)
@@ -77,93 +71,93 @@ class Trace:
             return
         number = self.unfinished[-1]
         batch_first = output.ndim > 0 and len(output) == batch
-        nothing = output.new_full((), torch.nan) if output.is_floating_point() else output.new_zeros(())
-        self.calls[number] = replace(self.calls[number], shape=output.shape, batch_first=batch_first, nothing=nothing)
+        scalar = output.new_full((), torch.nan) if output.is_floating_point() else output.new_zeros(())
+        self.calls[number] = replace(self.calls[number], shape=output.shape, batch_first=batch_first, scalar=scalar)
         if batch_first and (self.kept is None or number in self.kept):
             self.outputs[number] = output.clone()
 
     def _end(self, output: object) -> None:
         number = self.unfinished.pop()
         value = output[0] if isinstance(output, tuple) and output else output
-        if isinstance(value, Tensor) and (self.tapped is None or number in self.tapped):
+        if isinstance(value, Tensor) and (self.hooked is None or number in self.hooked):
             self.features[number] = value.clone()
 
 
 class Step(NamedTuple):
-    """What becomes of a call in a replay."""
+    """A call in a patched pass."""
 
     call: Call
-    how: str  # 'run'; 'kept': its output is given; 'blank': neither, for nobody reads it
+    how: str  # 'run'; 'reuse': return its kept output; 'skip': return a placeholder, for nothing reads the output
 
 
-class Substitution:
-    """In `with Substitution(...)` the pass does the steps, and the last call's module gives `mixed`.
+@contextmanager
+def substitution(steps: Sequence[Step], output_of: Callable[[Step], Tensor], patched: Tensor) -> Iterator[None]:
+    """Make the pass inside follow the steps; the module of the last step returns `patched`.
 
     Args:
-        steps: the calls in their order, those inside of one that is not run left out.
-        given: the output of a step that is not run.
-        mixed: the output of the last.
+        steps: the calls in their order, without those inside a call that is not run.
+        output_of: returns the output of a step that is not run.
+        patched: the output of the last step.
     """
+    remaining, is_patched = list(reversed(steps)), False
 
-    def __init__(self, steps: Sequence[Step], given: Callable[[Step], Tensor], mixed: Tensor):
-        self.steps, self.given, self.mixed = steps, given, mixed
-        self.position = 0
-        self.done = False  # whether `mixed` was given
-        self._before: list[tuple[nn.Module, Any]] = []
+    def substitute(module: nn.Module, forward: Callable[..., Any], *inputs: Any, **settings: Any) -> Any:
+        if not remaining:
+            return forward(*inputs, **settings)
+        step = remaining.pop()
+        if step.call.module is not module:
+            raise RuntimeError("the pass calls its modules in another order than before")
+        return forward(*inputs, **settings) if step.how == "run" else output_of(step)
 
-    def __enter__(self) -> Substitution:
-        # the last hook of the module: what it gives goes on
-        self._handle = self.steps[-1].call.module.register_forward_hook(self._replace)
-        for module in dict.fromkeys(step.call.module for step in self.steps):
-            self._before.append((module, module.__dict__.get("forward")))
-            module.forward = self._in_place_of(module, module.forward)
-        return self
+    def patch(module: nn.Module, inputs: object, output: Any) -> Any:
+        nonlocal is_patched
+        if is_patched or remaining:
+            return None
+        is_patched = True
+        return (patched, *output[1:]) if isinstance(output, tuple) else patched
 
-    def __exit__(self, *error: object) -> None:
-        self._handle.remove()
-        for module, forward in self._before:
+    modules = list(dict.fromkeys(step.call.module for step in steps))
+    before = [vars(module).get("forward") for module in modules]
+    handle = steps[-1].call.module.register_forward_hook(patch)  # the last hook, so that no other changes its result
+    try:
+        for module in modules:
+            module.forward = partial(substitute, module, module.forward)
+        yield
+        if not is_patched:
+            raise RuntimeError("the pass did not reach its last step")
+    finally:
+        handle.remove()
+        for module, forward in zip(modules, before, strict=True):
             if forward is None:
-                del module.__dict__["forward"]
+                del module.forward
             else:
                 module.forward = forward
 
-    def _in_place_of(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def substitute(*inputs: Any, **settings: Any) -> Any:
-            if self.position == len(self.steps):
-                return forward(*inputs, **settings)
-            step = self.steps[self.position]
-            if step.call.module is not module:
-                raise RuntimeError("the pass calls its modules in another order than before")
-            self.position += 1
-            return forward(*inputs, **settings) if step.how == "run" else self.given(step)
 
-        return substitute
-
-    def _replace(self, module: nn.Module, inputs: object, output: Any) -> Any:
-        if self.done or self.position < len(self.steps):
-            return None
-        self.done = True
-        return (self.mixed, *output[1:]) if isinstance(output, tuple) else self.mixed
-
-
-class Reads(TorchFunctionMode):
-    """In `with Reads() as reads` it is noted which of the tensors given out any function of torch is handed.
-
-    TorchScript's inner operations do not show here; a tensor that only these read is taken for unread.
-    """
+class ReadTracker(TorchFunctionMode):
+    """Context that records which watched tensors a function of torch receives; it sees none inside TorchScript."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: set[int] = set()
-        self._given: dict[int, tuple[int, Tensor]] = {}  # kept alive, so that no other tensor takes their place
+        self._watched: dict[int, tuple[int, Tensor]] = {}  # kept alive, so that no other tensor takes their memory
 
     def watch(self, number: int, tensor: Tensor) -> Tensor:
-        """`tensor`, from now on known by its number."""
-        self._given[tensor.untyped_storage().data_ptr()] = (number, tensor)
+        """Watch `tensor` under a number."""
+        self._watched[tensor.untyped_storage().data_ptr()] = (number, tensor)
         return tensor
 
     def __torch_function__(self, operation: Any, types: Any, inputs: Any = (), settings: Any = None) -> Any:
-        for leaf in tree_leaves((inputs, settings)):
-            if isinstance(leaf, Tensor) and (entry := self._given.get(leaf.untyped_storage().data_ptr())):
+        for tensor in _tensors((inputs, settings)):
+            if entry := self._watched.get(tensor.untyped_storage().data_ptr()):
                 self.seen.add(entry[0])
         return operation(*inputs, **(settings or {}))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
