@@ -1,8 +1,8 @@
-"""Runs side by side: `python -m nsr.compare RUN_DIR ...`, `--help` for the options; from Python:
+"""Compare runs: `python -m nsr.compare RUN_DIR ...` or `nsr-compare`, `--help` for the options; from Python:
 
 from nsr.compare import compare, read_runs
 
-runs = read_runs("runs/digits_pgd_sns", "runs/digits_pgd_none")   # a pandas.DataFrame, a row a run
+runs = read_runs("runs/digits_pgd_sns", "runs/digits_pgd_none")   # a pandas.DataFrame, one row per run
 result = compare(runs, baseline="pgd")                            # methods, differences, correlations
 """
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 
 def read_runs(*places: str | Path, allow_different: bool = False) -> pandas.DataFrame:
-    """A row a run: what it is, how it stands, its accuracies and sensitivities, as they are now.
+    """Read one row per run: its method, status, accuracies and sensitivities, as they are now.
 
     Args:
         places: run directories, folders of sweeps, or patterns; runs may still be running.
-        allow_different: whether runs may differ in data or threat model; the column `conditions` then says in what.
+        allow_different: whether runs may differ in data or threat model; the column `conditions` then lists how.
 
     Returns:
-        Columns run, method (the label that tells it from the others), objective, stabilized, adversarial (whether the
-        objective trains on adversarial examples), seed, status (finished, running, failed, unfinished, no evaluation),
-        detail, conditions, epoch, best_epoch, evaluation (where the accuracies come from), worst_case_of (the attacks
-        of the worst case), command (that measures what is missing); ATTACK_accuracy of best.ckpt on the test set, each
-        from the newest measurement that has it, as a fraction; absolute, relative and mean_activation, means over
-        layers at the best epoch on validation images, of one layer as absolute/LAYER, before training as
-        absolute_before.
+        Columns run, method (a label, the same for runs that differ in their seed alone), objective, stabilized,
+        adversarial (whether the objective trains on adversarial examples), seed, status (finished, running, failed,
+        interrupted, unfinished, no evaluation, unreadable), detail (the reason), conditions, epoch, best_epoch,
+        evaluation (where the accuracies come from), worst_case_of (the attacks of the worst case), command (that
+        finishes what is missing); ATTACK_accuracy of best.ckpt on the test set, each from the newest measurement that
+        has it, as a fraction; absolute, relative and mean_activation, means over layers at the best epoch on
+        validation images, absolute/LAYER for one layer, absolute_before before training.
 
     Errors:
         InputError: a place is missing or holds no run; runs differ in data or threat model.
@@ -56,18 +56,17 @@ def compare(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Comparison:
-    """Methods over their seeds, paired with a baseline, and how sensitivity goes with robust accuracy.
+    """Compare methods over their seeds, paired with a baseline, and correlate sensitivity with robust accuracy.
 
     Args:
-        runs: of `read_runs`; those that have not finished count for nothing.
+        runs: from `read_runs`; unfinished ones are left out.
         baseline: the method that others are paired with at equal seeds; None: PGD training alone, else the first.
-        accuracy: the attack that robustness is read from; None: of those that every finished run was measured under
-            the strongest.
+        accuracy: the attack that robustness is read from; None: the strongest that every finished run has.
         labels: {method: another name for it}.
         resamples, seed: of the bootstrap over methods.
 
     Returns:
-        Data frames `runs`, `methods` (mean, _std and _n of each figure), `differences` (paired, with t-intervals) and
+        Data frames `runs`, `methods` (mean, _std and _n of each metric), `differences` (paired, with t-intervals) and
         `correlations` (Spearman's, among all runs and among the adversarially trained); `notes`, a list of texts.
 
     Errors:
@@ -79,58 +78,56 @@ def compare(
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a wrong option in one line."""
+    """A parser that reports a wrong option in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """InputError instead of two lines and exit code 2."""
-        raise InputError(f"{message}; `python -m nsr.compare --help` explains the options")
+        """Raise InputError instead of printing two lines and exiting with code 2."""
+        raise InputError(f"{message}; `{self.prog} --help` lists the options")
 
 
 def parser() -> Parser:
-    """The command line."""
+    """Build the parser of the command line."""
+    is_script = Path(sys.argv[0]).stem == "nsr-compare"
     found = Parser(
-        prog="python -m nsr.compare",
-        description="Runs side by side: accuracy, sensitivity by layer, differences at equal seeds, and whether "
-        "sensitivity goes with robustness. Reads only files of the runs, also while they run.",
+        prog="nsr-compare" if is_script else "python -m nsr.compare",
+        description="Compare runs: accuracy, sensitivity by layer, differences at equal seeds, correlation of "
+        "sensitivity with robustness. Reads files of the runs only, also while they run.",
     )
     option = found.add_argument
     option("places", nargs="*", metavar="RUN_DIR", help="run directories, folders of sweeps, or patterns in quotes")
     option("--output", metavar="DIR", type=Path, help="write CSV, Markdown, LaTeX and plots there")
-    option("--baseline", metavar="METHOD", help="that the others are paired with; PGD training alone if not given")
-    option("--accuracy", metavar="ATTACK", help="that robustness is read from; the strongest that all runs have")
-    option("--label", metavar="METHOD=TEXT", action="append", default=[], help="another name for a method")
+    option("--baseline", metavar="METHOD", help="compare the others with this one (default: PGD training alone)")
+    option("--accuracy", metavar="ATTACK", help="read robustness from it (default: the strongest that all runs have)")
+    option("--label", metavar="METHOD=TEXT", action="append", default=[], help="rename a method in the output")
     option("--allow-different", action="store_true", help="show runs of different data or threat models together")
-    option("--resamples", metavar="N", type=int, default=2000, help="of the bootstrap over methods (2000)")
-    option("--seed", type=int, default=0, help="of the bootstrap (0)")
+    option("--resamples", metavar="N", type=int, default=2000, help="resamples of the bootstrap over methods (2000)")
+    option("--seed", type=int, default=0, help="seed of the bootstrap (0)")
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the tables and writes the files; what the user can mend is told in one line, exit code 1."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables and write the files; return the exit code, 1 after bad input, which is reported in one line."""
     try:
         run(parser().parse_args(arguments))
-    except BrokenPipeError:  # whoever reads has seen enough, such as `| head`
+    except BrokenPipeError:  # the reader has seen enough, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
     except (InputError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
+    return 0
 
 
 def run(options: Any) -> None:
-    """One comparison."""
+    """Compare the runs that the command line names."""
     if not options.places:
         raise InputError("nothing to compare: give run directories or the folder of a sweep, such as runs/digits_*")
-    labels = [label.rpartition("=") for label in options.label]  # a method's own label may hold one
+    labels = [label.rpartition("=") for label in options.label]  # METHOD may contain '=' itself
     if any(not method or not text for method, _, text in labels):
         raise InputError(f"--label is {options.label!r}; it must be METHOD=TEXT")
-    try:
-        import matplotlib  # noqa: F401
-        import pandas  # noqa: F401
-        import yaml  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"a comparison needs {error.name}: pip install 'nsr[run]'") from error
     from nsr.comparison.writing import show, write
 
     result = compare(
@@ -148,8 +145,8 @@ def run(options: Any) -> None:
         files = [*write(result, options.output), *write_plots(result, options.output)]
     show(result)
     if files:
-        print(f"\nwritten to  {options.output}  {', '.join(files)}", flush=True)
+        print(f"\nwritten to  {options.output}: {', '.join(files)}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

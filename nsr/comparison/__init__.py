@@ -1,1 +1,1 @@
-"""Runs side by side: read from their directories, grouped by method, compared, shown. The front door is nsr.compare."""
+"""Comparison of runs: read from their directories, grouped by method, compared, printed. Start at nsr.compare."""

@@ -1,4 +1,4 @@
-"""Figures of a comparison for a column of a paper (3.3 inches), and the same on a dark ground for a dashboard."""
+"""Plots of a comparison for a column of a paper (3.3 inches), and the same on a dark background for a dashboard."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nsr.comparison.frames import MEASURES, layers_of
-from nsr.comparison.looks import MARKERS, METHOD_COLORS, Look, looks
 from nsr.comparison.result import Comparison
 from nsr.comparison.statistics import attack_columns, finished
+from nsr.comparison.styles import MARKERS, METHOD_COLORS, Style, method_styles
 from nsr.comparison.tables import attack_name
 from nsr.plotting import DARK, PAPER, new_figure, save, styled
 
-LINE = 0.125  # of a legend
+LINE = 0.125  # height of a legend's line, inches
 UNITS = {
     "absolute": "absolute sensitivity\n(activation units)",
-    "relative": "relative sensitivity\n(share of activation)",
+    "relative": "relative sensitivity\n(fraction of activation)",
 }
 Theme = Mapping[str, str]
 
 
 def write_plots(comparison: Comparison, folder: Path) -> list[str]:
-    """Each figure as PNG and PDF, and as PNG on a dark ground."""
+    """Write each plot as PNG and PDF, and as PNG on a dark background, and return their names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for name, draw in {"accuracy": accuracy, "robustness": robustness, "layers": layers}.items():
@@ -41,13 +41,13 @@ def write_plots(comparison: Comparison, folder: Path) -> list[str]:
 def drawn(
     draw: Callable[..., Figure | None], comparison: Comparison, theme: Mapping[str, str] = PAPER
 ) -> Figure | None:
-    """A figure in a theme; None where there is nothing to draw."""
+    """Draw a plot in a theme; None where there is nothing to draw."""
     with styled(theme):
         return draw(comparison, theme)
 
 
 def accuracy(comparison: Comparison, theme: Theme) -> Figure | None:
-    """A row a method: accuracy on the test set, clean and under each attack; a point a seed, a bar at the mean."""
+    """Plot test accuracy, clean and under each attack: one row per method, one point per seed, a bar at the mean."""
     runs = finished(comparison.runs)
     names = [name for name in attack_columns(runs) if runs[name].notna().any()]
     methods = list(dict.fromkeys(runs["method"]))
@@ -57,7 +57,7 @@ def accuracy(comparison: Comparison, theme: Theme) -> Figure | None:
     figure = new_figure(height=0.7 + row * len(methods) + LINE * -(-len(names) // 3))
     axes = figure.subplots()
     offsets = numpy.linspace(-0.28, 0.28, len(names)) if len(names) > 1 else numpy.zeros(1)
-    half = min(0.16, 0.28 / len(names))  # of a bar
+    half = min(0.16, 0.28 / len(names))  # half of a bar's height
     markers = MARKERS.replace("*", "")
     for number, name in enumerate(names):
         color, marker = METHOD_COLORS[number % len(METHOD_COLORS)], markers[number % len(markers)]
@@ -75,22 +75,22 @@ def accuracy(comparison: Comparison, theme: Theme) -> Figure | None:
     axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.set_xlim(-2, 102)
     axes.grid(visible=False, axis="y")
-    figure.supxlabel("accuracy on the test set (%): a point a seed, bars at means", fontsize=7)
+    figure.supxlabel("accuracy on the test set (%): one point per seed, bars at means", fontsize=7)
     figure.legend(loc="outside upper center", ncols=min(3, len(names)), handletextpad=0.2, columnspacing=1.0)
     return figure
 
 
 def robustness(comparison: Comparison, theme: Theme) -> Figure | None:
-    """Accuracy under attack against sensitivity, absolute and relative side by side; a point a run."""
+    """Plot accuracy under attack against absolute and relative sensitivity, one point per run."""
     runs = finished(comparison.runs)
     if comparison.accuracy is None or "absolute" not in runs or runs["absolute"].isna().all():
         return None
-    shown = looks(comparison.runs)
+    styles = method_styles(comparison.runs)
     figure = new_figure(height=2.1 + _legend_height(runs["method"]))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, measure in zip(panels, MEASURES, strict=False):
         for method, group in runs.groupby("method", sort=False):
-            points = {**shown[str(method)].points(theme, 3.2), "linestyle": ""}
+            points = {**styles[str(method)].points(theme, 3.2), "linestyle": ""}
             axes.plot(group[measure], 100 * group[comparison.accuracy], label=str(method), **points)
         _mark_natural(axes, runs, measure, comparison.accuracy)
         axes.set_xlabel(UNITS[measure])
@@ -100,17 +100,17 @@ def robustness(comparison: Comparison, theme: Theme) -> Figure | None:
 
 
 def layers(comparison: Comparison, theme: Theme) -> Figure | None:
-    """Absolute and relative sensitivity of each layer, a line a method: mean over seeds, bars a standard deviation."""
+    """Plot the sensitivity of each layer, one line per method: mean and standard deviation over seeds."""
     methods, names = comparison.methods, layers_of(comparison.runs)
     methods = methods[methods["finished"] > 0]
     if not names or methods.empty:
         return None
-    shown = looks(comparison.runs)
+    styles = method_styles(comparison.runs)
     figure = new_figure(height=3.3 + _legend_height(methods["method"]))
     panels = figure.subplots(2, 1, sharex=True)
     for axes, measure in zip(panels, MEASURES, strict=False):
         for row in methods.to_dict("records"):
-            _line(axes, row, measure, names, shown[row["method"]], theme)
+            _line(axes, row, measure, names, styles[row["method"]], theme)
         before = untrained(comparison.runs, measure, names)
         if before is not None:
             axes.plot(range(len(names)), before, ":", color=theme["ink"], linewidth=1, label="untrained")
@@ -123,14 +123,14 @@ def layers(comparison: Comparison, theme: Theme) -> Figure | None:
 
 
 def untrained(runs: pandas.DataFrame, measure: str, names: Sequence[str]) -> list[float] | None:
-    """The mean over runs before training, of each layer; None where it is not known of all of them."""
+    """Return each layer's mean over runs before training, None where a layer has none."""
     columns = [f"{measure}_before/{layer}" for layer in names]
     return runs[columns].mean().tolist() if set(columns) <= set(runs) else None
 
 
-def _line(axes: Axes, row: Mapping[str, Any], measure: str, names: Sequence[str], look: Look, theme: Theme) -> None:
+def _line(axes: Axes, row: Mapping[str, Any], measure: str, names: Sequence[str], style: Style, theme: Theme) -> None:
     means, deviations = ([row[f"{measure}/{layer}{suffix}"] for layer in names] for suffix in ("", "_std"))
-    points = {**look.points(theme, 3.0), "elinewidth": 0.6}
+    points = {**style.points(theme, 3.0), "elinewidth": 0.6}
     axes.errorbar(range(len(names)), means, numpy.nan_to_num(deviations), label=row["method"], **points)
 
 
@@ -149,7 +149,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
-    """As many as fit beside each other."""
+    """Return as many columns as fit side by side."""
     longest = max(map(len, labels), default=0)
     return 3 if longest <= 14 else 2 if longest <= 28 else 1
 

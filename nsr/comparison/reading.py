@@ -1,40 +1,45 @@
-"""What one run directory holds: its settings, its figures and where they come from."""
+"""The content of one run directory: its settings, its metrics and where they come from."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nsr.comparison.settings import images_and_ball
-from nsr.run.directory import marked, read_json, read_settings, read_yaml, standing
+from nsr.comparison.settings import Identity, identity, images_and_ball, test_attacks
+from nsr.errors import InputError
+from nsr.run.commands import command, override, trusted_override
+from nsr.run.directory import process_status, read_checked, read_json, read_settings, read_yaml, run_status
 from nsr.run.files import layer_means, whole_rows
 
 TRAINING_END = "end of training"
-WORST = "worst_case_accuracy"
+WORST = "worst_case"
 
 
 class Run(NamedTuple):
-    """What a run directory says.
+    """The content of a run directory.
 
-    status is finished, running, failed, unfinished (nothing says whether it still runs) or no evaluation (trained, and
-    the accuracies are missing). figures are fractions by the names of the files, `clean_accuracy`; sensitivity is
-    {before or best: {layer: [absolute, relative, mean activation]}} on validation images.
+    status is finished, running, failed, interrupted, unfinished (nothing says whether it still runs), no evaluation
+    (trained, and the accuracies are missing) or unreadable. metrics are fractions by the names of the files,
+    `clean_accuracy`; sensitivity is {before or best: {layer: [absolute, relative, mean activation]}} on validation
+    images.
     """
 
     directory: Path
     status: str
     detail: str
-    settings: Mapping[str, Any] | None
-    measured: Mapping[str, Any]  # data, norm, epsilon, limit and suite of the accuracies
-    figures: Mapping[str, float]
-    sources: tuple[str, ...]
-    sensitivity: Mapping[str, Mapping[str, list[float]]]
-    epoch: int
-    best_epoch: int | None
-    is_evaluated: bool  # right now, by evaluate.py
-    command: str  # that finishes what is unfinished
+    identity: Identity | None = None  # None where its settings cannot be read
+    settings: Mapping[str, Any] = {}
+    measured: Mapping[str, Any] = {}  # the settings of the measurement that the accuracies come from
+    metrics: Mapping[str, float] = {}
+    sources: tuple[str, ...] = ()
+    sensitivity: Mapping[str, Mapping[str, list[float]]] = {}
+    epoch: int = 0
+    best_epoch: int | None = None
+    is_evaluated: bool = False  # at this moment, by evaluate.py
+    command: str = ""  # finishes what is unfinished
 
 
 class Measurement(NamedTuple):
@@ -42,133 +47,184 @@ class Measurement(NamedTuple):
 
     name: str
     settings: Mapping[str, Any]
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
 
 
 def read_run(directory: Path) -> Run:
-    """Everything that is there of a run; what is half-written is taken as not there yet."""
-    settings = read_settings(directory)
-    final = read_json(directory / "metrics.json") or {}
-    epochs = list(whole_rows(directory / "metrics.csv")) if (directory / "metrics.csv").exists() else []
-    measurements = list(_measurements(directory, settings, final)) if settings else []
-    status, detail = standing(directory, settings, epochs, is_measured=bool(measurements))
-    best_epoch = final.get("best_epoch", _best_epoch(epochs)) if status == "finished" else None
-    measured, figures, sources = _merged(measurements)
-    is_evaluated, command = _unfinished_evaluation(directory)
-    evaluating = ["an evaluation is running"] if is_evaluated else []
+    """Read everything that is there of a run; half-written files count as not there yet, damaged ones are named."""
+    try:
+        return _read_run(directory)
+    except Exception as error:  # one odd run must not hide the others
+        return Run(directory, "unreadable", f"{type(error).__name__}: {error}")
+
+
+def _read_run(directory: Path) -> Run:
+    problems: list[str] = []
+    attempt = partial(_attempt, problems, directory)
+    settings = attempt("config.yaml", read_settings, {})
+    final = attempt("metrics.json", _existing, {})
+    is_readable = not problems
+    epochs = attempt("metrics.csv", _epochs, [])
+    measurements = list(_measurements(directory, settings, final, problems)) if settings else []
+    status, detail = run_status(
+        directory,
+        _progress(settings, epochs),
+        is_trained=(directory / "timing.json").exists() or bool(final),  # timing.json ends the last epoch
+        is_measured=bool(measurements),
+        is_readable=is_readable,
+    )
+    best_epoch = None
+    if status == "finished":
+        best_epoch = final["best_epoch"] if type(final.get("best_epoch")) is int else _best_epoch(epochs)
+    sensitivity = attempt("sensitivity.csv", partial(_sensitivity, best_epoch), {})
+    measured, metrics, sources = _merged(measurements)
+    is_evaluated, evaluation = _unfinished_evaluation(directory, settings)
+    if status == "no evaluation" and not is_evaluated:
+        evaluation = evaluate_command(directory, settings)
+    elif status in ("failed", "interrupted") and (directory / "status.json").exists():
+        evaluation = command("train", override("resume", directory))
+    remarks = [*(["an evaluation is running"] if is_evaluated else []), *_triggered(directory, measurements), *problems]
     return Run(
         directory=directory,
         status=status,
-        detail="; ".join(filter(None, [detail, *evaluating, *_alarms(directory, measurements)])),
+        detail="; ".join(filter(None, [detail, *remarks])),
+        identity=identity(settings, measured) if settings else None,
         settings=settings,
         measured=measured,
-        figures=figures | _validated(epochs, best_epoch),
+        metrics=metrics | _validated(epochs, best_epoch),
         sources=sources,
-        sensitivity=_sensitivity(directory / "sensitivity.csv", best_epoch),
-        epoch=int(epochs[-1]["epoch"]) if epochs else 0,
+        sensitivity=sensitivity,
+        epoch=epochs[-1]["epoch"] if epochs else 0,
         best_epoch=best_epoch,
         is_evaluated=is_evaluated,
-        command=_command(directory, status, is_evaluated, command),
+        command=evaluation,
     )
 
 
-def _command(directory: Path, status: str, is_evaluated: bool, otherwise: str) -> str:
-    """What finishes a run."""
-    if status == "no evaluation" and not is_evaluated:
-        return evaluate_command(directory)
-    if status in ("failed", "interrupted") and (directory / "status.json").exists():
-        return shlex.join(["python", "train.py", f"resume={directory}"])
-    return otherwise
+def _attempt(problems: list[str], folder: Path, name: str, read: Callable[[Path], Any], default: Any) -> Any:
+    """Return what is read of a file, or the default where it is damaged, noting the reason."""
+    try:
+        return read(folder / name)
+    except InputError as error:
+        problems.append(str(error))
+    except (KeyError, ValueError, csv.Error) as error:
+        problems.append(f"{name} is damaged: {type(error).__name__} {error}")
+    return default
 
 
-def evaluate_command(directory: Path, *overrides: str) -> str:
-    """What measures a run's best checkpoint."""
-    return shlex.join(["python", "evaluate.py", f"checkpoint={directory / 'checkpoints' / 'best.ckpt'}", *overrides])
+def _existing(path: Path) -> dict[str, Any]:
+    """Return the content of a file of metrics, {} where there is none yet."""
+    return read_checked(path) if path.exists() else {}
 
 
-def _measurements(directory: Path, settings: Mapping[str, Any], final: Mapping[str, float]) -> Iterator[Measurement]:
-    """The finished ones of best.ckpt, oldest first: the run's own at its end, then those of evaluate.py."""
+def evaluate_command(directory: Path, settings: Mapping[str, Any], *overrides: str) -> str:
+    """Return the command that evaluates a run's best checkpoint."""
+    checkpoint = override("checkpoint", directory / "checkpoints" / "best.ckpt")
+    return command("evaluate", checkpoint, *overrides, *trusted_override(settings))
+
+
+def _measurements(
+    directory: Path, settings: Mapping[str, Any], final: Mapping[str, Any], problems: list[str]
+) -> Iterator[Measurement]:
+    """Yield the finished ones of best.ckpt, oldest first: the run's own at its end, then those of evaluate.py."""
     if final:
-        yield Measurement(TRAINING_END, settings, _test_figures(final))
+        yield Measurement(TRAINING_END, settings, _accuracies(final, settings))
     for folder in _evaluations(directory):
-        figures, own = read_json(folder / "evaluation.json"), read_yaml(folder / "config.yaml")
-        if figures and own and Path(str(own.get("checkpoint"))).name == "best.ckpt":
-            yield Measurement(folder.name, own, _test_figures(figures))
+        own = read_yaml(folder / "config.yaml") or {}
+        is_best = Path(str(own.get("checkpoint"))).name == "best.ckpt"
+        metrics = _attempt(problems, folder, "evaluation.json", _existing, {}) if is_best else {}
+        if accuracies := _accuracies(metrics, own):
+            yield Measurement(folder.name, own, accuracies)
 
 
 def _evaluations(directory: Path) -> list[Path]:
-    """By name, which is their date; chunks are kept among them."""
+    """List them by name, which is their date; without the folder of the result cache."""
     folder = directory / "evaluations"
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [entry for entry in entries if entry.is_dir() and entry.name != "chunks"]
+    return [entry for entry in entries if (entry / "config.yaml").exists() or (entry / "status.json").exists()]
 
 
 def _merged(measurements: list[Measurement]) -> tuple[dict[str, Any], dict[str, float], tuple[str, ...]]:
-    """Each attack from the newest measurement that has it, of those of the newest's threat model and images.
+    """Take each attack from the newest measurement that has it, of those of the newest's threat model and images.
 
     The worst case is the newest's own, over the attacks of that one.
     """
     if not measurements:
         return {}, {}, ()
-    newest = measurements[-1]
+    newest, worst = measurements[-1], f"{WORST}_accuracy"
     same = images_and_ball(newest.settings)
     alike = [one for one in measurements if images_and_ball(one.settings) == same]
-    suite = {name: attack for one in alike for name, attack in one.settings["suite"].items()}
-    figures = {name: value for one in alike for name, value in one.figures.items() if name != WORST}
-    if WORST in newest.figures:
-        figures[WORST] = newest.figures[WORST]
-    source = {name: one.name for one in alike for name in one.figures}
-    measured = {**newest.settings, "suite": suite, "worst_case_of": sorted(newest.settings["suite"])}
-    return measured, figures, tuple(dict.fromkeys(source.values()))
+    attacks = {name: attack for one in alike for name, attack in test_attacks(one.settings).items()}
+    metrics = {name: value for one in alike for name, value in one.metrics.items() if name != worst}
+    if worst in newest.metrics:
+        metrics[worst] = newest.metrics[worst]
+    source = {name: one.name for one in alike for name in one.metrics}
+    measured = {**newest.settings, "test_attacks": attacks, "worst_case_of": sorted(test_attacks(newest.settings))}
+    return measured, metrics, tuple(dict.fromkeys(source.values()))
 
 
-def _test_figures(figures: Mapping[str, float]) -> dict[str, float]:
-    """{ATTACK_accuracy: fraction}."""
-    return {
-        name.removeprefix("test/"): value
-        for name, value in figures.items()
-        if name.startswith("test/") and name.endswith("_accuracy")
-    }
+def _accuracies(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, float]:
+    """Return {ATTACK_accuracy: fraction} of the attacks that measured; other metrics are the user's own."""
+    names = [f"{name}_accuracy" for name in (*test_attacks(settings), "corruptions", WORST)]
+    found = {name: metrics.get(f"test/{name}") for name in names}
+    return {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
 
 
-def _validated(epochs: list[dict[str, str]], best_epoch: int | None) -> dict[str, float]:
-    """Validated accuracies of the best epoch, of the latest one while there is none."""
-    row = next((row for row in epochs if row["epoch"] == str(best_epoch)), epochs[-1] if epochs else {})
+def _epochs(path: Path) -> list[dict[str, Any]]:
+    """Return the epoch and the validated accuracies of each row of metrics.csv."""
     names = ("clean_accuracy", "robust_accuracy")
-    return {f"validation_{name}": float(row[f"validation/{name}"]) for name in names if row.get(f"validation/{name}")}
+    rows = list(whole_rows(path)) if path.exists() else []
+    return [
+        {"epoch": int(row["epoch"])}
+        | {f"validation_{name}": float(row[f"validation/{name}"]) for name in names if row.get(f"validation/{name}")}
+        for row in rows
+    ]
 
 
-def _best_epoch(epochs: list[dict[str, str]]) -> int | None:
-    """By validated robust accuracy, the earlier of equals, as checkpoints are chosen; epoch 0 is before training."""
-    trained = [row for row in epochs if row["epoch"] != "0"]
-    best = max(trained, key=lambda row: float(row["validation/robust_accuracy"]), default=None)
-    return None if best is None else int(best["epoch"])
+def _progress(settings: Mapping[str, Any], epochs: list[dict[str, Any]]) -> str:
+    """Return 'epoch 3 of 20'; an objective that replays each batch divides max_epochs by its replays."""
+    done = f"epoch {epochs[-1]['epoch'] if epochs else 0}"
+    wanted, replays = settings.get("trainer", {}).get("max_epochs"), settings.get("objective", {}).get("replays", 1)
+    return f"{done} of {-(-wanted // replays)}" if type(wanted) is int and wanted > 0 else done
 
 
-def _sensitivity(records: Path, best_epoch: int | None) -> dict[str, dict[str, list[float]]]:
+def _validated(epochs: list[dict[str, Any]], best_epoch: int | None) -> dict[str, float]:
+    """Return the validated accuracies of the best epoch, of the latest one while there is none."""
+    row = next((row for row in epochs if row["epoch"] == best_epoch), epochs[-1] if epochs else {})
+    return {name: value for name, value in row.items() if name != "epoch"}
+
+
+def _best_epoch(epochs: list[dict[str, Any]]) -> int | None:
+    """Find it by validated robust accuracy, the earlier of equals, as checkpoints are chosen; epoch 0 is untrained."""
+    name = "validation_robust_accuracy"
+    trained = [row for row in epochs if row["epoch"] and name in row]
+    return max(trained, key=lambda row: row[name])["epoch"] if trained else None
+
+
+def _sensitivity(best_epoch: int | None, records: Path) -> dict[str, dict[str, list[float]]]:
     if best_epoch is None or not records.exists():
         return {}
     return {"before": layer_means(records, 0), "best": layer_means(records, best_epoch)}
 
 
-def _alarms(directory: Path, measurements: list[Measurement]) -> Iterator[str]:
-    """Those that the newest evaluation raised."""
+def _triggered(directory: Path, measurements: list[Measurement]) -> Iterator[str]:
+    """Yield the checks that the newest evaluation triggered."""
     if measurements and measurements[-1].name != TRAINING_END:
-        alarms = read_json(directory / "evaluations" / measurements[-1].name / "alarms.json") or []
-        raised = [str(alarm["name"]) for alarm in alarms if alarm.get("raised")]
-        if raised:
-            yield f"alarms raised: {', '.join(raised)}"
+        checks = read_json(directory / "evaluations" / measurements[-1].name / "checks.json")
+        checks = [check for check in checks if isinstance(check, dict)] if isinstance(checks, list) else []
+        if names := [str(check.get("name")) for check in checks if check.get("triggered")]:
+            yield f"checks triggered: {', '.join(names)}"
 
 
-def _unfinished_evaluation(directory: Path) -> tuple[bool, str]:
-    """Whether the newest evaluation of best.ckpt still runs; its command where it ended without a result."""
+def _unfinished_evaluation(directory: Path, settings: Mapping[str, Any]) -> tuple[bool, str]:
+    """Return whether the newest evaluation of best.ckpt still runs, and its command where it ended without a result."""
     evaluations = _evaluations(directory)
     if not evaluations or (evaluations[-1] / "evaluation.json").exists():
         return False, ""
-    marker = read_json(evaluations[-1] / "status.json") or {}
-    overrides = [str(override) for override in marker.get("overrides", [])]
-    if any(override.endswith("last.ckpt") for override in overrides):
+    marker = read_json(evaluations[-1] / "status.json")
+    overrides = [str(entry) for entry in marker.get("overrides", [])] if isinstance(marker, dict) else []
+    if any(entry.rstrip("'\"").endswith("last.ckpt") for entry in overrides):
         return False, ""
-    if marked(evaluations[-1] / "status.json")[0] == "running":
+    if process_status(evaluations[-1] / "status.json")[0] == "running":
         return True, ""
-    return False, shlex.join(["python", "evaluate.py", *overrides]) if overrides else evaluate_command(directory)
+    return False, command("evaluate", *overrides) if overrides else evaluate_command(directory, settings)

@@ -1,4 +1,4 @@
-"""All of a comparison as data frames, and what has to be said beside them."""
+"""A comparison as data frames, with notes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORST = "worst_case_accuracy"
 
 
 class Comparison(NamedTuple):
-    """See `nsr.compare.compare`."""
+    """A comparison; see `nsr.compare.compare`."""
 
     runs: pandas.DataFrame
     methods: pandas.DataFrame
@@ -43,14 +43,14 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
-    """See `nsr.compare.compare`; among: which runs are correlated, see `correlations`."""
+    """Compare methods; see `nsr.compare.compare`, and `correlations` for `among`."""
     check_number("resamples", resamples, lowest=100, whole=True)
     runs = runs.assign(method=_renamed(runs, labels or {}))
     notes = list(_condition_notes(runs))
     done = finished(runs)
     if WORST in runs and "worst_case_of" in runs and done["worst_case_of"].nunique() > 1:
         runs = runs.drop(columns=WORST)
-        notes.append("worst case left out: it was taken over other attacks in some runs than in others")
+        notes.append("worst case left out: it covers different attacks in different runs")
     baseline = _baseline(done, baseline)
     robust = _accuracy(runs, accuracy)
     related = correlations(runs, robust, among=among, resamples=resamples, seed=seed) if robust else pandas.DataFrame()
@@ -66,7 +66,7 @@ def compare(
 
 
 def _renamed(runs: pandas.DataFrame, labels: Mapping[str, str]) -> pandas.Series:
-    """The method of each run under the user's own labels."""
+    """Return the method of each run under the user's own labels."""
     there = list(dict.fromkeys(runs["method"]))
     for name in labels:
         check_choice("label", name, there)
@@ -78,13 +78,13 @@ def _renamed(runs: pandas.DataFrame, labels: Mapping[str, str]) -> pandas.Series
 
 
 def _condition_notes(runs: pandas.DataFrame) -> Iterator[str]:
-    told = [text for text in runs.get("conditions", pandas.Series(dtype=str)).dropna().unique() if text]
-    if told:
-        yield f"these runs differ in data or threat model, and their figures are of several kinds: {'; '.join(told)}"
+    found = [text for text in runs.get("conditions", pandas.Series(dtype=str)).dropna().unique() if text]
+    if found:
+        yield f"these runs differ in data or threat model, so their metrics are not comparable: {'; '.join(found)}"
 
 
 def _baseline(done: pandas.DataFrame, wanted: str | None) -> str | None:
-    """What methods are compared with: the one asked for, or PGD training alone, or the first."""
+    """Return the method to compare with: the one asked for, PGD training alone, or the first."""
     methods = list(dict.fromkeys(done["method"]))
     if wanted is not None:
         return check_choice("baseline", wanted, methods)

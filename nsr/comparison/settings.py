@@ -1,147 +1,184 @@
-"""What makes a method, what makes runs comparable, and the shortest list of settings in which they differ."""
+"""Settings of runs: those that define a method, those that make runs comparable, and those in which runs differ."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
-from nsr.errors import fraction
+from nsr.errors import InputError, fraction
 
 Flat = Mapping[str, Any]  # {dotted name: value}; a list is a value
 ABSENT = "absent"
-OBJECTIVES = ("natural", "fast", "nfgsm", "free", "pgd", "alp", "trades", "mart", "eat")  # the order of tables
-OWN_NAMES = {"Natural": "natural", "Free": "free", "LogitPairing": "alp", "Trades": "trades", "Mart": "mart"}
-# of the machine, the dashboard or the measurement, which are no part of the method; seeds are what is averaged over
+# the shipped objectives in the order of tables
+OBJECTIVES = ("natural", "fast", "nfgsm", "free", "pgd", "alp", "trades", "mart", "ensemble_adversarial")
+SHIPPED = (*OBJECTIVES, "sns")
+# sections of the machine, the loggers or the measurement, which are no part of a method
 NO_METHOD = (
-    *("seed", "*.seed", "name", "logger.*", "norm", "epsilon", "suite.*", "validation_attack.*", "data.*"),
-    *("trainer.accelerator", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.num_nodes"),
-    *("trainer.strategy", "trainer.strategy.*", "optimize", "alarms.*", "trusted"),
+    *("data", "norm", "epsilon", "validation_attack", "test_attacks", "evaluation", "metrics", "logger", "checks"),
+    *("name", "seed", "sweep_metrics", "trusted", "resume", "allow_changed_config", "choices", "overrides", "schema"),
+)
+NO_METHOD_NAMES = (
+    *("*.seed", "trainer.accelerator", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.num_nodes"),
+    *("trainer.strategy", "trainer.strategy.*", "trainer.profiler", "trainer.detect_anomaly"),
 )
 METHOD_DATA = ("batch_size", "augmentation")
-NO_IDENTITY = (*METHOD_DATA, "seed", "evaluation_batch_size", "workers", "epsilon.*", "mean", "std")
-# what is told first; later names that only follow from it are left out
-SECTIONS = ("data", "norm", "epsilon", "trainer", "model", "objective", "stabilizer", "attack", "optimizer")
-SHARED = ("epsilon", "norm", "classes", "channels", "image_size")  # looked up from one place by many
-SCALED = ("step_size", "noise")  # multiples of epsilon
-LENGTHS = ("epsilon", *SCALED)  # that may be given as text
-TIMED = ("T_max", "milestones", "total_steps", "epochs", "start")  # of the number of epochs
+NO_IDENTITY = (*METHOD_DATA, "seed", "evaluation_batch_size", "num_workers", "epsilon", "mean", "std")
+ORDER = (
+    *("experiment", "data", "norm", "epsilon", "evaluation", "trainer", "model", "objective", "stabilizer"),
+    *("train_attack", "optimizer"),
+)
+LENGTHS = ("epsilon", "step_size", "noise")  # numbers that may be given as text
+
+
+class Identity(NamedTuple):
+    """A run in a comparison: its method, and what must agree with other runs."""
+
+    objective: str
+    stabilizer: str | None
+    is_adversarial: bool  # whether the objective trains on adversarial examples
+    seed: int
+    method: Flat
+    conditions: Flat
+    choices: Flat  # {choices.GROUP: name}
+    typed: frozenset[str]  # names of the settings in its command line
+
+
+def identity(settings: Mapping[str, Any], measured: Mapping[str, Any]) -> Identity:
+    """Describe a run by its resolved settings.
+
+    Args:
+        measured: the settings of the measurement that its accuracies come from, {} where there is none yet.
+    """
+    choices = settings.get("choices") or {}
+    typed = frozenset(str(override).lstrip("+~").partition("=")[0] for override in settings.get("overrides") or ())
+    objective, stabilizer = (_component(settings, group, choices, typed) for group in ("objective", "stabilizer"))
+    seed = settings.get("seed")
+    return Identity(
+        objective=objective or "none",
+        stabilizer=stabilizer,
+        is_adversarial=objective != "natural" and bool((settings.get("train_attack") or {}).get("_target_")),
+        seed=seed if type(seed) is int else -1,
+        method=method_settings(settings),
+        conditions=conditions(settings, measured),
+        choices={f"choices.{group}": name for group, name in choices.items() if group in (*settings, "experiment")},
+        typed=typed,
+    )
+
+
+def _component(
+    settings: Mapping[str, Any], group: str, choices: Mapping[str, Any], typed: frozenset[str]
+) -> str | None:
+    """Return the choice of a group, or the class where none was chosen or the choice's class was replaced."""
+    target = (settings.get(group) or {}).get("_target_")
+    if not target:
+        return None
+    chosen = choices.get(group)
+    is_replaced = f"{group}._target_" in typed or (chosen in SHIPPED and not str(target).startswith("nsr."))
+    return str(target).rpartition(".")[2] if is_replaced or chosen in (None, "none") else str(chosen)
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted name: value} of every leaf; a list is a leaf, the text 8/255 a number."""
+    """Return {dotted name: value} of every leaf; a list is a leaf, the text 8/255 a number."""
     leaves: dict[str, Any] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"
-        is_part = isinstance(value, Mapping) and value
-        leaves |= flat(value, f"{name}.") if is_part else {name: fraction(name, value) if key in LENGTHS else value}
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{name}.")
+        else:
+            leaves[name] = value
+            with suppress(InputError):  # a text that is no number stays a text
+                leaves[name] = fraction(name, value) if key in LENGTHS else value
     return leaves
 
 
 def method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run's resolved settings those that make its method: all but seeds, the data, and what only measures."""
-    leaves = flat(settings)
-    kept = {name: value for name, value in leaves.items() if not _matches(name, NO_METHOD)}
-    return kept | {f"data.{name}": leaves[f"data.{name}"] for name in METHOD_DATA if f"data.{name}" in leaves}
+    """Return the settings that define a run's method: all but seeds, the data and the measurement."""
+    kept = flat({name: value for name, value in settings.items() if name not in NO_METHOD})
+    kept = {name: value for name, value in kept.items() if not any(fnmatchcase(name, no) for no in NO_METHOD_NAMES)}
+    return kept | flat({name: value for name, value in settings["data"].items() if name in METHOD_DATA}, "data.")
 
 
 def conditions(settings: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to be the same for figures of two runs to be of one kind: data, threat model, attacks that measure.
+    """Return the settings that must agree for metrics to be comparable: data, threat model, attacks that measure.
 
     Args:
         settings: of the run.
-        measured: of what its accuracies come from: data, norm, epsilon, limit, limit_order and suite.
+        measured: of the measurement that its accuracies come from, {} where there is none yet.
     """
     found = {
         **flat(_data_identity(settings["data"]), "data."),
-        **flat({name: settings[name] for name in ("norm", "epsilon")}),
+        **flat({name: settings.get(name) for name in ("norm", "epsilon")}),
         **flat({"validation_attack": settings.get("validation_attack") or {}}),
-        **{f"evaluation.{name}": value for name, value in images_and_ball(measured).items()},
-        **flat({"suite": {name: attack for name, attack in measured["suite"].items() if attack}}),
     }
+    if measured:
+        found |= {f"evaluation.{name}": value for name, value in images_and_ball(measured).items()}
+        found |= flat({"test_attacks": {name: attack for name, attack in test_attacks(measured).items() if attack}})
     return {name: value for name, value in found.items() if not name.endswith(".seed")}
 
 
 def images_and_ball(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """What measurements of one network must share to stand in one row: the test images, the norm and the radius."""
-    limit = f"{measured['limit']} {measured['limit_order']}" if measured.get("limit") else None
-    ball = flat({name: measured[name] for name in ("norm", "epsilon")})
-    return {**flat(_data_identity(measured["data"]), "data."), **ball, "limit": limit}
+    """Return what the measurements in one row must share: the test images, the norm and the radius."""
+    ball = flat({name: measured.get(name) for name in ("norm", "epsilon")})
+    evaluation = measured.get("evaluation") or {}
+    count = evaluation.get("n_examples")
+    images = {"n_examples": count, "subset": evaluation.get("subset") if count else None}
+    return {**flat(_data_identity(measured.get("data") or {}), "data."), **ball, **images}
 
 
-def objective_name(settings: Mapping[str, Any]) -> str:
-    """The objective as the command line calls it; those that share a class are told apart by their attack."""
-    kind = str(settings["objective"]["_target_"]).rpartition(".")[2]
-    if kind != "AdversarialTraining":
-        return OWN_NAMES.get(kind, kind)
-    attack = settings["attack"]
-    if str(attack["_target_"]).endswith("EnsembleAttack"):
-        return "eat"
-    if attack.get("steps", 2) > 1:
-        return "pgd"
-    if attack.get("noise") is not None:
-        return "nfgsm"
-    return "fast" if attack.get("random_start") else "fgsm"
+def test_attacks(measured: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return {name: its settings} of the attacks that measure."""
+    return measured.get("test_attacks") or {}
 
 
-def is_stabilized(settings: Mapping[str, Any]) -> bool:
-    """Whether a stabiliser is set, of whatever weight."""
-    return bool((settings.get("stabilizer") or {}).get("_target_"))
+def text_key(value: Any) -> str:
+    """Return a text that is equal for equal settings."""
+    return repr(sorted(value.items()) if isinstance(value, Mapping) else value)
 
 
-def differing(records: Sequence[Flat], *, absent_counts: bool = True) -> list[str]:
-    """The names whose values differ between records, without those that only follow from another one.
+def differing(records: Sequence[Flat], *, preferred: Iterable[str] = (), absent_counts: bool = True) -> list[str]:
+    """Return the fewest names that tell records apart: choices, then preferred names, then others where it takes them.
 
     Args:
+        records: settings, with `choices.GROUP` among them.
+        preferred: settings to name wherever they differ.
         absent_counts: whether a name that a record lacks differs from one that it has.
     """
+
+    def kinds(name: str, among: Sequence[Flat] = records) -> int:
+        """Return the number of different values."""
+        return len({text_key(record.get(name, ABSENT)) for record in among if absent_counts or name in record})
+
+    def is_needed(name: str) -> bool:
+        """Return whether records that agree in the kept names differ in this one."""
+        alike: dict[str, list[Flat]] = {}
+        for record in records:
+            alike.setdefault(text_key([record.get(other, ABSENT) for other in kept]), []).append(record)
+        return any(kinds(name, group) > 1 for group in alike.values())
+
     names = sorted(dict.fromkeys(name for record in records for name in record), key=_importance)
-    kept: list[str] = []
-    for name in names:
-        holders = [record for record in records if absent_counts or name in record]
-        values = {json.dumps(record.get(name, ABSENT)) for record in holders}
-        if len(values) > 1 and not any(_follows(name, other, holders) for other in kept):
-            kept.append(name)
-    return kept
+    names = [name for name in names if kinds(name) > 1]
+    groups, preferred = {name.partition(".")[0] for name in names}, set(preferred)
+    kept = [name for name in names if name.startswith("choices.") and name.partition(".")[2] in groups]
+    kept += [name for name in names if name in preferred and f"choices.{name}" not in kept]
+    others = [name for name in names if name not in kept and not name.startswith("choices.")]
+    if "choices.experiment" in names and any(map(is_needed, others)):
+        kept.append("choices.experiment")
+    for name in others:
+        kept += [name] if is_needed(name) else []
+    return sorted(kept, key=_importance)
 
 
 def _data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the data's settings those that decide which images there are; a folder's place where it holds them."""
-    folder = str(data.get("_target_", "")).endswith("ImageFolder")
-    kept = {name: value for name, value in flat(data).items() if not _matches(name, NO_IDENTITY)}
-    return {name: value for name, value in kept.items() if name != "root" or folder}
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    """Return the data's settings that decide which images there are; the place of a shipped download is not one."""
+    target = str(data.get("_target_", ""))
+    is_download = target.startswith("nsr.data.") and target != "nsr.data.ImageFolder"
+    left_out = (*NO_IDENTITY, "root") if is_download else NO_IDENTITY
+    return {name: value for name, value in data.items() if name not in left_out}
 
 
 def _importance(name: str) -> tuple[int, int, bool]:
-    section = name.partition(".")[0]
-    place = SECTIONS.index(section) if section in SECTIONS else len(SECTIONS)
+    section = name.removeprefix("choices.").partition(".")[0]
+    place = ORDER.index(section) if section in ORDER else len(ORDER)
     return place, name.count("."), not name.endswith("_target_")
-
-
-def _follows(name: str, other: str, records: Sequence[Flat]) -> bool:
-    """Whether `name` repeats what `other` says: it comes with its class, is looked up there or scaled from it."""
-    leaf, source = name.rpartition(".")[2], other.rpartition(".")[2]
-    if source == "_target_" and name.startswith(other.removesuffix("_target_")):
-        return _decides(other, name, records)
-    if leaf in TIMED and other == "trainer.max_epochs":
-        return _decides(other, name, records)
-    pairs = [(record.get(name, ABSENT), record.get(other, ABSENT)) for record in records]
-    if leaf == source and (leaf in SHARED or name == f"evaluation.{other}"):
-        return all(value == first for value, first in pairs)
-    if leaf in SCALED and source == "epsilon":
-        numbers = all(isinstance(entry, (int, float)) and entry > 0 for pair in pairs for entry in pair)
-        return numbers and len({round(value / first, 9) for value, first in pairs}) == 1
-    return False
-
-
-def _decides(source: str, name: str, records: Sequence[Flat]) -> bool:
-    """Whether records that agree in `source` agree in `name` as well."""
-    values: dict[str, set[str]] = {}
-    for record in records:
-        values.setdefault(json.dumps(record.get(source, ABSENT)), set()).add(json.dumps(record.get(name, ABSENT)))
-    return all(len(found) == 1 for found in values.values())

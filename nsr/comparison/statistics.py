@@ -1,7 +1,7 @@
-"""Figures over seeds, differences at equal seeds, and rank correlations with a bootstrap over methods.
+"""Metrics over seeds, differences at equal seeds, and rank correlations with a bootstrap over methods.
 
-All take a frame with a row a run: `method`, `seed`, `status`, and figures as fractions; runs that have not finished
-count for nothing.
+All take a frame with one row per run: `method`, `seed`, `status`, and metrics as fractions; runs that have not finished
+are left out.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ LEVEL = 0.95
 
 
 class Correlation(NamedTuple):
-    """Spearman's rank correlation over runs, and the interval that other methods would leave it in."""
+    """Spearman's rank correlation over runs, and its interval over methods."""
 
     correlation: float
     low: float
     high: float
     methods: int
     runs: int
-    resamples: int  # that could be counted
+    resamples: int  # those with more than one method and a rank order
 
 
 def over_seeds(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """A row a method: mean, sample standard deviation and number of runs of each figure.
+    """Return one row per method: mean, sample standard deviation and number of runs of each metric.
 
     Returns:
-        Columns method, objective, stabilized, adversarial, runs, finished, and of each figure FIGURE, FIGURE_std (nan
-        for a single run) and FIGURE_n.
+        Columns method, objective, stabilized, adversarial, runs, finished, and for each metric METRIC, METRIC_std (nan
+        for a single run) and METRIC_n.
     """
     rows = []
     for method, group in runs.groupby("method", sort=False):
@@ -45,7 +45,7 @@ def over_seeds(runs: pandas.DataFrame) -> pandas.DataFrame:
         row: dict[str, Any] = {"method": method}
         row |= {name: group[name].iloc[0] for name in ("objective", "stabilized", "adversarial")}
         row |= {"runs": len(group), "finished": len(done)}
-        for name in figure_names(runs):
+        for name in metric_names(runs):
             values = done[name].dropna()
             row |= {name: values.mean(), f"{name}_std": values.std(ddof=1), f"{name}_n": len(values)}
         rows.append(row)
@@ -53,28 +53,28 @@ def over_seeds(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def paired_differences(runs: pandas.DataFrame, baseline: str) -> pandas.DataFrame:
-    """Each method minus the baseline at the seeds that both have, with Student's t interval.
+    """Return each method minus the baseline at the seeds that both have, with Student's t interval.
 
     Returns:
-        Columns method, baseline, figure, difference, low, high (nan below two pairs), pairs; several runs of a seed
+        Columns method, baseline, metric, difference, low, high (nan below two pairs), pairs; several runs of a seed
         count as their mean.
     """
     rows = []
-    names = figure_names(runs)
+    names = metric_names(runs)
     seeds = {
         method: group.groupby("seed")[names].mean() for method, group in finished(runs).groupby("method", sort=False)
     }
-    for method, figures in seeds.items():
+    for method, means in seeds.items():
         if method != baseline and baseline in seeds:
-            differences = figures - seeds[baseline]  # by seed
+            differences = means - seeds[baseline]  # by seed
             for name in names:
                 interval = mean_interval(differences[name].dropna().to_numpy(dtype=float))
-                rows.append({"method": method, "baseline": baseline, "figure": name, **interval})
-    return pandas.DataFrame(rows, columns=["method", "baseline", "figure", "difference", "low", "high", "pairs"])
+                rows.append({"method": method, "baseline": baseline, "metric": name, **interval})
+    return pandas.DataFrame(rows, columns=["method", "baseline", "metric", "difference", "low", "high", "pairs"])
 
 
 def mean_interval(differences: numpy.ndarray) -> dict[str, Any]:
-    """The mean of paired differences (pair,) and its 95 % interval, Student's t."""
+    """Return the mean of paired differences (pair,) and its 95 % interval, Student's t."""
     pairs = len(differences)
     mean = float(differences.mean()) if pairs else float("nan")
     half = float("nan")
@@ -91,7 +91,7 @@ def correlations(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pandas.DataFrame:
-    """Spearman's correlation of sensitivity with an accuracy, of the mean over layers and of each layer.
+    """Correlate sensitivity with an accuracy (Spearman), for the mean over layers and for each layer.
 
     Args:
         accuracy: the column of the accuracy.
@@ -101,7 +101,7 @@ def correlations(
 
     Returns:
         Columns among, measure, layer ('mean' or its name), correlation, low, high, methods, runs, resamples, note: the
-        reason where there is no number.
+        reason where there is no correlation.
     """
     among = among or {"all runs": runs["status"] != "", "adversarially trained": runs["adversarial"].astype(bool)}
     rows = []
@@ -124,13 +124,13 @@ def rank_correlation(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Correlation:
-    """Spearman's correlation over runs; 95 % percentile interval of a bootstrap that draws methods with all their runs.
+    """Return Spearman's correlation over runs and its 95 % percentile interval, from a bootstrap over methods.
 
-    Runs of one method are no independent evidence: their seeds differ less than methods do. Resamples in which a
-    single method was drawn say nothing about methods and are left out, as are those without a rank order.
+    A method is drawn with all its runs: they are not independent, since seeds differ less than methods do. Resamples
+    that hold a single method, or no rank order, are left out.
 
     Args:
-        sensitivity, accuracy, methods: one entry a run.
+        sensitivity, accuracy, methods: one entry per run.
 
     Errors:
         InputError: fewer than 3 methods.
@@ -149,16 +149,16 @@ def rank_correlation(
 
 
 def weighted_spearman(weights: numpy.ndarray, first: numpy.ndarray, second: numpy.ndarray) -> numpy.ndarray:
-    """Spearman's correlation of samples that hold run i weights[:, i] times; equal values share their mean rank.
+    """Return Spearman's correlation of samples that hold run i weights[:, i] times; ties get their mean rank.
 
     Args:
         weights: (sample, run).
         first, second: (run,).
 
     Returns:
-        (sample,), nan where all values of a side are equal.
+        (sample,), nan where all values of `first` or of `second` are equal.
     """
-    ranks = [weights @ ((side < side[:, None]) + 0.5 * (side == side[:, None])).T for side in (first, second)]
+    ranks = [weights @ ((each < each[:, None]) + 0.5 * (each == each[:, None])).T for each in (first, second)]
     total = weights.sum(1, keepdims=True)
     one, two = (rank - (weights * rank).sum(1, keepdims=True) / total for rank in ranks)
     spread = (weights * one**2).sum(1) * (weights * two**2).sum(1)
@@ -167,7 +167,7 @@ def weighted_spearman(weights: numpy.ndarray, first: numpy.ndarray, second: nump
 
 
 def strongest_attack(runs: pandas.DataFrame) -> str | None:
-    """Of the attacks that every finished run was measured under the column with the lowest mean."""
+    """Return the column with the lowest mean, of the attacks that every finished run was evaluated with."""
     done = finished(runs)
     named = [name for name in attack_columns(runs) if name not in ("clean_accuracy", "worst_case_accuracy")]
     whole = [name for name in named if len(done) and done[name].notna().all()]
@@ -175,26 +175,26 @@ def strongest_attack(runs: pandas.DataFrame) -> str | None:
 
 
 def attack_columns(runs: pandas.DataFrame) -> list[str]:
-    """The accuracies on the test set: clean, the attacks, AutoAttack, the worst case."""
+    """List the accuracies on the test set: clean, the attacks, AutoAttack, the worst case."""
     names = [name for name in runs if name.endswith("_accuracy") and not name.startswith("validation_")]
     order = ["clean", "fgsm", "pgd", "", "autoattack", "worst_case"]
     places = {f"{name}_accuracy": place for place, name in enumerate(order)}
     return sorted(names, key=lambda name: places.get(name, order.index("")))
 
 
-def figure_names(runs: pandas.DataFrame) -> list[str]:
-    """The columns that are figures: accuracies, and sensitivities before and after training."""
+def metric_names(runs: pandas.DataFrame) -> list[str]:
+    """List the columns that hold metrics: accuracies, and sensitivities before and after training."""
     measures = {f"{measure}{when}" for measure in MEASURES for when in ("", "_before")}
     return [name for name in runs if name.endswith("_accuracy") or name.partition("/")[0] in measures]
 
 
 def finished(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """The runs that count."""
+    """Select the finished runs."""
     return runs[runs["status"] == "finished"]
 
 
 def _noted(runs: pandas.DataFrame, column: str, accuracy: str, *, resamples: int, seed: int) -> dict[str, Any]:
-    """The correlation, or why there is none."""
+    """Return the correlation, or a note why there is none."""
     measured = runs.dropna(subset=[column, accuracy])
     try:
         found = rank_correlation(

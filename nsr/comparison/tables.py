@@ -1,4 +1,4 @@
-"""The tables of a comparison as plain cells: the screen, Markdown and LaTeX show the same ones."""
+"""The tables of a comparison as plain cells, for the screen, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from nsr.comparison.result import Comparison
 from nsr.comparison.statistics import attack_columns
 
 MISSING = "-"
-MUST = "autoattack_accuracy"  # a column of its own also where nobody has measured it
-WIDE = 8  # layers that still fit beside each other
+MUST = "autoattack_accuracy"  # a column even where no run has it
+WIDE = 8  # layers that fit side by side
 SHOWN = {"absolute": "absolute", "relative": "relative", "mean_activation": "activation"}
 
 
 class Cell(NamedTuple):
-    """A text; `best` in its column."""
+    """A text, and whether it is the best of its column."""
 
     text: str
     best: bool = False
 
 
 class Sheet(NamedTuple):
-    """A table; the first `texts` columns are words, the others figures."""
+    """A table; the first `texts` columns hold words, the others numbers."""
 
     title: str
     headings: Sequence[str]
@@ -35,7 +35,7 @@ class Sheet(NamedTuple):
 
 
 def sheets(comparison: Comparison) -> list[Sheet]:
-    """All tables that have rows."""
+    """List all tables that have rows."""
     found = [
         accuracies(comparison),
         sensitivities(comparison),
@@ -48,7 +48,7 @@ def sheets(comparison: Comparison) -> list[Sheet]:
 
 
 def accuracies(comparison: Comparison) -> Sheet:
-    """Clean, under each attack, worst case; the best mean of each column marked."""
+    """Tabulate accuracies: clean, under each attack, worst case; the best mean of each column is marked."""
     methods, runs = comparison.methods, comparison.runs
     names = attack_columns(runs.assign(**{MUST: runs.get(MUST)}))
     columns = [_column(methods, name, percent=True, mark_best=True) for name in names]
@@ -61,7 +61,7 @@ def accuracies(comparison: Comparison) -> Sheet:
 
 
 def sensitivities(comparison: Comparison) -> Sheet:
-    """Means over layers of the best epoch, and before training."""
+    """Tabulate means over layers, at the best epoch and before training."""
     methods, runs = comparison.methods, comparison.runs
     names = [f"{measure}{when}" for when in ("", "_before") for measure in MEASURES if f"{measure}{when}" in runs]
     headings = [SHOWN[name.removesuffix("_before")] + (", untrained" * name.endswith("_before")) for name in names]
@@ -73,7 +73,7 @@ def sensitivities(comparison: Comparison) -> Sheet:
 
 
 def by_layer(comparison: Comparison, measure: str) -> Sheet:
-    """One measure of each layer; methods are columns where there are many layers."""
+    """Tabulate one measure of each layer; methods are columns where there are many layers."""
     methods, layers = comparison.methods, layers_of(comparison.runs)
     columns = [_column(methods, f"{measure}/{layer}") for layer in layers]
     title = f"{measure.replace('_', ' ')}{'' if measure == 'mean_activation' else ' sensitivity'} by layer"
@@ -84,22 +84,22 @@ def by_layer(comparison: Comparison, measure: str) -> Sheet:
 
 
 def differences(comparison: Comparison) -> Sheet:
-    """Each method minus the baseline at equal seeds, 95 % t-intervals."""
+    """Tabulate each method minus the baseline at equal seeds, with 95 % t-intervals."""
     frame, runs = comparison.differences, comparison.runs
     names = [name for name in (*attack_columns(runs), *MEASURES[:2]) if name in runs]
-    title = f"difference to {comparison.baseline} at equal seeds, accuracies in points: mean [95 % t-interval]"
+    title = f"difference from {comparison.baseline} at equal seeds, accuracies in points: mean [95 % t-interval]"
     if frame.empty:
         return Sheet(title, ["method"], [])
     rows = []
     for method, group in frame.groupby("method", sort=False):
-        found = group.set_index("figure")
+        found = group.set_index("metric")
         cells = [Cell(_interval(found.loc[name], scale=100 if name in attack_columns(runs) else 1)) for name in names]
         rows.append([Cell(str(method)), Cell(str(found.loc[names, "pairs"].max())), *cells])
     return Sheet(title, ["method", "pairs", *(SHOWN.get(name) or attack_name(name) for name in names)], rows)
 
 
 def correlated(comparison: Comparison) -> Sheet:
-    """Spearman's correlation of sensitivity and robust accuracy, among all runs and the adversarially trained."""
+    """Tabulate Spearman's correlation of sensitivity and robust accuracy."""
     name = attack_name(comparison.accuracy or "")
     title = f"Spearman correlation of sensitivity with accuracy under {name}: [95 % interval, bootstrap over methods]"
     rows = []
@@ -116,42 +116,42 @@ def correlated(comparison: Comparison) -> Sheet:
 
 
 def others(comparison: Comparison) -> Sheet:
-    """The runs that are not in the other tables, and those of which there is something to say."""
+    """Tabulate the runs that are not in the other tables, and those with a remark."""
     frame = comparison.runs
     chosen = frame[(frame["status"] != "finished") | frame.get("detail", pandas.Series("", frame.index)).ne("")]
     rows = [
-        [Cell(str(row[name])) for name in ("run", "method", "seed", "status", "detail")]
+        [Cell(_run_text(name, row[name])) for name in ("run", "method", "seed", "status", "detail")]
         for row in chosen.to_dict("records")
     ]
-    return Sheet("runs that have not finished, and remarks", ["run", "method", "seed", "status", ""], rows, texts=5)
+    return Sheet("unfinished runs and remarks", ["run", "method", "seed", "status", "remark"], rows, texts=5)
 
 
 def commands(comparison: Comparison) -> list[str]:
-    """That finish what is missing in finished runs."""
+    """List the commands that finish what is missing."""
     frame = comparison.runs
     return [command for command in frame["command"] if command] if "command" in frame else []
 
 
 def attack_name(column: str) -> str:
-    """How an accuracy's column is called: 'pgd_accuracy' is pgd, 'worst_case_accuracy' worst case."""
+    """Return the heading of an accuracy's column: 'pgd_accuracy' is pgd, 'worst_case_accuracy' worst case."""
     return column.removesuffix("_accuracy").replace("_", " ").replace("autoattack", "AutoAttack")
 
 
 def decimals(values: Sequence[float]) -> int:
-    """Digits after the point that give the smallest of them three figures; 3 to 6."""
+    """Return the decimals that give the smallest value three significant digits; 3 to 6."""
     sizes = [abs(value) for value in values if math.isfinite(value) and value]
     return min(6, max(3, 2 - math.floor(math.log10(min(sizes))))) if sizes else 3
 
 
 def spread(mean: float, deviation: float, digits: int) -> str:
-    """'74.48 +- 1.47'; the mean alone of a single run."""
+    """Return '74.48 +- 1.47', the mean alone for a single run."""
     if math.isnan(mean):
         return MISSING
     return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" +- {deviation:.{digits}f}")
 
 
 def _method_columns(methods: pandas.DataFrame) -> list[list[Cell]]:
-    """Names, and how many runs have finished, of how many where some have not."""
+    """Return the names and how many runs have finished, '1 of 2' where some have not."""
     counts = [
         str(done) if done == total else f"{done} of {total}"
         for done, total in zip(methods["finished"], methods["runs"], strict=True)
@@ -189,12 +189,16 @@ def _interval(row: Mapping[str, Any], *, scale: int) -> str:
     return mean if math.isnan(values[1]) else f"{mean} [{low}, {high}]"
 
 
+def _run_text(name: str, value: Any) -> str:
+    return MISSING if name == "seed" and value < 0 else str(value)
+
+
 def _transposed(columns: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
 def notes(comparison: Comparison) -> Iterator[str]:
-    """What has to be said below the tables."""
+    """Yield the notes below the tables."""
     yield from comparison.notes
     if comparison.accuracy is None and len(comparison.runs):
-        yield "no attack was measured in every finished run: no correlation"
+        yield "no correlation: no attack was evaluated in every finished run"

@@ -1,4 +1,4 @@
-"""The same tables on the screen, as Markdown and as LaTeX; all of a comparison into a folder."""
+"""The tables of a comparison on the screen, as Markdown and as LaTeX, and all of it in a folder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rich.text import Text
 from nsr.comparison.result import Comparison
 from nsr.comparison.tables import Sheet, commands, notes, sheets
 
-WHOLE = 40  # characters of a method that are not wrapped on a narrow screen
-SHOWN_COMMANDS = 5  # on the screen; a sweep lacks the same thing in every run
+UNWRAPPED = 40  # characters of a method that stay on one line on a narrow screen
+SHOWN_COMMANDS = 5  # on the screen; in a sweep every run lacks the same
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -26,20 +26,18 @@ LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 
 
 def show(comparison: Comparison) -> None:
-    """Prints all tables, then notes and the commands that finish what is missing."""
+    """Print all tables, then notes and the commands that finish what is missing."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=1000)  # as wide as a table needs
     for sheet in sheets(comparison):
         console.print(screen_table(sheet))
     for note in notes(comparison):
-        console.print(Text(f"note  {note}"), soft_wrap=True)
+        console.print(Text(printable(f"note  {note}")), soft_wrap=True)
     missing = commands(comparison)
     if missing:
         console.print(
-            Text(
-                f"\nruns that are not finished, or lack an evaluation or an attack: {len(missing)}; this finishes them:"
-            )
+            Text(f"\nruns that are unfinished, or lack an evaluation or an attack: {len(missing)}; to finish them:")
         )
     for command in missing[:SHOWN_COMMANDS]:
         console.print(Text(f"  {command}"), soft_wrap=True)
@@ -48,7 +46,7 @@ def show(comparison: Comparison) -> None:
 
 
 def write(comparison: Comparison, folder: Path) -> list[str]:
-    """comparison.csv (a row a run), methods.csv, differences.csv, correlations.csv, comparison.md, comparison.tex."""
+    """Write CSV files (comparison has one row per run), comparison.md and comparison.tex, and return their names."""
     folder.mkdir(parents=True, exist_ok=True)
     frames = {"comparison": comparison.runs, "methods": comparison.methods, "differences": comparison.differences}
     for name, frame in {**frames, "correlations": comparison.correlations}.items():
@@ -59,19 +57,19 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
 
 
 def screen_table(sheet: Sheet) -> Table:
-    """The best of each column in bold."""
+    """Return a table for the screen; the best of each column in bold."""
     table = Table(title=Text(sheet.title))
     for place, heading in enumerate(sheet.headings):
-        whole = place == 0 and max(len(row[0].text) for row in sheet.rows) <= WHOLE
-        side: Literal["left", "right"] = "left" if place < sheet.texts else "right"
-        table.add_column(Text(heading), justify=side, overflow="fold", no_wrap=whole)
+        whole = place == 0 and max(len(row[0].text) for row in sheet.rows) <= UNWRAPPED
+        justify: Literal["left", "right"] = "left" if place < sheet.texts else "right"
+        table.add_column(Text(printable(heading)), justify=justify, overflow="fold", no_wrap=whole)
     for row in sheet.rows:
-        table.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
+        table.add_row(*(Text(printable(cell.text), style="bold" if cell.best else "") for cell in row))
     return table
 
 
 def markdown(comparison: Comparison) -> str:
-    """A section a table, then the notes and commands."""
+    """Return one section per table, then the notes and commands."""
     parts = ["# Comparison", ""]
     for sheet in sheets(comparison):
         parts += [f"## {sheet.title}", "", *markdown_table(sheet), ""]
@@ -80,7 +78,7 @@ def markdown(comparison: Comparison) -> str:
     if missing:
         parts += [
             "",
-            "Runs that are not finished, or lack an evaluation or an attack; this finishes them:",
+            "Runs that are unfinished, or lack an evaluation or an attack; to finish them:",
             "",
             "```",
             *missing,
@@ -90,21 +88,21 @@ def markdown(comparison: Comparison) -> str:
 
 
 def markdown_table(sheet: Sheet) -> list[str]:
-    """Lines of a table; figures to the right."""
+    """Return the lines of a table, numbers aligned right."""
     rule = ["---" if place < sheet.texts else "---:" for place in range(len(sheet.headings))]
     body = [[f"**{_pipe(cell.text)}**" if cell.best else _pipe(cell.text) for cell in row] for row in sheet.rows]
     return [f"| {' | '.join(row)} |" for row in ([_pipe(heading) for heading in sheet.headings], rule, *body)]
 
 
 def latex(comparison: Comparison) -> str:
-    r"""Tables for \input; they need booktabs."""
-    parts = ["% made by nsr.compare; needs \\usepackage{booktabs}"]
+    r"""Return tables for \input; they need booktabs."""
+    parts = ["% written by nsr.compare; needs \\usepackage{booktabs}"]
     parts += [latex_table(sheet, f"tab:comparison-{number}") for number, sheet in enumerate(sheets(comparison), 1)]
     return "\n\n".join(parts) + "\n"
 
 
 def latex_table(sheet: Sheet, label: str) -> str:
-    """A table environment; the best of each column in bold."""
+    """Return a table environment; the best of each column in bold."""
     columns = "l" * sheet.texts + "r" * (len(sheet.headings) - sheet.texts)
     rows = [[f"\\textbf{{{_tex(cell.text)}}}" if cell.best else _tex(cell.text) for cell in row] for row in sheet.rows]
     lines = [
@@ -130,11 +128,16 @@ def _tex_row(cells: Sequence[str]) -> str:
 
 
 def _tex(text: str) -> str:
-    escaped = "".join(LATEX.get(character, character) for character in text)
+    escaped = "".join(LATEX.get(character, character) for character in printable(text))
     escaped = escaped.replace(" +- ", r" $\pm$ ")
     escaped = re.sub(r"(?<![\w.])([+-])(?=\d)", r"$\1$", escaped)
     return "--" if escaped == "-" else escaped
 
 
 def _pipe(text: str) -> str:
-    return text.replace("|", r"\|")
+    return printable(text).replace("|", r"\|")
+
+
+def printable(text: str) -> str:
+    """Escape line breaks and control characters, which a terminal would obey, in names that others chose."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
