@@ -1,4 +1,4 @@
-"""Which run directories there are, and how a run stands: finished, running, failed."""
+"""Run directories: which there are, their settings, and the status of each: finished, running, failed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ from typing import Any
 import yaml
 
 from nsr.errors import InputError
+from nsr.run.files import SCHEMA
 
-SIGN_SECONDS = 60.0  # between two signs of life of a run
-SILENT_SECONDS = 600.0  # without a sign, after which its process is taken for dead
-MARKS = ("config.yaml", "status.json", "train.log")  # of a run; an evaluation has its own log beside them
-PARTS = ("data", "objective", "attack", "suite", "trainer")  # of a run's settings
+HEARTBEAT_SECONDS = 60.0  # a running process touches its status.json this often
+SILENT_SECONDS = 600.0  # without a heartbeat, after which a process counts as dead
+RUN_FILES = ("config.yaml", "status.json", "train.log")  # an evaluation has another log
+SECTIONS = ("data", "objective", "trainer")  # without which settings are not those of a run
 
 
 def find_runs(places: Iterable[str | Path]) -> list[Path]:
-    """The run directories at or below places: directories, sweeps, or patterns such as 'runs/digits_*'.
+    """Find the run directories at or below places: directories, sweeps, or patterns such as 'runs/digits_*'.
 
     Errors:
         InputError: a place is missing, or holds no run.
@@ -40,13 +41,19 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
 
 
 def _runs_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    if folder.resolve() in seen or not folder.is_dir():
+    if not folder.is_dir() or folder.resolve() in seen:
         return
     seen.add(folder.resolve())
-    if _is_run(folder):
+    try:
+        entries = sorted(folder.iterdir(), key=lambda entry: (len(entry.name), entry.name))  # 2 before 10
+        is_run = _is_run(folder)
+    except OSError:  # not readable for this user: listed with the reason
         yield folder
         return
-    for entry in sorted(folder.iterdir(), key=lambda entry: (len(entry.name), entry.name)):  # 2 before 10
+    if is_run:
+        yield folder
+        return
+    for entry in entries:
         if entry.name != "evaluations" and not entry.name.startswith("."):
             yield from _runs_below(entry, seen)
 
@@ -54,11 +61,11 @@ def _runs_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
 def _is_run(folder: Path) -> bool:
     if any((folder / name).exists() for name in ("evaluate.log", "evaluation.json")):
         return False
-    return any((folder / mark).exists() for mark in MARKS)
+    return any((folder / name).exists() for name in RUN_FILES)
 
 
 def read_json(path: Path) -> Any:
-    """None where the file is missing or not whole."""
+    """Return the content of a JSON file, None where the file is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -66,7 +73,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:
-    """None where the file is missing or not whole."""
+    """Return the mapping in a YAML file, None where the file is missing or damaged."""
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError):
@@ -74,87 +81,98 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def read_settings(directory: Path) -> dict[str, Any] | None:
-    """A run's resolved settings; None while they are not there, or where they are another program's."""
-    settings = read_yaml(directory / "config.yaml") or {}
-    is_run = all(isinstance(settings.get(name), dict) for name in PARTS) and {"norm", "epsilon"} <= set(settings)
-    return settings if is_run and "_target_" in settings["objective"] else None
+def read_checked(path: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON or YAML file with a schema version; a file without one is of version 1.
+
+    Errors:
+        InputError: the file is missing, damaged, or of a newer nsr.
+    """
+    content = (read_json if path.suffix == ".json" else read_yaml)(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path.name} is {'damaged' if path.exists() else 'missing'}")
+    version = content.get("schema", 1)
+    if not isinstance(version, int) or version > SCHEMA:
+        raise InputError(f"{path.name} was written by a newer nsr (schema {version}; this one reads {SCHEMA})")
+    return content
 
 
-def standing(
-    directory: Path, settings: Mapping[str, Any] | None, epochs: list[dict[str, str]], *, is_measured: bool
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return a run's resolved settings; InputError where `read_checked` has one, or they are not those of a run."""
+    settings = read_checked(path)
+    missing = [name for name in SECTIONS if not isinstance(settings.get(name), dict)]
+    if missing or not settings["objective"].get("_target_"):
+        raise InputError(f"config.yaml has no {', '.join(missing or ['objective._target_'])}; not a run of train.py")
+    return settings
+
+
+def run_status(
+    directory: Path, progress: str, *, is_trained: bool, is_measured: bool, is_readable: bool
 ) -> tuple[str, str]:
-    """(status, what there is to say of it), see Run.
+    """Return (status, remark) of a run; `nsr.compare.read_runs` lists the statuses.
 
     Args:
-        epochs: the rows of its metrics.csv.
+        progress: how far it is.
+        is_trained: whether its last epoch has ended.
         is_measured: whether the accuracies of its best checkpoint are there.
+        is_readable: whether its settings and its metrics.json can be read.
     """
-    trained = (directory / "timing.json").exists()  # written as the last epoch ends
-    if is_measured and (trained or (directory / "metrics.json").exists()):
+    if is_measured and is_trained:
         return "finished", ""
-    status, reason = marked(directory / "status.json")
-    progress = _progress(settings, epochs)
+    status, reason = process_status(directory / "status.json")
     if status == "running":
-        return status, f"{'measuring the test set' if trained else progress}, last change {_age(directory)} ago"
-    if trained and settings is not None:
+        return status, f"{'measuring the test set' if is_trained else progress}, last change {_age(directory)} ago"
+    if is_trained and is_readable:
         return "no evaluation", reason or "trained, not tested"
     if status in ("failed", "interrupted"):
         return status, f"{reason} ({progress})"
-    return "unfinished", f"{progress}, last change {_age(directory)} ago"
+    return ("unfinished", f"{progress}, last change {_age(directory)} ago") if is_readable else ("unreadable", "")
 
 
-def marked(path: Path) -> tuple[str, str]:
-    """(status, reason) by a status.json; of a process that is gone without a word, or gives no sign, that it failed.
+def process_status(path: Path) -> tuple[str, str]:
+    """Return (status, reason) from a status.json; a process that is dead or silent has failed.
 
-    A process on another machine, or whose number another one has by now, is known by its signs alone: it touches the
-    file each minute. An earlier start of this very job of SLURM is over, whatever it left.
+    A process on another machine, or whose number another one has by now, is known by its heartbeat alone. An earlier
+    start of this very SLURM job is over, whatever it left behind.
     """
-    marker = read_json(path) or {}
+    marker = read_json(path)
+    marker = marker if isinstance(marker, dict) else {}
     status = str(marker.get("status", ""))
     if status != "running":
         return status, str(marker.get("reason", ""))
     if marker.get("host") == socket.gethostname() and not _is_alive(marker.get("process")):
-        return "failed", "its process ended without a word, killed?"
-    job = job_of_slurm()
-    if job is not None and marker.get("job") not in (None, job) and marker["job"][0] == job[0]:
+        return "failed", "its process ended without a message, killed?"
+    job, recorded = job_of_slurm(), marker.get("job")
+    if job is not None and isinstance(recorded, list) and recorded != job and recorded[:1] == job[:1]:
         return "failed", "its job was started again"
     try:
         silent = time.time() - path.stat().st_mtime
     except OSError:
         silent = 0.0
     if silent > SILENT_SECONDS:
-        return "failed", f"no sign of its process for {round(silent / 60)} min, killed?"
+        return "failed", f"no heartbeat for {round(silent / 60)} min, killed?"
     return status, ""
 
 
 def job_of_slurm() -> list[str] | None:
-    """[its number, how often it was started again] of the job of SLURM that this process belongs to."""
+    """Return [number, restart count] of the SLURM job that this process belongs to."""
     number = os.environ.get("SLURM_JOB_ID")
     return None if number is None else [number, os.environ.get("SLURM_RESTART_COUNT", "0")]
 
 
 def _is_alive(process: Any) -> bool:
     if os.name == "nt":
-        return True  # signal 0 is no question there
+        return True  # signal 0 cannot ask there
     try:
         os.kill(int(process), 0)
-    except (ProcessLookupError, TypeError, ValueError):
+    except (ProcessLookupError, TypeError, ValueError, OverflowError):
         return False
     except PermissionError:
-        return True  # somebody else's
+        return True  # another user's process
     return True
 
 
-def _progress(settings: Mapping[str, Any] | None, epochs: list[dict[str, str]]) -> str:
-    if settings is None:
-        return "no settings of a run in config.yaml"
-    wanted = -(-settings["trainer"]["max_epochs"] // settings["objective"].get("replays", 1))
-    return f"epoch {epochs[-1]['epoch'] if epochs else 0} of {wanted}"
-
-
 def _age(directory: Path) -> str:
-    """Since the latest change of a file at the top of the run directory."""
+    """Return the time since the latest change of a file at the top of the run directory."""
     changes = [path.stat().st_mtime for path in directory.iterdir() if path.is_file()]
     seconds = max(0, round(time.time() - max(changes, default=directory.stat().st_mtime)))
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):

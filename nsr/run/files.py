@@ -1,4 +1,4 @@
-"""Files that others read: rows added, JSON written whole."""
+"""Files of a run: appended CSV rows, JSON written as a whole."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+SCHEMA = 1  # version of config.yaml, metrics.json and evaluation.json, in their key `schema`
+
 
 def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Adds rows to a CSV file, with a header where the file is new; floats in full."""
+    """Append rows to a CSV file, with a header where the file is new; floats in full precision."""
     is_new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -22,23 +24,23 @@ def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A CSV file of these rows alone, in place of one that is there."""
+    """Write a CSV file of these rows, in place of an existing one."""
     path.unlink(missing_ok=True)
     append_rows(path, columns, rows)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """A JSON file that is there whole or not at all."""
+    """Write a JSON file that exists complete or not at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes do not write into each other's
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(path)
 
 
 def whole_rows(path: Path, *, starting: str = "") -> Iterator[dict[str, str]]:
-    """The rows of a CSV file that are there whole: a last line without its end is still being written.
+    """Yield the complete rows of a CSV file: a last line without a line end is still being written.
 
     Args:
-        starting: of all lines but the header only those that begin so.
+        starting: yields only the rows whose line starts with this text.
     """
     with path.open(newline="") as file:
         lines = (line for line in file if line.endswith("\n"))
@@ -48,21 +50,21 @@ def whole_rows(path: Path, *, starting: str = "") -> Iterator[dict[str, str]]:
                 yield dict(zip(columns, values, strict=True))
 
 
-def ratio(movement: float, activation: float) -> float:
-    """movement / activation, 0 where both are 0."""
-    return 0.0 if movement == 0 else movement / activation if activation > 0 else float("inf")
+def ratio(difference: float, activation: float) -> float:
+    """Return difference / activation, 0 where both are 0."""
+    return 0.0 if difference == 0 else difference / activation if activation > 0 else float("inf")
 
 
 def layer_means(records: Path, epoch: int) -> dict[str, list[float]]:
-    """{layer: its absolute and relative sensitivity and activation} of one epoch of a sensitivity.csv."""
+    """Return {layer: [absolute, relative, mean activation]} of one epoch of a sensitivity.csv."""
     rows: dict[str, list[tuple[float, float]]] = {}
     for row in whole_rows(records, starting=f"{epoch},"):
         rows.setdefault(row["layer"], []).append((float(row["absolute"]), float(row["mean_activation"])))
-    means = {layer: [fmean(values) for values in zip(*figures, strict=True)] for layer, figures in rows.items()}
+    means = {layer: [fmean(values) for values in zip(*neurons, strict=True)] for layer, neurons in rows.items()}
     return {layer: [absolute, ratio(absolute, active), active] for layer, (absolute, active) in means.items()}
 
 
 def validated(records: Path, epoch: float) -> dict[str, float]:
-    """The validation figures of one epoch of a metrics.csv."""
+    """Return the validation metrics of one epoch of a metrics.csv."""
     row = next(whole_rows(records, starting=f"{epoch:.0f},"))
     return {name: float(value) for name, value in row.items() if name.startswith("validation/")}

@@ -1,7 +1,7 @@
-"""Going on with a run that ended too early, or not at all with one that is finished. No torch here.
+"""Resuming a run that ended too early, and extending one that is finished. No torch here.
 
 `resume=DIRECTORY` takes the command that the run recorded, `resume=auto` the newest unfinished run of the same
-command. Either way it goes on in its own directory, from last.ckpt, else from previous.ckpt, else from the beginning.
+command. Either way it resumes in its own directory, from last.ckpt, else from previous.ckpt, else from the beginning.
 """
 
 from __future__ import annotations
@@ -13,77 +13,108 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nsr.app.configuration import flat
 from nsr.errors import InputError
-from nsr.run.directory import marked, read_json, read_yaml
+from nsr.run.commands import override, parse_value
+from nsr.run.directory import process_status, read_json, read_yaml
 from nsr.run.processes import is_started_from_outside
+from nsr.run.settings import OWN, changes
 
 AUTO = "auto"
 NAMED = 5  # differences in one line
-OWN = ("resume", "resume_changed")  # settings that say nothing of what is trained
-MADE = ("metrics.csv", "sensitivity.csv", "layers.csv", "alarms.json", "timing.json")  # by a run that begins anew
+RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv", "checks.json", "timing.json")  # of a run that restarts
+HORIZON = ("T_max", "total_steps")  # settings of a schedule that is not defined beyond its end
 
 
 class Earlier(NamedTuple):
     """What a run directory holds already."""
 
-    checkpoint: Path | None  # to go on from
-    results: dict[str, Any] | None  # of a run that is finished
+    checkpoint: Path | None  # to resume from
+    results: dict[str, Any] | None = None  # of a run that is finished
+    extended_from: int | None = None  # epochs of a finished run that gets more
+    new_schedule: bool = False  # the further epochs have a schedule of their own
 
 
-def earlier_run(directory: Path, settings: Mapping[str, Any], *, resume: Any, changed: bool) -> Earlier | None:
-    """What there is of the run of these settings; None where there is no run.
+def earlier_run(
+    directory: Path, settings: Mapping[str, Any], *, resume: Any, changed: bool, overrides: Sequence[str] = ()
+) -> Earlier | None:
+    """Return what there is of the run of these settings; None where there is no run.
+
+    Args:
+        directory: of the run.
+        settings: of the command.
+        resume: config.resume.
+        changed: whether settings may differ from the recorded ones.
+        overrides: of the command.
 
     Errors:
-        InputError: another run's directory, one that is in use, one that is not finished and not to be resumed.
+        InputError: another run's directory, one that is in use, one that is not finished and not to be resumed, fewer
+            epochs than there are, a schedule that ends before the further epochs.
     """
     recorded = read_yaml(directory / "config.yaml")
     if recorded is None:
         return None
     check_unused(directory)
-    different = differences(recorded, settings)
+    different = changes(recorded, settings)
     results = read_json(directory / "metrics.json")
-    if len(different) > NAMED + 1:
-        different[NAMED:] = [f"{len(different) - NAMED} more"]
+    if results is not None and resume and _is_extension(different):
+        return _extension(directory, recorded, settings, different, overrides)
     if different and (results is not None or not (resume and changed)):
-        way = "give resume_changed=true to go on all the same, or" if resume and results is None else "set"
+        names = [f"{name} was {before} and is {now}" for name, (before, now) in different.items()]
+        if len(names) > NAMED + 1:
+            names[NAMED:] = [f"{len(names) - NAMED} more"]
+        fix = "give allow_changed_config=true to resume all the same, or" if resume and results is None else "set"
         raise InputError(
-            f"{directory} holds a run of other settings: {'; '.join(different)}; {way} hydra.run.dir to another"
+            f"{directory} holds a run of other settings: {'; '.join(names)}; {fix} hydra.run.dir to another"
         )
     if results is None and not resume:
         raise InputError(
-            f"{directory} holds a run that is not finished; resume={directory} goes on with it, or set hydra.run.dir "
-            "to another"
+            f"{directory} holds a run that is not finished; {override('resume', str(directory))} resumes it, or set "
+            "hydra.run.dir to another"
         )
     return Earlier(None if results else readable_checkpoint(directory), results)
 
 
+def _is_extension(different: Mapping[str, tuple[Any, Any]]) -> bool:
+    """Whether nothing but the epochs and the schedule has changed, and there are more epochs."""
+    before, now = different.get("trainer.max_epochs", (0, 0))
+    return now > before and all(name == "trainer.max_epochs" or name.startswith("scheduler.") for name in different)
+
+
+def _extension(
+    directory: Path,
+    recorded: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    different: Mapping[str, tuple[Any, Any]],
+    overrides: Sequence[str],
+) -> Earlier:
+    before, now = different["trainer.max_epochs"]
+    typed = [row for row in overrides if row not in recorded.get("overrides", [])]
+    new_schedule = any(name_of(row).partition(".")[0] == "scheduler" for row in typed)
+    schedule = settings.get("scheduler") or {}
+    horizon = next((name for name in HORIZON if name in schedule), None)
+    if horizon is not None and not new_schedule:
+        raise InputError(
+            f"the schedule of {directory} ends with its {before} epochs; it must get another one for the "
+            f"{now - before} further epochs: scheduler=constant, or scheduler.T_max={now - before} for cosine"
+        )
+    return Earlier(readable_checkpoint(directory), None, before, new_schedule)
+
+
 def check_unused(directory: Path) -> None:
-    """InputError where a living process, and another than this one, writes into the directory."""
+    """Check that no living process but this one writes into the directory.
+
+    Errors:
+        InputError: one does.
+    """
     marker = read_json(directory / "status.json") or {}
     is_own = (marker.get("process"), marker.get("host")) == (os.getpid(), socket.gethostname())
-    if marked(directory / "status.json")[0] == "running" and not is_own:
+    if process_status(directory / "status.json")[0] == "running" and not is_own:
         where = f"process {marker.get('process')} on {marker.get('host')}"
         raise InputError(f"{directory} is in use by {where}; wait for its end, or end it first")
 
 
-def differences(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """'NAME was X and is Y' of every setting that differs; another dashboard is no other run."""
-    before, now = (
-        {name: value for name, value in flat(part) if name not in OWN and not name.startswith("logger.")}
-        for part in (recorded, settings)
-    )
-    names = [*before, *(name for name in now if name not in before)]
-    missing = "nothing"
-    return [
-        f"{name} was {before.get(name, missing)} and is {now.get(name, missing)}"
-        for name in names
-        if before.get(name, missing) != now.get(name, missing)
-    ]
-
-
 def readable_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that is whole."""
+    """Return the newest checkpoint that is complete."""
     for name in ("last.ckpt", "previous.ckpt"):
         path = directory / "checkpoints" / name
         if path.exists() and zipfile.is_zipfile(path):
@@ -91,9 +122,9 @@ def readable_checkpoint(directory: Path) -> Path | None:
     return None
 
 
-def begin_anew(directory: Path) -> None:
-    """Takes away the records of a run that wrote no checkpoint."""
-    for name in MADE:
+def remove_records(directory: Path) -> None:
+    """Remove the records of a run that wrote no checkpoint and restarts."""
+    for name in RECORDS:
         (directory / name).unlink(missing_ok=True)
 
 
@@ -101,52 +132,59 @@ def begin_anew(directory: Path) -> None:
 
 
 def resumed_command(overrides: Sequence[str]) -> list[str]:
-    """The command with `resume=DIRECTORY` put into words: what the run recorded, and what the user changes of it."""
+    """Replace `resume=DIRECTORY` by what the run recorded and what the user changes of it."""
     resume = override_value(overrides, "resume")
     if resume in (None, "null", "false", AUTO):
         return list(overrides)
+    if not str(resume).strip():
+        raise InputError("resume is ''; it must be auto or a run directory, runs/NAME/DATE")
     directory = Path(str(resume)).expanduser().absolute()
     marker = read_json(directory / "status.json")
     if marker is None or marker.get("program") != "train.py":
         raise InputError(f"resume={resume}: there is no run of train.py in {directory}; resume=auto looks for one")
-    own = [override for override in overrides if _name(override) not in ("resume", "hydra.run.dir")]
-    changed = {_name(override) for override in own}
-    recorded = [override for override in marker.get("overrides", []) if _name(override) not in {*changed, *OWN}]
-    return [*recorded, *own, f"resume='{directory}'", f"hydra.run.dir='{directory}'"]
+    own = [row for row in overrides if name_of(row) not in ("resume", "hydra.run.dir")]
+    changed = {name_of(row) for row in own}
+    recorded = [row for row in marker.get("overrides", []) if name_of(row) not in {*changed, *OWN}]
+    return [*recorded, *own, override("resume", str(directory)), override("hydra.run.dir", str(directory))]
 
 
 def check_sweep(overrides: Sequence[str]) -> None:
-    """InputError where a sweep cannot be resumed, or is started by several processes."""
+    """Check that a sweep is started by one process, and can be resumed where that is asked for.
+
+    Errors:
+        InputError: it cannot.
+    """
     resume, folder = override_value(overrides, "resume"), override_value(overrides, "hydra.sweep.dir")
     if is_started_from_outside():
         raise InputError("a sweep is started by one process; start it without torchrun and srun, see docs/scale.md")
     if resume not in (None, "null", "false", AUTO):
-        raise InputError(f"resume={resume} is one run; a sweep goes on with resume=auto hydra.sweep.dir=ITS_FOLDER")
+        raise InputError(f"resume={resume} is one run; a sweep resumes with resume=auto hydra.sweep.dir=ITS_FOLDER")
     if resume == AUTO and folder is None:
         raise InputError("resume=auto of a sweep needs its folder: hydra.sweep.dir=runs/NAME/DATE of the first command")
 
 
 def newest_unfinished(folder: Path, overrides: Sequence[str]) -> Path | None:
-    """The newest run of this very command below `folder` that is neither finished nor running."""
-    wanted = _told(overrides)
+    """Return the newest run of this very command below `folder` that is neither finished nor running."""
+    wanted = _of_the_run(overrides)
     found = []
     for path in folder.glob("*/status.json"):
         marker = read_json(path) or {}
-        is_it = marker.get("program") == "train.py" and _told(marker.get("overrides", [])) == wanted
-        if is_it and not (path.parent / "metrics.json").exists() and marked(path)[0] != "running":
+        is_it = marker.get("program") == "train.py" and _of_the_run(marker.get("overrides", [])) == wanted
+        if is_it and not (path.parent / "metrics.json").exists() and process_status(path)[0] != "running":
             found.append(path.parent)
     return max(found, key=lambda directory: directory.name, default=None)
 
 
-def _told(overrides: Sequence[str]) -> set[str]:
-    return {str(override) for override in overrides if _name(override) not in OWN and not override.startswith("hydra")}
+def _of_the_run(overrides: Sequence[str]) -> set[str]:
+    return {str(row) for row in overrides if name_of(row) not in OWN and not row.startswith("hydra")}
 
 
 def override_value(overrides: Sequence[str], name: str) -> str | None:
-    """The last `name=value` among the overrides of a command line, without its quotes."""
-    values = [override.partition("=")[2].strip("'\"") for override in overrides if _name(override) == name]
+    """Return the last `name=value` among the overrides of a command line, without its quotes."""
+    values = [str(parse_value(row)) for row in overrides if name_of(row) == name]
     return values[-1] if values else None
 
 
-def _name(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+def name_of(row: str) -> str:
+    """Return the name that an override sets: 'optimizer.lr' of '+optimizer.lr=0.1'."""
+    return row.lstrip("+~").partition("=")[0].partition("@")[0]

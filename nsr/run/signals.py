@@ -40,12 +40,6 @@ def requeue() -> None:
     print(f"job {job} is not requeued: {problem}" if problem else f"job {job} is requeued", file=sys.stderr)
 
 
-def leave_signals_to_the_run(worker: int) -> None:
-    """In a worker that loads images: a signal for the whole group, as Ctrl-C is, is answered by the run alone."""
-    for number in (signal.SIGTERM, signal.SIGINT, REQUEUE):
-        signal.signal(number, signal.SIG_IGN)
-
-
 class Signals:
     """What has arrived. Once `patient`, a signal is kept for who asks; the second one, or one before, ends at once."""
 

@@ -1,55 +1,27 @@
-"""status.json of a run or an evaluation: whether it runs, has finished or failed, and the command that it came from."""
+"""status.json of a run or an evaluation: running, finished, interrupted or failed, and the command it came from."""
 
 from __future__ import annotations
 
-import functools
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
 
-from hydra.core.hydra_config import HydraConfig
-
-from nsr.app.command_line import run_directory
-from nsr.run.directory import SIGN_SECONDS, job_of_slurm
+from nsr.run.directory import HEARTBEAT_SECONDS, job_of_slurm
 from nsr.run.files import write_json
-from nsr.run.processes import global_rank
 from nsr.run.resumption import check_unused
 from nsr.run.signals import Interrupted
-
-Result = TypeVar("Result")
-
-
-def leaves_status(program: str) -> Callable[[Callable[[Any], Result]], Callable[[Any], Result]]:
-    """For a job of hydra: its run directory says in status.json how it stands; of many processes the first writes.
-
-    Args:
-        program: 'train.py' or 'evaluate.py'.
-    """
-
-    def decorate(job: Callable[[Any], Result]) -> Callable[[Any], Result]:
-        @functools.wraps(job)
-        def recorded(config: Any) -> Result:
-            if global_rank() != 0:
-                return job(config)
-            with recorded_status(run_directory(), program, list(HydraConfig.get().overrides.task)):
-                return job(config)
-
-        return recorded
-
-    return decorate
 
 
 @contextmanager
 def signs_of_life(path: Path) -> Iterator[None]:
-    """Inside, a thread touches the file each minute."""
+    """Touch the file each minute, from a thread, while the block runs."""
     ended = threading.Event()
 
     def touch() -> None:
-        while not ended.wait(SIGN_SECONDS):
+        while not ended.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):
                 os.utime(path)
 
@@ -61,11 +33,20 @@ def signs_of_life(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def recorded_status(directory: Path, program: str, overrides: list[str]) -> Iterator[None]:
-    """Writes status.json as the block begins and as it ends; a process killed outright leaves `running` behind it."""
+def recorded_status(directory: Path, program: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Write status.json as the block begins and as it ends; a process killed outright leaves `running` behind it.
+
+    Args:
+        directory: of the run.
+        program: 'train.py' or 'evaluate.py'.
+        overrides: of the command.
+
+    Errors:
+        InputError: a living process writes into the directory.
+    """
     path = directory / "status.json"
     check_unused(directory)
-    origin = {"program": program, "overrides": overrides, "process": os.getpid(), "host": socket.gethostname()}
+    origin = {"program": program, "overrides": list(overrides), "process": os.getpid(), "host": socket.gethostname()}
     write_json(path, {"status": "running", **origin, "job": job_of_slurm()})
     try:
         with signs_of_life(path):
@@ -75,7 +56,7 @@ def recorded_status(directory: Path, program: str, overrides: list[str]) -> Iter
         raise
     except BaseException as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        with suppress(OSError):  # a full disk is the error that is told
+        with suppress(OSError):  # a full disk is the error that is shown
             write_json(path, {"status": "failed", "reason": reason, **origin})
         raise
     write_json(path, {"status": "finished", **origin})
