@@ -1,7 +1,7 @@
-"""What an evaluation has finished, on disk: a file for each attack and chunk of images, so that a killed one goes on.
+"""The result cache: a file for each attack and batch of images, so that a killed evaluation resumes.
 
-FOLDER/evaluation.json says what was measured; FOLDER/ATTACK-FINGERPRINT/NUMBER.json which images of a chunk are right.
-Files are written under another name and renamed: what is there is whole.
+FOLDER/evaluation.json identifies the evaluation; FOLDER/ATTACK-FINGERPRINT/NUMBER.json holds the outcome of a batch.
+Files are written under another name and renamed: each is complete or missing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from nsr.errors import InputError
 from nsr.run.files import write_json
 
 
-class Chunks:
-    """The finished chunks of one evaluation.
+class ResultCache:
+    """The cached batches of one evaluation.
 
     Args:
         folder: of the files; made where it is missing.
-        identity: what has to be the same for a chunk to count: network, images, threat model, seed; plain values.
-        attacks: {name: its settings}; a chunk counts for these settings alone.
+        identity: what must be equal for a result to be reused: network, images, threat model, seed; plain values.
+        attacks: {name: its settings}; a result is reused for these settings alone.
 
     Errors:
-        InputError: the folder holds chunks of another evaluation; it names the difference.
+        InputError: the folder is no folder or caches another evaluation; the difference is named.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], attacks: Mapping[str, Any]):
@@ -38,16 +38,16 @@ class Chunks:
         if record.exists():
             _check_same(json.loads(record.read_text()), dict(identity), folder)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder("evaluation.cache", folder)
             write_json(record, dict(identity))
 
     def read(self, attack: str, number: int) -> Any:
-        """What `write` was given; None where the chunk is not finished."""
+        """Return what `write` was given; None where the batch is not finished."""
         path = self._path(attack, number)
         return json.loads(path.read_text()) if path.exists() else None
 
     def write(self, attack: str, number: int, result: Any) -> None:
-        """Keeps a finished chunk."""
+        """Cache the result of a batch."""
         path = self._path(attack, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, result)
@@ -57,12 +57,12 @@ class Chunks:
 
 
 def fingerprint(content: Any) -> str:
-    """A name for plain values: the same for the same."""
+    """Return a hash of plain values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def network_fingerprint(net: nn.Module) -> str:
-    """Of all weights and buffers."""
+    """Return a hash of all weights and buffers."""
     digest = hashlib.sha256()
     for name, value in net.state_dict().items():
         digest.update(name.encode())
@@ -71,7 +71,7 @@ def network_fingerprint(net: nn.Module) -> str:
 
 
 def images_fingerprint(images: Any) -> str:
-    """Of a data set's labels and images, or of the images' paths where they are not in memory."""
+    """Return a hash of a data set's labels and images, or of the images' paths where they are not in memory."""
     digest = hashlib.sha256(images.labels.numpy().tobytes())
     content = images.paths if hasattr(images, "paths") else images.images.numpy()
     digest.update("\n".join(map(str, content)).encode() if hasattr(images, "paths") else content.tobytes())
@@ -83,6 +83,20 @@ def _check_same(written: Mapping[str, Any], wanted: Mapping[str, Any], folder: P
     if different:
         name = different[0]
         raise InputError(
-            f"{folder} holds chunks of another evaluation: {', '.join(different)} differ ({name} was "
-            f"{written.get(name)!r}, now {wanted.get(name)!r}); give another folder in chunks, or leave it out"
+            f"{folder} caches another evaluation: {', '.join(different)} differ ({name} was {written.get(name)!r} and "
+            f"is {wanted.get(name)!r}); set evaluation.cache to another folder, or leave it out"
         )
+
+
+def make_folder(name: str, folder: Path) -> None:
+    """Make a folder and its parents.
+
+    Errors:
+        InputError: it is a file, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{name} is {str(folder)!r}; it must be a folder that can be made ({error.strerror})"
+        ) from None

@@ -1,49 +1,59 @@
-"""Accuracy against epsilon: one attack at several radii, each a row of its own; a table and a figure."""
+"""Accuracy against epsilon: one attack at several radii, each a row of its own; a table and a plot."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
-
-from nsr.errors import fraction
-from nsr.evaluation.naming import NORMS
-from nsr.evaluation.suite import BESIDE
+from nsr.errors import InputError, check_number, fraction
+from nsr.evaluation.suite import CURVE
 from nsr.run.files import write_rows
 
-
-def expand_curve(config: DictConfig) -> None:
-    """Puts an attack for each radius in the place of `suite.curve`, in the order of the radii."""
-    if "curve" not in config.suite:
-        return
-    attack, shares = (OmegaConf.to_container(config.suite.curve[name], resolve=True) for name in ("attack", "shares"))
-    assert isinstance(attack, dict)
-    assert isinstance(shares, list)
-    epsilon = fraction("epsilon", attack["epsilon"])
-    with open_dict(config):
-        del config.suite.curve
-        for share in sorted(shares):
-            config.suite[f"{BESIDE}{share:g}"] = {**attack, "epsilon": share * epsilon}
+NORMS = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}
 
 
-def write_curve(directory: Path, figures: Mapping[str, float], config: DictConfig) -> None:
-    """curve.csv and curve.png, curve.pdf: accuracy with its 95 % interval at each radius; nothing without a curve.
+def expanded(test_attacks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attacks with one for each radius in the place of `curve`, in the order of the radii.
 
     Args:
-        figures: {test/NAME_accuracy, _low, _high: fraction}.
+        test_attacks: {name: settings}; `curve` has `attack`, settings, and `scales` of its epsilon.
     """
-    names = [str(name) for name in config.suite if str(name).startswith(BESIDE)]
+    attacks = {str(name): own for name, own in test_attacks.items() if name != "curve"}
+    curve = test_attacks.get("curve")
+    if curve is None:
+        return attacks
+    scales = curve["scales"]
+    if not isinstance(scales, list) or not scales or len(set(map(str, scales))) < len(scales):
+        raise InputError(f"test_attacks.curve.scales is {scales!r}; it must be a list of different numbers")
+    for scale in scales:
+        check_number("test_attacks.curve.scales entry", scale, above=0)
+    epsilon = fraction("test_attacks.curve.attack.epsilon", curve["attack"]["epsilon"])
+    radii = {f"{CURVE}{scale:g}": scale * epsilon for scale in sorted(scales)}
+    return attacks | {name: {**curve["attack"], "epsilon": radius} for name, radius in radii.items()}
+
+
+def write_curve(directory: Path, metrics: Mapping[str, float], settings: Mapping[str, Any]) -> None:
+    """Write curve.csv and curve.png, curve.pdf: accuracy with its 95 % interval at each radius.
+
+    Args:
+        directory: of the evaluation.
+        metrics: {test/NAME_accuracy, _low, _high: fraction}.
+        settings: of the command.
+    """
+    attacks = expanded(settings["test_attacks"])
+    names = [name for name in attacks if name.startswith(CURVE)]
     if not names:
         return
-    rows = [[0.0, *_row(figures, "clean")]] + [[config.suite[name].epsilon, *_row(figures, name)] for name in names]
+    rows = [[0.0, *_row(metrics, "clean")]] + [[attacks[name]["epsilon"], *_row(metrics, name)] for name in names]
     write_rows(directory / "curve.csv", ["epsilon", "accuracy", "low", "high"], rows)
-    first = config.suite[names[0]]
-    _draw(directory, rows, norm=first.norm, steps=first.steps, marked=fraction("epsilon", config.epsilon))
+    first = attacks[names[0]]
+    marked = fraction("epsilon", settings["epsilon"])
+    _draw(directory, rows, norm=first["norm"], steps=first["steps"], marked=marked)
 
 
-def _row(figures: Mapping[str, float], name: str) -> list[float]:
-    return [figures[f"test/{name}_{what}"] for what in ("accuracy", "low", "high")]
+def _row(metrics: Mapping[str, float], name: str) -> list[float]:
+    return [metrics[f"test/{name}_{what}"] for what in ("accuracy", "low", "high")]
 
 
 def _draw(directory: Path, rows: list[list[float]], *, norm: str, steps: int, marked: float) -> None:

@@ -1,8 +1,7 @@
-"""Signs that robustness is claimed and not there, each with its evidence and what it usually means.
+"""Checks for gradient masking: signs that measured robustness is not real, with evidence and the usual meaning.
 
-Every alarm is judged from the images of rows that were measured alone; where its rows were not measured it is said to
-be unjudged. Sources: Athalye, Carlini and Wagner 2018; Carlini et al. 2019; Croce and Hein 2020. docs/alarms.md has the
-table of thresholds.
+Every check compares rows that were measured alone; where its rows were not measured it is not evaluated. Sources:
+Athalye, Carlini and Wagner 2018; Carlini et al. 2019; Croce and Hein 2020. docs/checks.md has the table of thresholds.
 """
 
 from __future__ import annotations
@@ -12,74 +11,57 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from nsr.errors import InputError, RunStopped
+from nsr.errors import InputError
 from nsr.evaluation.intervals import mcnemar
+from nsr.run.checks import Check
 
-POINTS = 0.01  # of accuracy: smaller differences are no alarm, however many images show them
-# twice the largest that honestly trained networks showed, docs/alarms.md: one run of PGD-40 has not converged on them
-STEPS_POINTS = 0.08  # of accuracy
-SQUARE_SHARE = 0.04  # of the images
+POINTS = 0.01  # of accuracy: smaller differences do not trigger, however many images show them
+# twice the largest that honestly trained networks showed, docs/checks.md: one run of PGD-40 has not converged on them
+WEAK_ATTACK_POINTS = 0.08  # of accuracy
+SQUARE_FRACTION = 0.04  # of the images
 P_VALUE = 0.01  # of McNemar's test
-ZERO_GRADIENTS = 0.05  # of the right images
-UNSTEADY = 0.005  # of the images, between two passes
+ZERO_GRADIENTS = 0.05  # of the correctly classified images
+NONDETERMINISTIC = 0.005  # of the images, between two passes
 ABOVE_CHANCE = 0.05  # of accuracy at epsilon 1
-
-
-class Alarm(NamedTuple):
-    """One sign, judged."""
-
-    name: str  # what alarms.stop_on calls it
-    title: str
-    raised: bool | None  # None: its rows were not measured
-    evidence: str
-    meaning: str
 
 
 class _Rule(NamedTuple):
     title: str
     rows: tuple[str, ...]
-    judge: Callable[..., tuple[bool, str]]
+    evaluate: Callable[..., tuple[bool, str]]
     meaning: str
 
 
-def alarms(outcomes: Mapping[str, Tensor], *, classes: int) -> list[Alarm]:
-    """Every alarm, judged where its rows are there.
+def evaluate_checks(outcomes: Mapping[str, Tensor], *, classes: int) -> list[Check]:
+    """Evaluate every check whose rows are there.
 
     Args:
-        outcomes: {row: (image,) 1 where the image is right, or where a probe found what it looks for}.
-        classes: of the data.
+        outcomes: {row: (image,) 1 where the image is classified correctly, or where a probe found what it looks for}.
+        classes: number of classes.
     """
-    judged = []
+    found = []
     for name, rule in RULES.items():
         missing = [row for row in rule.rows if row not in outcomes]
         if missing:
-            judged.append(Alarm(name, rule.title, None, f"not measured: {', '.join(missing)}", rule.meaning))
+            found.append(Check(name, rule.title, None, f"not measured: {', '.join(missing)}", rule.meaning))
         else:
-            raised, evidence = rule.judge(*(outcomes[row].bool() for row in rule.rows), classes=classes)
-            judged.append(Alarm(name, rule.title, raised, evidence, rule.meaning))
-    return judged
-
-
-def in_one_line(alarm: Alarm) -> str:
-    """What it is, its evidence and what it usually means."""
-    return f"{alarm.title} (alarm {alarm.name}), {alarm.evidence}; {alarm.meaning}"
-
-
-def stop_where_raised(judged: Iterable[Alarm], stop_on: Collection[str]) -> None:
-    """RunStopped, in one line, where one of the alarms `stop_on` was raised."""
-    ending = [in_one_line(alarm) for alarm in judged if alarm.raised and alarm.name in stop_on]
-    if ending:
-        raise RunStopped(f"alarms.stop_on: {' | '.join(ending)}")
+            triggered, evidence = rule.evaluate(*(outcomes[row].bool() for row in rule.rows), classes=classes)
+            found.append(Check(name, rule.title, triggered, evidence, rule.meaning))
+    return found
 
 
 def check_measured(stop_on: Iterable[str], rows: Collection[str]) -> None:
-    """InputError where an alarm of `stop_on` could never be raised, for its rows are not measured."""
+    """Check that the rows of each check in `stop_on` are measured.
+
+    Errors:
+        InputError: a check of `stop_on` could never be triggered.
+    """
     for name in stop_on:
         missing = [row for row in RULES[name].rows if row not in rows]
         if missing:
             raise InputError(
-                f"alarms.stop_on has {name}, which is judged from {' and '.join(RULES[name].rows)}; "
-                f"attacks lacks {' and '.join(missing)}"
+                f"checks.stop_on has {name}, which needs the rows {' and '.join(RULES[name].rows)}; "
+                f"test_attacks lacks {' and '.join(missing)}"
             )
 
 
@@ -90,74 +72,77 @@ def _stronger(name: str, other: str, *, points: float = POINTS) -> Callable[...,
         gap = (int(second.sum()) - int(first.sum())) / len(first)
         p_value = mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
         evidence = (
-            f"{name} {100 * _share(first):.2f} %, {other} {100 * _share(second):.2f} %; McNemar p {p_value:.2g} "
-            f"(raised beyond {100 * points:g} points at p < {P_VALUE:g})"
+            f"{name} {100 * _fraction(first):.2f} %, {other} {100 * _fraction(second):.2f} %; McNemar p {p_value:.2g} "
+            f"(triggered beyond {100 * points:g} points at p < {P_VALUE:g})"
         )
         return gap > points and p_value < P_VALUE, evidence
 
     return judge
 
 
-def _fools_more(name: str, other: str, *, share: float = POINTS) -> Callable[..., tuple[bool, str]]:
+def _fools_more(name: str, other: str, *, fraction: float = POINTS) -> Callable[..., tuple[bool, str]]:
     """Whether attack `name` fools images that attack `other` does not."""
 
     def judge(first: Tensor, second: Tensor, *, classes: int) -> tuple[bool, str]:
         only = int((second & ~first).sum())
-        evidence = f"{name} fools {only} images that {other} does not (raised beyond {100 * share:g} % of {len(first)})"
-        return only > share * len(first), evidence
+        evidence = (
+            f"{name} fools {only} images that {other} does not (triggered beyond {100 * fraction:g} % of {len(first)})"
+        )
+        return only > fraction * len(first), evidence
 
     return judge
 
 
 def _above_chance(right: Tensor, *, classes: int) -> tuple[bool, str]:
     limit = 1 / classes + ABOVE_CHANCE
-    return _share(right) > limit, f"{100 * _share(right):.2f} % are right (raised above {100 * limit:.0f} %)"
+    return _fraction(right) > limit, f"{100 * _fraction(right):.2f} % are right (triggered above {100 * limit:.0f} %)"
 
 
 def _zero(clean: Tensor, zero: Tensor, *, classes: int) -> tuple[bool, str]:
     of_right = int((clean & zero).sum()) / max(1, int(clean.sum()))
     return (
         of_right > ZERO_GRADIENTS,
-        f"{100 * of_right:.1f} % of the right images (raised above {100 * ZERO_GRADIENTS:g} %)",
+        f"{100 * of_right:.1f} % of the correctly classified images (triggered above {100 * ZERO_GRADIENTS:g} %)",
     )
 
 
-def _unsteady(changed: Tensor, *, classes: int) -> tuple[bool, str]:
-    return _share(
-        changed
-    ) > UNSTEADY, f"{100 * _share(changed):.1f} % of the images (raised above {100 * UNSTEADY:g} %)"
+def _nondeterministic(changed: Tensor, *, classes: int) -> tuple[bool, str]:
+    return (
+        _fraction(changed) > NONDETERMINISTIC,
+        f"{100 * _fraction(changed):.1f} % of the images (triggered above {100 * NONDETERMINISTIC:g} %)",
+    )
 
 
-def _share(flags: Tensor) -> float:
+def _fraction(flags: Tensor) -> float:
     return int(flags.sum()) / len(flags)
 
 
 RULES = {
-    "steps": _Rule(
+    "weak_attack": _Rule(
         "more steps and restarts lower accuracy",
         ("pgd100", "pgd"),
-        _stronger("pgd100", "pgd", points=STEPS_POINTS),
+        _stronger("pgd100", "pgd", points=WEAK_ATTACK_POINTS),
         "the weaker attack has not converged: report the stronger one, and try more",
     ),
-    "one_step": _Rule(
+    "fgsm_stronger_than_pgd": _Rule(
         "one step is stronger than many",
         ("fgsm", "pgd"),
         _stronger("fgsm", "pgd"),
         "gradients lead astray near the image: masked or shattered gradients",
     ),
-    "square": _Rule(
+    "square_stronger_than_pgd": _Rule(
         "an attack without gradients is stronger",
         ("square", "pgd"),
-        _fools_more("square", "pgd", share=SQUARE_SHARE),
+        _fools_more("square", "pgd", fraction=SQUARE_FRACTION),
         "masked gradients: the loss surface hides what queries find",
     ),
-    "uniform": _Rule(
+    "random_stronger_than_pgd": _Rule(
         "random points are stronger",
         ("uniform", "pgd"),
         _fools_more("uniform", "pgd"),
         "masked gradients: no attack should lose to chance",
     ),
-    "unbounded": _Rule(
+    "unbounded_attack_fails": _Rule(
         "an unbounded attack fails",
         ("epsilon_one",),
         _above_chance,
@@ -169,16 +154,16 @@ RULES = {
         _zero,
         "saturated logits or a step that has no gradient: gradient attacks cannot see; try apgd_dlr, cw, square",
     ),
-    "unsteady": _Rule(
+    "nondeterministic": _Rule(
         "two passes differ",
-        ("unsteady",),
-        _unsteady,
-        "the network draws: attack its expectation (suite.autoattack.version=rand)",
+        ("nondeterministic",),
+        _nondeterministic,
+        "the network draws: attack its expectation (test_attacks.autoattack.version=rand)",
     ),
-    "adaptive": _Rule(
-        "the attack that knows the defence beats AutoAttack",
+    "adaptive_stronger_than_autoattack": _Rule(
+        "the attack that knows the defense beats AutoAttack",
         ("adaptive", "autoattack"),
         _stronger("adaptive", "autoattack"),
-        "the defence is tuned to attacks on the loss",
+        "the defense is tuned to attacks on the loss",
     ),
 }

@@ -1,4 +1,4 @@
-"""What a finished run or an evaluation shows: figures, tables, files."""
+"""What a finished run or evaluation prints and writes: tables and files."""
 
 from __future__ import annotations
 
@@ -7,59 +7,90 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import pytorch_lightning as pl
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from nsr.callbacks.records import SENSITIVITY_COLUMNS, write_sensitivities
 from nsr.evaluation.corrupted import CorruptionAccuracy
-from nsr.evaluation.masking_checks import Alarm
+from nsr.evaluation.curve import NORMS, expanded
+from nsr.evaluation.suite import CURVE
 from nsr.metrics.sensitivity import LayerSensitivity
+from nsr.run.checks import Check
+from nsr.run.commands import command, override, trusted_override
 from nsr.run.files import append_rows, layer_means, write_json, write_rows
+from nsr.run.records import SENSITIVITY_COLUMNS, write_sensitivities
 from nsr.sensitivity import most_sensitive
-from nsr.training.module import RobustClassifier
 
 
-def test(trainer: pl.Trainer, module: RobustClassifier, data: pl.LightningDataModule, *, name: str) -> dict[str, float]:
-    """Measures `module` as it is on the test set: {name/ATTACK_accuracy: ..., and _low and _high, its interval}."""
-    module.test_name = name
-    trainer.test(module, datamodule=data, verbose=False)
-    return module.figures["test"]
+def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
+    """Return {row: its title in a table}; an attack without `title` is called by its name in the configuration.
+
+    Args:
+        settings: of the command.
+        suite: the AttackSuite, for the attack objects.
+    """
+    shown = {"clean": "clean"}
+    for name, own in expanded(settings["test_attacks"]).items():
+        if own is None:
+            continue
+        attack = suite.attacks[name]
+        norm = getattr(attack, "norm", None) or settings["norm"]
+        epsilon = own.get("epsilon", settings["epsilon"])
+        radius = f"{epsilon:.4g}" if isinstance(epsilon, float) else str(epsilon)
+        prefix = "curve: " if name.startswith(CURVE) else ""
+        shown[name] = f"{prefix}{getattr(attack, 'title', name)}, {NORMS.get(norm, norm)} {radius}"
+    return {**shown, "worst_case": "worst case of all"}
 
 
 def accuracy_table(title: str, columns: Mapping[str, Mapping[str, float]], attacks: Mapping[str, str]) -> Table:
-    """A row an attack, a column a checkpoint.
+    """Return a row per attack, a column per checkpoint.
 
     Args:
         columns: {heading: {ATTACK_accuracy: fraction}}.
-        attacks: {ATTACK: how it is called on the screen}.
+        attacks: {ATTACK: its title}.
     """
     table = Table(title=title)
     table.add_column("attack")
     for heading in columns:
         table.add_column(heading, justify="right")
     for attack, shown in attacks.items():
-        table.add_row(shown, *(f"{100 * figures[f'{attack}_accuracy']:.2f} %" for figures in columns.values()))
+        table.add_row(shown, *(f"{100 * metrics[f'{attack}_accuracy']:.2f} %" for metrics in columns.values()))
     return table
 
 
-def evaluation_table(figures: Mapping[str, float], attacks: Mapping[str, str], which: str) -> Table:
-    """A row an attack: accuracy over all images and its 95 % interval.
+def evaluation_table(metrics: Mapping[str, float], attacks: Mapping[str, str], which: str) -> Table:
+    """Return a row per attack: accuracy over all images and its 95 % interval.
 
     Args:
-        figures: {ATTACK_accuracy, ATTACK_low, ATTACK_high: fraction}.
-        attacks: {ATTACK: how it is called on the screen}.
-        which: the images, in words.
+        metrics: {ATTACK_accuracy, ATTACK_low, ATTACK_high: fraction}.
+        attacks: {ATTACK: its title}.
+        which: description of the images.
     """
-    table = Table(title=f"{which}\nfloat32, eval mode; each attack alone on every image right without one")
+    table = Table(
+        title=f"{which}\nfloat32, eval mode; each attack alone on every image classified correctly without one"
+    )
     table.add_column("attack")
     for heading in ("accuracy", "95 % interval"):
         table.add_column(heading, justify="right")
     for attack, shown in attacks.items():
-        accuracy, low, high = (100 * figures[f"{attack}_{what}"] for what in ("accuracy", "low", "high"))
+        accuracy, low, high = (100 * metrics[f"{attack}_{what}"] for what in ("accuracy", "low", "high"))
         table.add_row(shown, f"{accuracy:.2f} %", f"{low:.1f} to {high:.1f} %")
+    return table
+
+
+def metrics_table(metrics: Mapping[str, float]) -> Table | str:
+    """Return the user's own metrics, a row each; nothing where there are none.
+
+    Args:
+        metrics: {ROW_METRIC: value}, the accuracies and their intervals among them.
+    """
+    own = {name: value for name, value in metrics.items() if not name.endswith(("_accuracy", "_low", "_high"))}
+    if not own:
+        return ""
+    table = Table("metric", title="further metrics")
+    table.add_column("value", justify="right")
+    for name, value in own.items():
+        table.add_row(name, f"{value:.4f}")
     return table
 
 
@@ -77,78 +108,84 @@ def before_after_table(records: Path, best_epoch: int) -> Table:
     return table
 
 
-def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, top: int) -> Table:
+def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, list_top: int) -> Table:
     """Each layer's means, and its most sensitive neurons by id with their absolute sensitivity."""
     table = Table(title="sensitivity under the attack of sensitivity_attack, all test images")
     for heading in ("layer", "neurons", "absolute", "relative", "activation"):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     table.add_column("most sensitive neurons, id (absolute)")
-    for layer, figures in sensitivities.items():
-        ids = most_sensitive(figures.absolute, top).tolist()
-        named = ", ".join(f"{neuron} ({float(figures.absolute[neuron]):.3g})" for neuron in ids)
-        means = [f"{value:.4f}" for value in figures.means().values()]
-        table.add_row(layer, str(len(figures.absolute)), *means, named)
+    for layer, metrics in sensitivities.items():
+        ids = most_sensitive(metrics.absolute, list_top).tolist()
+        named = ", ".join(f"{neuron} ({float(metrics.absolute[neuron]):.3g})" for neuron in ids)
+        means = [f"{value:.4f}" for value in metrics.means().values()]
+        table.add_row(layer, str(len(metrics.absolute)), *means, named)
     return table
 
 
 def show_run(
-    directory: Path, results: Mapping[str, float], attacks: Mapping[str, str], judged: Sequence[Alarm] = ()
+    directory: Path,
+    results: Mapping[str, float],
+    attacks: Mapping[str, str],
+    checks: Sequence[Check],
+    settings: Mapping[str, Any],
 ) -> None:
-    """The end of a training run: alarms, accuracies, sensitivities before and after, where all lies, what to try."""
-    if any(alarm.raised for alarm in judged):
-        show_alarms(judged, "alarms of this training")
+    """Print the end of a training run: triggered checks, accuracies, sensitivities, the files, the next command."""
+    if any(check.triggered for check in checks):
+        show_checks(checks, "checks of this training")
     best, last = int(results["best_epoch"]), int(results["last_epoch"])
     columns = {f"best (epoch {best})": _part(results, "test/"), f"last (epoch {last})": _part(results, "test_last/")}
-    checkpoint = directory / "checkpoints" / "best.ckpt"
+    checkpoint = override("checkpoint", str(relative(directory / "checkpoints" / "best.ckpt")))
     show(
         accuracy_table("accuracy on the test set", columns, attacks),
+        metrics_table(_part(results, "test/")),
         before_after_table(directory / "sensitivity.csv", best),
-        f"\nrun directory  {_relative(directory)}",
-        "               metrics.json, metrics.csv, sensitivity.csv, alarms.json, images.csv, config.yaml, checkpoints/",
-        f"try next       python evaluate.py checkpoint={_relative(checkpoint)}",
+        f"\nrun directory  {relative(directory)}",
+        "               metrics.json, metrics.csv, sensitivity.csv, checks.json, images.csv, config.yaml, checkpoints/",
+        f"try next       {command('evaluate', checkpoint, *trusted_override(settings))}",
     )
 
 
 def write_evaluation(
     directory: Path,
-    figures: Mapping[str, float],
+    metrics: Mapping[str, float],
     sensitivities: Mapping[str, LayerSensitivity],
     outcomes: Mapping[str, Tensor],
     corrupted: Sequence[CorruptionAccuracy] = (),
 ) -> None:
-    """evaluation.json (flat figures), evaluation.csv (a row an attack), sensitivity.csv (a neuron), images.csv.
+    """Write evaluation.json (metrics), evaluation.csv (a row per attack), sensitivity.csv (per neuron), images.csv.
 
     corruptions.csv has a row for each corruption and severity, where some were measured.
     """
     write_outcomes(directory / "images.csv", outcomes)
     if corrupted:
         append_rows(directory / "corruptions.csv", CorruptionAccuracy._fields, corrupted)
-    write_json(directory / "evaluation.json", dict(figures))
-    attacks = [name.removeprefix("test/").removesuffix("_low") for name in figures if name.endswith("_low")]
-    rows = [[name, *(figures[f"test/{name}_{what}"] for what in ("accuracy", "low", "high"))] for name in attacks]
+    write_json(directory / "evaluation.json", dict(metrics))
+    attacks = [name.removeprefix("test/").removesuffix("_low") for name in metrics if name.endswith("_low")]
+    rows = [[name, *(metrics[f"test/{name}_{what}"] for what in ("accuracy", "low", "high"))] for name in attacks]
     append_rows(directory / "evaluation.csv", ["attack", "accuracy", "low", "high"], rows)
     write_sensitivities(directory / "sensitivity.csv", "", sensitivities)
 
 
 def show_evaluation(
     directory: Path,
-    figures: Mapping[str, float],
+    metrics: Mapping[str, float],
     sensitivities: Mapping[str, LayerSensitivity],
     attacks: Mapping[str, str],
     *,
     which: str,
-    top: int,
+    list_top: int,
 ) -> None:
-    """The end of an evaluation: accuracies, sensitivities with the most sensitive neurons, where everything lies."""
+    """Print the end of an evaluation: accuracies, sensitivities with the most sensitive neurons, the files."""
     show(
-        evaluation_table(_part(figures, "test/"), attacks, which),
-        most_sensitive_table(sensitivities, top=top) if sensitivities else "",
-        f"\nwritten to  {_relative(directory)}  evaluation.json, evaluation.csv, sensitivity.csv, images.csv",
+        evaluation_table(_part(metrics, "test/"), attacks, which),
+        metrics_table(_part(metrics, "test/")),
+        most_sensitive_table(sensitivities, list_top=list_top) if sensitivities else "",
+        f"\nwritten to  {relative(directory)}  evaluation.json, evaluation.csv, sensitivity.csv, images.csv",
     )
 
 
 def show_corruptions(rows: Sequence[CorruptionAccuracy]) -> None:
-    """A row a corruption, a column a severity, and the mean of all; nothing where none were measured."""
+    """Print a row per corruption, a column per severity, and the mean of all; nothing where none were measured."""
     if not rows:
         return
     severities = sorted({row.severity for row in rows})
@@ -164,33 +201,35 @@ def show_corruptions(rows: Sequence[CorruptionAccuracy]) -> None:
     show(table)
 
 
-def show_alarms(judged: Sequence[Alarm], title: str = "alarms: this robustness may not be there") -> None:
-    """Those that were raised with what they mean; the others in a line."""
-    raised = [alarm for alarm in judged if alarm.raised]
-    silent, unjudged = (sum(alarm.raised is state for alarm in judged) for state in (False, None))
-    if raised:
+def show_checks(checks: Sequence[Check], title: str = "checks: the measured robustness may not be real") -> None:
+    """Print the triggered checks with what they usually mean, the others in a line."""
+    triggered = [check for check in checks if check.triggered]
+    passed, others = (sum(check.triggered is state for check in checks) for state in (False, None))
+    if triggered:
         table = Table(title=title)
-        for heading in ("alarm", "evidence", "usually means"):
+        for heading in ("check", "evidence", "usually means"):
             table.add_column(heading, overflow="fold")
-        for alarm in raised:
-            told = (f"{alarm.title} ({alarm.name})", alarm.evidence, alarm.meaning)
-            table.add_row(*map(escape, told))  # callbacks=[awp] is no markup
+        for check in triggered:
+            cells = (f"{check.title} ({check.name})", check.evidence, check.meaning)
+            table.add_row(*cells)
         show(table)
-    show(f"alarms      {len(raised)} raised, {silent} silent, {unjudged} not judged; alarms.json says why")
+    show(
+        f"checks      {len(triggered)} triggered, {passed} passed, {others} not evaluated; checks.json has the evidence"
+    )
 
 
 def write_outcomes(path: Path, outcomes: Mapping[str, Tensor]) -> None:
-    """A CSV file with a row an image, in the order of the data set: 1 where it is right under an attack, else 0."""
+    """Write a row per image, in the order of the data set: 1 where it is correctly classified, else 0."""
     columns = [outcome.tolist() for outcome in outcomes.values()]
     write_rows(path, ["image", *outcomes], [[image, *row] for image, row in enumerate(zip(*columns, strict=True))])
 
 
 def show(*parts: Any) -> None:
-    """Prints tables and lines to standard output; where that is no terminal, as wide as they need."""
-    console = Console(highlight=False)
+    """Print tables and lines to standard output; where that is no terminal, as wide as they need."""
+    console = Console(highlight=False, markup=False)  # names and paths may hold brackets
     if not console.is_terminal:
-        console = Console(highlight=False, width=160)
-    for part in parts:
+        console = Console(highlight=False, markup=False, width=160)
+    for part in filter(None, parts):
         console.print(part, soft_wrap=isinstance(part, str))
 
 
@@ -198,5 +237,6 @@ def _part(results: Mapping[str, float], prefix: str) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in results.items() if name.startswith(prefix)}
 
 
-def _relative(path: Path) -> Path:
+def relative(path: Path) -> Path:
+    """Return the path from the working directory, where it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
