@@ -1,264 +1,269 @@
-"""From settings to objects: data, networks, attacks, the module; the one file that asks hydra for them."""
+"""From settings to objects: data, network, attacks, module; each is made once, from plain values.
+
+Whatever nsr ships comes through the same doors as a user's own class: a `_target_` from any importable module.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra import utils
-from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
-from torch import nn
+from torch import Tensor
 
-from nsr.app.checkpoints import load_network, read_part, read_settings
-from nsr.app.composition import plain_value
-from nsr.data import ImageData
+from nsr import loggers
+from nsr.app.attacks import build_attack, build_metrics, build_suite, try_attack
+from nsr.app.instantiation import (
+    EXAMPLES,
+    Settings,
+    in_place,
+    instantiate,
+    locate,
+    make_callable,
+    named_arguments,
+    trial,
+)
+from nsr.app.machine import processes, shares_batches
+from nsr.app.network import build_classifier, check_classifier, example_images
+from nsr.compat import leave_signals_alone, start_processes_with
+from nsr.data import DataDescription, ImageData, image_data
 from nsr.data.corruptions import Corruptions
-from nsr.errors import InputError, RunStopped, check_logits
-from nsr.evaluation.masking_checks import check_measured
-from nsr.evaluation.probes import PROBES
-from nsr.evaluation.suite import Suite
-from nsr.interventions import Interventions
-from nsr.interventions.command import check_interventions
+from nsr.errors import InputError
 from nsr.layers import find_layers
 from nsr.models import Classifier
-from nsr.models.weights import load_state_dict_file
 from nsr.modes import network_mode
-from nsr.objectives import Free
-from nsr.run.processes import is_started_from_outside, start_processes_of_this_job
-from nsr.training.free import FreeClassifier
+from nsr.objectives import compute_terms
+from nsr.run.processes import is_started_from_outside, observe
+from nsr.training.free import classifier_type
 from nsr.training.module import RobustClassifier
-
-log = logging.getLogger(__name__)
-
-
-def instantiate(settings: Any, **further: Any) -> Any:
-    """Hydra's instantiate, lists and dicts plain, what went wrong in one line."""
-    try:
-        return utils.instantiate(settings, **further, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, (InputError, RunStopped)):
-            raise error.__cause__ from error
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise InputError(f"{settings.get('_target_')} cannot be made: {reason}") from error
+from nsr.training.optimizers import make_optimizer
 
 
-def build_data(config: DictConfig) -> ImageData:
-    """The data module; what it finds out about its images is written into config.data, where the model looks it up."""
-    splits = needed_splits(config)
-    settings = OmegaConf.to_container(config.data, resolve=True)
-    assert isinstance(settings, dict)
-    settings.pop("epsilon", None)  # the customary radii of the data set; the attacks look them up
-    data = instantiate(settings)
+def build_data(settings: Settings, *, splits: tuple[str, ...]) -> ImageData:
+    """Make the data module; its files are there and its description is known.
+
+    Args:
+        settings: of the whole command.
+        splits: that are needed, of 'train' and 'test'.
+    """
+    own = {name: value for name, value in settings["data"].items() if name not in ("_target_", "epsilon")}
+    data = image_data(locate(settings["data"], "data"), instantiate(own, "data"))
     data.prepare()
     data.check_splits(splits)
-    description = data.describe()
-    with open_dict(config):
-        for name in ("channels", "image_size", "classes", "mean", "std"):
-            config.data[name] = description[name]
     return data
 
 
-def build_corruptions(config: DictConfig, data: ImageData) -> Corruptions | None:
-    """The corrupted images of an evaluation that has them among its attacks."""
-    if config.get("corruptions") is None:
-        return None
-    return Corruptions(
-        **plain_value(config.corruptions),
-        classes=data.describe()["class_names"],
-        channels=config.data.channels,
-        image_size=config.data.image_size,
-        limit=config.limit,
-        limit_order=config.limit_order,
-        split_seed=data.split_seed,
-    )
-
-
-def needed_splits(config: DictConfig) -> tuple[str, ...]:
-    """The parts of the data set that a run or an evaluation takes up."""
-    return ("train", "test") if "objective" in config else ("test",)
-
-
-def build_classifier(config: DictConfig) -> Classifier:
-    """The network with its normalisation in front, and somebody's weights in it where model.weights names a file."""
-    settings = OmegaConf.to_container(config.model, resolve=True)
-    assert isinstance(settings, dict)
-    normalization, weights = settings.pop("normalization", "data"), settings.pop("weights", None)
-    net = instantiate(settings)
-    if weights is not None:
-        load_state_dict_file(net, weights)
-    if config.get("sync_batch_norm") and shares_batches(config):
-        # here and not by trainer.sync_batchnorm, which makes new layers after the taps were hooked on the old ones
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    classifier = Classifier(net, *((config.data.mean, config.data.std) if normalization == "data" else ()))
-    return classifier.to(memory_format=torch.channels_last) if config.channels_last else classifier  # type: ignore[call-overload]
-
-
-def build_module(config: DictConfig, data: ImageData, *, saved: Mapping[str, Any] | None = None) -> RobustClassifier:
-    """The LightningModule; of an evaluation where the configuration has no objective.
+def build_module(settings: Settings, description: DataDescription, *, augment: Any = None) -> RobustClassifier:
+    """Make the LightningModule; of an evaluation where the settings have no objective.
 
     Args:
-        saved: a checkpoint whose network is loaded.
+        settings: of the whole command.
+        description: of the data.
+        augment: images -> images, in training alone.
     """
-    classifier = build_classifier(config)
-    example = torch.zeros(2, config.data.channels, config.data.image_size, config.data.image_size)
-    _check_logits(classifier, example, config.data.classes)
-    layers = find_layers(classifier, example, plain_value(config.layers), within=classifier.net)
+    exchange = bool(settings.get("sync_batch_norm")) and shares_batches(settings)
+    classifier = build_classifier(settings, description, exchange=exchange)
+    check_classifier(classifier, description)
+    example = example_images(description)
+    layers = find_layers(classifier, example, settings["layers"], root=classifier.net)
     kind, training = RobustClassifier, {}
-    if "objective" in config:
-        training = {name: instantiate(config[name]) for name in ("objective", "validation_attack", "optimizer")}
-        training |= {
-            "attack": build_attack(config, config.attack, "attack", example),
-            "stabilizer": _optional(config.stabilizer),
-        }
-        training |= build_scheduler(config) | {"augment": data.augment}
-        kind = FreeClassifier if isinstance(training["objective"], Free) else RobustClassifier
-    module = kind(
-        classifier,
-        layers=layers,
-        within=classifier.net,
-        classes=config.data.classes,
-        suite=build_suite(config, example),
-        seed=config.seed,
-        **training,
-    )
-    if module.stabilizer is not None:
-        with torch.no_grad(), network_mode(classifier, "eval"):
-            module.stabilizer.check_features(module.training_taps(example)[1])
-    if saved is not None:
-        load_network(module.net, saved, config.checkpoint)
+    if "objective" in settings:
+        training = _training_parts(settings, classifier, description) | {"augment": augment}
+        kind = classifier_type(training["objective"], training.get("train_attack"))
+        training["metrics"] = build_metrics(settings, description)
+    own = dict(settings.get("module") or {})
+    if own.pop("_target_", None):
+        kind = locate(settings["module"], "module")  # type: ignore[assignment]
+        if not (isinstance(kind, type) and issubclass(kind, RobustClassifier)):
+            raise InputError("module._target_ is no subclass of nsr.RobustClassifier; it must be one")
+    with trial("module", kind.__name__):
+        module = kind(
+            classifier,
+            layers=layers,
+            root=classifier.net,
+            classes=description.classes,
+            suite=build_suite(settings, classifier, description),
+            seed=settings["seed"],
+            **training,
+            **own,
+        )
+    if "objective" in settings:
+        _try_training(module, settings, example)
     return module
 
 
-def build_suite(config: DictConfig, example: torch.Tensor) -> Suite:
-    """The attacks of the test; sensitivity is measured in an evaluation alone."""
-    names = [str(name) for name, attack in config.suite.items() if attack is not None]
-    attacks = {name: build_attack(config, config.suite[name], f"suite.{name}", example) for name in names}
-    sensitivity_attack = instantiate(config.sensitivity_attack) if "sensitivity_attack" in config else None
-    probes = PROBES if OmegaConf.select(config, "alarms.judge") else None
-    if probes is not None:
-        check_measured(config.alarms.stop_on, ["clean", *attacks, *probes])
-    return Suite(attacks, sensitivity_attack=sensitivity_attack, probes=probes, seed=config.seed)
+def _training_parts(settings: Settings, classifier: Classifier, description: DataDescription) -> dict[str, Any]:
+    parts = {name: make_callable(settings[name], name) for name in ("objective", "optimizer")}
+    parts["validation_attack"] = build_attack(settings, settings["validation_attack"], "validation_attack", description)
+    try_attack(parts["validation_attack"], "validation_attack", classifier, description)
+    if (settings.get("train_attack") or {}).get("_target_"):
+        parts["train_attack"] = build_attack(settings, settings["train_attack"], "train_attack", description)
+        try_attack(parts["train_attack"], "train_attack", classifier, description)
+    stabilizer = settings.get("stabilizer") or {}
+    parts["stabilizer"] = make_callable(stabilizer, "stabilizer") if stabilizer.get("_target_") else None
+    return parts | build_scheduler(settings)
 
 
-def build_attack(config: DictConfig, attack: DictConfig, place: str, example: torch.Tensor) -> Any:
-    """The attack of the configuration's `place`; other networks that it needs are built from their checkpoints."""
-    settings = OmegaConf.to_container(attack, resolve=True)
-    assert isinstance(settings, dict)
-    if "checkpoints" not in settings:
-        return instantiate(settings)
-    if settings["_target_"].endswith("TransferAttack"):  # said once more for the table; the attack within has its own
-        settings = {key: value for key, value in settings.items() if key not in ("norm", "epsilon")}
-    networks = []
-    for path in settings.pop("checkpoints"):
-        saved, source = read_settings(path)
-        # its own normalisation, none of its weight files
-        model = read_part("model", source, path, trusted=config.trusted) | {"weights": None}
-        description = source.get("data") or {}
-        own = {"model": model, "data": {name: description.get(name) for name in ("mean", "std")}}
-        network = build_classifier(OmegaConf.create({**own, "channels_last": False}))
-        load_network(network, saved, path)
-        try:
-            _check_logits(network, example, config.data.classes)
-        except InputError as error:
-            raise InputError(f"{place}.checkpoints: {str(path)!r} cannot be used on these data: {error}") from error
-        networks.append(network)
-    return instantiate(settings, networks=networks)
+def build_scheduler(settings: Settings) -> dict[str, Any]:
+    """Make the schedule of the learning rate, stepped every step where it asks for the run's steps, else per epoch."""
+    own = dict(settings.get("scheduler") or {})
+    interval = "step" if "total_steps" in own else "epoch"
+    own.pop("total_steps", None)
+    return {
+        "scheduler": make_callable(own, "scheduler") if own.get("_target_") else None,
+        "scheduler_interval": interval,
+    }
 
 
-def build_scheduler(config: DictConfig) -> dict[str, Any]:
-    """The learning rate's schedule, stepped every step where its settings ask for the run's steps, else every epoch."""
-    settings = OmegaConf.to_container(config.scheduler, resolve=True)
-    assert isinstance(settings, dict)
-    interval = "step" if "total_steps" in settings else "epoch"
-    settings.pop("total_steps", None)
-    return {"scheduler": _optional(settings), "scheduler_interval": interval}
+def _try_training(module: RobustClassifier, settings: Settings, example: Tensor) -> None:
+    """Try objective, stabilizer, optimizer and schedule once; the objective's terms are known afterwards."""
+    labels = torch.arange(EXAMPLES)
+    net: Any = module.net
+    with torch.no_grad(), network_mode(net, "eval"):
+        logits, features = module.train_extractor(example)
+    values = {"labels": labels, "net": net}
+    for view in ("clean", "adversarial"):
+        values |= {f"{view}_images": example, f"{view}_logits": logits, f"{view}_features": features}
+    with trial("objective", "the objective"), network_mode(net, "eval"):
+        terms = compute_terms(module.objective, values)
+    module.train_metrics.add_terms([*terms, *(["stabilizer"] if module.stabilizer is not None else [])])
+    if module.stabilizer is not None:
+        with trial("stabilizer", "the stabilizer"):
+            if hasattr(module.stabilizer, "check_features"):
+                module.stabilizer.check_features(features)
+            else:
+                term = module.stabilizer(features, features)
+                if not isinstance(term, Tensor) or term.numel() != 1:
+                    raise InputError(f"the stabilizer gives {term!r}; it must give a scalar tensor")
+    with trial("optimizer", "the optimizer"):
+        optimizer = make_optimizer(module.optimizer, net)  # type: ignore[arg-type]
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise InputError(f"optimizer gives a {type(optimizer).__name__}; it must give a torch.optim.Optimizer")
+    if module.scheduler is not None:
+        with trial("scheduler", "the schedule"):
+            module.scheduler(optimizer, **({"total_steps": 10} if module.scheduler_interval == "step" else {}))
+    manual = [name for name in ("accumulate_grad_batches", "gradient_clip_val") if settings["trainer"].get(name)]
+    manual = [name for name in manual if settings["trainer"][name] != 1 or name == "gradient_clip_val"]
+    if manual and not module.automatic_optimization:
+        raise InputError(
+            f"trainer.{manual[0]} is {settings['trainer'][manual[0]]}; this objective makes its own optimizer steps, "
+            "in which it has no meaning: leave it out"
+        )
 
 
-def build_trainer(config: DictConfig, directory: Path, **further: Any) -> pl.Trainer:
-    """Lightning's Trainer; further processes of it get the job at hand, and signals are left to nsr.run.signals."""
-    start_processes_of_this_job()
+# ---------------------------------------------------------------- what stands around the module
+
+
+def max_epochs(settings: Settings) -> int:
+    """Return the epochs of the Trainer: free training replays each batch, so takes fewer (Shafahi et al. 2019)."""
+    return -(-settings["trainer"]["max_epochs"] // int((settings.get("objective") or {}).get("replays", 1)))
+
+
+def build_callbacks(settings: Settings, module: RobustClassifier) -> dict[str, pl.Callback]:
+    """Make the callbacks of the command; one that has `check(module, epochs)` is asked whether it can work."""
+    made = {}
+    for name, own in (settings.get("callbacks") or {}).items():
+        if own is None:
+            continue
+        place = f"callbacks.{name}"
+        callback = instantiate(own, place)
+        if not isinstance(callback, pl.Callback):
+            raise InputError(f"{place} is a {type(callback).__name__}; it must be a pytorch_lightning Callback")
+        if hasattr(callback, "check"):
+            try:
+                callback.check(module, max_epochs(settings))
+            except InputError as error:
+                raise InputError(in_place(place, error)) from error
+        made[str(name)] = callback
+    return made
+
+
+def check_loggers(settings: Settings) -> None:
+    """Check that what is chosen can be a logger, without making one: most open a file or a connection.
+
+    Errors:
+        InputError: it cannot.
+    """
+    for name, own in (settings.get("logger") or {}).items():
+        if own is not None:
+            kind = locate(own, f"logger.{name}")
+            if isinstance(kind, type) and not issubclass(kind, Logger):
+                raise InputError(f"logger.{name} is a {kind.__name__}; it must be a pytorch_lightning Logger")
+
+
+def build_loggers(settings: Settings, directory: Path) -> list[Logger]:
+    """Make the loggers of the command; one whose signature names `save_dir` gets the run directory."""
+    made: list[Logger] = []
+    try:
+        for name, own in (settings.get("logger") or {}).items():
+            if own is None:
+                continue
+            place = f"logger.{name}"
+            further = named_arguments(locate(own, place), {} if "save_dir" in own else {"save_dir": str(directory)})
+            logger = instantiate(own, place, **further)
+            if not isinstance(logger, Logger):
+                raise InputError(f"{place} is a {type(logger).__name__}; it must be a pytorch_lightning Logger")
+            made.append(logger)
+    except InputError:
+        loggers.finish(made)
+        raise
+    return made
+
+
+def build_trainer(
+    settings: Settings, directory: Path, command: Callable[[int], tuple[list[str], str]], **further: Any
+) -> pl.Trainer:
+    """Make Lightning's Trainer; signals are left to nsr.run.signals.
+
+    Args:
+        settings: of the whole command.
+        directory: of the run.
+        command: rank -> the command and folder of a further process.
+        further: arguments of the Trainer.
+    """
+    start_processes_with(command, observe)
     plugins = list(further.pop("plugins", ()))
     if not is_started_from_outside():  # Lightning takes any job of SLURM for several tasks, a single one too
         plugins.append(LightningEnvironment())
-    trainer = instantiate(config.trainer, default_root_dir=str(directory), plugins=plugins, **further)
-    trainer._signal_connector.register_signal_handlers = lambda: None
+    # bound first: Hydra would copy the objects among the arguments into its own lists
+    make = instantiate({**settings["trainer"], "_partial_": True}, "trainer")
+    trainer = make(default_root_dir=str(directory), plugins=plugins, **further)
+    leave_signals_alone(trainer)
     return trainer
 
 
-def build_callbacks(config: DictConfig) -> list[pl.Callback]:
-    """Those of the command."""
-    return [instantiate(settings) for settings in (config.get("callbacks") or {}).values()]
-
-
-def _check_logits(classifier: Classifier, example: torch.Tensor, classes: int) -> None:
-    """InputError where the network cannot take images of this size, or has other classes."""
-    try:
-        with torch.no_grad(), network_mode(classifier, "eval"):
-            logits = classifier(example)
-    except (RuntimeError, AssertionError) as error:
-        kind, size = type(classifier.net).__name__, " x ".join(map(str, example.shape[1:]))
+def build_analyses(settings: Settings, module: RobustClassifier) -> dict[str, Any]:
+    """Make the analyses of an evaluation, checked against the hooked layers."""
+    chosen = settings.get("analysis") or {}
+    if chosen and processes(settings) > 1:
         raise InputError(
-            f"{kind} takes no images of {size}: {' '.join(str(error).split())}; take another model, or a folder of "
-            "images with another data.image_size"
-        ) from error
-    check_logits(logits, torch.zeros(len(example), dtype=torch.int64), classes=classes)
-
-
-def build_analyses(
-    config: DictConfig, module: RobustClassifier, *, images: int | None = None
-) -> dict[str, Interventions]:
-    """{name: analysis} of an evaluation, checked against the tapped layers and the number of test images, if known."""
-    chosen = config.get("analysis") or {}
-    if chosen and several_devices(config):
-        raise InputError(
-            f"trainer.devices is {config.trainer.devices}; analyses work on one: give trainer.devices=1, the attacks "
-            "that are finished are not measured again"
+            f"trainer.devices is {settings['trainer']['devices']}; analyses work on one: give trainer.devices=1, the "
+            "attacks that are finished come from the cache"
         )
-    analyses = {str(name): instantiate(settings) for name, settings in chosen.items()}
-    for analysis in analyses.values():
-        check_interventions(analysis, module, images)
+    analyses = {str(name): instantiate(own, f"analysis.{name}") for name, own in chosen.items() if own is not None}
+    for name, analysis in analyses.items():
+        if not hasattr(analysis, "run"):
+            raise InputError(f"analysis.{name} is a {type(analysis).__name__}; it must have a method run(context)")
+        if hasattr(analysis, "check"):
+            analysis.check(module.extractor.layers, (settings.get("evaluation") or {}).get("n_examples"))
     return analyses
 
 
-def several_devices(config: DictConfig) -> bool:
-    """Whether a run or an evaluation is dealt out to several processes."""
-    return processes(config) > 1
-
-
-def processes(config: DictConfig) -> int:
-    """How many processes a run has, on all machines."""
-    devices, accelerator = plain_value(config.trainer.devices), config.trainer.accelerator
-    if devices == "auto":
-        devices = max(1, torch.cuda.device_count()) if accelerator in ("auto", "gpu") else 1
-    count = len(devices) if isinstance(devices, list) else devices
-    return int(count) * int(config.trainer.get("num_nodes", 1))
-
-
-def shares_batches(config: DictConfig) -> bool:
-    """Whether several processes, each with a GPU, train on a batch together.
-
-    Errors:
-        InputError: they have none, and sync_batch_norm asks for it.
-    """
-    if not several_devices(config):
-        return False
-    if config.sync_batch_norm and not on_gpus(config):
-        raise InputError("sync_batch_norm is true; torch's SyncBatchNorm needs GPUs: leave it out on the CPU")
-    return True
-
-
-def on_gpus(config: DictConfig) -> bool:
-    """Whether the Trainer takes GPUs of CUDA."""
-    accelerator = config.trainer.accelerator
-    return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
-
-
-def _optional(settings: Any) -> Any:
-    """The object, None where the choice is `none`."""
-    return instantiate(settings) if settings.get("_target_") else None
+def build_corruptions(settings: Settings, data: ImageData) -> Corruptions | None:
+    """Make the corrupted images of an evaluation that has them among its attacks."""
+    if settings.get("corruptions") is None:
+        return None
+    description, evaluation = data.describe(), settings["evaluation"]
+    return Corruptions(
+        **settings["corruptions"],
+        classes=description.class_names,
+        channels=description.channels,
+        image_size=description.image_size,
+        n_examples=evaluation["n_examples"],
+        subset=evaluation["subset"],
+        split_seed=data.split_seed,
+    )

@@ -1,4 +1,4 @@
-"""What a checkpoint of nsr may say when it is measured: its tensors, its settings, no classes but known ones."""
+"""A checkpoint of nsr as an evaluation reads it: its tensors, its settings, no classes but known ones."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from nsr.app.allowlist import admitted, plain_copy, targets
-from nsr.app.configuration import check_settings
+from nsr.app.composition import plain
 from nsr.app.rules import NORMS, optional, patterns
 from nsr.errors import InputError, check_choice, check_epsilon
 from nsr.models.weights import is_state_dict, load_state_dict, read_checkpoint
 
 log = logging.getLogger(__name__)
+OF_TRAINING = ("augmentation",)  # settings of the data that an evaluation has no use for
 
 
-def take_over_checkpoint(config: DictConfig) -> Mapping[str, Any] | None:
-    """Reads config.checkpoint and fills in what the command left open: data, model, threat model.
+def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    """Return the settings of an evaluation and its checkpoint, which fills in what the command left open.
 
-    Only tensors and plain values are read; nsr.app.allowlist and config.trusted decide which classes are built.
+    Only tensors and plain values are read; nsr.app.allowlist and config.trusted decide which classes are made.
+
+    Args:
+        config: of the command; left as it is.
+
+    Errors:
+        InputError: nothing to evaluate, or a checkpoint that cannot be used.
     """
-    saved: Mapping[str, Any] | None = None
+    config, saved = config.copy(), None
     if config.checkpoint is not None:
         saved, settings = read_settings(config.checkpoint)
         _check_threat_model(settings)
@@ -39,7 +46,11 @@ def take_over_checkpoint(config: DictConfig) -> Mapping[str, Any] | None:
             if config.norm in (None, settings["norm"]):
                 config.epsilon = config.epsilon if config.epsilon is not None else settings["epsilon"]
             config.norm = config.norm or settings["norm"]
-    elif config.get("model") is None or "_target_" not in config.data or config.model.get("weights") is None:
+    elif (
+        config.get("model") is None
+        or "_target_" not in (config.get("data") or {})
+        or config.model.get("weights") is None
+    ):
         raise InputError(
             "nothing to evaluate: give checkpoint=RUN/checkpoints/best.ckpt, or model=NAME model.weights=FILE data=NAME"
         )
@@ -48,11 +59,11 @@ def take_over_checkpoint(config: DictConfig) -> Mapping[str, Any] | None:
         config.epsilon = OmegaConf.select(config, f"data.epsilon.{config.norm}")
         if config.epsilon is None:
             raise InputError(f"the data have no customary epsilon for {config.norm}; give epsilon=...")
-    return saved
+    return plain(config), saved
 
 
 def read_settings(path: Any) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """A checkpoint of nsr and the settings of its run, all plain values; InputError where it is none."""
+    """Return a checkpoint of nsr and the settings of its run, all plain values; InputError where it is none."""
     saved = read_checkpoint(path)
     if not isinstance(saved, Mapping) or not {"nsr_settings", "state_dict"} <= set(saved):
         raise InputError(
@@ -66,10 +77,11 @@ def read_settings(path: Any) -> tuple[Mapping[str, Any], dict[str, Any]]:
 
 
 def read_part(part: str, settings: Mapping[str, Any], path: Any, *, trusted: Sequence[str]) -> dict[str, Any]:
-    """The 'model' or 'data' of a checkpoint's settings, to be instantiated; what only the user allows is logged."""
-    theirs = admitted(part, settings.get(part), trusted=list(trusted))
-    with _of_the_checkpoint():
-        check_settings({part: theirs})
+    """Return the 'model' or 'data' of a checkpoint's settings, to be made; what only the user allows is logged."""
+    own = settings.get(part)
+    if part == "data" and isinstance(own, Mapping):
+        own = {name: value for name, value in own.items() if name not in OF_TRAINING}
+    theirs = admitted(part, own, trusted=list(trusted))
     for name in targets(theirs):
         if name in trusted:
             log.info("%s of the checkpoint %r is imported and called, as trusted allows", name, str(path))
@@ -77,16 +89,20 @@ def read_part(part: str, settings: Mapping[str, Any], path: Any, *, trusted: Seq
 
 
 def load_network(net: nn.Module, saved: Mapping[str, Any], path: Any) -> None:
-    """The weights of a checkpoint of nsr into `net`, InputError where they are another network's."""
-    everything = saved["state_dict"]
-    if not is_state_dict(everything):
+    """Load the weights of a checkpoint of nsr into `net`; InputError where they are another network's."""
+    everything = saved["state_dict"] if isinstance(saved["state_dict"], Mapping) else {}
+    state = {
+        key.removeprefix("net."): value
+        for key, value in everything.items()
+        if isinstance(key, str) and key.startswith("net.")
+    }
+    if not is_state_dict(state):
         raise InputError(f"{str(path)!r} is no checkpoint of nsr: its state_dict is no mapping of names to tensors")
-    state = {key.removeprefix("net."): value for key, value in everything.items() if key.startswith("net.")}
     load_state_dict(net, state, repr(str(path)))
 
 
 def _check_threat_model(settings: Mapping[str, Any]) -> None:
-    """They are handed to every attack, which hydra makes too: a number, a name, names of layers and nothing else."""
+    """Every attack gets these, and Hydra makes it too: a number, a name, names of layers and nothing else."""
     with _of_the_checkpoint():
         norm = check_choice("norm", settings.get("norm"), NORMS)
         check_epsilon("epsilon", settings.get("epsilon"), norm=norm)

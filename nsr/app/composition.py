@@ -1,6 +1,6 @@
 """From a command line to a checked configuration; what is wrong with it in one line.
 
-Hydra would tell a wrong name in several lines and without a guess at the right one.
+Hydra would report a wrong name in several lines and without a guess at the right one.
 """
 
 from __future__ import annotations
@@ -19,27 +19,32 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nsr.app.configuration import check_settings, flat
+from nsr.app.configuration import check_complete, check_names, check_settings
 from nsr.app.rules import NORMS
 from nsr.errors import InputError, check_choice, did_you_mean, fraction
+from nsr.run.commands import override
 from nsr.run.processes import local_processes, machines
+from nsr.run.settings import flat
 
-CONFIGURATIONS = Path(__file__).resolve().parents[2] / "conf"
+PACKAGE = Path(__file__).resolve().parents[1]
+# a wheel holds the folder inside the package; in a checkout it stands beside it
+CONFIGURATIONS = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 LAUNCHERS = {
-    **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm"), 'pip install ".[sweeps]"'),
+    "joblib": "pip install hydra-joblib-launcher",
+    **dict.fromkeys(("submitit_local", "submitit_slurm"), "pip install hydra-submitit-launcher"),
     **dict.fromkeys(("ray", "ray_aws"), "pip install hydra-ray-launcher==1.2.2"),
 }
 
 
 def evaluation_directory(checkpoint: str | None) -> str:
-    """Where an evaluation goes: RUN/evaluations beside RUN/checkpoints/X.ckpt, else runs/evaluations."""
+    """Return RUN/evaluations beside RUN/checkpoints/X.ckpt, else runs/evaluations."""
     if checkpoint and (folder := Path(checkpoint).absolute().parent).name == "checkpoints":
         return str(folder.parent / "evaluations")
     return "runs/evaluations"
 
 
 def times(factor: float, value: Any) -> Any:
-    """A multiple of a number or fraction such as 8/255; what is neither is handed on, to be told by its own name."""
+    """Return a multiple of a number or a fraction such as 8/255; anything else unchanged, to be refused by its name."""
     try:
         number = fraction("", value)
     except InputError:
@@ -47,50 +52,114 @@ def times(factor: float, value: Any) -> Any:
     return factor * number if isinstance(number, (int, float)) and not isinstance(number, bool) else value
 
 
-def share_of(share: float, epochs: int) -> Any:
-    """The epoch at that share of the training, at least 1."""
-    return max(1, round(share * epochs)) if isinstance(epochs, int) else epochs
+def fraction_of(part: float, epochs: int) -> Any:
+    """Return the epoch at that fraction of the training, at least 1."""
+    return max(1, round(part * epochs)) if isinstance(epochs, int) else epochs
 
 
 def sweep() -> str | None:
-    """The name of a sweep's directory, the same for all its jobs; None for a single run."""
+    """Return the name of a sweep's directory, the same for all its jobs; None for a single run."""
     return Path(HydraConfig.get().sweep.dir).absolute().name if is_sweep() else None
 
 
 def chosen(*groups: str) -> list[str]:
-    """What was chosen of some groups of conf/, each name once; what was left out is left out."""
+    """Return what was chosen of some groups of conf/, each name once; what was left out is left out."""
+    return list(dict.fromkeys(chosen_each(*groups)))
+
+
+def run_name(seed: int) -> str:
+    """Return DATA_MODEL_OBJECTIVE_STABILIZER_seedN from what was chosen."""
+    return "_".join([*chosen_each("data", "model", "objective", "stabilizer"), f"seed{seed}"])
+
+
+def chosen_each(*groups: str) -> list[str]:
+    """Return what was chosen of some groups of conf/; what was left out is left out."""
     choices = HydraConfig.get().runtime.choices
-    return list(dict.fromkeys(str(choices[group]) for group in groups if choices.get(group) is not None))
+    return [str(choices[group]) for group in groups if choices.get(group) is not None]
 
 
-for resolver in (evaluation_directory, times, share_of, sweep, chosen, local_processes, machines):
+for resolver in (evaluation_directory, times, fraction_of, sweep, chosen, run_name, local_processes, machines):
     OmegaConf.register_new_resolver(f"nsr.{resolver.__name__}", resolver, replace=True)
 
 
-def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """The composed and checked configuration, hydra's own settings among it."""
+def compose_checked(program: str, overrides: Sequence[str], config_name: str | None = None) -> DictConfig:
+    """Compose and check a configuration, Hydra's own settings among it.
+
+    Args:
+        program: 'train' or 'evaluate'.
+        overrides: of the command line.
+        config_name: of the primary configuration; None: the program's.
+
+    Errors:
+        InputError: in one line.
+    """
+    name = config_name or program
     with initialize_config_dir(config_dir=str(CONFIGURATIONS), version_base="1.3"):
         try:
-            config = compose(config_name, list(overrides), return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(_explain(config_name, overrides, error)) from error
+            config = compose(name, list(overrides), return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException, TypeError, ValueError, AssertionError) as error:
+            raise InputError(_explain(program, name, overrides, error)) from error
         HydraConfig.instance().set_config(config)
+        check_complete(config, program)
         check_choice("norm", config.norm, (*NORMS, None))  # other settings are looked up with it
         try:
-            # a missing value stays '???' in the container, and is told as missing
-            check_settings(plain(without_hydra(config)))
+            # a missing value stays '???' in the container, and is reported as missing
+            settings = plain(without_hydra(config))
+            known = compose(program)
         except OmegaConfBaseException as error:
             raise InputError(_first_line(error)) from error
+        check_settings(settings, program)
+        check_names(settings, {str(key): None for key in known}, OmegaConf.to_yaml(config), program)
+        _check_directory(config)
         return config
 
 
+def _check_directory(config: DictConfig) -> None:
+    for name in ("hydra.run.dir", "hydra.sweep.dir"):
+        try:
+            value = OmegaConf.select(config, name)
+        except OmegaConfBaseException as error:
+            raise InputError(_first_line(error)) from error
+        if not str(value or "").strip():
+            raise InputError(f"{name} is {value!r}; it must be a folder, such as runs/NAME")
+
+
+def with_folder(overrides: Sequence[str], folder: str) -> list[str]:
+    """Return the overrides with a further folder of configurations, as --config-dir names it.
+
+    Errors:
+        InputError: there is no such folder.
+    """
+    path = Path(folder).absolute()
+    if not path.is_dir():
+        raise InputError(
+            f"--config-dir is {folder!r}; it must be a folder of configurations, such as my_conf/experiment/"
+        )
+    given = [row for row in overrides if row.startswith("hydra.searchpath=")]
+    folders = [f"file://{path}"]
+    for row in given:
+        folders += [str(entry) for entry in OmegaConf.create(row.partition("=")[2])]
+    return [*(row for row in overrides if row not in given), override("hydra.searchpath", folders)]
+
+
+def without_null(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with ~GROUP for GROUP=null, which Hydra's own reading of a choice does not take."""
+    groups = {path.name for path in CONFIGURATIONS.iterdir() if path.is_dir()}
+    return [
+        f"~{name}" if value == "null" and name in groups else row
+        for row in overrides
+        for name, _, value in [row.partition("=")]
+    ]
+
+
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """The command itself or, for a sweep, a row for each value: all others at their first, so that each is checked."""
+    """Return the command itself or, for a sweep, a row for each value, all others at their first: each is checked."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise InputError(_first_line(error)) from error
-    values = [_values(override) for override in parsed]
+    _check_choices(parsed)
+    values = [_values(row) for row in parsed]
     first = [row[0] for row in values if row]
     rows = [first]
     position = 0
@@ -101,16 +170,30 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
     return rows
 
 
-def _values(override: Override) -> list[str]:
+def _check_choices(parsed: Sequence[Override]) -> None:
+    """A choice is a name or a list of names; Hydra's own error says less."""
+    groups = {path.name for path in CONFIGURATIONS.iterdir() if path.is_dir()}
+    for row in parsed:
+        if row.key_or_group in groups and not row.is_sweep_override() and not row.is_delete():
+            chosen = row.value()
+            entries = chosen if isinstance(chosen, list) else [chosen]
+            if not all(isinstance(entry, str) for entry in entries):
+                name = row.key_or_group
+                raise InputError(
+                    f"{row.input_line}: a choice is a name or a list of names, {name}=NAME or {name}=[NAME]"
+                )
+
+
+def _values(row: Override) -> list[str]:
     """The overrides that a sweep makes of one; none where a sweeper draws from an interval or a pattern."""
-    if not override.is_sweep_override():
-        return [override.input_line or ""]
-    if override.is_choice_sweep() or override.is_range_sweep():
-        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    if not row.is_sweep_override():
+        return [row.input_line or ""]
+    if row.is_choice_sweep() or row.is_range_sweep():
+        return [f"{row.get_key_element()}={value}" for value in row.sweep_string_iterator()]
     return []
 
 
-def _explain(config_name: str, overrides: Sequence[str], error: Exception) -> str:
+def _explain(program: str, name: str, overrides: Sequence[str], error: Exception) -> str:
     """One line for a name that conf/ does not have."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.options:
@@ -125,50 +208,48 @@ def _explain(config_name: str, overrides: Sequence[str], error: Exception) -> st
         hint = did_you_mean(match[2], options)
         return f"{match[1]}=[{match[2]}]: there is no such choice{hint}; {match[1]} are {', '.join(options)}"
     if match := re.search(r"Could not (?:override|append to config|delete) '([^']+)'", text):
-        name = match[1].partition("@")[0]
-        names = _known_names(config_name, [row for row in overrides if not row.lstrip("+~").startswith(match[1])])
-        if name in names:  # a folder of conf/ that this program takes nothing from
-            hint = f"; {'evaluate' if config_name == 'train' else 'train'}.py has it"
+        wrong = match[1].partition("@")[0]
+        others = [row for row in overrides if not row.lstrip("+~").startswith(match[1])]
+        names = _known_names(name, others)
+        if wrong in names:  # a folder of conf/ that this program takes nothing from
+            hint = f"; {'evaluate' if program == 'train' else 'train'}.py has it"
         else:
-            hint = did_you_mean(name, names)
-        return f"{name}: there is no such setting{hint}; `python {config_name}.py --cfg job` prints all of them"
+            hint = did_you_mean(wrong, names)
+        return f"{wrong}: there is no such setting{hint}; `{program}.py --cfg job` prints all of them"
     return _first_line(error)
 
 
-def _known_names(config_name: str, overrides: Sequence[str]) -> list[str]:
+def _known_names(name: str, overrides: Sequence[str]) -> list[str]:
     groups = [path.name for path in CONFIGURATIONS.iterdir() if path.is_dir()]
     try:
-        config = compose(config_name, list(overrides))
+        config = compose(name, list(overrides))
     except (HydraException, OmegaConfBaseException):
         return groups
-    names = [name for name, _ in flat(OmegaConf.to_container(config, resolve=False))]  # type: ignore[arg-type]
-    return groups + names
+    return groups + [leaf for leaf, _ in flat(OmegaConf.to_container(config, resolve=False))]  # type: ignore[arg-type]
 
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         problem = str(error.message).splitlines()[0]
         return f"{error.override}: {problem}; the form is name=value, text with spaces in quotes"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in (str(error) or "the defaults list cannot be composed").splitlines() if line.strip()
+    ]
     return " ".join(line for line in lines if not line.startswith("object_type"))
 
 
 def is_sweep() -> bool:
+    """Return whether this process runs the jobs of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
-    """The settings alone, as hydra hands them to a job."""
+    """Return the settings alone, as Hydra hands them to a job."""
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The job's configuration as plain dicts, lists, numbers and texts, everything resolved."""
+    """Return the job's configuration as plain dicts, lists, numbers and texts, everything resolved."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
-
-
-def plain_value(value: Any) -> Any:
-    """A setting as a plain list where it is a list."""
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -1,6 +1,7 @@
-"""A whole configuration, checked before torch is loaded and before a run directory is made.
+"""Checks of a whole configuration before torch is loaded and before a run directory is made.
 
-What a single setting may be is in nsr.app.rules; here is what settings may be together.
+The rules of single settings are in nsr.app.rules; what only a class, the data or the network can say comes in the
+preflight.
 """
 
 from __future__ import annotations
@@ -9,50 +10,111 @@ from collections.abc import Iterator, Mapping
 from math import log
 from typing import Any
 
-from nsr.app.rules import EVALUATION_ALARMS, TRAINING_ALARMS, rule_of
-from nsr.errors import InputError, check_choice, check_epsilon, fraction
+from nsr.app.rules import MASKING_CHECKS, RULES, TARGET_RULES, TRAINING_CHECKS, is_dotted
+from nsr.errors import InputError, check_choice, check_epsilon, did_you_mean, fraction
+from nsr.run.settings import flat
 
 FAR = 3  # times the customary radius, or a third of it
+REQUIRED = {
+    "train": ("data", "model", "objective", "validation_attack", "optimizer", "trainer"),
+    "evaluate": ("sensitivity_attack", "trainer"),
+}
+NEEDED = {
+    "train": ("seed", "norm", "epsilon", "checks", "test_attacks", "sweep_metrics"),
+    "evaluate": ("seed", "norm", "epsilon", "checks", "test_attacks", "evaluation"),
+}
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every leaf; a list is a leaf."""
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{name}.")
-        else:
-            yield name, value
+def check_settings(settings: Mapping[str, Any], program: str) -> None:
+    """Check a resolved configuration.
 
+    Args:
+        settings: plain values, everything resolved.
+        program: 'train' or 'evaluate'.
 
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """InputError, in one line, for the first setting of a resolved configuration that cannot be used."""
+    Errors:
+        InputError: in one line, for the first setting that cannot be used.
+    """
     # the shortest names first: epsilon itself, before the attacks that take it over
     leaves = dict(sorted(flat(settings), key=lambda leaf: leaf[0].count(".")))
     for name, value in leaves.items():
         if value == "???":
             raise InputError(f"{name} is missing; give it on the command line: {name}=...")
+    _check_parts(settings, program)
     for name, value in leaves.items():
-        if name == "epsilon" or name.endswith(".epsilon"):
-            norm = leaves.get(f"{name.removesuffix('epsilon')}norm") or "linf"
-            if value is not None and not isinstance(value, Mapping):
-                check_epsilon(name, value, norm=norm, pixels=_pixels(leaves))
-        elif (check := rule_of(name)) is not None:
-            check(name, value)
-    _check_pairs(settings, leaves)
-    _check_alarms(settings)
+        if name in RULES:
+            RULES[name](name, value)
+        elif (name == "epsilon" or name.endswith(".epsilon")) and not isinstance(value, Mapping) and value is not None:
+            norm = leaves.get(f"{name.removesuffix('epsilon')}norm") or settings.get("norm") or "linf"
+            check_epsilon(name, value, norm=norm if norm in ("linf", "l2", "l1") else "linf")
+    for place, part in sorted(targets(settings), key=lambda found: found[0] != "trainer"):
+        for key, rule in TARGET_RULES.get(part["_target_"], {}).items():
+            if key in part:
+                rule(f"{place}.{key}", part[key])
+    _check_checks(settings, program)
+    _check_together(settings)
+
+
+def check_complete(settings: Mapping[str, Any], program: str) -> None:
+    """Check that no setting was deleted that the command looks up.
+
+    Errors:
+        InputError: one was.
+    """
+    for name in NEEDED[program]:
+        if name not in settings:
+            raise InputError(f"{name} is missing; {program}.py needs it: leave ~{name} out")
+
+
+def targets(value: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (dotted place, mapping) of every mapping with a `_target_`, at any depth."""
+    if isinstance(value, Mapping):
+        if value.get("_target_"):
+            yield place, value
+        for key, entry in value.items():
+            yield from targets(entry, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from targets(entry, f"{place}[{index}]")
+
+
+def _check_parts(settings: Mapping[str, Any], program: str) -> None:
+    """Every part that the command needs is there and names a class."""
+    for name in REQUIRED[program]:
+        part = settings.get(name)
+        if not isinstance(part, Mapping) or not part.get("_target_"):
+            got = "missing" if part is None or part == {} else f"{part!r}"
+            raise InputError(f"{name} is {got}; it must be a choice such as {name}=NAME, or {name}._target_=CLASS")
+    module = settings.get("module")
+    if module is not None and not isinstance(module, Mapping):
+        raise InputError(f"module is {module!r}; it must be null, or have a _target_: module._target_=CLASS")
+    for name in ("test_attacks", "callbacks", "logger", "metrics"):
+        parts = settings.get(name) or {}
+        if not isinstance(parts, Mapping):
+            raise InputError(f"{name} is {parts!r}; it must be a list of choices, {name}=[NAME], or NAME: settings")
+        for key, part in parts.items():
+            if part is not None and (not isinstance(part, Mapping) or not part.get("_target_")) and key != "curve":
+                raise InputError(f"{name}.{key} is {part!r}; it must have a _target_, or be null")
+    for place, part in targets(settings):
+        target = part["_target_"]
+        if not isinstance(target, str) or not is_dotted(target):
+            raise InputError(f"{place}._target_ is {target!r}; it must be a class or function, package.module.Name")
+        if part.get("_partial_") and place in ("data", "model", "trainer"):
+            raise InputError(f"{place}._partial_ is true; {place} must be made, not its constructor: leave it out")
+    if program == "train" and not settings["test_attacks"]:
+        raise InputError("test_attacks is []; it must name what is tested at the end, such as [clean] or [clean,pgd]")
 
 
 def unusual_epsilon(norm: str, epsilon: Any, customary: Mapping[str, Any]) -> str | None:
-    """One line where a radius is far from the customary one of its norm and near another norm's; else None.
+    """Return one line where a radius is far from the customary one of its norm and near another norm's; else None.
 
     Args:
         epsilon, customary: a radius, and {norm: radius}; numbers or text such as '8/255'.
     """
-    radius, usual = fraction("epsilon", epsilon), {name: fraction(name, value) for name, value in customary.items()}
-    if norm not in usual or min(radius, *usual.values()) <= 0:
+    value, usual = fraction("epsilon", epsilon), {name: fraction(name, entry) for name, entry in customary.items()}
+    if norm not in usual or min(value, *usual.values()) <= 0:
         return None
-    away = {name: abs(log(radius / value)) for name, value in usual.items()}
+    away = {name: abs(log(value / entry)) for name, entry in usual.items()}
     nearest = min(away, key=lambda name: away[name])
     if nearest == norm or away[norm] < log(FAR):
         return None
@@ -62,55 +124,44 @@ def unusual_epsilon(norm: str, epsilon: Any, customary: Mapping[str, Any]) -> st
     )
 
 
-def _check_pairs(settings: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
+def check_names(settings: Mapping[str, Any], known: Mapping[str, Any], text: str, program: str) -> None:
+    """Check that every top-level setting is one that the command reads, or that another one looks up.
+
+    Args:
+        settings: of the command.
+        known: the settings of the command without overrides.
+        text: the unresolved configuration, in which `${NAME}` looks a setting up.
+        program: 'train' or 'evaluate'.
+
+    Errors:
+        InputError: nothing reads the setting.
+    """
+    allowed = {*known, "data", "model", "train_attack", "callbacks", "logger", "corruptions", "analysis"}
+    for name in settings:
+        if name not in allowed and f"${{{name}" not in text:
+            other = {"train": "evaluate", "evaluate": "train"}[program]
+            hint = did_you_mean(name, allowed) or f"; `{program}.py --cfg job` prints all of them"
+            raise InputError(f"{name}: there is no such setting{hint}; {other}.py may have it")
+
+
+def _check_checks(settings: Mapping[str, Any], program: str) -> None:
+    """checks.stop_on names checks of this command."""
+    checks = settings["checks"]
+    if not isinstance(checks, Mapping):
+        raise InputError(f"checks is {checks!r}; its settings are checks.stop_on and, in an evaluation, checks.enabled")
+    stop_on = checks.get("stop_on", [])
+    allowed = TRAINING_CHECKS if program == "train" else MASKING_CHECKS
+    if not isinstance(stop_on, list):
+        raise InputError(f"checks.stop_on is {stop_on!r}; it must be a list, such as [{allowed[0]}]")
+    for name in stop_on:
+        check_choice("checks.stop_on entry", name, allowed)
+    if stop_on and not checks.get("enabled", True):
+        raise InputError(f"checks.stop_on has {stop_on[0]}, but checks.enabled is false: no check is evaluated")
+
+
+def _check_together(settings: Mapping[str, Any]) -> None:
     """Choices that have no meaning together."""
-    objective, attack = (str(leaves.get(f"{part}._target_", "")).rpartition(".")[2] for part in ("objective", "attack"))
-    if (objective == "Free") != (attack == "KeptPerturbation") and objective and attack:
-        raise InputError(
-            "objective=free trains on the perturbation it keeps and takes no other attack; leave attack out"
-            if objective == "Free"
-            else f"attack=kept belongs to objective=free, not to {objective}; leave attack out, or take another"
-        )
     if settings.get("compile") is True and settings.get("sync_batch_norm") is True:
         raise InputError("compile and sync_batch_norm are both true; layers that exchange are not compiled: choose one")
-    if objective and settings.get("corruptions") is not None:
-        raise InputError("attacks has corruptions, which training does not measure; give it to evaluate.py")
-    callbacks = settings.get("callbacks") or {}
-    if "awp" in callbacks and objective == "Free":
-        raise InputError("callbacks has awp, which has no meaning with objective=free: leave one of them out")
-    stabilizes = bool(leaves.get("stabilizer._target_")) and leaves.get("stabilizer.weight", 0) > 0
-    for name, ramp in callbacks.items():
-        if ramp.get("_target_") != "nsr.callbacks.Ramp":
-            continue
-        if ramp["of"] == "stabilizer" and not stabilizes:
-            raise InputError(
-                f"callbacks has {name}, but there is no weight to ramp: stabilizer is none or its weight 0"
-            )
-        if ramp["of"] == "attack" and objective == "Natural" and not stabilizes:
-            raise InputError(f"callbacks has {name}, but natural training without a stabiliser attacks nothing")
-        epochs = -(-leaves["trainer.max_epochs"] // leaves.get("objective.replays", 1))
-        if ramp["start"] >= epochs:
-            raise InputError(
-                f"callbacks.{name}.start is {ramp['start']}; it must be below the {epochs} epochs of the run, or the "
-                "ramp never starts"
-            )
-
-
-def _check_alarms(settings: Mapping[str, Any]) -> None:
-    """alarms.stop_on names alarms of this command."""
-    alarms = settings.get("alarms", {})
-    if not isinstance(alarms, Mapping):
-        raise InputError(f"alarms is {alarms!r}; its settings are alarms.stop_on and, in an evaluation, alarms.judge")
-    stop_on = alarms.get("stop_on", [])
-    allowed = TRAINING_ALARMS if "objective" in settings else EVALUATION_ALARMS
-    if not isinstance(stop_on, list):
-        raise InputError(f"alarms.stop_on is {stop_on!r}; it must be a list, such as [{allowed[0]}]")
-    for name in stop_on:
-        check_choice("alarms.stop_on entry", name, allowed)
-    if stop_on and not alarms.get("judge", True):
-        raise InputError(f"alarms.stop_on has {stop_on[0]}, but alarms.judge is false: nothing is judged")
-
-
-def _pixels(leaves: Mapping[str, Any]) -> int | None:
-    channels, size = leaves.get("data.channels"), leaves.get("data.image_size")
-    return channels * size * size if isinstance(channels, int) and isinstance(size, int) else None
+    if "objective" in settings and settings.get("corruptions") is not None:
+        raise InputError("test_attacks has corruptions, which training does not measure; give it to evaluate.py")

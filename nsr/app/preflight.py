@@ -1,99 +1,163 @@
-"""Everything that can go wrong before the first step, tried before a run directory is made."""
+"""Everything that can go wrong before the first step, tried before a run directory is made.
+
+What is made here (data, network, module, callbacks) is handed to the run: everything is made once.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from nsr.app.build import (
     build_analyses,
+    build_callbacks,
     build_corruptions,
     build_data,
     build_module,
-    needed_splits,
-    on_gpus,
-    processes,
+    check_loggers,
+    max_epochs,
 )
-from nsr.app.checkpoints import take_over_checkpoint
-from nsr.app.composition import plain, plain_value, without_hydra
+from nsr.app.checkpoints import load_network, with_checkpoint
+from nsr.app.composition import plain, without_hydra
+from nsr.app.instantiation import instantiate
+from nsr.app.machine import check_machine, processes
+from nsr.data import DataDescription, ImageData
 from nsr.data.batches import check_divides
 from nsr.errors import InputError
-from nsr.evaluation.curve import expand_curve
-from nsr.run.resumption import OWN, earlier_run
+from nsr.run.resumption import earlier_run
+from nsr.run.settings import BESIDE, OWN
+from nsr.training.module import RobustClassifier
 
 ELSEWHERE = (
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
     "hydra_plugins.hydra_ray_launcher",
 )
+LONGEST_NAME = 255  # of a folder, in bytes, on the file systems in use
+_ready: list[Job] = []  # of this process, for the job with the same settings
 
 
-def rehearse(config: DictConfig, *, is_sweep: bool = False) -> None:
-    """InputError, in one line, where the run or evaluation of `config` (hydra's part among it) cannot begin."""
-    config = config.copy()
-    directory = _check_directory(config, is_sweep)
-    if is_sweep and str(config.hydra.launcher._target_).startswith(ELSEWHERE):
-        config.sync_batch_norm = False  # what the machines there have is checked by each job
-    else:
-        check_machine(config)
-    if "objective" in config:
-        check_divides(config.data.batch_size, processes(config))
-    saved = take_over_checkpoint(config) if "checkpoint" in config else None
-    data = build_data(config)
-    expand_curve(config)
-    module = build_module(config, data, saved=saved)
-    build_analyses(config, module, images=config.get("limit"))
-    build_corruptions(config, data)
-    if "objective" in config and not is_sweep:
-        settings = {name: value for name, value in plain(without_hydra(config)).items() if name not in OWN}
-        earlier_run(directory, settings, resume=config.resume, changed=config.resume_changed)
-    data.rehearse(needed_splits(config))  # last: it takes the longest
+@dataclass(frozen=True)
+class Job:
+    """What a run or an evaluation is made of."""
+
+    settings: Mapping[str, Any]  # of the command, resolved; never changed
+    data: ImageData
+    description: DataDescription
+    module: RobustClassifier
+    callbacks: Mapping[str, pl.Callback]
+    analyses: Mapping[str, Any]
+    corruptions: Any
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The settings as they are written: with what is known of the data."""
+        of_data = asdict(self.description)
+        names = of_data.pop("class_names")
+        of_data |= {name: list(of_data[name]) for name in ("mean", "std")}
+        own = {name: value for name, value in self.settings.items() if name not in OWN}
+        return {**own, "data": {**own["data"], **of_data}, "class_names": list(names)}
 
 
-def _check_directory(config: DictConfig, is_sweep: bool) -> Path:
+def make_job(config: DictConfig, program: str) -> Job:
+    """Make everything that a command needs from its configuration, or take it from the preflight.
+
+    Args:
+        config: of the job.
+        program: 'train' or 'evaluate'.
+
+    Errors:
+        InputError: it cannot be made.
+    """
+    settings, saved = with_checkpoint(config) if program == "evaluate" else (plain(config), None)
+    while _ready:
+        job = _ready.pop()
+        if job.settings == settings:
+            return job
+    pl.seed_everything(settings["seed"], workers=True, verbose=False)
+    data = build_data(settings, splits=("train", "test") if program == "train" else ("test",))
+    description = data.describe()
+    module = build_module(settings, description, augment=data.augment)
+    if saved is not None:
+        load_network(module.net, saved, settings["checkpoint"])
+    return Job(
+        settings=settings,
+        data=data,
+        description=description,
+        module=module,
+        callbacks=build_callbacks(settings, module),
+        analyses=build_analyses(settings, module),
+        corruptions=build_corruptions(settings, data),
+    )
+
+
+def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> None:
+    """Try everything that the job of `config` (Hydra's part among it) needs, and keep it for the job.
+
+    Errors:
+        InputError: in one line, where it cannot begin.
+    """
+    quiet_lightning()
+    directory = _check_directory(config, program, is_sweep)
+    settings = plain(without_hydra(config))
+    is_elsewhere = is_sweep and str(config.hydra.launcher._target_).startswith(ELSEWHERE)
+    if not is_elsewhere:
+        check_machine(settings)  # what other machines have is checked by each job there
+    if program == "train":
+        check_divides(settings["data"].get("batch_size", 128), processes(settings))
+        check_loggers(settings)
+    job = make_job(without_hydra(config), program)
+    if not is_elsewhere:
+        _check_trainer(settings)
+    if program == "train" and not is_sweep:
+        overrides = list(config.hydra.overrides.task)
+        record = {name: value for name, value in job.record.items() if name not in BESIDE}
+        resume, changed = settings["resume"], settings["allow_changed_config"]
+        earlier_run(directory, record, resume=resume, changed=changed, overrides=overrides)
+    job.data.preflight(("train", "test") if program == "train" else ("test",))  # last: it takes the longest
+    _ready.append(job)
+
+
+def quiet_lightning() -> None:
+    """Switch Lightning's own log handlers off."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
+def _check_trainer(settings: Mapping[str, Any]) -> None:
+    """The Trainer can be made with its flags; the real one gets loggers and callbacks, and is made by the run."""
+    further = {"max_epochs": max_epochs(settings)} if "objective" in settings else {}
+    trainer = instantiate(settings["trainer"], "trainer", logger=False, enable_progress_bar=False, **further)
+    if not isinstance(trainer, pl.Trainer):
+        raise InputError(
+            f"trainer._target_ is {settings['trainer']['_target_']}; it must be a pytorch_lightning.Trainer"
+        )
+
+
+def _check_directory(config: DictConfig, program: str, is_sweep: bool) -> Path:
     """The run directory, which can be made."""
+    name = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
     directory = Path(str(config.hydra.sweep.dir if is_sweep else config.hydra.run.dir)).absolute()
-    parent = next(folder for folder in (directory, *directory.parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"the run directory {directory} cannot be made: {parent} is not writable; set hydra.run.dir")
-    if "objective" not in config and (directory / "metrics.csv").exists():
-        raise InputError(f"the run directory {directory} already holds a run; set hydra.run.dir to another")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in directory.parts):
+        raise InputError(f"{name} has a folder name of more than {LONGEST_NAME} bytes; give a shorter one")
+    try:
+        parent = next(folder for folder in (directory, *directory.parents) if folder.exists())
+        is_writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise InputError(f"{name} is {str(directory)!r}; it cannot be made ({error}): give another folder") from error
+    folders = (directory, *directory.parents)
+    broken = next((folder for folder in folders if folder.is_symlink() and not folder.exists()), None)
+    if not is_writable or broken is not None:
+        why = f"{parent} is not writable" if broken is None else f"{broken} is a link to nothing"
+        raise InputError(f"{name} is {str(directory)!r}; it cannot be made: {why}; give another folder")
+    if program == "evaluate" and (directory / "metrics.csv").exists():
+        raise InputError(f"{name} is {str(directory)!r}, which already holds a run; give another folder")
     return directory
-
-
-def check_machine(config: DictConfig) -> None:
-    """InputError where this machine lacks the devices or the precision that are asked for."""
-    _check_devices(config)
-    _check_precision(config)
-
-
-def _check_devices(config: DictConfig) -> None:
-    accelerator, devices = config.trainer.accelerator, plain_value(config.trainer.devices)
-    gpus = torch.cuda.device_count()
-    if accelerator == "gpu" and gpus == 0:
-        raise InputError(
-            "trainer.accelerator is gpu; there is none that torch can use here, trainer.accelerator=cpu works"
-        )
-    if accelerator == "mps" or devices == "auto":
-        return
-    on_gpu = accelerator == "gpu" or (accelerator == "auto" and gpus > 0)
-    there_are, kind = (gpus, "GPUs") if on_gpu else (os.cpu_count() or 1, "CPU cores")
-    wanted = max(devices) + 1 if isinstance(devices, list) else devices
-    if wanted > there_are:
-        raise InputError(f"trainer.devices is {devices}; there are {there_are} {kind}")
-
-
-def _check_precision(config: DictConfig) -> None:
-    """trainer.precision is one that the device has: Lightning would take another, or a much slower one."""
-    precision, accelerator = config.trainer.get("precision", "32-true"), config.trainer.accelerator
-    on_mps = accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available())
-    if precision == "64-true" and on_mps and not on_gpus(config):
-        raise InputError("trainer.precision is 64-true, which mps does not have; trainer.accelerator=cpu does")
-    if precision == "16-mixed" and not on_gpus(config) and not on_mps:
-        raise InputError("trainer.precision is 16-mixed, which needs a GPU; bf16-mixed works on a CPU")
-    if precision == "bf16-mixed" and on_gpus(config) and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise InputError(
-            f"trainer.precision is bf16-mixed, which {torch.cuda.get_device_name()} does not have; 16-mixed works there"
-        )

@@ -1,154 +1,113 @@
-"""What every single setting of conf/ may be, checked before torch is loaded.
+"""Rules of single settings that no constructor checks, applied before torch is loaded.
 
-A rule is a pattern of dotted names and a check that raises InputError. tests/test_configuration.py holds every number
-of conf/ against this list, so that no setting goes unchecked.
+A rule belongs to a setting of the framework (`RULES`, by dotted name) or to a `_target_` of another library whose own
+errors come late or say little (`TARGET_RULES`). A class that nsr does not ship has no rule but the preflight's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from typing import Any
 
-from nsr.errors import InputError, check_choice, check_epsilon, check_number, check_top, fraction
+from nsr.errors import InputError, check_choice, check_number
 
-Check = Callable[[str, Any], Any]
+Rule = Callable[[str, Any], Any]
 NORMS = ("linf", "l2", "l1")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
-# docs/alarms.md; their thresholds are in nsr.callbacks.training_checks and nsr.evaluation.masking_checks
-TRAINING_ALARMS = ("catastrophic_overfitting", "robust_overfitting", "one_class", "constant")
-EVALUATION_ALARMS = ("steps", "one_step", "square", "uniform", "unbounded", "zero_gradients", "unsteady", "adaptive")
+# docs/checks.md; their thresholds are in nsr.callbacks.training_checks and nsr.evaluation.masking_checks
+TRAINING_CHECKS = ("catastrophic_overfitting", "robust_overfitting", "single_class", "collapsed_network")
+MASKING_CHECKS = (
+    *("weak_attack", "fgsm_stronger_than_pgd", "square_stronger_than_pgd", "random_stronger_than_pgd"),
+    *("unbounded_attack_fails", "zero_gradients", "nondeterministic", "adaptive_stronger_than_autoattack"),
+)
+SEED: dict[str, Any] = {"lowest": 0, "highest": 2**32 - 1, "whole": True}
+COUNT: dict[str, Any] = {"lowest": 1, "whole": True}
 
 
-def number(**limits: Any) -> Check:
-    """A rule for a number within limits."""
+def number(**limits: Any) -> Rule:
+    """Allow a number within limits."""
     return lambda name, value: check_number(name, value, **limits)
 
 
-def choice(*allowed: Any) -> Check:
-    """A rule for one of a few values."""
+def choice(*allowed: Any) -> Rule:
+    """Allow one of a few values."""
     return lambda name, value: check_choice(name, value, allowed)
 
 
-def optional(check: Check) -> Check:
-    """A rule that also allows null."""
-    return lambda name, value: None if value is None else check(name, value)
+def optional(rule: Rule) -> Rule:
+    """Allow null too."""
+    return lambda name, value: None if value is None else rule(name, value)
 
 
-def share_or_count(name: str, value: Any) -> Any:
-    """A float in (0, 1] or a whole number from 1."""
+def fraction_or_count(name: str, value: Any) -> Any:
+    """Allow a float in (0, 1] or a whole number from 1."""
     if isinstance(value, float):
-        return check_number(name, value, above=0, highest=1, advice="a float is a share, an int a count")
-    return check_number(name, value, lowest=1, whole=True, advice="an int is a count, a float a share")
+        return check_number(name, value, above=0, highest=1, advice="a float is a fraction, an int a count")
+    return check_number(name, value, lowest=1, whole=True, advice="an int is a count, a float a fraction")
 
 
 def devices(name: str, value: Any) -> Any:
-    """'auto', a count, or a list of device numbers."""
+    """Allow 'auto', a count, or a list of device numbers."""
     if isinstance(value, list) and value:
         return [check_number(f"{name} entry", device, lowest=0, whole=True) for device in value]
-    return value if value == "auto" else check_number(name, value, lowest=1, whole=True, advice="or auto, or a list")
+    return value if value == "auto" else check_number(name, value, **COUNT, advice="or auto, or a list")
 
 
-def step_size(name: str, value: Any) -> Any:
-    """A positive number or fraction."""
-    return check_number(name, fraction(name, value), above=0, got=value)
+def names(example: str, *allowed: str) -> Rule:
+    """Allow a list of texts, of the allowed ones where these are given."""
+
+    def rule(name: str, value: Any) -> Any:
+        if not isinstance(value, list) or not all(isinstance(entry, str) and entry for entry in value):
+            raise InputError(f"{name} is {value!r}; it must be a list such as {example}")
+        return [check_choice(f"{name} entry", entry, allowed) for entry in value] if allowed else value
+
+    return rule
 
 
-def constants(name: str, value: Any) -> Any:
-    """A list of numbers, one a channel."""
-    if not isinstance(value, list) or not value:
-        raise InputError(f"{name} is {value!r}; it must be a list of numbers, one a channel")
-    return [check_number(name, entry, lowest=0, highest=1, advice="pixels are in [0, 1]") for entry in value]
+def filled(rule: Rule, example: str) -> Rule:
+    """Allow no empty list."""
+
+    def checked(name: str, value: Any) -> Any:
+        if value == []:
+            raise InputError(f"{name} is []; it must be a list such as {example}")
+        return rule(name, value)
+
+    return checked
 
 
 def patterns(name: str, value: Any) -> Any:
-    """A name or a list of names."""
+    """Allow a layer's name or pattern or a list of them."""
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, str) and entry for entry in entries):
         raise InputError(f"{name} is {value!r}; it must be a layer's name or pattern or a list of them, ['layer1.*']")
     return value
 
 
-WHOLE: dict[str, Any] = {"whole": True}
-TRUTH = choice(True, False)
-
-
-def milestones(name: str, value: Any) -> Any:
-    """A list of epochs."""
-    if not isinstance(value, list) or not value:
-        raise InputError(f"{name} is {value!r}; it must be a list of epochs, such as [30, 45]")
-    return [check_number(f"{name} entry", epoch, lowest=1, whole=True) for epoch in value]
-
-
-def checkpoints(name: str, value: Any) -> Any:
-    """A list of files."""
-    if not isinstance(value, list) or not value or not all(isinstance(entry, str) and entry for entry in value):
-        raise InputError(f"{name} is {value!r}; it must be a list of checkpoints, [RUN/checkpoints/best.ckpt]")
-    return value
-
-
-def names(name: str, value: Any) -> Any:
-    """A list of texts."""
-    if not isinstance(value, list) or not value or not all(isinstance(entry, str) and entry for entry in value):
-        raise InputError(f"{name} is {value!r}; it must be a list of names, such as [fog, snow]")
-    return value
-
-
-def numbers(**limits: Any) -> Check:
-    """A rule for a list of numbers within limits."""
-
-    def check(name: str, value: Any) -> Any:
-        if not isinstance(value, list) or not value or len(set(map(str, value))) < len(value):
-            raise InputError(f"{name} is {value!r}; it must be a list of different numbers")
-        return [check_number(f"{name} entry", entry, **limits) for entry in value]
-
-    return check
-
-
-def shares(name: str, value: Any) -> Any:
-    """A list of shares in (0, 1]."""
-    if not isinstance(value, list) or not value:
-        raise InputError(f"{name} is {value!r}; it must be a list of shares of a layer's neurons, such as [0.1, 0.5]")
-    return [check_number(f"{name} entry", entry, above=0, highest=1) for entry in value]
-
-
-def choices(*allowed: Any) -> Check:
-    """A rule for a list of a few values."""
-
-    def check(name: str, value: Any) -> Any:
-        if not isinstance(value, list):
-            raise InputError(f"{name} is {value!r}; it must be a list of {', '.join(map(str, allowed))}")
-        return [check_choice(f"{name} entry", entry, allowed) for entry in value]
-
-    return check
-
-
-def exact_names(name: str, value: Any) -> Any:
-    """A list of dotted names, none of them a pattern."""
+def classes(name: str, value: Any) -> Any:
+    """Allow a list of dotted names of classes or functions, none of them a pattern."""
     is_list = isinstance(value, list)
-    if not is_list or not all(isinstance(entry, str) and _is_dotted(entry) for entry in value):
+    if not is_list or not all(isinstance(entry, str) and is_dotted(entry) for entry in value):
         raise InputError(f"{name} is {value!r}; it must be a list of exact names of classes, [mypackage.Net]")
     return value
 
 
-def _is_dotted(text: str) -> bool:
+def is_dotted(text: str) -> bool:
+    """Return whether a text is a dotted name."""
     return "." in text and all(part.isidentifier() for part in text.split("."))
 
 
-def resumption(name: str, value: Any) -> Any:
-    """null, 'auto' or a run directory."""
-    if value is not None and (not isinstance(value, str) or not value):
-        raise InputError(f"{name} is {value!r}; it must be auto or a run directory, runs/NAME/DATE")
-    return value
-
-
-def mode(name: str, value: Any) -> Any:
-    """online, offline or null."""
-    return check_choice(name, value, ("online", "offline", None))
+def milestones(name: str, value: Any) -> Any:
+    """Allow a rising list of epochs."""
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{name} is {value!r}; it must be a list of epochs, such as [30, 45]")
+    epochs = [check_number(f"{name} entry", epoch, **COUNT) for epoch in value]
+    if epochs != sorted(epochs):
+        raise InputError(f"{name} is {value!r}; it must rise, such as {sorted(epochs)}")
+    return epochs
 
 
 def text(name: str, value: Any, *, longest: int = 128, without: str = "") -> str:
-    """A text of 1 to `longest` characters, none of them in `without`; `1` typed on the command line is one too."""
+    """Allow a text of 1 to `longest` characters, none of them in `without`; a typed `1` is one too."""
     is_text = isinstance(value, (str, int)) and not isinstance(value, bool)
     if not is_text or not 0 < len(str(value)) <= longest or set(str(value)) & set(without):
         further = f", without any of {' '.join(without)}" if without else ""
@@ -156,147 +115,101 @@ def text(name: str, value: Any, *, longest: int = 128, without: str = "") -> str
     return str(value)
 
 
-def project(name: str, value: Any) -> str:
-    """A name that W&B allows for a project."""
-    return text(name, value, without="/\\#?%:")
-
-
-def label(name: str, value: Any) -> str | None:
-    """A text or null."""
-    return None if value is None else text(name, value)
+def place(name: str, value: Any) -> Any:
+    """Allow null or a text that is not empty, the path of a file or a folder."""
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise InputError(f"{name} is {value!r}; it must be a path, or null")
+    return value
 
 
 def tags(name: str, value: Any) -> list[str]:
-    """A list of different texts, each short enough for W&B."""
+    """Allow a list of different texts, each short enough for W&B."""
     if not isinstance(value, list) or len(set(map(str, value))) < len(value):
         raise InputError(f"{name} is {value!r}; it must be a list of different texts, such as [paper]")
     return [text(f"{name} entry", entry, longest=64) for entry in value]
 
 
-DASHBOARD_RULES: dict[str, Check] = {
-    "logger.mode": mode,
-    "logger.project": project,
-    "logger.name": label,
-    "logger.group": label,
-    "logger.job_type": label,
-    "logger.tags": tags,
-}
+def refused(why: str) -> Rule:
+    """Allow nothing: the setting would not work here."""
+
+    def rule(name: str, value: Any) -> Any:
+        raise InputError(f"{name} is {value!r}; {why}")
+
+    return rule
 
 
-RULES: dict[str, Check] = {  # the first that matches counts
-    **DASHBOARD_RULES,
+TRUTH = choice(True, False)
+ONCE_AN_EPOCH = "nsr validates once at the end of each epoch, which its records and checkpoints rely on; leave it out"
+OF_NSR = "nsr sets it; leave it out"
+RULES: dict[str, Rule] = {
     "norm": optional(choice(*NORMS)),
-    "optimize": choices("robust_accuracy", "clean_accuracy"),
-    "resume": resumption,
-    "resume_changed": TRUTH,
-    "seed": number(lowest=0, highest=2**32 - 1, **WHOLE),
+    "seed": number(**SEED),
     "layers": optional(patterns),
-    "channels_last": TRUTH,
+    "sweep_metrics": filled(names("[robust_accuracy]", "robust_accuracy", "clean_accuracy"), "[robust_accuracy]"),
+    "resume": place,
+    "allow_changed_config": TRUTH,
     "compile": TRUTH,
     "sync_batch_norm": TRUTH,
-    "top": number(lowest=1, **WHOLE),
-    "limit": optional(number(lowest=1, **WHOLE)),
-    "limit_order": choice("balanced", "first"),
-    "*.version": choice("standard", "plus", "rand", "custom"),
-    "alarms.judge": TRUTH,
-    "suite.curve.shares": numbers(above=0),
-    "corruptions.names": optional(names),
-    "corruptions.severities": numbers(lowest=1, highest=5, whole=True),
-    "analysis.*.layers": optional(patterns),
-    "analysis.*.shares": shares,
-    "analysis.interventions.kinds": choices("restore", "corrupt", "mask_zero", "mask_mean"),
-    "analysis.interventions.rankings": choices("activation", "relative", "conductance"),
-    "analysis.interventions.draws": number(lowest=2, **WHOLE),
-    "analysis.*.replicates": number(lowest=100, **WHOLE),
-    "analysis.*.images_at_once": number(lowest=1, **WHOLE),
-    "*.draws": number(lowest=1, **WHOLE),
-    "*.queries": number(lowest=1, **WHOLE),
-    "*.seed": number(lowest=0, highest=2**32 - 1, **WHOLE),
-    "optimizer.momentum": number(lowest=0, highest=1),
-    "*.momentum": number(lowest=0),
-    "suite.*.weight": number(lowest=0),
-    "suite.*.top": check_top,
-    "*.cross_entropy": TRUTH,
-    "*.channels": optional(number(lowest=1, **WHOLE)),
-    "*.image_size": optional(number(lowest=1, **WHOLE)),
-    "*.classes": optional(number(lowest=2, **WHOLE)),
-    "data.mean": optional(constants),
-    "data.std": optional(constants),
-    "data.batch_size": number(lowest=2, **WHOLE),
-    "data.evaluation_batch_size": optional(number(lowest=1, **WHOLE)),
-    "data.validation_images": share_or_count,
-    "data.split_seed": optional(number(lowest=0, highest=2**32 - 1, **WHOLE)),
-    "data.seed": number(lowest=0, highest=2**32 - 1, **WHOLE),
-    "data.augmentation": choice("none", "crop_flip"),
-    "data.workers": number(lowest=0, **WHOLE),
-    "data.download": TRUTH,
-    "data.in_memory": optional(TRUTH),
-    "data.epsilon.*": lambda name, value: check_epsilon(name, value, norm=name.rpartition(".")[2]),
-    "model.width": number(lowest=1, **WHOLE),
-    "model.variant": choice("published", "projection_bias"),
-    "model.normalization": choice("data", "none"),
-    "*.norm": optional(choice(*NORMS)),
-    "*.steps": number(lowest=1, **WHOLE),
-    "*.step_size": optional(step_size),
-    "*.random_start": choice(True, False, "gaussian"),
-    "*.noise": optional(step_size),
-    "*.projection": TRUTH,
-    "*.loss": choice("cross_entropy", "margin", "kl"),
-    "*.targeted": choice(False, "least_likely"),  # labels as targets are the library's: a data set has none
-    "*.restarts": number(lowest=1, **WHOLE),
-    "*.keep_best": TRUTH,
-    "*.checkpoints": checkpoints,
-    "trusted": exact_names,
-    "callbacks.early_stopping.mode": choice("max"),
-    "*.mode": choice("eval", "train"),
-    "objective.clean_share": number(lowest=0, highest=1),
-    "objective.label_smoothing": number(lowest=0, highest=1),
-    "objective.weight": number(lowest=0),
-    "objective.beta": number(lowest=0),
-    "objective.replays": number(lowest=1, **WHOLE),
-    "callbacks.awp.gamma": number(lowest=0),
-    "callbacks.awp.warmup": number(lowest=0, **WHOLE),
-    "callbacks.ema.decay": number(lowest=0, highest=1),
-    "callbacks.early_stopping.patience": number(lowest=1, **WHOLE),
-    "callbacks.early_stopping.monitor": choice("validation/robust_accuracy", "validation/clean_accuracy"),
-    "callbacks.*_ramp.of": choice("attack", "stabilizer"),
-    "callbacks.*_ramp.epochs": number(above=0),
-    "callbacks.*_ramp.start": number(lowest=0),
-    "stabilizer.weight": number(lowest=0),
-    "stabilizer.top": check_top,
-    "stabilizer.layers": optional(patterns),
-    "stabilizer.refresh": choice("batch", "average", "epoch", "once"),
-    "stabilizer.decay": number(lowest=0, highest=1),
-    "stabilizer.distance": choice("l1", "l2", "cosine"),
-    "stabilizer.reduction": choice("mean", "sum"),
-    "stabilizer.gradient_through_clean": TRUTH,
-    "stabilizer.batch_norm": choice("batch", "frozen", "update"),
-    "optimizer.lr": number(above=0),
-    "optimizer.weight_decay": number(lowest=0),
-    "optimizer.nesterov": TRUTH,
-    "scheduler.T_max": number(lowest=1, **WHOLE),
-    "scheduler.milestones": milestones,
-    "scheduler.gamma": number(above=0, highest=1),
-    "scheduler.max_lr": number(above=0),
-    "scheduler.pct_start": number(above=0, highest=1),
-    "scheduler.anneal_strategy": choice("linear", "cos"),
-    "scheduler.cycle_momentum": TRUTH,
-    "trainer.accelerator": choice("auto", "cpu", "gpu", "mps"),
-    "trainer.devices": devices,
-    "trainer.num_nodes": number(lowest=1, **WHOLE),
-    "trainer.precision": choice(*PRECISIONS),
-    "trainer.max_epochs": number(lowest=1, **WHOLE),
-    "trainer.limit_*_batches": share_or_count,
-    "trainer.log_every_n_steps": number(lowest=1, **WHOLE),
-    "trainer.num_sanity_val_steps": choice(-1),
-    "trainer.inference_mode": choice(False),
-    "trainer.use_distributed_sampler": choice(False),
-    "trainer.enable_*": TRUTH,
-    "trainer.deterministic": TRUTH,
-    "trainer.benchmark": TRUTH,
+    "channels_last": TRUTH,
+    "checkpoint": place,
+    "trusted": classes,
+    "checks.enabled": TRUTH,
+    "evaluation.n_examples": optional(number(**COUNT)),
+    "evaluation.subset": choice("balanced", "first"),
+    "evaluation.list_top": number(**COUNT),
+    "evaluation.cache": place,
+    "corruptions.root": place,
+    "corruptions.names": optional(filled(names("[fog, snow]"), "[fog, snow]")),
+    "data.root": place,
+    "model.weights": place,
 }
-
-
-def rule_of(name: str) -> Check | None:
-    """The check of a dotted name, None where it has none."""
-    return next((check for pattern, check in RULES.items() if fnmatchcase(name, pattern)), None)
+TRAINER: dict[str, Rule] = {
+    "accelerator": choice("auto", "cpu", "gpu", "mps"),
+    "devices": devices,
+    "num_nodes": number(**COUNT),
+    "precision": choice(*PRECISIONS),
+    "max_epochs": number(**COUNT),
+    "max_steps": number(lowest=-1, whole=True),
+    "limit_train_batches": fraction_or_count,
+    "limit_val_batches": fraction_or_count,
+    "limit_test_batches": fraction_or_count,
+    "accumulate_grad_batches": number(**COUNT),
+    "gradient_clip_val": optional(number(above=0)),
+    "log_every_n_steps": number(**COUNT),
+    "num_sanity_val_steps": choice(-1),
+    "inference_mode": choice(False),
+    "use_distributed_sampler": choice(False),
+    "enable_checkpointing": choice(False),
+    "deterministic": choice(True, False, "warn"),
+    "benchmark": optional(TRUTH),
+    "val_check_interval": choice(1.0, None),
+    "check_val_every_n_epoch": choice(1),
+    "fast_dev_run": refused(
+        "for a short trial give trainer.max_epochs=1 trainer.limit_train_batches=1 trainer.limit_val_batches=1"
+    ),
+    "barebones": refused(OF_NSR),
+    **dict.fromkeys(("logger", "callbacks", "plugins", "default_root_dir"), refused(OF_NSR)),
+}
+LEARNING_RATE: dict[str, Rule] = {"lr": number(above=0), "weight_decay": number(lowest=0)}
+TARGET_RULES: dict[str, dict[str, Rule]] = {
+    "nsr.attacks.GradientAttack": {"steps": number(**COUNT)},  # 0 is the library's alone
+    "pytorch_lightning.Trainer": TRAINER,
+    "torch.optim.Adam": LEARNING_RATE,
+    "torch.optim.AdamW": LEARNING_RATE,
+    "torch.optim.SGD": {**LEARNING_RATE, "momentum": number(lowest=0, highest=1), "nesterov": TRUTH},
+    "torch.optim.lr_scheduler.CosineAnnealingLR": {"T_max": number(**COUNT)},
+    "torch.optim.lr_scheduler.MultiStepLR": {"milestones": milestones, "gamma": number(above=0, highest=1)},
+    "torch.optim.lr_scheduler.OneCycleLR": {
+        "max_lr": number(above=0),
+        "pct_start": number(above=0, highest=1),
+        "anneal_strategy": choice("linear", "cos"),
+    },
+    "pytorch_lightning.callbacks.EMAWeightAveraging": {"decay": number(lowest=0, highest=1)},
+    "pytorch_lightning.callbacks.EarlyStopping": {"patience": number(**COUNT), "mode": choice("max", "min")},
+    "nsr.loggers.wandb.wandb_logger": {
+        "mode": choice("online", "offline", None),
+        "project": lambda name, value: text(name, value, without="/\\#?%:"),
+        **dict.fromkeys(("name", "group", "job_type"), optional(text)),
+        "tags": tags,
+    },
+}

@@ -1,0 +1,139 @@
+"""One evaluation: the attack suite, masking checks and analyses on a checkpoint or third-party weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import RichProgressBar
+
+from nsr import __version__
+from nsr.app.build import build_trainer
+from nsr.app.command_line import run_directory
+from nsr.app.job import (
+    in_folder_of_the_command,
+    log_to_hydra,
+    on_terminal,
+    process_command,
+    report_unusual_epsilon,
+    run_test,
+    status_of,
+    write_config,
+)
+from nsr.app.preflight import Job, make_job
+from nsr.callbacks import ProgressRows
+from nsr.evaluation import report
+from nsr.evaluation.cache import ResultCache, fingerprint, images_fingerprint, network_fingerprint
+from nsr.evaluation.corrupted import corruption_metrics, measure_corruptions
+from nsr.evaluation.curve import expanded, write_curve
+from nsr.evaluation.masking_checks import evaluate_checks
+from nsr.evaluation.probes import PROBES
+from nsr.interventions import AnalysisContext
+from nsr.run.checks import stop_where_triggered
+from nsr.run.files import write_json
+from nsr.run.processes import leave_processes
+from nsr.run.signals import interruptible
+
+
+def evaluate(config: DictConfig) -> None:
+    """Measure a checkpoint or third-party weights; write and print the results."""
+    log_to_hydra()
+    directory = run_directory()
+    with status_of(directory, "evaluate.py"), interruptible():
+        with in_folder_of_the_command():
+            job = make_job(config, "evaluate")
+        report_unusual_epsilon(job.settings)
+        trainer, orderly = _trainer(job, directory), False
+        try:
+            _measure(job, directory, trainer)
+            orderly = True
+        finally:
+            leave_processes(trainer, orderly=orderly)
+
+
+def _trainer(job: Job, directory: Path) -> pl.Trainer:
+    progress = RichProgressBar() if on_terminal() else ProgressRows()
+    callbacks: Any = [progress]
+    further = {"logger": False, "callbacks": callbacks, "enable_progress_bar": on_terminal()}
+    return build_trainer(job.settings, directory, process_command, **further)
+
+
+def _measure(job: Job, directory: Path, trainer: pl.Trainer) -> None:
+    settings, data, suite = job.settings, job.data, job.module.suite
+    options: Any = settings["evaluation"]
+    data.setup("test")
+    which = f"all {len(data.test_set)} test images"
+    if options["n_examples"] is not None:
+        checksum = data.limit_test(options["n_examples"], options["subset"])
+        which = f"{len(data.test_set)} test images, {options['subset']}, checksum {checksum}"
+    for analysis in job.analyses.values():
+        if hasattr(analysis, "check"):
+            analysis.check(job.module.extractor.layers, len(data.test_set))
+    suite.cache = _cache(job, directory)  # type: ignore[union-attr]
+    metrics = run_test(trainer, job, name="test")
+    outcomes, probed, sensitivities = suite.outcomes, suite.probed, suite.sensitivities  # type: ignore[union-attr]
+    if (count := len(outcomes["clean"])) < len(data.test_set):
+        which = f"the first {count} of {len(data.test_set)} test images (trainer.limit_test_batches)"
+    corrupted = []
+    if job.corruptions is not None:
+        corrupted = measure_corruptions(
+            trainer, job.module, data, job.corruptions, lambda part: _cache(job, directory, part)
+        )
+    if not trainer.is_global_zero:
+        return
+    write_config(directory, job)
+    metrics |= corruption_metrics(corrupted)
+    report.write_evaluation(directory, metrics, sensitivities, outcomes, corrupted)
+    write_curve(directory, metrics, settings)
+    titles = report.titles(settings, suite)
+    report.show_evaluation(directory, metrics, sensitivities, titles, which=which, list_top=options["list_top"])
+    report.show_corruptions(corrupted)
+    checks = []
+    if settings["checks"]["enabled"]:
+        checks = evaluate_checks({**outcomes, **probed}, classes=job.description.classes)
+        write_json(directory / "checks.json", [check._asdict() for check in checks])
+        report.show_checks(checks)
+    for analysis in job.analyses.values():
+        report.show(*(analysis.run(_analysis_context(job, directory, trainer.strategy.root_device)) or ()))
+    stop_where_triggered(checks, settings["checks"]["stop_on"])
+
+
+def _analysis_context(job: Job, directory: Path, device: torch.device) -> AnalysisContext:
+    """The evaluation as an analysis sees it, on the device to measure on."""
+    net, data = job.module.net.to(device), job.data
+    return AnalysisContext(
+        net=net,
+        root=net.net,  # type: ignore[arg-type]
+        layers=job.module.extractor.layers,
+        labels=data.test_set.labels,
+        batches=lambda index: ((images.to(device), labels.to(device)) for images, labels in data.test_batches(index)),
+        attack=job.module.suite.sensitivity_attack,  # type: ignore[union-attr]
+        directory=directory,
+        settings=job.record,
+    )
+
+
+def _cache(job: Job, directory: Path, part: str = "") -> ResultCache:
+    """The cached results of this evaluation, or of a corruption: the same command finds them again."""
+    settings = job.settings
+    identity = {
+        "network": network_fingerprint(job.module.net),
+        "images": images_fingerprint(job.data.test_set),
+        "images of a batch": job.data.evaluation_batch_size,
+        "seed": settings["seed"],
+        "nsr": __version__,
+        "layers": settings["layers"],
+    }
+    attacks = {
+        "clean": None,
+        **expanded(settings["test_attacks"]),
+        "sensitivity": settings["sensitivity_attack"],
+        **dict.fromkeys(PROBES),
+    }
+    folder = directory.parent / "cache" / fingerprint(identity)[:12]
+    if settings["evaluation"]["cache"] is not None:
+        folder = Path(settings["evaluation"]["cache"]) / part
+    return ResultCache(folder, identity, attacks)

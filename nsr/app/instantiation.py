@@ -1,0 +1,140 @@
+"""From a `_target_` to an object; whatever goes wrong is one line that names the place in the configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from hydra import utils
+from hydra.errors import InstantiationException
+
+from nsr.errors import InputError, RunStopped
+
+Settings = Mapping[str, Any]
+EXAMPLES = 2  # images of a trial pass
+
+
+def instantiate(settings: Any, place: str, **further: Any) -> Any:
+    """Make what `settings` name, lists and dicts plain.
+
+    Errors:
+        InputError: in one line, what went wrong at this place of the configuration.
+    """
+    try:
+        return utils.instantiate(settings, **further, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, RunStopped):
+            raise cause from error
+        raise InputError(in_place(place, cause, settings)) from error
+
+
+def make_callable(settings: Settings, place: str, **further: Any) -> Any:
+    """Make something that nsr calls later: an object of a class, or a function with its settings bound.
+
+    A function is bound where it lacks arguments that have no default, as are a torch optimizer and a schedule; one
+    that lacks none is called, and makes the callable.
+
+    Args:
+        settings: with `_target_`.
+        place: of the settings in the configuration.
+        further: arguments.
+    """
+    factory = locate(settings, place)
+    given = {**{name: value for name, value in settings.items() if not name.startswith("_")}, **further}
+    is_late = place in ("optimizer", "scheduler") or not isinstance(factory, type)
+    if is_late and not settings.get("_partial_") and _lacks(factory, given):
+        settings = {**settings, "_partial_": True}
+    made = instantiate(settings, place, **further)
+    if not callable(made):
+        raise InputError(
+            f"{place}._target_ is {settings['_target_']}, which gives a {type(made).__name__}; it must be callable"
+        )
+    return made
+
+
+def _lacks(factory: Callable[..., Any], given: Settings) -> bool:
+    """Whether arguments without default are not given."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:  # of a builtin
+        return False
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [entry.name for entry in parameters if entry.default is entry.empty and entry.kind not in kinds]
+    return any(name not in given for name in needed)
+
+
+def in_place(place: str, cause: BaseException, settings: Any = None) -> str:
+    """Return one line for an error at a place of the configuration."""
+    reason = " ".join(str(cause).split()) or type(cause).__name__
+    if isinstance(cause, InputError):
+        return reason if reason.startswith(place.partition(".")[0]) else f"{place}: {reason}"
+    target = settings.get("_target_") if isinstance(settings, Mapping) else None
+    return f"{place}: {target} cannot be made: {reason}" if target else f"{place}: {reason}"
+
+
+def locate(settings: Settings, place: str) -> Callable[..., Any]:
+    """Import the `_target_` of settings.
+
+    Errors:
+        InputError: it cannot be imported, or called.
+    """
+    target = str(settings["_target_"])
+    try:
+        found = _imported(target)
+    except Exception as error:  # whatever a module raises as it is imported
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{place}._target_ is {target}; it must be importable, from an installed package or a module in the "
+            f"working directory ({reason})"
+        ) from error
+    if not callable(found):
+        raise InputError(f"{place}._target_ is {target}, a {type(found).__name__}; it must be a class or a function")
+    return found
+
+
+def _imported(target: str) -> Any:
+    """What a dotted name leads to; Hydra's own function would print what it tries."""
+    names = target.split(".")
+    for count in range(len(names) - 1, 0, -1):
+        module = ".".join(names[:count])
+        try:
+            found: Any = import_module(module)
+        except ModuleNotFoundError as error:
+            if count > 1 and error.name is not None and f"{module}.".startswith(f"{error.name}."):
+                continue  # a class whose attribute is named
+            raise
+        for name in names[count:]:
+            found = getattr(found, name)
+        return found
+    raise ModuleNotFoundError(target)
+
+
+def named_arguments(factory: Callable[..., Any], offered: Settings) -> dict[str, Any]:
+    """Return those of the offered arguments that the signature of `factory` names."""
+    try:
+        named = inspect.signature(factory).parameters
+    except ValueError:  # of a builtin
+        return {}
+    return {name: value for name, value in offered.items() if name in named}
+
+
+@contextmanager
+def trial(place: str, what: str) -> Iterator[None]:
+    """Report in one line whatever a user's own object raises when it is tried; global draws are left as they were.
+
+    Errors:
+        InputError: the object failed.
+    """
+    try:
+        with torch.random.fork_rng([]):
+            yield
+    except InputError as error:
+        raise InputError(in_place(place, error)) from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{place}: {what} failed in a trial on {EXAMPLES} images ({reason})") from error
