@@ -1,6 +1,6 @@
 # make train, make test: each sets up .venv first where that is missing or out of date
-PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
-  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.10 python3 python; do \
+  $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -9,7 +9,7 @@ ARGS ?=
 export PYTHONPYCACHEPREFIX ?= $(CURDIR)/$(VENV)/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train evaluate test slow lint soak clean help
+.PHONY: train evaluate test slow lint endurance mutants clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,17 +31,20 @@ lint: $(READY)  ## ruff and mypy
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-soak: $(READY)  ## by hand, an hour: killed evaluations and runs go on, two machines are one; ARGS="SEED ROUNDS"; results are committed
-	$(RUN) -m tests.soak.evaluation $(ARGS)
-	$(RUN) -m tests.soak.training $(ARGS)
-	$(RUN) -m tests.soak.machines $(ARGS)
+endurance: $(READY)  ## an hour: killed evaluations and runs resume, two machines are one run; ARGS="SEED ROUNDS"; commit the results
+	$(RUN) -m tests.endurance.evaluation $(ARGS)
+	$(RUN) -m tests.endurance.training $(ARGS)
+	$(RUN) -m tests.endurance.machines $(ARGS)
 
-clean:  ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+mutants: $(READY)  ## an hour: mutation tests of the core, a sample of mutmut's mutants; commit the result
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.mutants $(ARGS)
+
+clean:  ## remove the environment, caches and builds; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # the stamp holds the requirements the environment was made from, so that a changed pin makes it anew
 $(READY): requirements.txt
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one or give PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "error: no Python from 3.10 to 3.13 found; install one or give PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@cmp -s requirements.txt $(READY) || { \
 	  $(PYTHON) -m venv --clear $(VENV) \
 	    || { echo "error: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 1; }; \
