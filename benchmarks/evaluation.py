@@ -1,101 +1,88 @@
-"""What an evaluation costs: the default suite on the 500 test digits, and AutoAttack beside a script without nsr.
+"""Cost of an evaluation: the default test attacks on the 500 test digits, and AutoAttack beside its own script.
 
     python -m benchmarks.evaluation CHECKPOINT [IMAGES]
 
-Times are without start-up, on as many threads as there are cores. The script and nsr take turns on the same images
-(IMAGES of them, default 250, one chunk) with the same seed; the ratio is of their medians, and their outcomes have to
-be equal image by image. A row is appended to benchmarks/results/evaluation.jsonl.
+CHECKPOINT is that of a small network trained on digits. The seconds of the default attacks are those of evaluate.py
+beyond an evaluation of clean images alone. pyautoattack as its README shows it and nsr.attacks.AutoAttack take turns on
+the same images (the first IMAGES digits, default 250) with the same seed; the ratio is of their medians, and their
+outcomes must agree image by image. A row is appended to benchmarks/results/evaluation.jsonl.
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from statistics import median
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
 
-from nsr.app.build import build_classifier, build_data
-from nsr.app.checkpoints import load_network, read_settings
+from benchmarks.record import ROOT, append_row, installed
 from nsr.attacks import AutoAttack
-from nsr.errors import fraction
-from nsr.evaluation.cache import Chunks
-from nsr.evaluation.suite import Suite
+from nsr.models import Classifier, SmallCNN
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "evaluation.jsonl"
+EPSILON = 0.15  # Linf, pixels in [0, 1]
 REPEATS = 3
 
 
-def suite_seconds(checkpoint: str) -> float:
-    """The default suite through the user's own command: from the first chunk to the last, as its files tell."""
+def evaluation_seconds(checkpoint: str, *overrides: str) -> float:
+    """Wall time of the user's own command."""
     with tempfile.TemporaryDirectory() as name:
-        command = [sys.executable, str(ROOT / "evaluate.py"), f"checkpoint={checkpoint}", "alarms.judge=false"]
-        subprocess.run([*command, f"hydra.run.dir={name}/run"], check=True, capture_output=True)
-        parts = [path.stat().st_mtime for path in Path(name).rglob("chunks/*/*/*.json")]
-        begun = min(path.stat().st_mtime for path in Path(name).rglob("chunks/*/evaluation.json"))
-        return max(parts) - begun
+        command = [sys.executable, str(ROOT / "evaluate.py"), f"checkpoint={checkpoint}", "checks.enabled=false"]
+        started = time.perf_counter()
+        subprocess.run([*command, *overrides, f"hydra.run.dir={name}/run"], check=True, capture_output=True)
+        return time.perf_counter() - started
 
 
-def by_hand(net: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """AutoAttack as its README has it."""
+def network(checkpoint: str) -> Classifier:
+    """The small network of a run on digits."""
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    state = {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
+    net = SmallCNN(channels=1, classes=10, image_size=8, width=len(state["net.conv1.weight"]))
+    classifier = Classifier(net, [0.5], [0.5])  # overwritten by the checkpoint's
+    classifier.load_state_dict(state)
+    return classifier.eval().requires_grad_(False)
+
+
+def original(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """AutoAttack as its README shows it."""
     from pyautoattack import AutoAttack as Original
 
-    attack = Original(net, norm="Linf", eps=epsilon, seed=0, version="standard")
-    adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
-    with torch.no_grad():
-        return net(adversarial).argmax(1) == labels
+    attack = Original(net, norm="Linf", eps=EPSILON, seed=0, version="standard")
+    return attack.run_standard_evaluation(images, labels, batch_size=len(images))[0]
 
 
-def through_nsr(net: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """AutoAttack as a row of an evaluation, chunks on disk included."""
-    with tempfile.TemporaryDirectory() as name:
-        suite = Suite({"autoattack": AutoAttack(epsilon=epsilon)})
-        suite.chunks = Chunks(Path(name), {}, {"clean": None, "autoattack": {}})
-        suite.start(len(images), images.device)
-        suite.measure(net, images, labels, number=0, first=0)
-        return suite.outcomes["autoattack"].bool()
+def through_nsr(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return AutoAttack(epsilon=EPSILON)(net, images, labels)
 
 
 def main(checkpoint: str, count: int) -> None:
-    saved, settings = read_settings(checkpoint)
-    config = OmegaConf.create({**settings, "checkpoint": checkpoint})
-    assert isinstance(config, DictConfig)
-    data = build_data(config)
-    data.setup("test")
-    data.limit_test(count, "balanced")
-    net = build_classifier(config).eval()
-    load_network(net, saved, checkpoint)
-    images, labels = data.test_set.images, data.test_set.labels
-    net.requires_grad_(False)
-    seconds: dict[str, list[float]] = {"by_hand": [], "through_nsr": []}
+    digits = load_digits()
+    images = torch.tensor(digits.images[:count, None] / 16, dtype=torch.float32)
+    labels = torch.tensor(digits.target[:count])
+    net = network(checkpoint)
+    seconds: dict[str, list[float]] = {"original": [], "nsr": []}
     for _ in range(REPEATS):
         outcomes = []
-        for name, measure in (("by_hand", by_hand), ("through_nsr", through_nsr)):
+        for name, attack in (("original", original), ("nsr", through_nsr)):
             started = time.perf_counter()
-            outcomes.append(measure(net, images, labels, fraction("epsilon", config.epsilon)))
+            adversarial = attack(net, images, labels)
             seconds[name].append(round(time.perf_counter() - started, 2))
-        assert torch.equal(*outcomes), "nsr's AutoAttack is not the script's"
+            outcomes.append(net(adversarial).argmax(1) == labels)
+        assert torch.equal(*outcomes), "nsr's AutoAttack differs from the original"
+    clean = median(evaluation_seconds(checkpoint, "test_attacks=[clean]") for _ in range(REPEATS))
     row = {
-        "suite_500_digits_s": [round(suite_seconds(checkpoint), 1) for _ in range(REPEATS)],
-        "autoattack_images": len(images),
+        "default_attacks_500_digits_s": [round(evaluation_seconds(checkpoint) - clean, 1) for _ in range(REPEATS)],
+        "autoattack_images": count,
         "autoattack_s": seconds,
-        "ratio": round(median(seconds["through_nsr"]) / median(seconds["by_hand"]), 3),
-        "right": int(outcomes[0].sum()),
-        "threads": torch.get_num_threads(),
-        "machine": platform.platform(),
-        "torch": torch.__version__,
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+        "ratio": round(median(seconds["nsr"]) / median(seconds["original"]), 3),
+        "robust": int(outcomes[0].sum()),
+        "pyautoattack": installed("pyautoattack"),
     }
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(json.dumps(row, indent=2))
+    append_row("evaluation", row)
 
 
 if __name__ == "__main__":

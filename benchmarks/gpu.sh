@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in at most nine minutes: OUT_DIR/gpu.json and OUT_DIR/gpu.log.
-#   benchmarks/gpu.sh OUT_DIR [DATA_DIR]
-# DATA_DIR: a folder with train/CLASS/* and test/CLASS/*, or one that holds cifar10-jpeg.tar.xz, or that file.
-# Exit code 1 where a part failed; what could not be measured is skipped and says why.
-#   PYTHON=python3      the interpreter: torch, torchvision, pytorch-lightning, torchmetrics and hydra-core are enough
-#   NSR_GPU_SECONDS=540 for all parts together
-#   NSR_GPU_PARTS=step_times,training   these alone; their names are in gpu/runner.py
-#   NSR_GPU_TINY=1      small_cnn on 8x8 images: minutes on a CPU, to see that it runs
+# The tests marked gpu, then step times: OUT_DIR/step_times.json and OUT_DIR/gpu.log. Exit code 1 where one fails.
+#   benchmarks/gpu.sh OUT_DIR
+#   PYTHON=python3   the interpreter; torch, torchvision, pytorch-lightning, torchmetrics, scipy and pytest are enough
+#   NSR_GPU_TINY=1   small networks and two steps, to try both on a CPU
 set -euo pipefail
-out=${1:?usage: benchmarks/gpu.sh OUT_DIR [DATA_DIR]}
+out=${1:?usage: benchmarks/gpu.sh OUT_DIR}
 mkdir -p "$out"
-PYTHONUNBUFFERED=1 PYTHONPATH="$(cd "$(dirname "$0")/.." && pwd)${PYTHONPATH:+:$PYTHONPATH}" \
-  "${PYTHON:-python3}" -m benchmarks.gpu "$@" 2>&1 | tee "$out/gpu.log"
+out=$(cd "$out" && pwd)
+cd "$(dirname "$0")/.."
+export PYTHONUNBUFFERED=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+{
+  failed=0
+  # tests/conftest.py needs hydra; warnings are errors only with the pinned versions
+  "${PYTHON:-python3}" -m pytest --noconftest -m gpu -W default tests/test_gpu.py || failed=1
+  "${PYTHON:-python3}" -m benchmarks.step_times "$out/step_times.json" || failed=1
+  exit "$failed"
+} 2>&1 | tee "$out/gpu.log"

@@ -1,18 +1,17 @@
-"""What several processes cost: an epoch of two beside one of the same total threads, and the way to the first step.
+"""Cost of several processes: an epoch of two beside one of the same total threads, and the time to the first step.
 
     python -m benchmarks.scale [ROUNDS]
 
-One process on two threads and two processes (gloo) on one thread each train the small network on digits, the same
+One process on two threads and two processes (gloo) on one thread each train the small network on digits, with the same
 global batches, in turn, ROUNDS times (default 3). The ratio is of the medians over all epochs but each run's first.
-The first step begins when epoch 0, the validation before training, is recorded; compiled Python files are there, as
-after a first run. A row is appended to benchmarks/results/scale.jsonl.
+The first step starts when epoch 0, the validation before training, is recorded; compiled Python files exist, as after
+a first run. A row is appended to benchmarks/results/scale.jsonl.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,19 +19,18 @@ import time
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "scale.jsonl"
-EPOCHS = 5
-SHARED = ("logger=csv", f"trainer.max_epochs={EPOCHS}", "attacks=[clean]", "data.batch_size=128")
-RUNS = {"one": ("2", ("trainer.accelerator=cpu",)), "two": ("1", ("trainer=ddp_cpu",))}  # {name: (threads, overrides)}
+from benchmarks.record import ROOT, append_row
+
+SETTINGS = ("logger=csv", "trainer.max_epochs=5", "test_attacks=[clean]", "data.batch_size=128")
+RUNS = {"one": ("2", "trainer.accelerator=cpu"), "two": ("1", "trainer=ddp_cpu")}  # {name: (threads, override)}
 
 
 def run(name: str) -> tuple[list[float], float]:
-    """Seconds of each epoch but the first, and of the way from the command to the first step."""
-    threads, overrides = RUNS[name]
+    """Seconds of each epoch but the first, and from the command to the first step."""
+    threads, override = RUNS[name]
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"
-        command = [sys.executable, str(ROOT / "train.py"), *SHARED, *overrides, f"hydra.run.dir={directory}"]
+        command = [sys.executable, str(ROOT / "train.py"), *SETTINGS, override, f"hydra.run.dir={directory}"]
         started = time.time()
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -49,7 +47,7 @@ def run(name: str) -> tuple[list[float], float]:
 def main(rounds: int) -> None:
     epochs: dict[str, list[float]] = {name: [] for name in RUNS}
     first_steps: dict[str, list[float]] = {name: [] for name in RUNS}
-    run("two")  # so that no Python file is left to compile
+    run("two")  # compiles the Python files
     for _ in range(rounds):
         for name in RUNS:
             seconds, first_step = run(name)
@@ -60,13 +58,8 @@ def main(rounds: int) -> None:
         "ratio": round(median(epochs["two"]) / median(epochs["one"]), 3),
         "first_step_s": first_steps,
         "rounds": rounds,
-        "machine": platform.platform(),
-        "cores": os.cpu_count(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
     }
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(json.dumps(row, indent=2))
+    append_row("scale", row)
 
 
 if __name__ == "__main__":

@@ -1,239 +1,225 @@
-"""The third claim on digits: do methods that make a network more robust also make its neurons less sensitive?
+"""The third claim on digits: are networks of more robust training methods less sensitive?
 
-    python -m benchmarks.third_claim      docs/third_claim.md and docs/figures/third_claim.png
+    python -m benchmarks.third_claim      docs/third_claim.md and docs/third_claim.png
 
-Made from the rows of `python -m benchmarks.methods confirm` with the functions of nsr.compare; trains nothing.
+Made from the rows of `python -m benchmarks.methods confirm`; nothing is trained. The correlations and the plot are
+those of nsr.comparison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from statistics import fmean
 from typing import Any
 
 import pandas
 
 from benchmarks import methods
-from nsr.comparison.frames import layers_of, sensitivity_columns, with_types
-from nsr.comparison.labels import place_in_tables
+from benchmarks.common import DOCS, interval, names, sign, spread, t_interval, table
+from nsr.comparison.frames import sensitivity_columns
 from nsr.comparison.plots import drawn, robustness
 from nsr.comparison.result import Comparison, compare
-from nsr.comparison.statistics import paired_differences
-from nsr.comparison.tables import Cell, Sheet, accuracies, correlated, sensitivities
-from nsr.comparison.writing import markdown_table
 from nsr.plotting import save
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "third_claim.md"
-FIGURE = ROOT / "docs" / "figures" / "third_claim.png"
-MEASURES = ("absolute", "relative")
-KNOWN = [name for name in methods.OBJECTIVES if name != "natural"]
+PAGE = DOCS / "third_claim.md"
+PLOT = DOCS / "third_claim.png"
+MEASURES = ("absolute", "relative", "activation")  # places in a row's sensitivities
+KNOWN = methods.OBJECTIVES[1:]  # adversarial training methods
+NAMES = [f"{objective} {stabilizer}" for objective in methods.OBJECTIVES for stabilizer in ("none", "sns")]
+Runs = dict[str, dict[int, methods.Row]]  # {name: {seed: finished run}}
 
 
-def frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """A row a run of the stage `confirm`, as nsr.compare.read_runs has it."""
-    found = []
-    for row in rows:
-        if row["stage"] != "confirm":
-            continue
-        objective, stabilizer = row["name"].split()
-        accuracies = {
-            name.removeprefix("test/"): value
-            for name, value in row.items()
-            if name.startswith("test/") and name.endswith("_accuracy")
+def finished(rows: methods.Rows) -> Runs:
+    return {name: methods.by_seed(rows, "confirm", name) for name in NAMES}
+
+
+def label(name: str) -> str:
+    """'pgd none' -> 'pgd', 'pgd sns' -> 'pgd + sns'"""
+    return name.removesuffix(" none").replace(" ", " + ")
+
+
+def sensitivity(run: methods.Row, measure: str, layer: str = "mean") -> float:
+    """A measure of one layer, or its mean over layers."""
+    place, layers = MEASURES.index(measure), run["sensitivity"]
+    return fmean(values[place] for values in layers.values()) if layer == "mean" else layers[layer][place]
+
+
+def differences(
+    one: dict[int, methods.Row], other: dict[int, methods.Row], metric: Callable[..., float]
+) -> list[float]:
+    """`one` minus `other` at equal seeds."""
+    return [metric(one[seed]) - metric(other[seed]) for seed in one if seed in other]
+
+
+def comparison(runs: Runs) -> Comparison:
+    """Correlations among all runs and among parts of them; SNS reduces sensitivity by design."""
+    found = [
+        {
+            "method": label(name),
+            "objective": name.split()[0],
+            "stabilized": name.endswith("sns"),
+            "adversarial": not name.startswith("natural"),
+            "seed": seed,
+            "status": "finished",
+            **{key.removeprefix("test/"): value for key, value in run.items() if key.startswith("test/")},
+            **sensitivity_columns(run["sensitivity"]),
         }
-        found.append(
-            {
-                "run": f"{row['name']}, seed {row['seed']}",
-                "method": objective if stabilizer == "none" else f"{objective} + {stabilizer}",
-                "objective": objective,
-                "stabilized": stabilizer != "none",
-                "adversarial": objective != "natural",
-                "seed": row["seed"],
-                "status": "finished" if row["status"] == "finished" else "failed",
-                "detail": "" if row["status"] == "finished" else row.get("reason", "started, not finished"),
-                "best_epoch": row.get("best_epoch"),
-                **accuracies,
-                **(sensitivity_columns(row["sensitivity"]) if "sensitivity" in row else {}),
-            }
-        )
-    found.sort(key=lambda row: (*place_in_tables(row["objective"], row["stabilized"], row["method"]), row["seed"]))
-    return with_types(pandas.DataFrame(found))
-
-
-def comparison(runs: pandas.DataFrame) -> Comparison:
-    """With the correlations also among runs without SNS: it lowers sensitivity by what it is trained for."""
-    plain, adversarial = ~runs["stabilized"].astype(bool), runs["adversarial"].astype(bool)
+        for name, by_seed in runs.items()
+        for seed, run in by_seed.items()
+    ]
+    frame = pandas.DataFrame(found)
+    plain, adversarial = ~frame["stabilized"], frame["adversarial"]
     among = {
         "all": plain | True,
         "adversarially trained": adversarial,
         "without SNS": plain,
         "without SNS, adversarially trained": plain & adversarial,
     }
-    return compare(runs, accuracy="pgd", among=among)
+    return compare(frame, accuracy="pgd", among=among)
 
 
-def page(rows: Sequence[Mapping[str, Any]]) -> str:
+def page(rows: methods.Rows) -> str:
     """docs/third_claim.md."""
-    runs = frame(rows)
+    started = [row for row in rows if row["stage"] == "confirm"]
+    runs = finished(rows)
     result = comparison(runs)
-    parts = [introduction(rows, runs), answer(result), exceptions(result), tables(result), unfinished(runs)]
-    return "\n".join(line for part in parts for line in part).rstrip() + "\n"
+    parts = [introduction(started), answer(runs, result), exceptions(runs, result), tables(runs, result)]
+    return "\n".join(line for part in (*parts, methods.unfinished(started)) for line in part).rstrip() + "\n"
 
 
-def introduction(rows: Sequence[Mapping[str, Any]], runs: pandas.DataFrame) -> Iterator[str]:
-    commits = sorted({row["commit"] for row in rows if row["stage"] == "confirm"})
+def introduction(started: methods.Rows) -> Iterator[str]:
+    seeds = sorted({row["seed"] for row in started})
     yield from (
-        "# The third claim: is a robust network less sensitive?",
+        "# The third claim: are more robust networks less sensitive?",
         "",
-        "Made by `python -m benchmarks.third_claim` from the rows in",
-        f"[benchmarks/results/methods.jsonl](../benchmarks/results/methods.jsonl): {len(runs)} runs,",
-        f"{runs['method'].nunique()} methods, seeds {runs['seed'].min()} to {runs['seed'].max()}, commit"
-        f" {', '.join(commits)}.",
+        "The paper's third claim is that known adversarial training methods reduce neuron sensitivity too.",
         "",
-        "The paper's third claim is that known adversarial training methods lower neuron sensitivity as well. Here:",
-        "scikit-learn's digits, the small network, L-infinity, epsilon 0.15; accuracy on 500 test images under PGD-40,",
-        "sensitivity on 200 validation images under PGD-10, both of the checkpoint with the best validated robust",
-        "accuracy; the mean over layers where no layer is named. AutoAttack was not measured in these rows.",
-        "Spearman's correlation is over runs, its 95 % interval from a bootstrap that draws methods with all their",
-        "seeds. Relative is movement over activation: unlike the absolute measure it does not fall where a network",
-        "merely shrinks its activations. `natural + sns` counts as not adversarially trained, though its stabiliser",
-        "sees adversarial images.",
+        "`python -m benchmarks.third_claim` makes this page from the rows in",
+        f"[benchmarks/results/methods.jsonl](../benchmarks/results/methods.jsonl): {len(started)} runs,",
+        f"{len({row['name'] for row in started})} methods, seeds {seeds[0]} to {seeds[-1]}, commit"
+        f" {', '.join(sorted({row['commit'] for row in started}))}.",
+        "",
+        "Data: scikit-learn's digits; the small network; Linf, epsilon 0.15 in pixel units. Accuracy is measured on",
+        "500 test images under PGD-40, sensitivity on 200 validation images under PGD-10, both at the checkpoint with",
+        "the best validated robust accuracy. Sensitivity is the mean over layers unless a layer is named. AutoAttack",
+        "was not measured in these rows. Spearman's correlation is over runs; its 95 % interval is a bootstrap that",
+        "resamples methods with all their seeds. Relative sensitivity is the activation difference over the",
+        "activation: unlike the absolute measure it does not decrease where a network only shrinks its activations.",
+        "`natural + sns` does not count as adversarially trained, although its stabilizer uses adversarial images.",
         "",
     )
 
 
-def answer(result: Comparison) -> Iterator[str]:
-    """In words, what the intervals say."""
-    found = against_natural(result.runs)
+def answer(runs: Runs, result: Comparison) -> Iterator[str]:
+    """Sentences and a table from the intervals."""
     yield from (
-        "## Do the known methods lower sensitivity, and does it fall with robustness?",
+        "## Do the known methods reduce sensitivity, and does it decrease with robustness?",
         "",
-        f"Against natural training at equal seeds, all without SNS: for how many of the {len(KNOWN)} adversarial",
-        "objectives sensitivity is lower, open (the 95 % t-interval holds 0) or higher, and for which it is not lower.",
+        f"Each of the {len(KNOWN)} adversarial objectives is compared with natural training at equal seeds, all",
+        "without SNS: for how many the sensitivity is lower, undecided (the 95 % t-interval includes 0) or higher, and",
+        "which are not lower.",
         "",
-        "| layer | absolute: lower, open, higher | not lower | relative: lower, open, higher | not lower |",
-        "|---|---|---|---|---|",
     )
-    for layer in ("mean", *layers_of(result.runs)):
-        cells = [verdicts(found, measure if layer == "mean" else f"{measure}/{layer}") for measure in MEASURES]
-        yield f"| {layer} | {' | '.join(text for cell in cells for text in cell)} |"
-    yield from ("", "As accuracy under PGD-40 rises, sensitivity, the mean over layers,", "")
-    for measure in MEASURES:
-        for row in of_means(result, measure):
-            which = {"all": "methods"}.get(row["among"], f"methods, {row['among']}")
-            yield f"* **{measure}**, {row['methods']:.0f} {which}: {direction(row)}, {interval(row)}"
-    yield from ("", f"![accuracy under PGD against sensitivity]({FIGURE.relative_to(PAGE.parent)})", "")
+    layers = next(iter(runs["natural none"].values()))["sensitivity"]
+    cells = []
+    for layer in ("mean", *layers):
+        cells.append([layer])
+        for measure in MEASURES[:2]:
+            signs = {}
+            for objective in KNOWN:
+                pair = runs[f"{objective} none"], runs["natural none"]
+                gaps = differences(*pair, lambda run, layer=layer, measure=measure: sensitivity(run, measure, layer))
+                signs[objective] = sign(*t_interval(gaps)[1:])
+            cells[-1].append(", ".join(str(list(signs.values()).count(wanted)) for wanted in (-1, 0, 1)))
+            cells[-1].append(", ".join(objective for objective, found in signs.items() if found >= 0))
+    headings = [text for measure in MEASURES[:2] for text in (f"{measure}: lower, undecided, higher", "not lower")]
+    yield from table(["layer", *headings], cells)
+    yield from ("", "As accuracy under PGD-40 increases, sensitivity (mean over layers)", "")
+    for row in result.correlations.to_dict("records"):
+        if row["layer"] == "mean":
+            among = {"all": "methods"}.get(row["among"], f"methods, {row['among']}")
+            yield f"* **{row['measure']}**, {row['methods']:.0f} {among}: {direction(row)}, {correlation(row)}"
+    yield from ("", f"![Accuracy under PGD-40 against sensitivity]({PLOT.name})", "")
 
 
-def exceptions(result: Comparison) -> Iterator[str]:
-    """In words, what does not fit."""
-    yield from ("## What does not fit", "")
-    for measure in MEASURES:
-        layers = [f"{row['layer']} ({interval(row)})" for row in of_layers(result, measure) if not shown(row)]
+def exceptions(runs: Runs, result: Comparison) -> Iterator[str]:
+    """Sentences on what contradicts the claim."""
+    yield from ("## Exceptions and limits", "")
+    found = result.correlations
+    by_layer = found[(found["among"] == "adversarially trained") & (found["layer"] != "mean")]
+    for measure in MEASURES[:2]:
+        rows = by_layer[by_layer["measure"] == measure].to_dict("records")
+        layers = [f"{row['layer']} ({correlation(row)})" for row in rows if sign(row["low"], row["high"]) == 0]
         yield f"* {measure.capitalize()}, by layer, among the adversarially trained: the correlation's interval"
-        yield f"  {'holds 0 in ' + ', '.join(layers) if layers else 'leaves out 0 in every layer'}."
-        yield f"* Methods far from their place by {measure} sensitivity (1st is the least sensitive, the most robust):"
+        yield f"  {'includes 0 in ' + ', '.join(layers) if layers else 'excludes 0 in every layer'}."
+        yield f"* Methods whose rank by {measure} sensitivity (1 is the least sensitive) is far from that by accuracy:"
         yield from (f"  * {text}" for text in displaced(result.methods, measure) or ["none"])
-    yield from stabilised(result)
-    natural = result.runs[result.runs["method"] == "natural"]["best_epoch"]
+    changes = {objective: own_change(runs, objective) for objective in methods.OBJECTIVES}
+    signs = {key: {name: sign(*change[1:]) for name, change in found.items()} for key, found in changes.items()}
+    lower = {measure: listed(key for key, found in signs.items() if found[measure] == -1) for measure in MEASURES[:2]}
+    rises, falls, same = (
+        listed(key for key, found in signs.items() if found["pgd"] == wanted) for wanted in (1, -1, 0)
+    )
+    epochs = [run["best_epoch"] for run in runs["natural none"].values()]
     yield from (
-        "* Natural training's checkpoints are chosen by robust accuracy like the others, and so are early: epochs",
-        f"  {natural.min()} to {natural.max()} of 20. Fully trained it would be compared at another point.",
-        "* A correlation over methods is no cause. Sensitivity is measured under the attack itself: a network that the",
-        "  attack fools has moved by necessity. One small data set, one architecture, one radius; an interval from so",
-        "  few methods is a rough one.",
+        f"* SNS reduces sensitivity by design. Paired by seed it reduces the absolute one for {lower['absolute']}, the",
+        f"  relative one for {lower['relative']}.",
+        f"  Accuracy under PGD-40 increases for {rises}, decreases for {falls}, and shows no change",
+        f"  for {same}. Where it does not increase, a less sensitive network is not more robust.",
+        "* Checkpoints of natural training are selected by robust accuracy like the others and are therefore early:",
+        f"  epochs {min(epochs)} to {max(epochs)} of 20. A fully trained network would be compared at another point.",
+        "* A correlation over methods is not a cause. Sensitivity is measured under the attack itself: where the",
+        "  attack fools the network, activations must have changed. This is one small data set, one architecture and",
+        "  one epsilon, and an interval from so few methods is approximate.",
         "",
     )
 
 
-def stabilised(result: Comparison) -> Iterator[str]:
-    """SNS against its own objective: an intervention on sensitivity."""
-    changes = {objective: own_change(result.runs, objective) for objective in methods.OBJECTIVES}
-    lowered = {name: [key for key, found in changes.items() if found[name][2] < 0] for name in MEASURES}
-    gained = [key for key, found in changes.items() if found["pgd_accuracy"][1] > 0]
-    lost = [key for key, found in changes.items() if found["pgd_accuracy"][2] < 0]
-    without = [key for key in changes if key not in (*gained, *lost)]
-    yield "* SNS lowers sensitivity on purpose. Paired by seed it lowers the absolute one for"
-    yield f"  {listed(lowered['absolute'])}, the relative one for {listed(lowered['relative'])}; accuracy under PGD-40"
-    yield f"  rises for {listed(gained)}, falls for {listed(lost)}, and no change is shown for {listed(without)}."
-    yield "  Where it does not rise, a less sensitive network is not a more robust one."
-
-
-def tables(result: Comparison) -> Iterator[str]:
-    accuracy = accuracies(result)
-    places = [place for place, heading in enumerate(accuracy.headings) if heading != "AutoAttack"]
-    sensitivity = sensitivities(result)
-    by_method = Sheet(
-        "Methods: mean +- standard deviation over seeds; accuracies in per cent, best mean in bold",
-        [*(accuracy.headings[place] for place in places), *sensitivity.headings[2:]],
-        [
-            [*(row[place] for place in places), *other[2:]]
-            for row, other in zip(accuracy.rows, sensitivity.rows, strict=True)
-        ],
-    )
-    for sheet in (by_method, correlated(result), changes_table(result)):
-        yield from (f"## {sheet.title[0].upper()}{sheet.title[1:]}", "", *markdown_table(sheet), "")
-
-
-def changes_table(result: Comparison) -> Sheet:
-    names = {"pgd_accuracy": (100, 2), **dict.fromkeys(MEASURES, (1, 3))}  # factor, digits
-    rows = []
+def tables(runs: Runs, result: Comparison) -> Iterator[str]:
+    yield from ("## Methods: mean and standard deviation over seeds, accuracies in percent, best mean in bold", "")
+    accuracies = ("clean", "fgsm", "pgd")
+    values = {
+        name: [[100 * run[f"test/{attack}_accuracy"] for run in by_seed.values()] for attack in accuracies]
+        for name, by_seed in runs.items()
+    }
+    best = [max(round(fmean(columns[place]), 2) for columns in values.values()) for place in range(len(accuracies))]
+    cells = []
+    for name, by_seed in runs.items():
+        texts = [spread(column) for column in values[name]]
+        texts = [
+            f"**{text}**" if text.startswith(f"{top:.2f} ") else text for text, top in zip(texts, best, strict=True)
+        ]
+        sensitivities = [[sensitivity(run, measure) for run in by_seed.values()] for measure in MEASURES]
+        texts += [spread(column, digits) for column, digits in zip(sensitivities, (4, 3, 3), strict=True)]
+        cells.append([label(name), str(len(by_seed)), *texts])
+    yield from table(["method", "seeds", *accuracies, *MEASURES], cells)
+    yield from ("", "## Spearman's correlation of sensitivity with accuracy under PGD-40 [95 % interval]", "")
+    found = result.correlations.set_index(["among", "layer", "measure"])
+    cells = []
+    for among, layer in dict.fromkeys((among, layer) for among, layer, _ in found.index):
+        of_measure = [found.loc[(among, layer, measure)] for measure in MEASURES[:2]]
+        counts = (f"{of_measure[0][count]:.0f}" for count in ("methods", "runs"))
+        cells.append([among, layer, *counts, *map(correlation, of_measure)])
+    yield from table(["among", "layer", "methods", "runs", *MEASURES[:2]], cells)
+    yield from ("", "## SNS minus none at equal seeds: mean [95 % t-interval], accuracy in percentage points", "")
+    cells = []
     for objective in methods.OBJECTIVES:
-        found = own_change(result.runs, objective)
-        texts = [change(found[name], *scale) for name, scale in names.items()]
-        rows.append([Cell(objective), *map(Cell, texts)])
-    return Sheet(
-        "SNS minus none at equal seeds: mean [95 % t-interval], accuracy in points",
-        ["objective", "pgd", *MEASURES],
-        rows,
-    )
-
-
-def unfinished(runs: pandas.DataFrame) -> Iterator[str]:
-    odd = runs[runs["status"] != "finished"]
-    yield f"## Runs without figures: {len(odd)}"
+        changes = own_change(runs, objective)
+        cells.append([objective, *(interval(*change, 2 if name == "pgd" else 3) for name, change in changes.items())])
+    yield from table(["objective", "pgd", *MEASURES[:2]], cells)
     yield ""
-    yield from (f"* {row['run']}: {row['detail']}" for row in odd.to_dict("records"))
 
 
-# ---------------------------------------------------------------- figures in words
-
-
-def against_natural(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """The paired differences of the objectives without SNS to natural training."""
-    return paired_differences(runs[~runs["stabilized"].astype(bool)], "natural")
-
-
-def verdicts(differences: pandas.DataFrame, figure: str) -> tuple[str, str]:
-    """('6, 1, 1', the methods that are not lower)."""
-    found = differences[differences["figure"] == figure]
-    lower, higher = found["high"] < 0, found["low"] > 0
-    counts = lower.sum(), (~lower & ~higher).sum(), higher.sum()
-    return ", ".join(map(str, counts)), ", ".join(found["method"][~lower])
-
-
-def own_change(runs: pandas.DataFrame, objective: str) -> dict[str, tuple[float, float, float]]:
-    """{figure: mean, low, high} of SNS over an objective minus the objective alone."""
-    found = paired_differences(runs[runs["objective"] == objective], objective)
-    return {row["figure"]: (row["difference"], row["low"], row["high"]) for row in found.to_dict("records")}
-
-
-def of_means(result: Comparison, measure: str) -> list[dict[str, Any]]:
-    """The correlations of the mean over layers: all, adversarially trained, both without SNS."""
-    found = result.correlations
-    return found[(found["measure"] == measure) & (found["layer"] == "mean")].to_dict("records")
-
-
-def of_layers(result: Comparison, measure: str) -> list[dict[str, Any]]:
-    """The correlations of each layer among the adversarially trained."""
-    found = result.correlations
-    chosen = (found["among"] == "adversarially trained") & (found["measure"] == measure)
-    return found[chosen & found["layer"].isin(layers_of(result.runs))].to_dict("records")
+def own_change(runs: Runs, objective: str) -> dict[str, tuple[float, float, float]]:
+    """{metric: mean, low, high} of SNS over an objective minus the objective alone."""
+    none, sns = runs[f"{objective} none"], runs[f"{objective} sns"]
+    metrics: dict[str, Callable[..., float]] = {"pgd": lambda run: 100 * run["test/pgd_accuracy"]}
+    metrics |= {measure: lambda run, measure=measure: sensitivity(run, measure) for measure in MEASURES[:2]}
+    return {name: t_interval(differences(sns, none, metric)) for name, metric in metrics.items()}
 
 
 def displaced(table: pandas.DataFrame, measure: str) -> list[str]:
-    """Methods whose ranks by sensitivity and by accuracy lie a third of all methods apart, or more."""
+    """Methods whose ranks by sensitivity and by accuracy differ by a third of all methods or more."""
     sensitive = table[measure].rank(method="min").astype(int)
     robust = (-table["pgd_accuracy"]).rank(method="min").astype(int)
     far = (sensitive - robust).abs().sort_values(ascending=False)
@@ -244,37 +230,26 @@ def displaced(table: pandas.DataFrame, measure: str) -> list[str]:
     ]
 
 
-def shown(row: Mapping[str, Any]) -> bool:
-    """Whether the interval leaves out 0."""
-    return row["low"] > 0 or row["high"] < 0
+def direction(row: Any) -> str:
+    return {0: "shows no trend", -1: "decreases", 1: "increases"}[sign(row["low"], row["high"])]
 
 
-def direction(row: Mapping[str, Any]) -> str:
-    return "no order is shown" if not shown(row) else "falls" if row["high"] < 0 else "rises"
+def correlation(row: Any) -> str:
+    return interval(row["correlation"], row["low"], row["high"])
 
 
-def interval(row: Mapping[str, Any]) -> str:
-    return f"{row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+def listed(objectives: Any) -> str:
+    found = list(objectives)
+    return "all objectives" if len(found) == len(methods.OBJECTIVES) else names(found)
 
 
-def change(found: tuple[float, float, float], factor: int, digits: int) -> str:
-    mean, low, high = (f"{factor * value:+.{digits}f}" for value in found)
-    return f"{mean} [{low}, {high}]"
-
-
-def listed(names: Sequence[str]) -> str:
-    every = "all objectives" if len(names) == len(methods.OBJECTIVES) else ", ".join(names)
-    return every or "none"
-
-
-def main() -> None:
+def write() -> None:
     rows = methods.rows()
     PAGE.write_text(page(rows))
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    figure = drawn(robustness, comparison(frame(rows)))
-    assert figure is not None
-    save(figure, FIGURE.with_suffix(""), ["png"])
+    plot = drawn(robustness, comparison(finished(rows)))
+    assert plot is not None
+    save(plot, PLOT.with_suffix(""), ["png"])
 
 
 if __name__ == "__main__":
-    main()
+    write()

@@ -1,0 +1,66 @@
+"""Paths, commit, result files and number formats of the benchmarks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from math import nan
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ROOT / "docs"
+
+
+def commit() -> str:
+    """The commit, with '+changes' where nsr/ or conf/ differ from it."""
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "nsr", "conf"], cwd=ROOT, check=False).returncode
+    name = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, check=True, capture_output=True)
+    return name.stdout.decode().strip() + ("+changes" if changed else "")
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a JSON Lines file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" if cells else "|---" * len(headings) + "|" for cells in (headings, (), *rows)]
+
+
+def interval(mean: float, low: float, high: float, digits: int = 2) -> str:
+    """'+1.25 [-0.50, +3.00]'"""
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def sign(low: float, high: float) -> int:
+    """1 for an interval above 0, -1 below 0, 0 for one that includes 0 (or is not a number)."""
+    return int(low > 0) - int(high < 0)
+
+
+def names(chosen: Iterable[str]) -> str:
+    """'a, b', or 'none'."""
+    return ", ".join(chosen) or "none"
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and standard deviation; nothing for no values."""
+    if not values:
+        return ""
+    return f"{fmean(values):.{digits}f}" + (f" +- {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def t_interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of paired differences and its 95 % interval (Student's t); nan bounds for fewer than two."""
+    from scipy.stats import t
+
+    mean, half = fmean(differences) if differences else nan, nan
+    if len(differences) > 1:
+        half = t.ppf(0.975, len(differences) - 1) * stdev(differences) / len(differences) ** 0.5
+    return mean, mean - half, mean + half
