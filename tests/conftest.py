@@ -16,10 +16,13 @@ TINY = (
     "trainer.limit_train_batches=2",
     "trainer.accelerator=cpu",
     "model.width=4",
-    "attack.steps=2",
+    "train_attack.steps=2",
     "validation_attack.steps=2",
-    "suite.pgd.steps=2",
+    "test_attacks.pgd.steps=2",
 )
+
+
+torch.set_num_threads(1)  # for session fixtures too
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +44,14 @@ def job(entry: str, directory: Path, *overrides: str) -> DictConfig:
         config.hydra.runtime.output_dir = str(directory)
     HydraConfig.instance().set_config(config)
     return without_hydra(config)
+
+
+def made(program: str, *overrides: str):
+    """The Job of a command: data, network and module, nothing run or written."""
+    from nsr.app.composition import compose_checked, without_hydra
+    from nsr.app.preflight import make_job
+
+    return make_job(without_hydra(compose_checked(program, list(overrides))), program)
 
 
 @pytest.fixture(scope="session")

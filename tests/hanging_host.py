@@ -1,4 +1,4 @@
-"""Hosts that stand for Weights & Biases: one that never answers, one that answers at first and then hangs."""
+"""Stand-ins for the server of Weights & Biases: one never answers, one answers at first and then hangs."""
 
 from __future__ import annotations
 
@@ -12,28 +12,15 @@ from typing import Any
 
 
 @contextmanager
-def silent_host() -> Iterator[tuple[str, list[socket.socket]]]:
-    """The address of a host that accepts connections and never answers, and its connections."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    connections: list[socket.socket] = []
-
-    def accept() -> None:
-        while True:
-            try:
-                connections.append(listener.accept()[0])
-            except OSError:
-                return
-
-    threading.Thread(target=accept, daemon=True).start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}", connections
-    listener.close()
-    for connection in connections:
-        connection.close()
+def silent_host() -> Iterator[str]:
+    """The address of a server that lets itself be connected to and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @contextmanager
 def host_that_hangs_later() -> Iterator[tuple[str, list[str]]]:
-    """The address of a host that lets a run begin and never answers once rows are sent; what it was asked for."""
+    """The address of a server that lets a run start and never answers once rows are sent, and its requests."""
     asked: list[str] = []
     hangs, ended = threading.Event(), threading.Event()
 
@@ -70,12 +57,12 @@ def host_that_hangs_later() -> Iterator[tuple[str, list[str]]]:
 
 def _answer(operation: str, variables: dict[str, Any]) -> dict[str, Any]:
     if "UpsertBucket" in operation:
-        project = {"id": "project", "name": "nsr", "entity": {"id": "entity", "name": "somebody"}}
+        project = {"id": "project", "name": "nsr", "entity": {"id": "entity", "name": "user"}}
         name = variables.get("name") or "run"
         bucket = {"id": "bucket", "name": name, "displayName": name, "config": "{}", "project": project}
         return {"upsertBucket": {"bucket": {**bucket, "historyLineCount": 0, "sweepName": None}, "inserted": True}}
     if "Viewer" in operation or "viewer" in operation:
-        return {"viewer": {"id": "id", "entity": "somebody", "username": "somebody", "flags": "{}"}}
+        return {"viewer": {"id": "id", "entity": "user", "username": "user", "flags": "{}"}}
     if "Stopped" in operation:
         return {"project": {"run": {"stopped": False}}}
     if "ServerFeatures" in operation:

@@ -1,4 +1,4 @@
-"""Run directories written as train.py and evaluate.py write them, with made-up figures and without training."""
+"""Run directories as train.py and evaluate.py write them, with made-up metrics and without training."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from omegaconf import OmegaConf
+import yaml
+from hydra.core.hydra_config import HydraConfig
 
-from nsr.run.files import append_rows, write_json
+from nsr.run.files import SCHEMA, append_rows, write_json
 
 LAYERS = {"relu1": 3, "relu2": 2}  # neurons
 COLUMNS = ("epoch", "layer", "neuron", "absolute", "relative", "mean_activation")
@@ -23,7 +24,10 @@ COLUMNS = ("epoch", "layer", "neuron", "absolute", "relative", "mean_activation"
 def settings_of(overrides: tuple[str, ...]) -> str:
     from nsr.app.composition import compose_checked, plain, without_hydra
 
-    return json.dumps(plain(without_hydra(compose_checked("train", list(overrides)))))
+    settings = plain(without_hydra(compose_checked("train", list(overrides))))
+    runtime = HydraConfig.get().runtime.choices
+    choices = {group: name for group, name in runtime.items() if "@" not in group and not group.startswith("hydra/")}
+    return json.dumps({**settings, "schema": SCHEMA, "choices": choices, "overrides": list(overrides)})
 
 
 def make_run(
@@ -38,27 +42,29 @@ def make_run(
     reason: str = "",
     process: int | None = None,
     trained: bool | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A run of train.py; best is its best epoch, level a factor of its sensitivities.
+    """Make a run of train.py; best is its best epoch, level a factor of its sensitivities.
 
     Args:
-        status: of status.json; '' for none of it, as older runs have it.
+        status: of status.json; '' for none.
         process: of status.json; None: this one.
         trained: whether its epochs are over; None: those of finished runs.
+        changes: of its settings, beside those that overrides can make.
     """
     directory.mkdir(parents=True)
     settings = json.loads(settings_of(("logger=csv", f"trainer.max_epochs={epochs}", *overrides)))
     settings["seed"] = settings["data"]["seed"] = seed
-    OmegaConf.save(OmegaConf.create(settings), directory / "config.yaml")
+    (directory / "config.yaml").write_text(yaml.safe_dump({**settings, **(changes or {})}, sort_keys=False))
     done = epochs if status == "finished" or trained else 1
     write_records(directory, seed, range(done + 1), best, level)
     if trained or (trained is None and status == "finished"):
         write_json(directory / "timing.json", {"epochs": [1.0] * epochs, "fit": 3.0})
     if status == "finished":
-        figures = {"clean": 0.9, "fgsm": 0.6, "pgd": 0.5, **(accuracies or {})}
-        tested = {f"test/{name}_accuracy": value for name, value in figures.items()}
-        tested["test/worst_case_accuracy"] = min(figures.values())
-        write_json(directory / "metrics.json", {"best_epoch": best, "last_epoch": epochs, **tested})
+        measured = {"clean": 0.9, "fgsm": 0.6, "pgd": 0.5, **(accuracies or {})}
+        tested = {f"test/{name}_accuracy": value for name, value in measured.items()}
+        tested["test/worst_case_accuracy"] = min(measured.values())
+        write_json(directory / "metrics.json", {"schema": SCHEMA, "best_epoch": best, "last_epoch": epochs, **tested})
     if status:
         origin = {"program": "train.py", "overrides": [*overrides, f"seed={seed}"]}
         origin |= {"process": os.getpid() if process is None else process, "host": socket.gethostname()}
@@ -80,30 +86,37 @@ def write_records(directory: Path, seed: int, epochs: Sequence[int], best: int, 
 
 
 def make_evaluation(
-    run: Path, name: str, accuracies: Mapping[str, float] | None, *, checkpoint: str = "best.ckpt", **changes: Any
+    run: Path,
+    name: str,
+    accuracies: Mapping[str, float] | None,
+    *,
+    checkpoint: str = "best.ckpt",
+    n_examples: int | None = None,
+    **changes: Any,
 ) -> Path:
-    """An evaluation of evaluate.py in RUN/evaluations/NAME; accuracies None: begun and not finished.
+    """Make an evaluation of evaluate.py in RUN/evaluations/NAME; accuracies None: begun and not finished.
 
     Args:
-        changes: of its settings, such as limit=100.
+        changes: of its settings, such as epsilon=0.1; n_examples is one of `evaluation`.
     """
     directory = run / "evaluations" / name
     directory.mkdir(parents=True)
     path = str(run / "checkpoints" / checkpoint)
     if accuracies is None:
-        overrides = [f"checkpoint={path}", "suite.pgd.steps=7"]
+        overrides = [f"checkpoint={path}", "test_attacks.pgd.steps=7"]
         # a process that is gone: the largest number that Linux gives is 4194304
         origin = {"program": "evaluate.py", "overrides": overrides, "process": 2**30, "host": socket.gethostname()}
         write_json(directory / "status.json", {"status": "running", **origin})
-        (run / "evaluations" / "chunks" / "0123456789ab").mkdir(parents=True)
+        (run / "evaluations" / "cache" / "0123456789ab").mkdir(parents=True)
         return directory
-    own = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    attack = own["suite"]["pgd"]
-    suite = {attack_name: None if attack_name == "clean" else dict(attack) for attack_name in accuracies}
-    settings = {"checkpoint": path, "limit": None, "limit_order": "balanced", "suite": suite}
+    own = yaml.safe_load((run / "config.yaml").read_text())
+    attack = own["test_attacks"]["pgd"]
+    attacks = {attack_name: None if attack_name == "clean" else dict(attack) for attack_name in accuracies}
+    evaluation = {"n_examples": n_examples, "subset": "balanced", "cache": None, "list_top": 5}
+    settings = {"schema": SCHEMA, "checkpoint": path, "evaluation": evaluation, "test_attacks": attacks}
     settings = {**{key: own[key] for key in ("data", "norm", "epsilon")}, **settings, **changes}
-    OmegaConf.save(OmegaConf.create(settings), directory / "config.yaml")
-    figures = {f"test/{attack_name}_accuracy": value for attack_name, value in accuracies.items()}
-    figures["test/worst_case_accuracy"] = min(accuracies.values())
-    write_json(directory / "evaluation.json", figures)
+    (directory / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    metrics = {f"test/{attack_name}_accuracy": value for attack_name, value in accuracies.items()}
+    metrics["test/worst_case_accuracy"] = min(accuracies.values())
+    write_json(directory / "evaluation.json", metrics)
     return directory

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 
 class Plain(nn.Module):
@@ -17,3 +19,10 @@ class Plain(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.body(images)
+
+
+def noise(images: int = 60) -> dict[str, TensorDataset]:
+    """A data set of random images and labels."""
+    draw = torch.Generator().manual_seed(0)
+    pictures, labels = torch.rand(images, 1, 8, 8, generator=draw), torch.arange(images) % 3
+    return {"train": TensorDataset(pictures, labels), "test": TensorDataset(pictures[:30], labels[:30])}

@@ -1,4 +1,4 @@
-"""What a run has left for Weights & Biases, read back with W&B's own tool and held against the run's CSV."""
+"""Offline runs of Weights & Biases, read back with its own tool and compared with the run's CSV."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 WANDB = str(Path(sys.executable).with_name("wandb"))
 
@@ -19,43 +20,48 @@ def offline_run(run: Path) -> Path:
     return offline
 
 
-def offline_records(offline: Path) -> list[dict]:
-    """All records of an offline run."""
+def offline_records(offline: Path, kind: str) -> list[dict]:
+    """The records of one type: history, config, summary, run, exit."""
     command = [WANDB, "leet", "inspect", "--json", str(offline)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [json.loads(line) for line in lines]
+    return [record[kind] for record in map(json.loads, lines) if record["type"] == kind]
 
 
 def offline_history(offline: Path) -> list[dict]:
     """The rows that were logged."""
-    return [record["history"]["item"] for record in offline_records(offline) if record["type"] == "history"]
+    return [record["item"] for record in offline_records(offline, "history")]
 
 
-def sensitivities(run: Path) -> dict[tuple[int, str], list[float]]:
-    """{(epoch, layer): absolute sensitivity by neuron} of a sensitivity.csv."""
-    found: dict[tuple[int, str], list[float]] = {}
-    with (run / "sensitivity.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            key = int(row["epoch"]), row["layer"]
-            assert int(row["neuron"]) == len(found.setdefault(key, []))
-            found[key].append(float(row["absolute"]))
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_sensitivities(history: list[dict], run: Path) -> set[int]:
+    """Means over layers and histograms are those of the run's own CSV files; the epochs, none of which is missing."""
+    logged = {int(row["epoch"]): row for row in history if "sensitivity/absolute" in row}
+    layers, neurons = rows_of(run / "layers.csv"), rows_of(run / "sensitivity.csv")
+    assert logged.keys() == {int(row["epoch"]) for row in layers}
+    for epoch, row in logged.items():
+        for name in ("absolute", "relative", "mean_activation"):
+            expected = np.mean([float(layer[name]) for layer in layers if int(layer["epoch"]) == epoch])
+            assert row[f"sensitivity/{name}"] == pytest.approx(expected, rel=1e-9)
+        values = [min(float(neuron["relative"]), 1.0) for neuron in neurons if int(neuron["epoch"]) == epoch]
+        edges = np.arange(65) / 64 * max(values)
+        assert row["sensitivity/histogram.bins"] == edges.tolist()
+        assert row["sensitivity/histogram.values"] == np.histogram(values, bins=edges)[0].tolist()
+    return set(logged)
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process has started, and theirs."""
+    found: list[int] = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent:
+            found += [int(status.parent.name), *children(int(status.parent.name))]
     return found
-
-
-def assert_histograms(history: list[dict], run: Path) -> set[tuple[int, str]]:
-    """Every logged histogram is that of the run's own sensitivity.csv, and none is missing: {(epoch, layer)}."""
-    expected = sensitivities(run)
-    seen = set()
-    for record in history:
-        for name in record:
-            if name.startswith("sensitivity/histogram/") and name.endswith(".values"):
-                layer = name.removeprefix("sensitivity/histogram/").removesuffix(".values")
-                values = expected[int(record["epoch"]), layer]
-                edges = np.arange(65) / 64 * max(values)
-                counts, _ = np.histogram(values, bins=edges)
-                assert record[name] == counts.tolist()
-                assert record[f"sensitivity/histogram/{layer}.bins"] == edges.tolist()
-                assert sum(record[name]) == len(values)
-                seen.add((int(record["epoch"]), layer))
-    assert seen == set(expected)
-    return seen

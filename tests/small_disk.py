@@ -1,4 +1,4 @@
-"""A file system that is soon full."""
+"""A small file system of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def remount(folder: Path, options: str) -> None:
-    """With other options: 'ro', 'size=8m'."""
+    """Mount it again with other options: 'ro', 'size=8m'."""
     _mount("-o", f"remount,{options}", str(folder))
 
 

@@ -10,12 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nsr.app.build import build_callbacks
 from nsr.app.train import train
 from nsr.callbacks import Ramp
 from nsr.errors import InputError
 from nsr.training.module import RobustClassifier
-from tests.conftest import TINY, job
+from tests.conftest import TINY, job, made
 
 BATCHES = 2  # an epoch, in TINY
 
@@ -26,7 +25,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def weights(path: Path, part: str = "state_dict") -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)[part]
+    content = torch.load(path, weights_only=True)[part]
+    return {name: value for name, value in content.items() if not name.startswith("stabilizer")}
 
 
 SLOW = pytest.mark.slow
@@ -39,7 +39,7 @@ SLOW = pytest.mark.slow
 def test_every_objective_trains_from_the_command_line(tmp_path, objective):
     """With the stabiliser, and its terms in the records; weight 0 ends bit-equal to none."""
     ends = {}
-    tiny = [override for override in TINY if override != "attack.steps=2"]
+    tiny = [override for override in TINY if override != "train_attack.steps=2"]
     for name, choice in (("sns", "sns"), ("zero", "sns stabilizer.weight=0"), ("none", "none")):
         run = tmp_path / name
         train(job("train", run, *tiny, f"objective={objective}", *f"stabilizer={choice}".split()))
@@ -57,10 +57,14 @@ def test_every_objective_trains_from_the_command_line(tmp_path, objective):
 @pytest.mark.slow
 def test_ensemble_training_from_checkpoints(tmp_path, trained):
     fixed = trained / "checkpoints" / "best.ckpt"
-    tiny = [override for override in TINY if override != "attack.steps=2"]
+    tiny = [override for override in TINY if override != "train_attack.steps=2"]
     ends = {}
     for name, choice in (("sns", "sns"), ("zero", "sns stabilizer.weight=0"), ("none", "none")):
-        choices = ["objective=eat", f"attack.checkpoints=[{fixed}]", *f"stabilizer={choice}".split()]
+        choices = [
+            "objective=ensemble_adversarial",
+            f"train_attack.checkpoints=[{fixed}]",
+            *f"stabilizer={choice}".split(),
+        ]
         train(job("train", tmp_path / name, *tiny, *choices))
         ends[name] = weights(tmp_path / name / "checkpoints" / "last.ckpt")
     assert ends["none"].keys() == weights(fixed).keys()  # what is fixed is no part of the checkpoint
@@ -73,7 +77,7 @@ def test_the_ramps_follow_the_steps(tmp_path, monkeypatch):
     step = RobustClassifier.training_step
 
     def spy(self, batch, batch_idx):
-        seen.append((self.attack.share, self.stabilizer.share))
+        seen.append((self.train_attack.scale, self.stabilizer.scale))
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(RobustClassifier, "training_step", spy)
@@ -146,10 +150,10 @@ def test_averaged_weights_are_validated_kept_and_tested(tmp_path, monkeypatch):
     for name, value in expected[-1].items():
         torch.testing.assert_close(kept[f"net.{name}"], value, rtol=1e-5, atol=1e-6)
         assert not torch.equal(kept[f"net.{name}"], trajectory[-1][name])
-    from nsr.app.train import evaluate
+    from nsr.app.evaluate import evaluate
 
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    settings = [f"checkpoint={best}", "attacks=[clean,fgsm,pgd]", "suite.pgd.steps=2"]
+    settings = [f"checkpoint={best}", "test_attacks=[clean,fgsm,pgd]", "test_attacks.pgd.steps=2"]
     evaluate(job("evaluate", tmp_path / "evaluation", *settings))
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
     repeated = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
@@ -205,7 +209,7 @@ def test_one_cycle_goes_by_optimiser_steps(tmp_path, monkeypatch, objective):
         return step(self, *arguments, **settings)
 
     monkeypatch.setattr(torch.optim.Adam, "step", spy)
-    tiny = [override for override in TINY if override != "attack.steps=2"]
+    tiny = [override for override in TINY if override != "train_attack.steps=2"]
     overrides = ["scheduler=one_cycle", f"trainer.max_epochs={6 if 'free' in objective else 4}"]
     train(job("train", tmp_path / "run", *tiny, *f"objective={objective}".split(), *overrides))
     steps = 2 * BATCHES * 3 if "free" in objective else 4 * BATCHES
@@ -223,7 +227,7 @@ def test_one_cycle_goes_by_optimiser_steps(tmp_path, monkeypatch, objective):
 
 
 def test_free_training_divides_the_epochs(tmp_path):
-    tiny = [override for override in TINY if override != "attack.steps=2"]
+    tiny = [override for override in TINY if override != "train_attack.steps=2"]
     train(job("train", tmp_path / "run", *tiny, "objective=free", "objective.replays=4", "trainer.max_epochs=7"))
     assert [row["epoch"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["0", "1", "2"]
     settings = (tmp_path / "run" / "config.yaml").read_text()
@@ -236,7 +240,8 @@ def test_free_training_divides_the_epochs(tmp_path):
 @pytest.mark.parametrize("refresh", ["average", "epoch", "once"])
 def test_what_chooses_is_in_the_checkpoint(tmp_path, refresh):
     train(job("train", tmp_path / "run", *TINY, f"stabilizer.refresh={refresh}", "trainer.max_epochs=2"))
-    scores = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["stabilizer_scores"]
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    scores = saved["state_dict"]["stabilizer._extra_state"]
     assert list(scores) == ["relu1", "relu2", "relu3", "relu4"]
     if refresh == "average":
         return
@@ -249,11 +254,11 @@ def test_what_chooses_is_in_the_checkpoint(tmp_path, refresh):
 # ---------------------------------------------------------------- refused
 
 
-def test_a_ramp_of_nothing(tmp_path):
+def test_a_ramp_of_nothing():
     ramp = Ramp(of="stabilizer", epochs=1)
     with pytest.raises(InputError, match="a ramp of the stabilizer, but this run has none"):
-        ramp.setup(None, SimpleNamespace(stabilizer=None), "fit")
-    with pytest.raises(InputError, match="it must be one of attack, stabilizer"):
+        ramp.check(SimpleNamespace(stabilizer=None), 3)
+    with pytest.raises(InputError, match="it must be one of train_attack, stabilizer"):
         Ramp(of="learning_rate", epochs=1)
-    config = job("train", tmp_path / "run", *TINY, "callbacks=[stabilizer_ramp,epsilon_ramp]")
-    assert len({ramp.state_key for ramp in build_callbacks(config)}) == 2
+    callbacks = made("train", *TINY, "callbacks=[stabilizer_ramp,epsilon_ramp]", "trainer.max_epochs=6").callbacks
+    assert len({ramp.state_key for ramp in callbacks.values()}) == 2

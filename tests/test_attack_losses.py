@@ -98,19 +98,6 @@ def test_the_divergence_is_its_equation_in_this_order(classes, scale):
     assert not torch.allclose(kl_divergence(other, logits), got)
 
 
-def test_the_divergence_from_itself_is_zero():
-    logits, _ = some_logits(5, scale=3)
-    close(kl_divergence(logits, logits.detach().clone()), [0.0] * 7, 1e-15)
-    close(kl_divergence(logits, logits.detach() + 9), [0.0] * 7, 1e-14)
-
-
-def test_with_two_classes_the_boosted_loss_is_twice_the_cross_entropy():
-    logits, labels = some_logits(2, scale=3)
-    torch.testing.assert_close(
-        boosted_cross_entropy(logits, labels), 2 * cross_entropy(logits, labels), rtol=1e-12, atol=0
-    )
-
-
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_margin_is_above_zero_exactly_where_the_image_is_misclassified(classes):
     logits, labels = some_logits(classes, count=200)
@@ -207,12 +194,3 @@ def test_at_least_float32(dtype, expected):
     got = kl_divergence(logits, other)
     assert got.dtype == expected
     assert torch.equal(got, kl_divergence(wide, other.detach().to(expected)))
-
-
-def test_float16_holds_logits_whose_difference_it_does_not_hold():
-    logits = torch.tensor([[60000.0, -60000.0]], dtype=torch.float16)
-    for label, value in ((0, -1), (1, 1)):
-        assert margin(logits, torch.tensor([label])).item() == pytest.approx(value * 120000, rel=1e-3)
-        assert cross_entropy(logits, torch.tensor([label])).item() == pytest.approx(120000 * (value > 0), rel=1e-3)
-        assert boosted_cross_entropy(logits, torch.tensor([label])).isfinite().all()
-    assert kl_divergence(logits, -logits).item() == pytest.approx(120000, rel=1e-3)

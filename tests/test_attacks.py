@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import warnings
-from typing import ClassVar
 
 import pytest
 import torch
@@ -26,6 +24,7 @@ from torch import nn
 
 from nsr.attacks import GradientAttack, fgsm, pgd
 from nsr.errors import InputError
+from nsr.objectives import Trades
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 SETTINGS = {"epsilon": 0.1, "steps": 3, "step_size": 0.04}
@@ -43,7 +42,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def learnt():
+def trained():
     images, labels = pattern_images()
     return trained_net(images, labels), images, labels
 
@@ -55,9 +54,9 @@ def linear_net(classes=2, pixels=36, dtype=torch.float32):
 
 def distance(adversarial, images, norm):
     """(batch,) in float64, so that the measuring adds no rounding."""
-    movement = (adversarial.double() - images.double()).flatten(1)
+    difference = (adversarial.double() - images.double()).flatten(1)
     order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
-    return torch.linalg.vector_norm(movement, ord=order, dim=1)
+    return torch.linalg.vector_norm(difference, ord=order, dim=1)
 
 
 # ---------------------------------------------------------------- against foolbox
@@ -71,67 +70,39 @@ def foolbox():
     return foolbox
 
 
-def share_equal(one, other):
+def fraction_equal(one, other):
     return (one - other).flatten(1).abs().amax(1).le(1e-5).double().mean().item()
 
 
-def moved(adversarial, images):
-    """Most images have been moved: two attacks that do nothing agree as well."""
+def is_perturbed(adversarial, images):
+    """The fraction of perturbed images: two attacks that do nothing agree as well."""
     return (adversarial - images).flatten(1).abs().amax(1).gt(1e-3).double().mean().item()
 
 
+@pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize(
     ("norm", "epsilon", "step_size", "steps"),
-    [("linf", 8 / 255, 2 / 255, 10), ("linf", 0.1, 0.04, 7), ("l2", 0.5, 0.125, 10), ("l2", 1.5, 0.5, 7)],
+    [
+        *(("linf", 8 / 255, 2 / 255, 10), ("linf", 0.1, 0.04, 7), ("linf", 0.3, 0.3, 1)),
+        *(("l2", 0.5, 0.125, 10), ("l2", 1.5, 0.5, 7), ("l2", 1.0, 1.0, 1)),
+    ],
 )
-def test_pgd_is_foolboxs(learnt, foolbox, norm, epsilon, step_size, steps):
-    net, images, labels = learnt
+def test_pgd_is_foolboxs(trained, foolbox, norm, epsilon, step_size, steps, targeted):
+    net, images, labels = trained
+    aims = (labels + 1) % 4 if targeted else labels
     attack = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
-    model = foolbox.PyTorchModel(net, bounds=(0, 1))
     expected, *_ = attack(abs_stepsize=step_size, steps=steps, random_start=False)(
-        model, images, labels, epsilons=epsilon
+        foolbox.PyTorchModel(net, bounds=(0, 1)),
+        images,
+        foolbox.criteria.TargetedMisclassification(aims) if targeted else aims,
+        epsilons=epsilon,
     )
-    got = pgd(net, images, labels, epsilon=epsilon, step_size=step_size, steps=steps, norm=norm, random_start=False)
-    assert moved(expected, images) > 0.99
-    assert share_equal(got, expected) >= 0.99
-
-
-@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 8 / 255), ("linf", 0.3), ("l2", 1.0)])
-def test_fgsm_is_foolboxs(learnt, foolbox, norm, epsilon):
-    net, images, labels = learnt
-    attack = {"linf": foolbox.attacks.LinfFastGradientAttack, "l2": foolbox.attacks.L2FastGradientAttack}[norm]
-    model = foolbox.PyTorchModel(net, bounds=(0, 1))
-    expected, *_ = attack(random_start=False)(model, images, labels, epsilons=epsilon)
-    got = fgsm(net, images, labels, epsilon=epsilon, norm=norm)
-    assert moved(expected, images) > 0.99
-    assert share_equal(got, expected) >= 0.99
-
-
-@pytest.mark.parametrize(
-    ("norm", "epsilon", "step_size", "steps"),
-    [("linf", 8 / 255, 8 / 255, 1), ("linf", 0.1, 0.04, 7), ("l2", 1.0, 1.0, 1), ("l2", 1.5, 0.5, 7)],
-)
-def test_targeted_pgd_is_foolboxs(learnt, foolbox, norm, epsilon, step_size, steps):
-    net, images, labels = learnt
-    targets = (labels + 1) % 4
-    attack = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
-    model = foolbox.PyTorchModel(net, bounds=(0, 1))
-    expected, *_ = attack(abs_stepsize=step_size, steps=steps, random_start=False)(
-        model, images, foolbox.criteria.TargetedMisclassification(targets), epsilons=epsilon
-    )
-    chosen = {"epsilon": epsilon, "step_size": step_size, "steps": steps, "norm": norm, "random_start": False}
-    got = pgd(net, images, targets, **chosen, targeted=True)
-    assert moved(expected, images) > 0.99
-    assert share_equal(got, expected) >= 0.99
-    assert share_equal(pgd(net, images, labels, **chosen), expected) < 0.5, "not the way away from the label"
-
-
-def test_it_fools_a_network_that_has_learnt_its_images(learnt):
-    net, images, labels = learnt
-    assert (net(images).argmax(1) == labels).double().mean() > 0.9
-    torch.manual_seed(0)
-    adversarial = pgd(net, images, labels, epsilon=0.3, steps=10)
-    assert (net(adversarial).argmax(1) == labels).double().mean() < 0.2
+    chosen = {"step_size": step_size, "steps": steps, "random_start": False, "targeted": targeted}
+    got = pgd(net, images, aims, epsilon=epsilon, norm=norm, **chosen)
+    assert is_perturbed(expected, images) > 0.99
+    assert fraction_equal(got, expected) >= 0.99
+    if steps == 1 and not targeted:
+        assert torch.equal(fgsm(net, images, labels, epsilon=epsilon, norm=norm), got)
 
 
 # ---------------------------------------------------------------- against closed forms
@@ -154,31 +125,17 @@ def test_linf_reaches_the_optimum_of_a_linear_model_box_included(epsilon, random
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
-@pytest.mark.parametrize("random_start", [False, True])
-def test_l2_reaches_the_optimum_of_a_linear_model_inside_the_box(random_start, loss):
-    net, images = linear_net(dtype=torch.float64), 0.4 + 0.2 * some_images(dtype=torch.float64)
-    labels = LABELS % 2
-    weight = net[1].weight.detach()
-    direction = weight[1 - labels] - weight[labels]
-    expected = images + 0.3 * (direction / direction.square().sum(1, keepdim=True).sqrt()).view_as(images)
-    chosen = {"step_size": 0.3, "steps": 40, "random_start": random_start, "loss": loss}
-    got = pgd(net, images, labels, epsilon=0.3, norm="l2", **chosen)
-    # from a random start each step halves, about, what is left of the way round the ball
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12 if not random_start else 1e-6)
-
-
 def furthest_along(direction, image, epsilon):
     """max d.direction with ||d||_2 <= epsilon and image + d in [0, 1]: d = clip(s * direction), s by bisection."""
 
-    def movement(scale):
+    def difference(scale):
         return [min(max(scale * w, -x), 1 - x) for w, x in zip(direction, image, strict=True)]
 
     low, high = 0.0, 1e6
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if math.fsum(d * d for d in movement(middle)) <= epsilon**2 else (low, middle)
-    return math.fsum(d * w for d, w in zip(movement(low), direction, strict=True))
+        low, high = (middle, high) if math.fsum(d * d for d in difference(middle)) <= epsilon**2 else (low, middle)
+    return math.fsum(d * w for d, w in zip(difference(low), direction, strict=True))
 
 
 @pytest.mark.parametrize(("random_start", "loss"), [(False, "cross_entropy"), (True, "margin")])
@@ -186,7 +143,7 @@ def furthest_along(direction, image, epsilon):
 def test_l2_comes_within_a_thousandth_of_the_optimum_where_the_box_is_touched(
     epsilon, step_size, steps, random_start, loss
 ):
-    """Not nearer: shortened first and clipped then, a movement ends inside the ball, by a share of the last step."""
+    """Not nearer: shortened first and clipped then, an iterate ends inside the ball, by a fraction of the last step."""
     net, images, labels = linear_net(dtype=torch.float64), some_images(dtype=torch.float64), LABELS % 2
     weight = net[1].weight.detach()
     direction = weight[1 - labels] - weight[labels]
@@ -216,15 +173,8 @@ def test_fgsm_steps_by_epsilon_and_pgd_by_the_step_size():
             torch.testing.assert_close(far, torch.full((6,), expected, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
-def test_step_size_is_two_and_a_half_times_epsilon_over_the_steps():
-    net, images = residual_net().eval(), some_images()
-    common = {"epsilon": 0.1, "steps": 4, "random_start": False}
-    assert torch.equal(pgd(net, images, LABELS, **common), pgd(net, images, LABELS, **common, step_size=2.5 * 0.1 / 4))
-    assert not torch.equal(pgd(net, images, LABELS, **common), pgd(net, images, LABELS, **common, step_size=0.01))
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_no_gradient_no_movement_and_no_nan(norm):
+def test_no_gradient_no_difference_and_no_nan(norm):
     class Constant(nn.Module):
         def forward(self, images):
             return 0 * images.flatten(1)[:, :3]
@@ -257,7 +207,7 @@ class Confident(nn.Module):
 @settings(PROPERTY, max_examples=200)
 @given(
     norm=st.sampled_from(["linf", "l2", "l1"]),
-    share=st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
+    fraction=st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
     steps=st.integers(0, 3),
     step_size=st.none() | st.floats(0, 3),
     random_start=st.sampled_from([True, False, "gaussian"]),
@@ -270,12 +220,12 @@ class Confident(nn.Module):
     seed=st.integers(0, 999),
 )
 def test_within_epsilon_and_the_pixel_range(
-    norm, share, steps, step_size, random_start, aim, restarts, keep_best, make, precision, mode, seed
+    norm, fraction, steps, step_size, random_start, aim, restarts, keep_best, make, precision, mode, seed
 ):
     dtype = torch.float32 if precision == "autocast" else precision
     net, images = make(seed).to(dtype), some_images(seed=seed, dtype=dtype)
     images.view(-1)[:20] = (images.view(-1)[:20] > 0.5).to(dtype)  # pixels at the ends of the range
-    epsilon = share * {"linf": 1, "l2": 6, "l1": 36}[norm]  # the diameter of these images, 6 pixels a side
+    epsilon = fraction * {"linf": 1, "l2": 6, "l1": 36}[norm]  # the diameter of these images, 6 pixels a side
     loss, targeted = aim
     if loss == "kl" and random_start is False:
         random_start = "gaussian"  # without a random start it is refused
@@ -311,14 +261,6 @@ def test_within_epsilon_and_the_pixel_range(
         assert torch.equal(got, images)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("random_start", [False, True])
-def test_epsilon_0_gives_the_images_back_bit_by_bit(norm, random_start):
-    images = some_images()
-    got = pgd(residual_net(), images, LABELS, epsilon=0, steps=2, step_size=0.1, norm=norm, random_start=random_start)
-    assert torch.equal(got, images)
-
-
 @pytest.mark.parametrize(
     "chosen", [{"epsilon": 0, "steps": 2}, {"epsilon": 0.1, "steps": 0}, {"epsilon": 0.1, "steps": 2}]
 )
@@ -328,14 +270,6 @@ def test_the_result_is_the_callers_own(chosen):
     kept = images.clone()
     pgd(residual_net(), images, LABELS, **chosen, random_start=False).fill_(0.5)
     assert torch.equal(images, kept)
-
-
-def test_half_precision_does_not_lose_the_gradient(learnt):
-    """A bfloat16 network's attack succeeds about as well as its float32 twin's."""
-    net, images, labels = learnt
-    half = copy.deepcopy(net).to(torch.bfloat16)
-    adversarial = pgd(half, images.to(torch.bfloat16), labels, epsilon=0.3, steps=5, random_start=False)
-    assert (net(adversarial.float()).argmax(1) == labels).double().mean() < 0.3
 
 
 def test_a_large_batch_does_not_drown_its_gradients_in_half_precision():
@@ -365,22 +299,22 @@ def start(images, norm, epsilon, seed=0):
 
 def test_a_linf_start_is_uniform_in_the_cube():
     images = torch.full((2000, 1, 2, 5), 0.5, dtype=torch.float64)
-    movement = start(images, "linf", 0.25) - images
+    difference = start(images, "linf", 0.25) - images
     # 1.63 / sqrt(n): the value that one uniform sample in a hundred exceeds; the seed is fixed
-    assert kolmogorov(movement / 0.5 + 0.5) < 1.63 / math.sqrt(movement.numel())
-    correlation = torch.corrcoef(movement.flatten(1).T) - torch.eye(10)
+    assert kolmogorov(difference / 0.5 + 0.5) < 1.63 / math.sqrt(difference.numel())
+    correlation = torch.corrcoef(difference.flatten(1).T) - torch.eye(10)
     assert correlation.abs().max() < 5 / math.sqrt(2000)
 
 
 def test_an_l2_start_is_uniform_in_the_ball():
     images = torch.full((4000, 1, 1, 3), 0.5, dtype=torch.float64)
-    movement = (start(images, "l2", 0.25) - images).flatten(1)
-    radius = movement.square().sum(1, keepdim=True).sqrt()
+    difference = (start(images, "l2", 0.25) - images).flatten(1)
+    radius = difference.square().sum(1, keepdim=True).sqrt()
     bound = 1.63 / math.sqrt(4000)
     assert kolmogorov((radius / 0.25) ** 3) < bound
     for coordinate in range(3):  # Archimedes: each coordinate of a point of the sphere is uniform
-        assert kolmogorov((movement[:, [coordinate]] / radius + 1) / 2) < bound
-    correlation = torch.corrcoef(movement.T) - torch.eye(3)
+        assert kolmogorov((difference[:, [coordinate]] / radius + 1) / 2) < bound
+    correlation = torch.corrcoef(difference.T) - torch.eye(3)
     assert correlation.abs().max() < 5 / math.sqrt(4000)
 
 
@@ -394,20 +328,14 @@ def test_the_generator_decides_the_start(norm):
 
     assert torch.equal(attacked(1), attacked(1))
     assert not torch.equal(attacked(1), attacked(2))
-    assert torch.equal(torch.get_rng_state(), state), "with a generator torch's own is left alone"
+    attacked_from_the_image = [pgd(net, images, LABELS, **SETTINGS, norm=norm, random_start=False) for _ in range(2)]
+    assert torch.equal(*attacked_from_the_image)
+    assert torch.equal(torch.get_rng_state(), state), "torch's own is left alone with a generator or without a start"
     one = []
     for _ in range(2):
         torch.manual_seed(7)
         one.append(pgd(net, images, LABELS, **SETTINGS, norm=norm))
     assert torch.equal(*one)
-
-
-def test_no_random_start_draws_nothing():
-    net, images = residual_net().eval(), some_images()
-    state = torch.get_rng_state()
-    one, other = (pgd(net, images, LABELS, **SETTINGS, random_start=False) for _ in range(2))
-    assert torch.equal(one, other)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 # ---------------------------------------------------------------- without a trace
@@ -456,69 +384,32 @@ def test_no_trace_of_a_network_that_raises_in_the_middle(mode):
 
 
 def test_no_trace_of_a_network_that_keeps_other_statistics():
-    """Spectral normalisation moves its vectors in every training pass; the promise is of every buffer."""
+    """Spectral normalization moves its vectors in every training pass; every buffer is restored."""
     net = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(36, 3)))
     before = inventory(net)
     pgd(net, some_images(), LABELS, **SETTINGS, mode="train")
     same_inventory(before, inventory(net))
 
 
-def test_the_gradient_of_a_training_step_is_the_same_with_an_attack_in_front():
-    net, images = residual_net().train(), some_images()
-    twin = copy.deepcopy(net)
-    for model in (net, twin):
-        if model is net:
-            pgd(model, images, LABELS, **SETTINGS, mode="train")
-        nn.functional.cross_entropy(model(images), LABELS).backward()
-    same_inventory(inventory(twin), inventory(net))
-
-
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_a_pass_made_before_the_attack_can_still_be_differentiated(mode):
     """Autograd counts every write into a buffer, one that puts the old value back too."""
     net, images = residual_net().train(), some_images()
-    twin = copy.deepcopy(net)
-    for model in (net, twin):
+    counterpart = copy.deepcopy(net)
+    for model in (net, counterpart):
         logits = model(images)
         if model is net:
             pgd(model, images, LABELS, **SETTINGS, mode=mode)
         nn.functional.cross_entropy(logits, LABELS).backward()
-    same_inventory(inventory(twin), inventory(net))
-
-
-class Product(torch.autograd.Function):
-    """images @ weight.T, noting for which of the two a gradient is asked."""
-
-    asked: ClassVar[list[tuple[bool, ...]]] = []
-
-    @staticmethod
-    def forward(ctx, images, weight):
-        ctx.save_for_backward(images, weight)
-        return images @ weight.T
-
-    @staticmethod
-    def backward(ctx, gradient):
-        images, weight = ctx.saved_tensors
-        Product.asked.append(tuple(ctx.needs_input_grad))
-        return gradient @ weight, gradient.T @ images
+    same_inventory(inventory(counterpart), inventory(net))
 
 
 def test_no_gradient_of_a_parameter_is_ever_computed():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(3, 36))
-
-        def forward(self, images):
-            return Product.apply(images.flatten(1), self.weight)
-
-    net = Net()
-    Product.asked.clear()
+    net, asked = residual_net(), []
+    net.register_forward_pre_hook(lambda net, inputs: asked.append([p.requires_grad for p in net.parameters()]))
     pgd(net, some_images(), LABELS, **SETTINGS)
-    assert Product.asked == [(True, False)] * SETTINGS["steps"]
-    Product.asked.clear()
-    nn.functional.cross_entropy(net(some_images()), LABELS).backward()
-    assert Product.asked == [(False, True)], "the counter works"
+    assert len(asked) == SETTINGS["steps"]
+    assert not any(map(any, asked))
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -541,11 +432,11 @@ def test_gradients_are_enabled_where_they_are_off(context, norm, made_inside):
 
 
 def without_running_statistics(net):
-    """A copy whose BatchNorm layers know the batch alone, whatever their mode."""
-    twin = copy.deepcopy(net)
-    for bn in (twin.bn1, twin.bn2):
+    """A copy whose BatchNorm layers use the batch only, whatever their mode."""
+    counterpart = copy.deepcopy(net)
+    for bn in (counterpart.bn1, counterpart.bn2):
         bn.running_mean = bn.running_var = None
-    return twin
+    return counterpart
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -587,13 +478,6 @@ def test_fractions_are_accepted_as_text():
     assert (attack.epsilon, attack.step_size) == (8 / 255, 2.5 * 8 / 255)
 
 
-def test_fgsm_is_one_step_of_pgd_from_the_image():
-    net, images = residual_net().eval(), some_images()
-    for norm in ("linf", "l2", "l1"):
-        one = pgd(net, images, LABELS, epsilon=0.2, step_size=0.2, steps=1, norm=norm, random_start=False)
-        assert torch.equal(fgsm(net, images, LABELS, epsilon=0.2, norm=norm), one)
-
-
 def test_an_attack_tells_its_settings():
     text = repr(GradientAttack(epsilon="8/255", steps=10, norm="l2"))
     assert eval(text, {"GradientAttack": GradientAttack}).epsilon == 8 / 255
@@ -601,91 +485,50 @@ def test_an_attack_tells_its_settings():
     assert "norm='l2'" in text
 
 
-@pytest.mark.parametrize("function", [pgd, fgsm])
-def test_settings_are_keyword_only(function):
-    parameters = inspect.signature(function).parameters.values()
-    assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == ["net", "images", "labels"]
-
-
 GOOD = {"epsilon": 0.1, "steps": 2}
+
+
+def own_loss(logits, clean_logits, labels):
+    return (logits - clean_logits).square().sum(1) - logits.gather(1, labels[:, None])[:, 0]
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         ({"epsilon": 8}, r"epsilon is 8; .*8/255, not 8"),
-        ({"epsilon": -0.1}, "epsilon is -0.1"),
         ({"epsilon": "a lot"}, "epsilon is 'a lot'"),
         ({"epsilon": math.nan}, "epsilon is nan"),
-        ({"norm": "l3"}, "norm is 'l3'.*linf, l2, l1"),
         ({"norm": "Linf"}, "norm is 'Linf'.*did you mean 'linf'"),
-        ({"norm": math.inf}, "norm is inf"),
         ({"steps": 2.0}, "steps is 2.0; it must be a whole number"),
         ({"steps": -1}, "steps is -1"),
-        ({"steps": True}, "steps is True"),
-        ({"step_size": -0.1}, "step_size is -0.1"),
         ({"step_size": "2/0"}, "step_size is '2/0'"),
-        ({"random_start": "yes"}, "random_start is 'yes'"),
-        ({"random_start": None}, "random_start is None"),
         ({"random_start": "gaussain"}, "random_start is 'gaussain'; .*did you mean 'gaussian'"),
-        ({"mode": "frozen"}, "mode is 'frozen'.*eval, train"),
-        ({"loss": "hinge"}, "loss is 'hinge'; it must be one of cross_entropy, margin, kl"),
-        ({"loss": "cross-entropy"}, "loss is 'cross-entropy'.*did you mean 'cross_entropy'"),
-        ({"loss": None}, "loss is None"),
-        ({"loss": "kl", "random_start": False}, "loss is 'kl' without random start.*must be true or gaussian"),
-        ({"loss": "kl", "targeted": True}, "loss is 'kl', which has no target; targeted needs"),
-        ({"loss": "kl", "targeted": "least_likely"}, "loss is 'kl', which has no target; targeted needs"),
-        ({"targeted": "least likely"}, "targeted is 'least likely'.*did you mean 'least_likely'"),
-        ({"targeted": None}, "targeted is None"),
-        ({"restarts": 0}, "restarts is 0; it must be a whole number at least 1"),
-        ({"restarts": 1.5}, "restarts is 1.5"),
-        ({"restarts": True}, "restarts is True"),
-        ({"keep_best": "yes"}, "keep_best is 'yes'; it must be one of True, False"),
-        ({"keep_best": None, "restarts": 2}, "keep_best is None"),
         ({"random_start": 1}, "random_start is 1;"),
-        ({"random_start": 0}, "random_start is 0;"),
-        ({"targeted": 1}, "targeted is 1;"),
+        ({"mode": "frozen"}, "mode is 'frozen'.*eval, train"),
+        ({"loss": "cross-entropy"}, "loss is 'cross-entropy'.*did you mean 'cross_entropy'"),
+        ({"loss": "kl", "random_start": False}, "loss is 'kl' without random start.*must be true or gaussian"),
+        ({"loss": Trades().attack_loss, "random_start": False}, "loss is 'kl' without random start"),
+        ({"loss": "kl", "targeted": True}, "loss is 'kl', which has no target; targeted needs"),
+        ({"loss": own_loss, "targeted": "least_likely"}, "loss is 'own_loss', which has no target; targeted needs"),
+        ({"targeted": "least likely"}, "targeted is 'least likely'.*did you mean 'least_likely'"),
+        ({"restarts": 0}, "restarts is 0; it must be a whole number at least 1"),
+        ({"restarts": True}, "restarts is True"),
+        ({"keep_best": None, "restarts": 2}, "keep_best is None"),
+        ({"noise": 0.2}, "noise is 0.2, beyond the ball of radius 0.1; it needs projection=false"),
+        ({"noise": "16/255", "epsilon": "8/255"}, "noise is '?[0-9./]+'?, beyond the ball of radius '8/255'"),
+        ({"noise": -0.1, "random_start": "gaussian"}, "noise is -0.1"),
+        ({"projection": None}, "projection is None"),
     ],
 )
 def test_a_wrong_setting_is_refused(change, match):
     net, images = residual_net(), some_images()
-    for action in (
-        lambda: GradientAttack(**{**GOOD, **change}),
-        lambda: pgd(net, images, LABELS, **{**GOOD, **change}),
-    ):
+    actions = [lambda: GradientAttack(**{**GOOD, **change})]
+    if not {"noise", "projection"} & set(change):
+        actions.append(lambda: pgd(net, images, LABELS, **{**GOOD, **change}))
+    for action in actions:
         with pytest.raises(InputError, match=match) as caught:
             action()
         assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"noise": 0.2}, "noise is 0.2, beyond the ball of radius 0.1; it needs projection=false"),
-        ({"noise": "16/255", "epsilon": "8/255"}, "noise is '?[0-9./]+'?, beyond the ball of radius '8/255'"),
-        ({"noise": -0.1}, "noise is -0.1"),
-        ({"noise": "a lot"}, "noise is 'a lot'"),
-        ({"noise": math.nan}, "noise is nan"),
-        ({"noise": -0.1, "random_start": "gaussian"}, "noise is -0.1"),
-        ({"projection": "no"}, "projection is 'no'; it must be one of True, False"),
-        ({"projection": None}, "projection is None"),
-    ],
-)
-def test_a_wrong_setting_of_the_object_alone_is_refused(change, match):
-    with pytest.raises(InputError, match=match) as caught:
-        GradientAttack(**{**GOOD, **change})
-    assert "\n" not in str(caught.value)
-
-
-def test_noise_as_wide_as_the_ball_is_allowed_and_gaussian_noise_of_any_width():
-    for change in (
-        {"noise": 0.1},
-        {"epsilon": "8/255", "noise": "8/255"},
-        {"noise": 0.2, "projection": False},
-        {"noise": 0.2, "random_start": "gaussian"},
-        {"noise": 0.2, "random_start": False},
-    ):
-        GradientAttack(**{**GOOD, **change})
 
 
 @pytest.mark.parametrize("attack", [pgd, fgsm])

@@ -12,16 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from nsr.app.build import build_data, build_module
-from nsr.app.checkpoints import take_over_checkpoint
 from nsr.app.configuration import unusual_epsilon
-from nsr.app.preflight import rehearse
-from nsr.app.train import evaluate
+from nsr.app.evaluate import evaluate
+from nsr.app.preflight import preflight
+from nsr.callbacks.progress import TimeLeft
 from nsr.data.corruptions import Corruptions
 from nsr.data.sources import Digits
 from nsr.errors import InputError
-from nsr.evaluation.time_left import TimeLeft
-from tests.conftest import job
+from tests.conftest import job, made
 
 SETTINGS = {"classes": list("0123456789"), "channels": 1, "image_size": 8}
 
@@ -41,16 +39,20 @@ def figures_of(directory: Path) -> dict[str, float]:
 @pytest.mark.slow
 def test_a_curve_is_the_same_attack_at_other_radii(trained, tmp_path, capsys):
     best = trained / "checkpoints" / "best.ckpt"
-    common = [f"checkpoint={best}", "limit=60", "alarms.judge=false"]
-    curve = ["attacks=[clean,pgd,curve]", "suite.curve.shares=[0.5,1,2]", "suite.curve.attack.steps=3"]
-    evaluate(job("evaluate", tmp_path / "curve" / "run", *common, *curve, "suite.pgd.steps=3", "epsilon=0.1"))
+    common = [f"checkpoint={best}", "evaluation.n_examples=60", "checks.enabled=false"]
+    curve = [
+        "test_attacks=[clean,pgd,curve]",
+        "test_attacks.curve.scales=[0.5,1,2]",
+        "test_attacks.curve.attack.steps=3",
+    ]
+    evaluate(job("evaluate", tmp_path / "curve" / "run", *common, *curve, "test_attacks.pgd.steps=3", "epsilon=0.1"))
     figures = figures_of(tmp_path / "curve" / "run")
     points = rows(tmp_path / "curve" / "run" / "curve.csv")
     assert [float(row["epsilon"]) for row in points] == pytest.approx([0, 0.05, 0.1, 0.2])
     assert float(points[0]["accuracy"]) == figures["test/clean_accuracy"]
     for share, row in zip((0.5, 1, 2), points[1:], strict=True):
         name = f"{tmp_path.name}_{share}"
-        command = ["attacks=[clean,pgd]", "suite.pgd.steps=3", f"epsilon={0.1 * share}"]
+        command = ["test_attacks=[clean,pgd]", "test_attacks.pgd.steps=3", f"epsilon={0.1 * share}"]
         evaluate(job("evaluate", tmp_path / name / "run", *common, *command))
         assert float(row["accuracy"]) == figures_of(tmp_path / name / "run")["test/pgd_accuracy"]
     # the larger radius is no part of the threat model
@@ -66,16 +68,16 @@ def test_a_curve_is_the_same_attack_at_other_radii(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("suite.curve.shares=[]", r"suite.curve.shares is \[\]; it must be a list of different numbers"),
-        ("suite.curve.shares=[0,1]", "suite.curve.shares entry is 0; it must be a number above 0"),
-        ("suite.curve.shares=[1,1]", "it must be a list of different numbers"),
-        ("suite.curve.shares=[100]", r"epsilon is .*; it must be a number at least 0 and at most 1"),
+        ("test_attacks.curve.scales=[]", r"test_attacks.curve.scales is \[\]; it must be a list of different numbers"),
+        ("test_attacks.curve.scales=[0,1]", "test_attacks.curve.scales entry is 0; it must be a number above 0"),
+        ("test_attacks.curve.scales=[1,1]", "it must be a list of different numbers"),
+        ("test_attacks.curve.scales=[100]", r"epsilon is .*; it must be a number at least 0 and at most 1"),
     ],
 )
 def test_wrong_shares(trained, tmp_path, override, message):
     best = trained / "checkpoints" / "best.ckpt"
     with pytest.raises(InputError, match=message) as caught:
-        evaluate(job("evaluate", tmp_path / "run", f"checkpoint={best}", "attacks=[curve]", override))
+        evaluate(job("evaluate", tmp_path / "run", f"checkpoint={best}", "test_attacks=[curve]", override))
     assert "\n" not in str(caught.value)
 
 
@@ -105,11 +107,14 @@ def arrays(tmp_path, digits) -> Path:
 
 def test_corrupted_images_are_measured_as_a_loop_would(trained, arrays, tmp_path, capsys):
     best = trained / "checkpoints" / "best.ckpt"
-    command = [f"checkpoint={best}", "attacks=[clean,corruptions]", f"corruptions.root={arrays}", "alarms.judge=false"]
+    command = [
+        f"checkpoint={best}",
+        "test_attacks=[clean,corruptions]",
+        f"corruptions.root={arrays}",
+        "checks.enabled=false",
+    ]
     evaluate(job("evaluate", tmp_path / "run" / "first", *command))
-    config = job("evaluate", tmp_path / "loop", *command)
-    saved = take_over_checkpoint(config)
-    net = build_module(config, build_data(config), saved=saved).net.eval()
+    net = made("evaluate", *command).module.net.eval()
     labels = torch.from_numpy(np.load(arrays / "labels.npy"))
     found = rows(tmp_path / "run" / "first" / "corruptions.csv")
     assert [(row["corruption"], int(row["severity"])) for row in found] == [
@@ -130,7 +135,7 @@ def test_corrupted_images_are_measured_as_a_loop_would(trained, arrays, tmp_path
     assert "accuracy on corrupted images, by severity" in text
     assert "nothing" in text
     # the same command finds every part
-    chunks = sorted((tmp_path / "run" / "chunks").rglob("clean-*/*.json"))
+    chunks = sorted((tmp_path / "run" / "cache").rglob("clean-*/*.json"))
     before = {path: path.stat().st_mtime_ns for path in chunks}
     assert len(chunks) == 2 + 2 * 10
     evaluate(job("evaluate", tmp_path / "run" / "second", *command))
@@ -163,7 +168,7 @@ def test_a_folder_of_corruptions_is_the_same_as_arrays(arrays, tmp_path):
 
 @pytest.mark.parametrize("limit_order", ["balanced", "first"])
 def test_a_limit_takes_the_same_images_at_every_severity(arrays, limit_order):
-    images = Corruptions(arrays, limit=100, limit_order=limit_order, **SETTINGS).images("nothing")
+    images = Corruptions(arrays, n_examples=100, subset=limit_order, **SETTINGS).images("nothing")
     assert len(images) == 500
     for severity in range(1, 5):
         assert torch.equal(images.images[:100], images.images[100 * severity : 100 * severity + 100])
@@ -180,7 +185,7 @@ def test_wrong_files_are_told(arrays, tmp_path):
 
     assert "is no folder" in refused(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "holds no corruptions" in refused(tmp_path / "empty")
+    assert "contains no corruptions" in refused(tmp_path / "empty")
     assert "did you mean 'noise'" in refused(names=["noisy"])
     assert "it must be (2500, 32, 32, 3)" in refused(channels=3, image_size=32)
     assert "the data have 5 classes" in refused(classes=list("01234"))
@@ -197,14 +202,14 @@ def test_wrong_files_are_told(arrays, tmp_path):
 def test_wrong_files_are_told_before_a_directory_is_made(trained, arrays, tmp_path):
     best = trained / "checkpoints" / "best.ckpt"
     shutil.copy(arrays / "labels.npy", arrays / "fog.npy")
-    command = [f"checkpoint={best}", "attacks=[corruptions]", f"corruptions.root={arrays}"]
+    command = [f"checkpoint={best}", "test_attacks=[corruptions]", f"corruptions.root={arrays}"]
     from nsr.app.composition import compose_checked
 
     with pytest.raises(InputError, match=r"fog.npy has shape \(2500,\)"):
-        rehearse(compose_checked("evaluate", [*command, f"hydra.run.dir={tmp_path / 'run'}"]))
+        preflight(compose_checked("evaluate", [*command, f"hydra.run.dir={tmp_path / 'run'}"]), "evaluate")
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="give it to evaluate.py"):
-        compose_checked("train", ["attacks=[clean,corruptions]", "corruptions.root=x"])
+        compose_checked("train", ["test_attacks=[clean,corruptions]", "corruptions.root=x"])
 
 
 # ---------------------------------------------------------------- a radius of another norm, other images
@@ -241,7 +246,13 @@ def test_a_radius_of_another_norms_size_is_told(norm, epsilon, nearest):
 
 def test_the_warning_is_on_the_screen(trained, tmp_path, caplog):
     best = trained / "checkpoints" / "best.ckpt"
-    command = [f"checkpoint={best}", "attacks=[clean]", "norm=l2", "limit=50", "alarms.judge=false"]
+    command = [
+        f"checkpoint={best}",
+        "test_attacks=[clean]",
+        "norm=l2",
+        "evaluation.n_examples=50",
+        "checks.enabled=false",
+    ]
     evaluate(job("evaluate", tmp_path / "odd" / "run", *command, "epsilon=0.03"))
     assert "epsilon=0.03 is customary in linf, but norm is l2" in caplog.text
     caplog.clear()
@@ -259,10 +270,10 @@ def test_a_checkpoint_of_other_images(trained, tmp_path):
                 pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     command = [f"checkpoint={best}", "data=image_folder", f"data.root={tmp_path / 'images'}"]
-    with pytest.raises(InputError, match="SmallCNN takes no images of 3 x 16 x 16") as caught:
+    with pytest.raises(InputError, match="does not fit Classifier") as caught:
         evaluate(job("evaluate", tmp_path / "run", *command))
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="the network gives 10 logits an image; the data have 2 classes"):
+    with pytest.raises(InputError, match="does not fit Classifier"):
         evaluate(job("evaluate", tmp_path / "grey", *command, "data.channels=1", "data.image_size=8"))
 
 
@@ -270,8 +281,8 @@ def test_a_checkpoint_of_other_images(trained, tmp_path):
 
 
 def test_the_time_left_is_the_sum_of_each_rows_own():
-    left = TimeLeft(["clean", "pgd", "autoattack"], chunks=4)
-    assert (left.total, left.done, left.left()) == (12, 0, None)
+    left = TimeLeft(["clean", "pgd", "autoattack"], 4)
+    assert left.left() is None
     left.add("clean", 1.0)
     left.add("pgd", 10.0)
     assert left.left() is None  # autoattack is not known yet
@@ -281,7 +292,6 @@ def test_the_time_left_is_the_sum_of_each_rows_own():
     for _ in range(2):
         left.add("autoattack", None)  # kept from before: no time
     assert left.left() == 3 * 1.0 + 2 * 15.0 + 1 * 100.0
-    assert left.done == 6
 
 
 def test_progress_is_a_row_now_and_then(trained, tmp_path, capsys, monkeypatch):
@@ -289,11 +299,16 @@ def test_progress_is_a_row_now_and_then(trained, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_ROWS", 0.0)
     best = trained / "checkpoints" / "best.ckpt"
-    command = [f"checkpoint={best}", "attacks=[clean,fgsm]", "limit=100", "data.evaluation_batch_size=50"]
-    evaluate(job("evaluate", tmp_path / "run", *command, "alarms.judge=false"))
+    command = [
+        f"checkpoint={best}",
+        "test_attacks=[clean,fgsm]",
+        "evaluation.n_examples=100",
+        "data.evaluation_batch_size=50",
+    ]
+    evaluate(job("evaluate", tmp_path / "run", *command, "checks.enabled=false"))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("measuring")]
     assert [line.split(",")[0] for line in lines] == [
-        f"measuring {row}: {chunk} of 2 chunks" for chunk in (1, 2) for row in ("clean", "fgsm", "sensitivity")
+        f"measuring {row}: {chunk} of 2 batches" for chunk in (1, 2) for row in ("clean", "fgsm", "sensitivity")
     ]
     assert lines[0].endswith(", ? left")
     assert lines[-1].endswith(", 0:00 left")

@@ -1,51 +1,145 @@
-"""What the settings of a dashboard are by themselves, and what is refused before a run is made."""
+"""The choice of loggers, their settings, and what is refused before a run directory is made."""
 
 from __future__ import annotations
 
 import pytest
+from pytorch_lightning.loggers.logger import DummyLogger
 
-from nsr.app.composition import compose_checked, plain, without_hydra
+from nsr.app.build import build_loggers
+from nsr.app.command_line import check_command_line
+from nsr.app.composition import compose_checked, plain, without_hydra, without_null
+from nsr.app.train import train
 from nsr.errors import InputError
+from tests.conftest import TINY, job
 
 
-def logger_settings(*overrides: str) -> dict:
-    return plain(without_hydra(compose_checked("train", list(overrides))))["logger"]
+def composed(*overrides: str):
+    return without_hydra(compose_checked("train", without_null(overrides)))
 
 
-def test_a_single_run_has_tags_and_no_group():
-    settings = logger_settings()
-    assert settings["group"] is None
-    assert settings["job_type"] == "train"
-    assert settings["tags"] == ["digits", "pgd", "sns"]
-    assert settings["name"] == "digits_pgd_sns"
-    assert settings["mode"] is None
+def wandb_settings(*overrides: str) -> dict:
+    return plain(composed(*overrides))["logger"]["wandb"]
 
 
-def test_tags_follow_the_choices():
-    assert logger_settings("experiment=digits_natural")["tags"] == ["digits", "natural", "none", "digits_natural"]
-    assert logger_settings("objective=trades", "stabilizer=none")["tags"] == ["digits", "trades", "none"]
-    assert logger_settings("logger.tags=[paper,revision]", "logger.group=table2")["tags"] == ["paper", "revision"]
+class Recorder(DummyLogger):
+    """A logger that nsr does not ship."""
+
+    made: list[Recorder] = []
+
+    def __init__(self, *, tag: str = "", save_dir: str | None = None):
+        super().__init__()
+        self.tag, self.directory = tag, save_dir
+        self.rows: list[dict] = []
+        self.settings: dict = {}
+        self.made.append(self)
+
+    def log_hyperparams(self, params):
+        self.settings |= params
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append(dict(metrics))
+
+
+RECORDER = f"{__name__}.Recorder"
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("overrides", "names"),
     [
-        ("logger.project=a/b", "logger.project is 'a/b'; it must be a text of 1 to 128 characters, without any of"),
-        ("logger.project=null", "logger.project is None"),
-        (f"logger.group={'g' * 129}", "it must be a text of 1 to 128 characters"),
-        ("logger.job_type=[train]", "logger.job_type is ['train']"),
-        (f"logger.tags=[{'t' * 65}]", "it must be a text of 1 to 64 characters"),
-        ("logger.tags=[one,one]", "it must be a list of different texts"),
-        ("logger.tags=paper", "logger.tags is 'paper'; it must be a list"),
-        ("logger.name=true", "logger.name is True"),
-        ("logger.mode=online_", "logger.mode is 'online_'; it must be one of online, offline"),
+        ([], ["wandb"]),
+        (["logger=wandb"], ["wandb"]),
+        (["logger=[wandb]"], ["wandb"]),
+        (["logger=tensorboard"], ["tensorboard"]),
+        (["logger=[wandb,csv]"], ["wandb", "csv"]),
+        (["logger=none"], []),
+        (["logger=null"], []),
+        (["logger=[]"], []),
+        (["~logger"], []),
+        (["logger=csv", f"+logger.mine._target_={RECORDER}"], ["csv", "mine"]),
+        (["logger=null", f"+logger.mine={{_target_:{RECORDER},tag:a}}"], ["mine"]),
+        (["+logger.mine._target_=pytorch_lightning.loggers.MLFlowLogger"], ["wandb", "mine"]),
     ],
 )
-def test_what_wandb_would_refuse_is_refused_before_the_run(override, told):
+def test_loggers_are_chosen_by_name_by_list_or_brought_along(overrides, names):
+    config = composed(*overrides)
+    assert list(config.get("logger") or {}) == names
+
+
+def test_a_run_logs_to_a_logger_brought_along(tmp_path):
+    Recorder.made.clear()
+    extra = [f"+logger.{name}={{_target_:{RECORDER},tag:{name}}}" for name in ("one", "two")]
+    train(job("train", tmp_path / "run", *TINY, *extra))
+    one, two = Recorder.made
+    assert (one.tag, two.tag, one.directory) == ("one", "two", str(tmp_path / "run"))
+    assert one.rows == two.rows
+    assert one.settings["optimizer.lr"] == 0.005
+    names = {name for row in one.rows for name in row}
+    assert {"lr-Adam", "sensitivity/relative", "validation/robust_accuracy", "test/clean_accuracy"} <= names
+    assert (tmp_path / "run" / "csv" / "metrics.csv").exists()
+
+
+def test_loggers_that_were_made_are_closed_where_a_later_one_fails(tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr("nsr.loggers.finish", closed.extend)
+    config = composed("logger=csv", f"+logger.mine={{_target_:{RECORDER},_args_:[1]}}")
+    with pytest.raises(InputError, match=r"Recorder cannot be made: .*positional"):
+        build_loggers(plain(config), tmp_path)
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            [],
+            {
+                "group": None,
+                "job_type": "train",
+                "name": "digits_small_cnn_pgd_sns_seed0",
+                "tags": ["digits", "pgd", "sns"],
+            },
+        ),
+        (["experiment=digits_natural"], {"tags": ["digits", "natural", "none", "digits_natural"]}),
+        (["objective=trades", "stabilizer=none"], {"tags": ["digits", "trades", "none"], "mode": None}),
+        (["logger.wandb.tags=[paper,2]", "logger.wandb.group=table2"], {"tags": ["paper", 2], "group": "table2"}),
+        (["logger.wandb.name=1"], {"name": 1}),
+    ],
+)
+def test_a_wandb_run_is_labelled_by_its_choices(overrides, expected):
+    settings = wandb_settings(*overrides)
+    assert {name: settings[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("project=a/b", "project is 'a/b'; it must be a text of 1 to 128 characters, without any of"),
+        ("project=null", "project is None"),
+        (f"group={'g' * 129}", "it must be a text of 1 to 128 characters"),
+        (f"tags=[{'t' * 65}]", "it must be a text of 1 to 64 characters"),
+        ("tags=[one,one]", "it must be a list of different texts"),
+        ("mode=online_", "mode is 'online_'; it must be one of online, offline"),
+    ],
+)
+def test_what_wandb_would_refuse_is_refused_before_the_run(override, message):
     with pytest.raises(InputError) as error:
-        compose_checked("train", [override])
-    assert told in str(error.value)
+        compose_checked("train", [f"logger.wandb.{override}"])
+    assert message in str(error.value)
 
 
-def test_numbers_are_names_too():
-    assert logger_settings("logger.name=1", "logger.tags=[2]")["tags"] == [2]
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("logger=tensorbord", "logger=tensorbord: there is no such choice (did you mean 'tensorboard'?)"),
+        ("logger=[csv,nope]", "logger=[nope]: there is no such choice"),
+        ("+logger.mine=3", "logger.mine is 3; it must have a _target_"),
+        ("+logger.mine._target_=nowhere.Logger", "logger.mine._target_ is nowhere.Logger; it must be importable"),
+    ],
+)
+def test_a_logger_that_cannot_be_made_ends_in_one_line(override, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        check_command_line("train", [override, "hydra.run.dir=run"])
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+    assert not list(tmp_path.iterdir())

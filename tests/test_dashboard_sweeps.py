@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -14,9 +13,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from nsr.run.files import whole_rows
 from tests.conftest import TINY
-from tests.offline_runs import assert_histograms, offline_history, offline_records, offline_run
+from tests.offline_runs import assert_sensitivities, children, offline_history, offline_records, offline_run
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 OFFLINE = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
 POINTS = ("seed=0,1", "stabilizer=sns,none")
@@ -35,16 +36,11 @@ KINDS = {
 }
 
 
-def run_record(offline: Path) -> dict:
-    (record,) = [record["run"] for record in offline_records(offline) if record["type"] == "run"]
-    return record
-
-
 def assert_optimal(jobs: list[Path]) -> None:
     """What Optuna found is the best of the jobs, by their own records."""
     found = OmegaConf.load(jobs[0].parent / "optimization_results.yaml")
-    figures = [json.loads((job / "metrics.json").read_text()) for job in jobs]
-    points = {tuple(row[f"validation/{name}_accuracy"] for name in ("clean", "robust")) for row in figures}
+    results = [json.loads((job / "metrics.json").read_text()) for job in jobs]
+    points = {tuple(row[f"validation/{name}_accuracy"] for name in ("clean", "robust")) for row in results}
     if "best_value" in found:
         assert found.best_value == max(robust for _, robust in points)
         return
@@ -52,7 +48,6 @@ def assert_optimal(jobs: list[Path]) -> None:
     assert {tuple(solution["values"]) for solution in found.solutions} == points - beaten
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("overrides", KINDS.values(), ids=KINDS.keys())
 def test_a_sweep_leaves_a_run_a_job_in_one_group(tmp_path, overrides):
     tiny = [override for override in TINY[1:] if not override.startswith("trainer.accelerator")]
@@ -63,44 +58,41 @@ def test_a_sweep_leaves_a_run_a_job_in_one_group(tmp_path, overrides):
     segments = sorted((tmp_path / "runs").rglob("offline-run-*"))
     assert len(segments) == 4
     jobs = [segment.parent.parent for segment in segments]
-    records = [run_record(segment) for segment in segments]
-    assert len({record["run_id"] for record in records}) == 4
+    records = [record for segment in segments for record in offline_records(segment, "run")]
+    assert len({record["run_id"] for record in records}) == len(records) == 4
     (sweep,) = {job.parent.name for job in jobs}
-    assert {record["run_group"] for record in records} == {sweep}
-    assert {record["job_type"] for record in records} == {"train"}
-    tags = sorted(tuple(record["tags"]) for record in records)
+    assert {(record["run_group"], record["job_type"]) for record in records} == {(sweep, "train")}
     settings = [OmegaConf.load(job / "config.yaml") for job in jobs]
     if "seed=0,1" in overrides:
+        tags = sorted(tuple(record["tags"]) for record in records)
         assert tags == sorted([("digits", "pgd", "sns"), ("digits", "pgd", "none")] * 2)
         assert sorted(one.seed for one in settings) == [0, 0, 1, 1]
     else:
         assert len({one.optimizer.lr for one in settings}) == 4
         assert_optimal(jobs)
-    for job in jobs:  # of the further process too, whose settings the first one has compared with its own
+    for segment, job in zip(segments, jobs, strict=True):
         assert (job / "metrics.json").exists()
         assert (job / "train_process_1.log").exists() == ("trainer=ddp_cpu" in overrides)
-    for segment, job in zip(segments, jobs, strict=True):
         history = offline_history(segment)
-        seen = assert_histograms(history, job)
-        assert {epoch for epoch, _ in seen} == {0, 1}
+        assert assert_sensitivities(history, job) == {0, 1}
         # nothing of another job in it: one row of validation an epoch
         assert [int(row["epoch"]) for row in history if "validation/robust_accuracy" in row] == [0, 1]
 
 
-@pytest.mark.slow
 def test_a_killed_run_loses_a_second_at_most(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *TINY[1:], "trainer.max_epochs=100000", "callbacks=[]"]
     command += ["trainer.limit_train_batches=1", f"hydra.run.dir={tmp_path / 'run'}"]
     process = subprocess.Popen(command, cwd=tmp_path, env=OFFLINE, stdout=subprocess.DEVNULL, start_new_session=True)
-    seen: dict[int, tuple[float, str]] = {}  # {epoch: (when its row was there, its robust accuracy)}
+    seen: dict[int, tuple[float, float]] = {}  # {epoch: (when its row was there, its robust accuracy)}
     records = tmp_path / "run" / "metrics.csv"
+    name = "validation/robust_accuracy"
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not (seen and time.monotonic() - seen[0][0] > 6):
             time.sleep(0.02)
             if records.exists():
-                for row in csv.DictReader(line for line in records.read_text().splitlines(True) if line[-1] == "\n"):
-                    seen.setdefault(int(row["epoch"]), (time.monotonic(), row["validation/robust_accuracy"]))
+                for row in whole_rows(records):
+                    seen.setdefault(int(row["epoch"]), (time.monotonic(), float(row[name])))
         # as the machine's own kill of a whole job: W&B's process has no time to write either
         for child in children(process.pid):
             os.kill(child, signal.SIGKILL)
@@ -108,24 +100,7 @@ def test_a_killed_run_loses_a_second_at_most(tmp_path):
         process.kill()
         killed = time.monotonic()
         process.wait()
-    logged = {
-        int(row["epoch"]): row["validation/robust_accuracy"]
-        for row in offline_history(offline_run(tmp_path / "run"))
-        if "validation/robust_accuracy" in row
-    }
-    earlier = {epoch: float(value) for epoch, (when, value) in seen.items() if when < killed - 1.2}
+    logged = {int(row["epoch"]): row[name] for row in offline_history(offline_run(tmp_path / "run")) if name in row}
+    earlier = {epoch: value for epoch, (when, value) in seen.items() if when < killed - 1.2}
     assert len(earlier) > 3
     assert {epoch: logged.get(epoch) for epoch in earlier} == earlier
-
-
-def children(parent: int) -> list[int]:
-    """The processes that a process has started, and theirs."""
-    found: list[int] = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == parent:
-            found += [int(status.parent.name), *children(int(status.parent.name))]
-    return found

@@ -29,14 +29,39 @@ def refusal(check, *arguments, **settings) -> str:
     return text
 
 
-def test_input_error_is_a_value_error():
-    assert issubclass(InputError, ValueError)
+NAMES = (
+    "natural",
+    "trades",
+    "resnet18",
+    "optimizer",
+    "pgd",
+    "fashion_mnist",
+    "optimizer._target_",
+    "optimizer.lr",
+    "trainer.max_epochs",
+)
 
 
-def test_did_you_mean_names_a_close_name_and_is_silent_otherwise():
-    assert did_you_mean("tradse", ["natural", "trades"]) == " (did you mean 'trades'?)"
-    assert did_you_mean("xyz", ["natural", "trades"]) == ""
-    assert did_you_mean(None, []) == ""
+@pytest.mark.parametrize(
+    ("got", "suggested"),
+    [
+        ("tradse", "trades"),
+        ("PDG", "pgd"),  # a swap in a short name
+        ("mnist", "fashion_mnist"),  # the section or prefix was left out
+        ("max_epochs", "trainer.max_epochs"),
+        ("trainer.max_epoch", "trainer.max_epochs"),
+        ("limit_test", None),
+        ("optimizer.momentum", None),  # a common section is no closeness
+        ("optimizer.foo", None),
+        ("optimzer", "optimizer"),
+        ("resnet18.a1_in1k", "resnet18"),
+        ("xyz", None),
+        (None, None),
+    ],
+)
+def test_did_you_mean_suggests_close_names_alone(got, suggested):
+    assert did_you_mean(got, NAMES) == (f" (did you mean {suggested!r}?)" if suggested else "")
+    assert did_you_mean(got, []) == ""
 
 
 # ---------------------------------------------------------------- choices
@@ -55,11 +80,8 @@ def test_choice_accepts_a_generator_of_choices():
 def test_choice_refuses_with_name_value_and_choices(value):
     text = refusal(check_choice, "mode", value, ("eval", "train"))
     assert text.startswith(f"mode is {value!r}; ")
+    assert ("(did you mean 'eval'?)" in text) == (str(value).lower() in ("evil", "eval"))
     assert "eval, train" in text
-
-
-def test_choice_suggests_the_close_name():
-    assert "(did you mean 'eval'?)" in refusal(check_choice, "mode", "evil", ("eval", "train"))
 
 
 # ---------------------------------------------------------------- numbers

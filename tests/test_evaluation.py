@@ -17,14 +17,14 @@ import pytest
 import torch
 from reference import pattern_images, trained_net
 
-from nsr.app.train import evaluate
+from nsr.app.evaluate import evaluate
 from nsr.attacks import AdaptiveAttack, AutoAttack, GradientAttack, Momentum, TransferAttack
 from nsr.errors import InputError
-from nsr.evaluation.cache import Chunks
+from nsr.evaluation.cache import ResultCache
 from nsr.evaluation.intervals import mcnemar, wilson
-from nsr.evaluation.suite import Suite
-from nsr.features import capture_features
-from tests.conftest import job
+from nsr.evaluation.suite import AttackSuite
+from nsr.features import FeatureExtractor, capture_features
+from tests.conftest import TINY, job, made
 
 CHUNK = 40
 ROOT = Path(__file__).parent.parent
@@ -55,12 +55,14 @@ def hardened(case):
     return net.eval(), images, labels
 
 
-def measured(suite: Suite, case, *, only: range | None = None) -> dict[str, torch.Tensor]:
+def measured(suite: AttackSuite, case, *, only: range | None = None) -> dict[str, torch.Tensor]:
     net, images, labels = case
-    suite.start(len(images), images.device)
+    extractor = FeatureExtractor(net, [])
+    suite.start([], images.device)
     for number in only if only is not None else range(math.ceil(len(images) / CHUNK)):
         here = slice(number * CHUNK, (number + 1) * CHUNK)
-        suite.measure(net, images[here], labels[here], number=number, first=number * CHUNK)
+        suite.measure(net, extractor, (images[here], labels[here]), number=number)
+    suite.finish()
     return suite.outcomes
 
 
@@ -83,7 +85,7 @@ def test_each_attack_is_measured_alone_on_what_is_right_without_one(case):
         "strong": recording("strong", GradientAttack(epsilon=0.3, steps=10)),
         "weak": recording("weak", GradientAttack(epsilon=0.02, steps=1)),
     }
-    suite = Suite(attacks)
+    suite = AttackSuite(attacks)
     outcomes = measured(suite, case)
     right = net(images).argmax(1) == labels
     assert torch.equal(outcomes["clean"].bool(), right)
@@ -91,7 +93,7 @@ def test_each_attack_is_measured_alone_on_what_is_right_without_one(case):
     # the weak attack saw every image that is right, fallen under the strong one or not
     assert sum(seen["weak"]) == sum(seen["strong"]) == int(right.sum())
     assert outcomes["strong"].sum() < outcomes["weak"].sum()
-    figures = suite.figures()
+    figures = suite.metrics
     assert figures["weak_accuracy"] == int(outcomes["weak"].sum()) / 100
     every = (outcomes["weak"] & outcomes["strong"] & outcomes["clean"]).sum()
     assert figures["worst_case_accuracy"] == int(every) / 100
@@ -102,7 +104,7 @@ def test_an_attack_cannot_make_a_wrong_image_right(case):
     def to_the_label(net, images, labels, *, generator):
         return GradientAttack(epsilon=1, steps=20, targeted=True)(net, images, labels)
 
-    outcomes = measured(Suite({"kind": to_the_label}), case)
+    outcomes = measured(AttackSuite({"kind": to_the_label}), case)
     assert not (outcomes["kind"] > outcomes["clean"]).any()
 
 
@@ -134,12 +136,12 @@ def test_what_is_finished_is_not_measured_again(case, tmp_path):
         calls.append(len(images))
         return GradientAttack(epsilon=0.2, steps=3)(net, images, labels, generator=generator)
 
-    def fresh() -> Suite:
-        suite = Suite({"pgd": attack})
-        suite.chunks = Chunks(tmp_path, {"network": "a"}, {"clean": None, "pgd": {"steps": 3}})
+    def fresh() -> AttackSuite:
+        suite = AttackSuite({"pgd": attack})
+        suite.cache = ResultCache(tmp_path, {"network": "a"}, {"clean": None, "pgd": {"steps": 3}})
         return suite
 
-    whole = measured(Suite({"pgd": attack}), case)
+    whole = measured(AttackSuite({"pgd": attack}), case)
     calls.clear()
     measured(fresh(), case, only=range(2))  # killed after two chunks
     assert len(calls) == 2
@@ -153,12 +155,12 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(case, tmp_path, at, monke
     """At each write, before and after the rename, the process is gone; the same command goes on."""
     attacks = {"pgd": GradientAttack(epsilon=0.2, steps=3), "fgsm": GradientAttack(epsilon=0.1, steps=1)}
 
-    def fresh() -> Suite:
-        suite = Suite(attacks)
-        suite.chunks = Chunks(tmp_path, {"network": "a"}, {"clean": None, "pgd": {}, "fgsm": {}})
+    def fresh() -> AttackSuite:
+        suite = AttackSuite(attacks)
+        suite.cache = ResultCache(tmp_path, {"network": "a"}, {"clean": None, "pgd": {}, "fgsm": {}})
         return suite
 
-    whole = measured(Suite(attacks), case)
+    whole = measured(AttackSuite(attacks), case)
     rename, done = Path.replace, []
 
     def kill(self, target):
@@ -178,18 +180,18 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(case, tmp_path, at, monke
 
 
 def test_chunks_of_another_evaluation_are_refused(tmp_path):
-    Chunks(tmp_path, {"network": "a", "seed": 0}, {})
+    ResultCache(tmp_path, {"network": "a", "seed": 0}, {})
     with pytest.raises(
-        InputError, match=r"another evaluation: seed differ \(seed was 0, now 1\); give another"
+        InputError, match=r"another evaluation: seed differ \(seed was 0 and is 1\); set evaluation.cache"
     ) as caught:
-        Chunks(tmp_path, {"network": "a", "seed": 1}, {})
+        ResultCache(tmp_path, {"network": "a", "seed": 1}, {})
     assert "\n" not in str(caught.value)
-    Chunks(tmp_path, {"network": "a", "seed": 0}, {})
+    ResultCache(tmp_path, {"network": "a", "seed": 0}, {})
 
 
 def test_an_attack_with_other_settings_has_its_own_chunks(tmp_path):
     for steps, expected in ((3, None), (4, None), (3, "first")):
-        chunks = Chunks(tmp_path, {}, {"pgd": {"steps": steps}})
+        chunks = ResultCache(tmp_path, {}, {"pgd": {"steps": steps}})
         assert chunks.read("pgd", 0) == expected
         if expected is None:
             chunks.write("pgd", 0, "first" if steps == 3 else "second")
@@ -203,7 +205,12 @@ def by_hand(net, images, labels, *, epsilon, seed):
     from pyautoattack import AutoAttack as Original
 
     attack = Original(
-        net, norm="Linf", eps=epsilon, seed=seed, version="custom", attacks=["apgd-ce", "apgd-t", "fab-t", "square"]
+        net,
+        norm="Linf",
+        eps=epsilon,
+        seed=seed,
+        version="custom",
+        test_attacks=["apgd-ce", "apgd-t", "fab-t", "square"],
     )
     attack.apgd.n_restarts = attack.fab.n_restarts = 1
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = 3
@@ -217,7 +224,7 @@ def test_autoattack_equals_a_script_without_nsr(trained_on, epsilon, request):
     case = request.getfixturevalue(trained_on)
     net, images, labels = case
     net = copy.deepcopy(net)  # the script leaves gradients behind
-    outcomes = measured(Suite({"autoattack": AutoAttack(epsilon=epsilon, seed=3)}), case)
+    outcomes = measured(AttackSuite({"autoattack": AutoAttack(epsilon=epsilon, seed=3)}), case)
     flags = []
     for start in range(0, 100, CHUNK):
         part, true = images[start : start + CHUNK], labels[start : start + CHUNK]
@@ -239,7 +246,7 @@ def test_stronger_attacks_leave_less(hardened, norm):
         "pgd100": GradientAttack(epsilon=epsilon, steps=100, restarts=5, norm=norm),
         "autoattack": AutoAttack(epsilon=epsilon, norm=norm),
     }
-    right = [int(outcome.sum()) for outcome in measured(Suite(attacks), hardened).values()]
+    right = [int(outcome.sum()) for outcome in measured(AttackSuite(attacks), hardened).values()]
     assert all(weaker >= stronger - 1 for weaker, stronger in itertools.pairwise(right)), right
     assert right[0] > right[-1] + 5
     assert right[-1] > 5
@@ -340,8 +347,8 @@ def test_transfer_shows_the_surrogates_examples(case):
     ("settings", "message"),
     [
         ({"version": "fast"}, "version is 'fast'; it must be one of standard, plus, rand, custom"),
-        ({"version": "custom"}, "attacks belong to version 'custom' alone"),
-        ({"attacks": ["apgd-ce"]}, "attacks belong to version 'custom' alone"),
+        ({"version": "custom"}, "version 'custom' needs attacks, the others take none"),
+        ({"attacks": ["apgd-ce"]}, "version 'custom' needs attacks, the others take none"),
         ({"version": "custom", "attacks": ["apgd"]}, r"attacks entry is 'apgd'.*did you mean 'apgd-[a-z]+'"),
         ({"norm": "l3"}, "norm is 'l3'; it must be one of linf, l2, l1"),
         ({"epsilon": -1}, "epsilon is -1"),
@@ -362,11 +369,15 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_command_goes_on_where_it_was_killed(trained, tmp_path, monkeypatch):
-    """Chunks of 40 images, killed in the second: the same command, in another directory, ends as one that was not."""
-    command = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "attacks=[clean,fgsm,pgd]", "suite.pgd.steps=2"]
-    command += ["limit=100", "data.evaluation_batch_size=40"]
+    """Batches of 40 images, killed in the second: the same command, in another directory, ends as one that was not."""
+    command = [
+        f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}",
+        "test_attacks=[clean,fgsm,pgd]",
+        "test_attacks.pgd.steps=2",
+    ]
+    command += ["evaluation.n_examples=100", "data.evaluation_batch_size=40"]
     evaluate(job("evaluate", tmp_path / "whole" / "first", *command))
-    measure, begun = Suite.measure, []
+    measure, begun = AttackSuite.measure, []
 
     def killed(self, *arguments, **settings):
         begun.append(settings["number"])
@@ -374,11 +385,11 @@ def test_the_command_goes_on_where_it_was_killed(trained, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return measure(self, *arguments, **settings)
 
-    monkeypatch.setattr(Suite, "measure", killed)
+    monkeypatch.setattr(AttackSuite, "measure", killed)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         evaluate(job("evaluate", tmp_path / "parts" / "first", *command))
-    monkeypatch.setattr(Suite, "measure", measure)
-    assert len(list((tmp_path / "parts" / "chunks").glob("*/pgd-*/*.json"))) == 1
+    monkeypatch.setattr(AttackSuite, "measure", measure)
+    assert len(list((tmp_path / "parts" / "cache").glob("*/pgd-*/*.json"))) == 1
     evaluate(job("evaluate", tmp_path / "parts" / "second", *command))
     for name in ("evaluation.json", "evaluation.csv", "images.csv", "sensitivity.csv"):
         assert (tmp_path / "parts" / "second" / name).read_bytes() == (tmp_path / "whole" / "first" / name).read_bytes()
@@ -390,34 +401,39 @@ def test_the_command_goes_on_where_it_was_killed(trained, tmp_path, monkeypatch)
 
 
 def test_a_limit_is_balanced_fixed_and_told(trained, tmp_path, capsys):
-    from nsr.app.build import build_data
+    def build_data():
+        return made("train", *TINY).data
 
-    config = job("evaluate", tmp_path / "run", "data=digits", "model=small_cnn", "model.weights=x.pt")
-    data = build_data(config)
+    data = build_data()
     data.setup("test")
     labels = data.test_set.labels
     first = data.limit_test(100, "balanced")
     counts = torch.bincount(data.test_set.labels, minlength=10)
     assert (counts - 100 * torch.bincount(labels, minlength=10) / len(labels)).abs().max() < 1
-    other = build_data(config)
+    other = build_data()
     other.setup("test")
     assert other.limit_test(100, "balanced") == first
     assert torch.equal(other.test_set.images, data.test_set.images)
-    third = build_data(config)
+    third = build_data()
     third.setup("test")
     assert third.limit_test(30, "first") != first
     assert torch.equal(third.test_set.labels, labels[:30])
-    fourth = build_data(config)
+    fourth = build_data()
     fourth.setup("test")
-    with pytest.raises(InputError, match="the first 5 test images hold none of class"):
+    with pytest.raises(InputError, match="the first 5 test images contain none of class"):
         fourth.limit_test(5, "first")
 
 
 def test_transfer_from_a_checkpoint(trained, tmp_path, capsys):
     best = trained / "checkpoints" / "best.ckpt"
-    command = [f"checkpoint={best}", "attacks=[clean,transfer]", f"suite.transfer.checkpoints=[{best}]", "limit=50"]
-    evaluate(job("evaluate", tmp_path / "run", *command, "suite.transfer.attack.steps=2"))
-    assert "PGD-2 from 1 surrogates" in capsys.readouterr().out
+    command = [
+        f"checkpoint={best}",
+        "test_attacks=[clean,transfer]",
+        f"test_attacks.transfer.checkpoints=[{best}]",
+        "evaluation.n_examples=50",
+    ]
+    evaluate(job("evaluate", tmp_path / "run", *command, "test_attacks.transfer.attack.steps=2"))
+    assert "PGD-2" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -429,18 +445,23 @@ def test_memory_does_not_grow_with_the_images(trained, tmp_path):
         if row == "pgd":
             gc.collect()
             tensors = [entry for entry in gc.get_objects() if type(entry) is torch.Tensor]
-            alive.append(sum({entry.untyped_storage().data_ptr(): entry.nbytes for entry in tensors}.values()))
+            dense = [entry for entry in tensors if entry.layout == torch.strided]
+            alive.append(sum({entry.untyped_storage().data_ptr(): entry.nbytes for entry in dense}.values()))
 
-    command = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "attacks=[clean,fgsm,pgd]", "suite.pgd.steps=2"]
-    config = job("evaluate", tmp_path / "run", *command, "data.evaluation_batch_size=50", "alarms.judge=false")
-    measure = Suite.measure
+    command = [
+        f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}",
+        "test_attacks=[clean,fgsm,pgd]",
+        "test_attacks.pgd.steps=2",
+    ]
+    config = job("evaluate", tmp_path / "run", *command, "data.evaluation_batch_size=50", "checks.enabled=false")
+    measure = AttackSuite.measure
 
     def watched(self, *arguments, **settings):
         self.finished = count
         measure(self, *arguments, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Suite, "measure", watched)
+        patch.setattr(AttackSuite, "measure", watched)
         evaluate(config)
     assert len(alive) == 10
     images = 500 * 64 * 4
@@ -452,8 +473,8 @@ def test_memory_does_not_grow_with_the_images(trained, tmp_path):
 def test_kill_minus_nine(trained, tmp_path):
     """A real process, killed without warning in its third and sixth chunk, ends as one that was not."""
     best = trained / "checkpoints" / "best.ckpt"
-    settings = [f"checkpoint={best}", "attacks=[clean,fgsm,pgd]", "data.evaluation_batch_size=50", "epsilon=0.1"]
-    settings += ["suite.pgd.steps=300", "alarms.judge=false", "trainer.accelerator=cpu"]
+    settings = [f"checkpoint={best}", "test_attacks=[clean,fgsm,pgd]", "data.evaluation_batch_size=50", "epsilon=0.1"]
+    settings += ["test_attacks.pgd.steps=300", "checks.enabled=false", "trainer.accelerator=cpu"]
 
     def command(name: str) -> list[str]:
         return [sys.executable, str(ROOT / "evaluate.py"), *settings, f"hydra.run.dir={tmp_path / name}"]
@@ -463,12 +484,12 @@ def test_kill_minus_nine(trained, tmp_path):
         process = subprocess.Popen(
             command(f"parts/{number}"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
         )
-        while len(list((tmp_path / "parts" / "chunks").glob("*/pgd-*/*.json"))) < finished:
+        while len(list((tmp_path / "parts" / "cache").glob("*/pgd-*/*.json"))) < finished:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.01)
         process.kill()
         process.wait()
-    done = list((tmp_path / "parts" / "chunks").glob("*/pgd-*/*.json"))
+    done = list((tmp_path / "parts" / "cache").glob("*/pgd-*/*.json"))
     assert 5 <= len(done) < 10
     subprocess.run(command("parts/last"), check=True, capture_output=True, cwd=tmp_path)
     for name in ("evaluation.json", "images.csv", "sensitivity.csv"):

@@ -1,4 +1,4 @@
-"""Taps: the values that go on through the network, with their gradients, and nothing left behind."""
+"""Features: the values that the network uses, with their gradients; copies only where they are needed, no trace."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import copy
 import gc
 import logging
 import pickle
+import warnings
 import weakref
+from collections import UserDict
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -25,10 +28,11 @@ from reference import (
 from torch import Tensor, nn
 
 from nsr.errors import InputError
-from nsr.features import FeatureTaps, capture_features
+from nsr.features import FeatureExtractor, capture_features
 from nsr.layers import Layer, find_layers
 
 INNER = ["conv1", "bn1", "relu", "conv2", "bn2", "relu#2", "hidden", "dropout", "tanh"]  # in the order of the calls
+DEFAULT = ["relu", "relu#2", "tanh"]
 
 
 @pytest.fixture(autouse=True)
@@ -43,18 +47,25 @@ def captured(net, images, layers=None):
         return dict(features)
 
 
-def tapped(net, images, layers=None):
-    taps = FeatureTaps(net, find_layers(net, images, layers))
+def extracted(net, images, layers=None):
+    extractor = FeatureExtractor(net, find_layers(net, images, layers))
     try:
-        return taps(images)[1]
+        return extractor(images)[1]
     finally:
-        taps.remove()
+        extractor.remove()
+
+
+both = pytest.mark.parametrize("take", [captured, extracted])
 
 
 def same_features(got, expected, **tolerance):
     assert set(got) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+def part(features, names):
+    return {name: features[name] for name in names}
 
 
 def refusal(action) -> str:
@@ -64,46 +75,20 @@ def refusal(action) -> str:
     return str(caught.value)
 
 
-# ---------------------------------------------------------------- values
+# ---------------------------------------------------------------- values and names
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("take", [captured, tapped])
-def test_values_are_those_that_go_on(take, mode):
-    net, images = residual_net().train(mode == "train"), some_images()
-    expected = net.values(images)
-    if take is tapped:
-        del expected["fc"]  # the network's own output is not among the layers found by default or by '*'
-        assert [layer.name for layer in find_layers(net, images, "*")] == [*INNER, "fc"]
-        got = tapped(net, images, INNER_PATTERNS)
-    else:
-        got = captured(net, images, "*")
-    same_features(got, expected)
-
-
-INNER_PATTERNS = ["conv?", "bn*", "relu", "hidden", "tanh", "dropout"]
-
-
-@pytest.mark.parametrize("take", [captured, tapped])
-def test_default_layers_are_the_activations_each_call_its_own(take):
-    net, images = residual_net(), some_images()
-    net.eval()
-    expected = net.values(images)
-    got = take(net, images)
-    assert list(got) == ["relu", "relu#2", "tanh"]
-    same_features(got, {name: expected[name] for name in got})
-
-
-@pytest.mark.parametrize("take", [captured, tapped])
+@both
 @pytest.mark.parametrize(
     ("layers", "names"),
     [
+        ("*", [*INNER, "fc"]),
+        (None, DEFAULT),  # the activations, each call its own
         ("relu", ["relu", "relu#2"]),
         ("relu#2", ["relu#2"]),
         ("relu#1", ["relu"]),
         (["relu#2", "relu#1"], ["relu", "relu#2"]),
         (["relu#2", "relu"], ["relu", "relu#2"]),
-        (["relu", "relu#2"], ["relu", "relu#2"]),
         ("bn?", ["bn1", "bn2"]),
         ("*1", ["conv1", "bn1"]),
         (["hidden", "conv1"], ["conv1", "hidden"]),
@@ -111,15 +96,15 @@ def test_default_layers_are_the_activations_each_call_its_own(take):
         (("fc",), ["fc"]),
     ],
 )
-def test_names_and_patterns_in_the_order_of_the_calls(take, layers, names):
-    net, images = residual_net().eval(), some_images()
-    got = take(net, images, layers)
-    assert list(got) == names
-    expected = net.values(images)
-    same_features(got, {name: expected[name] for name in names})
+def test_values_of_names_and_patterns_in_the_order_of_the_calls(take, layers, names):
+    net, images = residual_net(), some_images()
+    for mode in (True, False):
+        got = take(net.train(mode), images, layers)
+        assert list(got) == names
+        same_features(got, part(net.values(images), names))
 
 
-@pytest.mark.parametrize("take", [captured, tapped])
+@both
 def test_patterns_reach_into_sub_modules(take):
     net = nn.Sequential()
     net.add_module("body", nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(inplace=True)))
@@ -131,28 +116,20 @@ def test_patterns_reach_into_sub_modules(take):
     assert set(take(net, images, "body")) == {"body"}
 
 
-@pytest.mark.parametrize("take", [captured, tapped])
+@both
 def test_no_match_is_one_line_with_the_near_name(take):
     net, images = residual_net(), some_images()
     before = inventory(net)
     text = refusal(lambda: take(net, images, "rellu"))
     assert "no layer matches 'rellu' in ResidualNet (did you mean 'relu'?); it has 'conv1', 'bn1', 'relu', " in text
     assert "more)" in text
-    refusal(lambda: take(net, images, ["relu", "layer9"]))
-    assert "relu#two" in refusal(lambda: take(net, images, "relu#two"))
+    for layers, named in ((["relu", "layer9"], "layer9"), ("relu#two", "relu#two")):
+        assert named in refusal(lambda layers=layers: take(net, images, layers))
     same_inventory(before, inventory(net))
-
-
-def test_a_call_that_never_comes_is_refused():
-    net, images = residual_net(), some_images()
-    assert "'relu#3'" in refusal(lambda: find_layers(net, images, "relu#3"))
-
-
-def test_capture_says_that_there_is_nothing_to_capture():
-    """Like find_layers, and not an empty answer."""
-    net = nn.Linear(4, 2)
-    refusal(lambda: find_layers(net, torch.rand(2, 4)))
-    refusal(lambda: captured(net, torch.rand(2, 4)))
+    assert "'relu#3'" in refusal(lambda: take(net, images, "relu#3"))
+    bare = nn.Linear(4, 2)
+    assert "Linear has no" in refusal(lambda: take(bare, torch.rand(2, 4)))
+    assert "no layer matches 'x'" in refusal(lambda: FeatureExtractor(bare, [Layer("x", 2)]))
 
 
 def test_capture_holds_the_latest_pass_alone():
@@ -162,8 +139,8 @@ def test_capture_holds_the_latest_pass_alone():
         net(one)
         first = dict(features)
         net(other)
-        same_features(features, {name: net.values(other)[name] for name in ("relu", "relu#2", "tanh")})
-    same_features(first, {name: net.values(one)[name] for name in ("relu", "relu#2", "tanh")})
+        same_features(features, part(net.values(other), DEFAULT))
+    same_features(first, part(net.values(one), DEFAULT))
 
 
 def test_captures_nest():
@@ -178,30 +155,35 @@ def test_captures_nest():
     assert list(outer) == ["bn1"]
 
 
-@pytest.mark.parametrize("take", [captured, tapped])
+def test_capture_of_a_pass_of_a_part():
+    """A method of the network that is not its forward: nothing tells where a pass begins."""
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True)), nn.Linear(3, 2))
+    images = torch.rand(2, 4)
+    linear = net[0][0](images)
+    with capture_features(net, ["0.0", "0.1"]) as features:
+        net[0](images)
+    same_features(features, {"0.0": linear, "0.1": linear.relu()})
+
+
+@both
 def test_tuples_give_their_first_tensor(take):
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn, self.fc = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
-
+    class Recurrent(nn.Sequential):
         def forward(self, tokens):
-            return self.fc(self.rnn(tokens)[0].mean(1))
+            return self[1](self[0](tokens)[0].mean(1))
 
-    net, tokens = Recurrent(), torch.rand(2, 5, 3)
-    same_features(take(net, tokens, "rnn"), {"rnn": net.rnn(tokens)[0]})
+    net, tokens = Recurrent(nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)), torch.rand(2, 5, 3)
+    same_features(take(net, tokens, "0"), {"0": net[0](tokens)[0]})
 
 
 # ---------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("take", [captured, tapped])
+@both
 def test_features_carry_their_gradients(take):
     net = residual_net().double().train()
     images = some_images(dtype=torch.float64).requires_grad_()
     expected = net.values(images)
-    got = take(net, images, "*") if take is captured else take(net, images, INNER_PATTERNS)
-    for name, value in got.items():
+    for name, value in take(net, images, "*").items():
         # the weights tell the positions apart: in a plain sum those after BatchNorm would cancel
         weights = torch.linspace(-1, 2, value.numel(), dtype=torch.float64).view_as(value)
         sources = [images, net.conv1.weight]
@@ -213,62 +195,47 @@ def test_features_carry_their_gradients(take):
             torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_loss_and_features_share_one_graph():
-    net, images = residual_net().double().train(), some_images(dtype=torch.float64)
-    taps = FeatureTaps(net, find_layers(net, images))
-    logits, features = taps(images)
-    (logits.square().sum() + sum(value.square().sum() for value in features.values())).backward()
-    got = {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
-    net.zero_grad()
-    values = net.values(images)
-    (values["fc"].square().sum() + sum(values[name].square().sum() for name in features)).backward()
-    for name, parameter in net.named_parameters():
-        torch.testing.assert_close(got[name], parameter.grad, rtol=1e-9, atol=1e-12)
-
-
-def test_no_grad_gives_features_without_a_graph():
-    net, images = residual_net(), some_images()
-    taps = FeatureTaps(net, find_layers(net, images))
-    with torch.no_grad():
-        _, features = taps(images)
-    assert not any(value.requires_grad for value in features.values())
-
-
 # ---------------------------------------------------------------- copies only where they are needed
 
 
-def test_only_what_is_overwritten_is_copied():
-    net, images = residual_net(dropout=0.5), some_images()
-    layers = find_layers(net, images, "*")
-    assert {layer.name for layer in layers if layer.copied} == {"bn1", "bn2", "hidden"}
-    assert find_layers(net, images) == [Layer("relu", 4), Layer("relu#2", 4), Layer("tanh", 6)]
-
-
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_dropout_in_place_is_seen_though_it_works_in_training_alone(mode):
+def test_find_layers_sees_what_is_overwritten(mode):
+    """In-place dropout too, though it writes in training alone."""
     net, images = residual_net(dropout=0.5).train(mode == "train"), some_images()
-    assert find_layers(net, images, "hidden") == [Layer("hidden", 6, copied=True)]
-    taps = FeatureTaps(net.train(), find_layers(net, images, ["hidden", "dropout"]))
-    _, features = taps(images)
-    assert features["dropout"].eq(0).any()
-    assert features["hidden"].ne(0).all(), "dropout has overwritten it"
+    four, six = dict.fromkeys(("conv1", "bn1", "relu", "conv2", "bn2", "relu#2"), 4), dict.fromkeys(INNER[-3:], 6)
+    neurons, overwritten = {**four, **six, "fc": 3}, ("bn1", "bn2", "hidden")
+    assert find_layers(net, images, "*") == [Layer(name, n, 1, name in overwritten) for name, n in neurons.items()]
+    assert find_layers(net, images) == [Layer("relu", 4), Layer("relu#2", 4), Layer("tanh", 6)]
+    for take in (captured, extracted):
+        features = take(net.train(), images, ["hidden", "dropout"])
+        assert features["dropout"].eq(0).any()
+        assert features["hidden"].ne(0).all(), "dropout has overwritten it"
 
 
-def test_an_uncopied_feature_is_the_tensor_itself():
-    """No copy: the memory is the network's own."""
-    net, images = residual_net(), some_images()
-    seen = {}
-    for name in ("relu", "tanh"):
-        module = getattr(net, name)
-        module.register_forward_hook(lambda module, inputs, output, name=name: seen.setdefault(name, output))
-    taps = FeatureTaps(net, [Layer("relu", 4), Layer("tanh", 6, copied=True)])
-    _, features = taps(images)
-    assert features["relu"].data_ptr() == seen["relu"].data_ptr()
-    assert features["tanh"].data_ptr() != seen["tanh"].data_ptr()
+def no_grad_write(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return x.add_(1)
 
 
-STEPS = ("linear", "norm", "relu", "relu_", "tanh", "dropout", "dropout_", "add_", "mul_")
-IN_PLACE = ("relu_", "dropout_", "add_", "mul_")
+# {step: (in place, the same out of place)} of operations that are no modules
+OPERATIONS = {
+    "iadd": (lambda x: x.__iadd__(1), lambda x: x + 1),
+    "method": (lambda x: x.mul_(2), lambda x: x * 2),
+    "out": (lambda x: x.mul_(3) if x.requires_grad else torch.mul(x, 3, out=x), lambda x: x * 3),
+    "item": (lambda x: x.__setitem__((..., 0), 5) or x, lambda x: x.index_fill(1, torch.tensor([0]), 5)),
+    "view": (lambda x: x.view(-1).sub_(1).view_as(x), lambda x: x - 1),
+    "no_grad": (no_grad_write, lambda x: x + 1),
+}
+MODULES = {
+    "linear": lambda: nn.Linear(4, 4),
+    "norm": lambda: nn.BatchNorm1d(4),
+    "relu": nn.ReLU,
+    "relu_": lambda: nn.ReLU(inplace=True),
+    "tanh": nn.Tanh,
+    "dropout": lambda: nn.Dropout(0.3),
+    "dropout_": lambda: nn.Dropout(0.3, inplace=True),
+}
+IN_PLACE = ("relu_", "dropout_", *OPERATIONS)
 
 
 class Chain(nn.Module):
@@ -277,28 +244,14 @@ class Chain(nn.Module):
     def __init__(self, steps: list[str]):
         super().__init__()
         self.steps = steps
-        make = {
-            "linear": lambda: nn.Linear(4, 4),
-            "norm": lambda: nn.BatchNorm1d(4),
-            "relu": nn.ReLU,
-            "relu_": lambda: nn.ReLU(inplace=True),
-            "tanh": nn.Tanh,
-            "dropout": lambda: nn.Dropout(0.3),
-            "dropout_": lambda: nn.Dropout(0.3, inplace=True),
-        }
         self.first = nn.Linear(4, 4)
-        self.parts = nn.ModuleDict({str(k): make[step]() for k, step in enumerate(steps) if step in make})
+        self.parts = nn.ModuleDict({str(k): MODULES[step]() for k, step in enumerate(steps) if step in MODULES})
         self.last = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = start = self.first(x) * 1
         for k, step in enumerate(self.steps):
-            if step == "add_":
-                x += 1
-            elif step == "mul_":
-                x *= 2
-            else:
-                x = self.parts[str(k)](x)
+            x = OPERATIONS[step][0](x) if step in OPERATIONS else self.parts[str(k)](x)
         return self.last(x + 0 * start.detach())
 
     def values(self, x: Tensor) -> dict[str, Tensor]:
@@ -306,8 +259,8 @@ class Chain(nn.Module):
         x = self.first(x) * 1
         values = {}
         for k, step in enumerate(self.steps):
-            if step in ("add_", "mul_"):
-                x = x + 1 if step == "add_" else x * 2
+            if step in OPERATIONS:
+                x = OPERATIONS[step][1](x)
                 continue
             module = copy.deepcopy(self.parts[str(k)])
             if hasattr(module, "inplace"):
@@ -317,15 +270,18 @@ class Chain(nn.Module):
 
     def overwritten(self) -> set[str]:
         """A module's output is overwritten where the next step works in place."""
-        after = zip(self.steps, [*self.steps[1:], "end"], strict=True)
-        return {
-            f"parts.{k}" for k, (step, following) in enumerate(after) if str(k) in self.parts and following in IN_PLACE
-        }
+        pairs = enumerate(zip(self.steps, [*self.steps[1:], "end"], strict=True))
+        return {f"parts.{k}" for k, (step, after) in pairs if step in MODULES and after in IN_PLACE}
 
 
 @COSTLY_PROPERTY
-@given(steps=st.lists(st.sampled_from(STEPS), min_size=1, max_size=7), training=st.booleans(), seed=st.integers(0, 99))
-def test_any_chain_of_steps_in_place_is_tapped_right(steps, training, seed):
+@given(
+    steps=st.lists(st.sampled_from([*MODULES, *OPERATIONS]), min_size=1, max_size=7),
+    training=st.booleans(),
+    gradients=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_chain_of_steps_in_place_is_captured_and_copied_only_where_overwritten(steps, training, gradients, seed):
     if "dropout" in steps and not training:
         # in eval mode it hands its input on, and then in-place steps reach further back: another test's matter
         steps = [step for step in steps if step != "dropout"] or ["relu"]
@@ -338,84 +294,171 @@ def test_any_chain_of_steps_in_place_is_tapped_right(steps, training, seed):
     same_inventory(before, inventory(net))
     if "dropout" not in steps:
         assert {layer.name for layer in layers if layer.copied} == net.overwritten()
-    taps = FeatureTaps(net, layers)
-    results = []
-    for run in (lambda: net.values(images), lambda: taps(images)[1], lambda: captured(net, images, "parts.*")):
+    outputs: dict[str, int] = {}
+    for name, module in net.parts.items():
+        module.register_forward_hook(lambda *call, name=name: outputs.update({f"parts.{name}": call[2].data_ptr()}))
+    extractor = FeatureExtractor(net, layers)
+    with torch.set_grad_enabled(gradients):
         torch.manual_seed(seed)
-        results.append({name: value.clone() for name, value in run().items()})
-    expected, of_taps, of_capture = results
-    same_features(of_taps, expected, rtol=0, atol=0)
-    same_features(of_capture, expected, rtol=0, atol=0)
+        expected = net.values(images)
+        for run in (lambda: extractor(images)[1], lambda: captured(net, images, "parts.*")):
+            torch.manual_seed(seed)
+            features = run()
+            same_features(features, expected, rtol=0, atol=0)
+            assert {value.requires_grad for value in features.values()} == {gradients}
+            copied = {name for name, value in features.items() if value.data_ptr() != outputs[name]}
+            assert copied == {layer.name for layer in layers if layer.copied}
 
 
-def test_a_view_is_protected_too():
-    class Flattening(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.relu, self.fc = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(32, 2)
-
+@both
+def test_views_and_inputs_that_are_handed_on_are_protected_too(take):
+    class Flattening(nn.Sequential):
         def forward(self, images):
-            flat = self.relu(self.conv(images)).flatten(1)
+            flat = self[1](self[0](images)).flatten(1)
             flat *= 0  # reaches the ReLU's output through the view
-            return self.fc(flat)
+            return self[2](flat)
 
-    net, images = Flattening(), some_images()
-    expected = net.conv(images).relu()
-    same_features(tapped(net, images), {"relu": expected})
-
-
-def test_an_eval_mode_dropout_that_hands_its_input_on_is_protected_too():
+    net, images = Flattening(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(32, 2)), some_images()
+    same_features(take(net, images), {"1": net[0](images).relu()})
+    # dropout in eval mode returns its input
     net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Dropout(0.5), nn.ReLU(inplace=True), nn.Linear(4, 2)).eval()
-    images = torch.randn(3, 4)
-    expected = net[0](images).tanh()
-    same_features(tapped(net, images, ["1", "2"]), {"1": expected, "2": expected})
+    expected = net[0](images := torch.randn(3, 4)).tanh()
+    same_features(take(net, images, ["1", "2"]), {"1": expected, "2": expected})
+
+
+def test_the_output_of_the_network_belongs_to_the_caller():
+    net, images = residual_net().eval(), some_images()
+    with capture_features(net, "fc") as features, torch.inference_mode():
+        logits = net(images)
+        expected = logits.clone()
+        logits.zero_()
+    same_features(features, {"fc": expected})
+
+
+def test_capture_changes_no_value():
+    """A function mode would switch torch's fused attention off."""
+    net, images = TokenNet().eval(), some_images(4, size=4)
+    with torch.no_grad():
+        with capture_features(net, "embed"):
+            logits = net(images)
+        assert torch.equal(logits, net(images))
+
+
+@torch.library.custom_op("nsr_tests::write", mutates_args={"x"})
+def write(x: Tensor) -> None:
+    x.add_(1)
+
+
+def test_a_write_that_no_name_shows_is_an_error():
+    class Hidden(nn.Sequential):
+        def forward(self, x):
+            x = self[0](x)
+            write(x)
+            return self[1](x)
+
+    net, images = Hidden(nn.Linear(4, 4), nn.Linear(4, 2)), torch.rand(2, 4)
+    assert "'0': overwritten in place" in refusal(lambda: captured(net, images, "0"))
+    same_features(extracted(net, images, "0"), {"0": net[0](images)})
 
 
 # ---------------------------------------------------------------- which layers
 
 
-def test_layers_tell_their_neurons():
-    net, images = residual_net(), some_images()
-    assert {layer.name: (layer.neurons, layer.neuron_dim) for layer in find_layers(net, images, "*")} == {
-        **dict.fromkeys(("conv1", "bn1", "relu", "conv2", "bn2", "relu#2"), (4, 1)),
-        **dict.fromkeys(("hidden", "tanh", "dropout"), (6, 1)),
-        "fc": (3, 1),
-    }
+@dataclass
+class Answer:
+    logits: Tensor
 
 
-def test_the_last_layer_is_left_out_even_where_it_is_an_activation():
-    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2), nn.Softplus())
-    assert [layer.name for layer in find_layers(net, torch.rand(2, 4))] == ["1"]
-
-
-def test_without_activations_the_named_children_are_taken_and_said(caplog):
-    class Plain(nn.Module):
+@pytest.mark.parametrize(
+    "wrap", [lambda x: x, lambda x: (x, 1), lambda x: {"logits": x}, lambda x: UserDict(a=[x]), Answer]
+)
+def test_the_output_is_left_out_even_where_it_is_an_activation(wrap):
+    class Wrapped(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stem, self.body = nn.Linear(4, 5), nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 7))
-            self.unused, self.head = nn.Linear(1, 1), nn.Linear(7, 2)
+            self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2), nn.Softplus())
 
         def forward(self, x):
-            return self.head(self.body(self.stem(x).relu()).relu())
+            return wrap(self.body(x))
 
-    net, images = Plain(), torch.rand(2, 4)
+    net, images = Wrapped(), torch.rand(2, 4)
+    assert [layer.name for layer in find_layers(net, images)] == ["body.1"]
+    assert list(captured(net, images)) == ["body.1", "body.3"]
+
+
+class Auxiliary(nn.Module):
+    """A head that runs in train mode alone, a part that never runs, children that do."""
+
+    def __init__(self, activation: type[nn.Module] = nn.ReLU):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(4, 5), activation())
+        self.head, self.auxiliary, self.unused = nn.Linear(5, 2), nn.Linear(5, 2), activation()
+        self.auxiliary_relu = activation()
+
+    def forward(self, x):
+        x = self.stem(x)
+        return (self.head(x), self.auxiliary(self.auxiliary_relu(x))) if self.training else self.head(x)
+
+
+def test_layers_that_no_pass_reaches(caplog):
+    net, images = Auxiliary(), torch.rand(2, 4)
+    with caplog.at_level(logging.INFO, logger="nsr"):
+        assert find_layers(net, images) == [Layer("stem.1", 5)]
+    training, never = [record.getMessage() for record in caplog.records]
+    assert ("train mode only" in training, "'auxiliary_relu'" in training, "unused" in training) == (True, True, False)
+    assert ("no forward pass" in never, "'unused'" in never, "auxiliary" in never) == (True, True, False)
+    caplog.clear()
+    assert [layer.name for layer in find_layers(net, images, ["head", "stem.*"])] == ["stem.0", "stem.1", "head"]
+    assert not caplog.records
+    for layers in ("auxiliary", ["stem.*", "auxiliary*"]):
+        assert "'auxiliary" in (text := refusal(lambda layers=layers: find_layers(net, images, layers)))
+        assert "train mode only" in text
+    assert "'unused' gives no" in refusal(lambda: find_layers(net, images, ["stem.1", "unused"]))
+    # in a capture: with the mode that the pass was made in
+    text = refusal(lambda: captured(net.eval(), images, "aux*"))
+    assert "'aux*' gives no tensor in a forward pass in eval mode" in text
+    assert list(captured(net.train(), images, "aux*")) == ["auxiliary_relu", "auxiliary"]
+
+
+def test_without_activations_the_named_children_are_used(caplog):
+    net, images = Auxiliary(nn.Identity), torch.rand(2, 4)
     compiled = torch.compile(copy.deepcopy(net), backend="aot_eager")
     with caplog.at_level(logging.INFO, logger="nsr"):
         layers = find_layers(net, images)
-    assert [(layer.name, layer.neurons) for layer in layers] == [("stem", 5), ("body", 7)]
-    (record,) = caplog.records
-    assert "Plain" in record.getMessage()
-    assert "stem, body" in record.getMessage()
-    assert "\n" not in record.getMessage()
+    assert layers == [Layer("stem", 5)]
+    messages = [record.getMessage() for record in caplog.records]
+    assert "Auxiliary has no activation modules" in messages[0]
+    assert "stem" in messages[0]
+    assert ["auxiliary" in text for text in messages[1:]] == [True, False]
     assert find_layers(compiled, images) == layers
-    assert list(captured(net, images)) == ["stem", "body"]
-    assert list(captured(compiled, images)) == ["stem", "body"]
+    for each in (net.eval(), compiled.eval()):
+        assert list(captured(each, images)) == ["stem", "head"]
 
 
-def test_with_activations_nothing_is_said(caplog):
-    with caplog.at_level(logging.DEBUG, logger="nsr"):
-        find_layers(residual_net(), some_images())
-    assert not caplog.records
+def traced(net, images, how):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        if how == "export":
+            return torch.export.export(net, (images,)).module()
+        return torch.jit.trace(net, images) if how == "trace" else torch.jit.script(net)
+
+
+@pytest.mark.parametrize("how", ["trace", "script", "export"])
+def test_a_traced_network_is_refused(how):
+    images = torch.rand(3, 4)
+    net = traced(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval(), images, how)
+    wrapped = nn.Sequential(nn.LayerNorm(4), net)
+    for each in (net, wrapped):
+        for take in (captured, extracted):
+            assert "calls none of its sub-modules" in refusal(lambda each=each, take=take: take(each, images))
+    assert "calls none of its sub-modules" in refusal(lambda: find_layers(wrapped, images, root=net))
+    refusal(lambda: captured(net, images, "1"))
+
+
+def test_a_network_of_torch_fx_is_not():
+    net, images = residual_net().eval(), some_images()
+    for take in (captured, extracted):
+        same_features(take(torch.fx.symbolic_trace(net), images), part(net.values(images), DEFAULT))
 
 
 @pytest.mark.parametrize(
@@ -425,82 +468,69 @@ def test_a_token_model_gives_its_blocks(activation):
     """Whether the activation is a module or a function: nn.TransformerEncoderLayer's default is a function."""
     torch.manual_seed(0)
     net, images = TokenNet(activation), some_images(4, size=4)
-    layers = find_layers(net, images)
-    blocks = ["encoder.layers.0", "encoder.layers.1"]
-    assert [(layer.name, layer.neurons, layer.neuron_dim) for layer in layers] == [(name, 8, -1) for name in blocks]
-
-
-@pytest.mark.parametrize("mode", ["eval", "train"])
-def test_blocks_have_the_values_of_a_pass_without_taps(mode):
-    torch.manual_seed(0)
-    net, images = TokenNet(nn.GELU(), blocks=3).train(mode == "train"), some_images(4, size=4)
-    taps = FeatureTaps(net, find_layers(net, images))
-    _, features = taps(images)
-    taps.remove()
-    tokens = net.embed(images.flatten(1).unflatten(1, (-1, 4)))
-    for k, block in enumerate(net.encoder.layers):
-        tokens = block(tokens)
-        torch.testing.assert_close(features[f"encoder.layers.{k}"], tokens)
-    assert len(features) == 3
+    blocks = [Layer(f"encoder.layers.{k}", 8, -1) for k in range(2)]
+    assert find_layers(net, images) == blocks
+    assert find_layers(net, images, "encoder.layers.1") == blocks[1:]
+    assert find_layers(net, images, "*.linear1") == [Layer(f"encoder.layers.{k}.linear1", 16, -1) for k in range(2)]
+    for mode in (True, False):
+        features, expected = extracted(net.train(mode), images), {}
+        tokens = net.embed(images.flatten(1).unflatten(1, (-1, 4)))
+        for k, block in enumerate(net.encoder.layers):
+            expected[f"encoder.layers.{k}"] = tokens = block(tokens)
+        same_features(features, expected)
 
 
 def test_blocks_within_blocks_are_part_of_the_outer_ones():
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two = (nn.Sequential(nn.Linear(4, 4), nn.GELU()) for _ in range(2))
-
+    class Block(nn.Sequential):
         def forward(self, tokens):
-            return self.two(self.one(tokens)) + tokens
+            return super().forward(tokens) + tokens
 
-    class Mixer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.blocks, self.head = nn.Sequential(Block(), Block(), Block()), nn.Linear(4, 2)
-
+    class Mixer(nn.Sequential):
         def forward(self, tokens):
-            return self.head(self.blocks(tokens).mean(1))
+            return self[1](self[0](tokens).mean(1))
 
-    names = [layer.name for layer in find_layers(Mixer(), torch.rand(2, 5, 4))]
-    assert names == ["blocks.0", "blocks.1", "blocks.2"]
-
-
-def test_patterns_of_a_token_model():
-    net, images = TokenNet(), some_images(4, size=4)
-    assert find_layers(net, images, "encoder.layers.1") == [Layer("encoder.layers.1", 8, -1)]
-    assert find_layers(net, images, "*.linear1") == [Layer(f"encoder.layers.{k}.linear1", 16, -1) for k in range(2)]
+    blocks = [Block(*(nn.Sequential(nn.Linear(4, 4), nn.GELU()) for _ in range(2))) for _ in range(3)]
+    names = [layer.name for layer in find_layers(Mixer(nn.Sequential(*blocks), nn.Linear(4, 2)), torch.rand(2, 5, 4))]
+    assert names == ["0.0", "0.1", "0.2"]
 
 
-def test_names_refer_to_within():
+def test_names_refer_to_the_root():
     core = residual_net()
     net, images = nn.Sequential(nn.BatchNorm2d(1), core), some_images()
-    layers = find_layers(net, images, within=core)
-    assert [layer.name for layer in layers] == ["relu", "relu#2", "tanh"]
-    taps = FeatureTaps(net.eval(), layers, within=core)
-    logits, features = taps(images)
+    layers = find_layers(net, images, root=core)
+    assert [layer.name for layer in layers] == DEFAULT
+    extractor = FeatureExtractor(net.eval(), layers, root=core)
+    logits, features = extractor(images)
     expected = core.values(net[0](images))
     torch.testing.assert_close(logits, expected["fc"])
-    same_features(features, {name: expected[name] for name in features})
-    assert len(features) == 3
+    same_features(features, part(expected, DEFAULT))
     assert [layer.name for layer in find_layers(net, images)] == ["1.relu", "1.relu#2", "1.tanh"]
 
 
 # ---------------------------------------------------------------- no trace
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_find_layers_leaves_no_trace(frozen):
-    net, images = residual_net(dropout=0.5).train(), some_images()
-    if frozen:
-        net.bn1.eval()
-        net.bn1.weight.requires_grad_(False)
-    net.fc.bias.grad = torch.ones(3)
-    before, random = inventory(net), torch.get_rng_state()
-    kept = images.clone()
-    find_layers(net, images)
+@pytest.mark.parametrize("fails", [False, True])
+def test_find_layers_leaves_no_trace(fails):
+    net, images = Raising(residual_net(dropout=0.5).train(), at=3 if fails else 99), some_images()
+    net.net.bn1.eval()
+    net.net.bn1.weight.requires_grad_(False)
+    net.net.fc.bias.grad = torch.ones(3)
+    logits = net(images)
+    before, random, kept = inventory(net), torch.get_rng_state(), images.clone()
+    if fails:
+        with pytest.raises(RuntimeError, match="the network broke"):
+            find_layers(net, images)
+    else:
+        layers = find_layers(net, images)
+    assert net.passes == 3
     same_inventory(before, inventory(net))
     assert torch.equal(random, torch.get_rng_state())
     assert torch.equal(images, kept)
+    logits.sum().backward()  # of a pass made before
+    for context in (torch.no_grad, torch.inference_mode) if not fails else ():
+        with context():
+            assert find_layers(net, images) == layers
 
 
 def test_find_layers_leaves_other_statistics_too():
@@ -514,87 +544,51 @@ def test_find_layers_leaves_other_statistics_too():
     same_inventory(before, inventory(net))
 
 
-def test_a_pass_made_before_find_layers_can_still_be_differentiated():
-    net, images = residual_net().train(), some_images()
-    logits = net(images)
-    find_layers(net, images)
-    logits.sum().backward()
-
-
-def test_find_layers_leaves_no_trace_of_a_pass_that_fails():
-    net = Raising(residual_net(dropout=0.5).train(), at=2)
-    before, random = inventory(net), torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="the network broke"):
-        find_layers(net, some_images())
-    assert net.passes == 2
-    same_inventory(before, inventory(net))
-    assert torch.equal(random, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_find_layers_works_where_gradients_are_off(context):
-    net, images = residual_net(), some_images()
-    expected = find_layers(net, images)
-    with context():
-        assert find_layers(net, images) == expected
-
-
-def test_capture_leaves_no_trace():
-    net, images = residual_net().eval(), some_images()
-    net.bn1.register_forward_hook(lambda module, inputs, output: None)  # the caller's own
+@pytest.mark.parametrize("fails", [None, "network", "body"])
+def test_capture_leaves_no_trace(fails):
+    net = Raising(residual_net().eval(), at=1 if fails == "network" else 99)
+    net.net.bn1.register_forward_hook(lambda module, inputs, output: None)  # the caller's own
     before = inventory(net)
-    with capture_features(net, "*"):
-        assert hooks(net) != before["hooks"]
-        net(images)
-    same_inventory(before, inventory(net))
-
-
-@pytest.mark.parametrize("of_network", [True, False])
-def test_capture_leaves_no_hook_after_an_exception(of_network):
-    net = Raising(residual_net(), at=1 if of_network else 99)
-    before = hooks(net)
 
     def body():
         with capture_features(net, "net.*"):
+            assert hooks(net) != before["hooks"]
             net(some_images())
-            raise KeyError
+            if fails == "body":
+                raise RuntimeError
 
-    with pytest.raises(RuntimeError if of_network else KeyError):
+    if fails is None:
         body()
-    assert hooks(net) == before
+    else:
+        with pytest.raises(RuntimeError):
+            body()
+    same_inventory(before, inventory(net))
+    assert not torch.overrides._get_current_function_mode_stack()
 
 
-def test_taps_are_silent_in_other_passes_and_can_be_removed():
+def test_extractors_are_silent_in_other_passes_independent_and_removable():
     net, images = residual_net().eval(), some_images()
     before = hooks(net)
-    taps = FeatureTaps(net, find_layers(net, images))
-    assert hooks(net) != before
-    _, first = taps(images)
+    one = FeatureExtractor(net, find_layers(net, images, "relu"))
+    other = FeatureExtractor(net, find_layers(net, images, ["relu#2", "bn1"]))
+    first = one(images)[1]
+    assert list(first) == ["relu", "relu#2"]
     net(some_images(2, seed=5))
-    _, second = taps(images)
-    assert list(second) == ["relu", "relu#2", "tanh"]
-    same_features(second, first)
-    taps.remove()
-    assert hooks(net) == before
-    taps.remove()  # once more does no harm
-
-
-def test_two_taps_on_one_network_do_not_meet():
-    net, images = residual_net().eval(), some_images()
-    one = FeatureTaps(net, find_layers(net, images, "relu"))
-    other = FeatureTaps(net, find_layers(net, images, ["relu#2", "bn1"]))
-    assert list(one(images)[1]) == ["relu", "relu#2"]
     assert list(other(images)[1]) == ["bn1", "relu#2"]
     other.remove()
-    assert list(one(images)[1]) == ["relu", "relu#2"]
+    same_features(one(images)[1], first)
+    one.remove()
+    assert hooks(net) == before
+    one.remove()  # once more does no harm
+    assert "no output of 'relu', 'relu#2': the pass does not call them" in refusal(lambda: one(images))
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_taps_keep_no_features_alive(gradients):
+def test_extractors_keep_no_features_alive(gradients):
     net, images = residual_net(), some_images()
-    taps = FeatureTaps(net, find_layers(net, images, "*"))
+    extractor = FeatureExtractor(net, find_layers(net, images, "*"))
     with torch.set_grad_enabled(gradients):
-        logits, features = taps(images)
+        logits, features = extractor(images)
     references = [weakref.ref(value) for value in (logits, *features.values())]
     assert len(references) == 11
     del logits, features
@@ -602,68 +596,42 @@ def test_taps_keep_no_features_alive(gradients):
     assert [reference() for reference in references] == [None] * 11
 
 
-def test_taps_keep_no_features_alive_after_an_exception():
-    """Out of memory is one: what is tried next must not stand on what the failed pass had kept."""
+def test_extractors_restart_after_an_exception_and_keep_no_features_alive():
+    """Out of memory is one: the next attempt must not stand on what the failed pass had kept."""
     net, images = Raising(residual_net(), at=1), some_images()
-    taps = FeatureTaps(net, [Layer("net.relu", 4)])
+    extractor = FeatureExtractor(net, [Layer("net.relu", 4)])
     kept = []
     net.net.relu.register_forward_hook(lambda module, inputs, output: kept.append(weakref.ref(output)))
     try:
-        taps(images)
+        extractor(images)
     except RuntimeError as error:
         error.__traceback__ = None
     gc.collect()
     assert [reference() for reference in kept] == [None, None]
     copy.deepcopy(net)  # which a kept tensor with a graph would prevent
     net.passes = -10
-    assert list(taps(images)[1]) == ["net.relu"]
-
-
-def test_after_an_exception_the_taps_start_anew():
-    net, images = Raising(residual_net(), at=1), some_images()
-    taps = FeatureTaps(net, [Layer("net.relu", 4), Layer("net.tanh", 6)])
-    with pytest.raises(RuntimeError, match="the network broke"):
-        taps(images)
-    net.passes = -10
     net(images)
-    assert list(taps(images)[1]) == ["net.relu", "net.tanh"]
+    assert list(extractor(images)[1]) == ["net.relu"]
 
 
-# ---------------------------------------------------------------- copies of a network with taps
-
-
-@pytest.mark.parametrize(
-    "twin_of", [copy.deepcopy, lambda taps: pickle.loads(pickle.dumps(taps))], ids=["copy", "pickle"]
-)
-def test_the_taps_of_a_copy_are_its_own(twin_of):
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_copies_of_extractors_and_hooked_networks(copied):
     net, images = residual_net().eval(), some_images()
-    taps = FeatureTaps(net, find_layers(net, images))
+    extractor = FeatureExtractor(net, find_layers(net, images))
     before = hooks(net)
-    twin = twin_of(taps)
-    assert twin.net is not net
+    other = copied(extractor)
+    assert other.net is not net
     with torch.no_grad():
-        twin.net.conv1.weight += 1
-    expected, other = net.values(images), twin.net.values(images)
+        other.net.conv1.weight += 1
     for _ in range(2):
-        same_features(taps(images)[1], {name: expected[name] for name in ("relu", "relu#2", "tanh")})
-        same_features(twin(images)[1], {name: other[name] for name in ("relu", "relu#2", "tanh")})
-    twin.remove()
-    assert not any(sum(counts) for counts in hooks(twin.net).values())
+        same_features(extractor(images)[1], part(net.values(images), DEFAULT))
+        same_features(other(images)[1], part(other.net.values(images), DEFAULT))
+    other.remove()
+    assert not any(sum(counts) for counts in hooks(other.net).values())
     assert hooks(net) == before
-    same_features(taps(images)[1], {name: expected[name] for name in ("relu", "relu#2", "tanh")})
-
-
-@pytest.mark.parametrize(
-    "twin_of", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"]
-)
-def test_a_network_with_taps_can_be_copied_alone(twin_of):
-    net, images = residual_net().eval(), some_images()
-    taps = FeatureTaps(net, find_layers(net, images))
-    logits, _ = taps(images)
-    twin = twin_of(net)
-    torch.testing.assert_close(twin(images), logits, rtol=0, atol=0)
-    fresh = FeatureTaps(twin, find_layers(twin, images))
-    same_features(fresh(images)[1], taps(images)[1], rtol=0, atol=0)
+    alone = copied(net)
+    torch.testing.assert_close(alone(images), net(images), rtol=0, atol=0)
+    same_features(extracted(alone, images), extractor(images)[1], rtol=0, atol=0)
 
 
 # ---------------------------------------------------------------- torch.compile
@@ -679,33 +647,33 @@ def fresh_compiler():
 
 
 def compiled_in_place(net, layers, backend):
-    taps = FeatureTaps(net, layers)
+    extractor = FeatureExtractor(net, layers)
     net.compile(backend=backend, fullgraph=True)
-    return taps
+    return extractor
 
 
 def compiled_before(net, layers, backend):
-    return FeatureTaps(torch.compile(net, backend=backend, fullgraph=True), layers)
+    return FeatureExtractor(torch.compile(net, backend=backend, fullgraph=True), layers)
 
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("compiled", [compiled_in_place, compiled_before])
-def test_compiled_taps_give_the_eager_training_step(compiled, backend):
-    """Clean pass, adversarial pass, a loss on both sides' features, backward; fullgraph refuses a graph break."""
+def test_compiled_extractors_give_the_eager_training_step(compiled, backend):
+    """Clean pass, adversarial pass, a loss on both views' features, backward; fullgraph refuses a graph break."""
     net = residual_net().double().train()
-    twin = copy.deepcopy(net)
+    plain = copy.deepcopy(net)
     images = some_images(dtype=torch.float64)
     layers = find_layers(net, images, ["bn*", "relu", "tanh"])
-    taps = compiled(net, layers, backend)
+    extractor = compiled(net, layers, backend)
 
     def eager(images):
-        values = twin.values(images)
-        twin(images)  # for the running statistics
+        values = plain.values(images)
+        plain(images)  # for the running statistics
         return values["fc"], {layer.name: values[layer.name] for layer in layers}
 
     results = []
-    for model, passes in ((net, taps), (twin, eager)):
+    for model, passes in ((net, extractor), (plain, eager)):
         for step in range(2):
             (logits, clean), (other, adversarial) = passes(images), passes((images + 0.1 * (step + 1)).clamp(max=1))
             weights = [k + 1 for k in range(len(layers))]
@@ -723,74 +691,49 @@ def test_compiled_taps_give_the_eager_training_step(compiled, backend):
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled_taps_are_silent_in_other_passes(backend):
+def test_compiled_extractors_are_silent_in_other_passes(backend):
     net, images = residual_net().eval(), some_images()
     expected = net.values(images)
-    taps = compiled_in_place(net, find_layers(net, images), backend)
+    extractor = compiled_in_place(net, find_layers(net, images), backend)
     for _ in range(2):
         torch.testing.assert_close(net(images), expected["fc"])
-        assert not taps._recorder.features
-        logits, features = taps(images)
+        assert not extractor._recorder.features
+        logits, features = extractor(images)
         torch.testing.assert_close(logits, expected["fc"])
-        same_features(features, {name: expected[name] for name in ("relu", "relu#2", "tanh")})
+        same_features(features, part(expected, DEFAULT))
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("in_place", [True, False])
-def test_capture_of_a_network_that_was_compiled_and_called(in_place, backend):
-    net, images = residual_net().eval(), some_images()
-    expected = net.values(images)
-    compiled = torch.compile(net, backend=backend)
+def test_capture_in_a_compiled_network_compiles_nothing_again(in_place):
+    """Neither the network itself nor anything else that this process has compiled."""
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    other, net, images = nn.Sequential(nn.Linear(4, 3), nn.Tanh()), residual_net().eval(), some_images()
+    expected, layers = net.values(images), find_layers(net, images)
+    compiled, other = (torch.compile(each, backend=backend, fullgraph=True) for each in (net, other))
     if in_place:
-        net.compile(backend=backend)
+        net.compile(backend=backend, fullgraph=True)
         compiled = net
-    before = hooks(compiled)
     with torch.no_grad():
-        compiled(images)
-        for layers in (None, ["bn1", "relu#2"]):
-            with capture_features(compiled, layers) as features:
+        compiled(images), other(images[0, 0, :, :4])
+        count, before = len(compilations), hooks(compiled)
+        assert count == 2
+        for names in (None, ["bn1", "relu#2"]):
+            with capture_features(compiled, names) as features:
+                other(images[0, 0, :, :4])
                 torch.testing.assert_close(compiled(images), expected["fc"])
-                names = ["relu", "relu#2", "tanh"] if layers is None else layers
-                same_features(dict(features), {name: expected[name] for name in names})
                 kept = dict(features)
+            same_features(kept, part(expected, names or DEFAULT))
             assert hooks(compiled) == before
-            other = some_images(seed=9)  # whose features must reach nobody any more
-            torch.testing.assert_close(compiled(other), net.values(other)["fc"])
+            compiled(images), other(images[0, 0, :, :4])  # whose features must reach nobody any more
+            assert find_layers(compiled, images) == layers
             same_features(features, kept, rtol=0, atol=0)
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-def test_layers_of_a_network_that_was_compiled_and_called():
-    """The hooks of the trial pass come after the compilation, as those of capture_features do."""
-    net, images = residual_net().eval(), some_images()
-    expected = find_layers(net, images)
-    compiled = torch.compile(net, backend="aot_eager")
-    with torch.no_grad():
-        compiled(images)
-        assert find_layers(compiled, images) == expected
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-def test_taps_that_come_after_the_compilation_are_not_silently_empty():
-    net, images = residual_net().eval(), some_images()
-    layers = find_layers(net, images)
-    compiled = torch.compile(net, backend="aot_eager")
-    with torch.no_grad():
-        compiled(images)
-        try:
-            features = FeatureTaps(compiled, layers)(images)[1]
-        except InputError:
-            return  # an error that says so would do
-    assert list(features) == [layer.name for layer in layers]
-
-
-def test_a_tap_that_a_pass_does_not_reach_is_told():
-    """Code that was compiled without taps, for another network of the class, would hand out no features at all."""
-    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    images = torch.rand(2, 3)
-    taps = FeatureTaps(net, find_layers(net, images))
-    assert list(taps(images)[1]) == ["1"]
-    taps.remove()
-    with pytest.raises(RuntimeError, match="no features of 1: the pass does not reach them"):
-        taps(images)
+        assert len(compilations) == count
+        # the compiled code knows nothing of hooks that come late
+        text = refusal(lambda: FeatureExtractor(compiled, layers)(images))
+        assert "build the FeatureExtractor before the first compiled pass" in text

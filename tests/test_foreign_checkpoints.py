@@ -16,13 +16,14 @@ import torchvision
 from PIL import Image
 
 from nsr.app.command_line import check_command_line
-from nsr.app.train import evaluate, train
+from nsr.app.evaluate import evaluate
+from nsr.app.train import train
 from nsr.errors import InputError
 from tests.conftest import TINY, job
 
-ATTACKS = ("attacks=[clean,fgsm]", "alarms.judge=false", "sensitivity_attack.steps=2", "trainer.accelerator=cpu")
+ATTACKS = ("test_attacks=[clean,fgsm]", "checks.enabled=false", "sensitivity_attack.steps=2", "trainer.accelerator=cpu")
 FOLDER = ("data=image_folder", "data.validation_images=4", "data.batch_size=4", "data.augmentation=none")
-SMALL = tuple(entry for entry in TINY if not entry.startswith(("model.", "suite.pgd.")))
+SMALL = tuple(entry for entry in TINY if not entry.startswith(("model.", "test_attacks.pgd.")))
 
 
 @pytest.fixture
@@ -220,12 +221,12 @@ def test_a_pickle_that_would_write_a_file(refused, saved, proof, place, tmp_path
         (lambda saved: saved["nsr_settings"].pop("model"), "the checkpoint's model names no class; give model=NAME"),
         (lambda saved: saved["nsr_settings"].update(data=[]), "the checkpoint's data names no class; give data=NAME"),
         (lambda saved: saved["nsr_settings"].pop("norm"), "the checkpoint's norm is None"),
-        (lambda saved: saved["nsr_settings"]["model"].update(width="a"), "the checkpoint's model.width is 'a'"),
+        (lambda saved: saved["nsr_settings"]["model"].update(width="a"), "width is 'a'"),
         (
             lambda saved: saved["nsr_settings"]["model"].update(normalization="x"),
-            "checkpoint's model.normalization is 'x'",
+            "model.normalization is 'x'",
         ),
-        (lambda saved: saved["nsr_settings"]["model"].update(depth=3), "nsr.models.SmallCNN cannot be made"),
+        (lambda saved: saved["nsr_settings"]["model"].update(depth=3), "model.depth is no argument of"),
     ],
 )
 def test_settings_that_are_broken(tmp_path, saved, change, message):
@@ -243,10 +244,14 @@ def test_settings_that_are_broken(tmp_path, saved, change, message):
 def test_a_surrogates_class(saved, trained, tmp_path, proof, entry):
     saved["nsr_settings"]["model"]["width"] = [harmful(proof.trace)["evil_module.run"]]
     torch.save(saved, tmp_path / "theirs.ckpt")
-    command = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", *ATTACKS, "attacks=[clean,transfer]"]
-    command += [f"suite.transfer.checkpoints=[{tmp_path / 'theirs.ckpt'}]"]
+    command = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", *ATTACKS, "test_attacks=[clean,transfer]"]
+    command += [f"test_attacks.transfer.checkpoints=[{tmp_path / 'theirs.ckpt'}]"]
     if entry == "train":
-        command = [*TINY[:5], "objective=eat", f"attack.checkpoints=[{tmp_path / 'theirs.ckpt'}]"]
+        command = [
+            *TINY[:5],
+            "objective=ensemble_adversarial",
+            f"train_attack.checkpoints=[{tmp_path / 'theirs.ckpt'}]",
+        ]
     with pytest.raises(InputError, match=r"model.width\[0\] is evil_module.run.*add trusted=\[evil_module.run\]"):
         (train if entry == "train" else evaluate)(job(entry, tmp_path / "run", *command))
     assert not proof.trace.exists() and "evil_module" not in sys.modules
@@ -267,7 +272,7 @@ def test_a_trusted_class_is_made_and_told(saved, tmp_path, monkeypatch, caplog):
     saved["nsr_settings"]["model"]["_target_"] = "evil_module.Net"
     saved["nsr_settings"]["trusted"] = ["evil_module.Net"]  # the file's own word counts for nothing
     torch.save(saved, tmp_path / "own.ckpt")
-    command = [f"checkpoint={tmp_path / 'own.ckpt'}", *ATTACKS, "limit=20"]
+    command = [f"checkpoint={tmp_path / 'own.ckpt'}", *ATTACKS, "evaluation.n_examples=20"]
     for number, trusted in enumerate(("[]", "[evil_module.Ne]", "[evil_module.Net.forward]")):
         with pytest.raises(InputError, match="the checkpoint's model is evil_module.Net, which is none"):
             evaluate(job("evaluate", tmp_path / str(number), *command, f"trusted={trusted}"))
@@ -308,7 +313,7 @@ def test_from_training_to_an_evaluation_of_the_checkpoint(library, name, layer, 
     """Nothing but the checkpoint is given the second time, and the figures are the run's own."""
     model = [*FOLDER, f"data.root={images}", f"model={library}", f"model.name={name}"]
     model += ["data.image_size=32"] if library == "timm" else []  # test_vit has patches of 16 x 16
-    train(job("train", tmp_path / "run", *model, *SMALL, "attacks=[clean,fgsm]"))
+    train(job("train", tmp_path / "run", *model, *SMALL, "test_attacks=[clean,fgsm]"))
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     saved = torch.load(best, weights_only=True)
     assert saved["global_step"] == 2

@@ -14,11 +14,11 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from nsr.attacks import GradientAttack, KeptPerturbation
 from nsr.errors import InputError
-from nsr.evaluation.suite import Suite
+from nsr.evaluation.suite import AttackSuite
 from nsr.layers import find_layers
 from nsr.objectives import AdversarialTraining, Free
 from nsr.stabilizer import SensitivityStabilizer
-from nsr.training.free import FreeClassifier
+from nsr.training.free import FreeClassifier, classifier_type, n_replays
 from nsr.training.module import RobustClassifier
 
 CLASSES, EPSILON, RATE = 3, 0.1, 0.2
@@ -49,7 +49,7 @@ def settings_of(net, **settings):
     return {
         "layers": find_layers(net, torch.zeros(2, 1, 6, 6), ["2", "5"]),
         "classes": CLASSES,
-        "suite": Suite({}),
+        "suite": AttackSuite({}),
         "optimizer": partial(RecordingSGD, lr=RATE),
         **settings,
     }
@@ -59,7 +59,7 @@ def free(*, replays=1, kept=None, dropout=0.0, dtype=torch.float64, label_smooth
     net = network(dropout)
     objective = Free(replays=replays, label_smoothing=label_smoothing)
     kept = KeptPerturbation(epsilon=EPSILON, step_size=0.04) if kept is None else kept
-    return FreeClassifier(net, **settings_of(net, objective=objective, attack=kept, **settings)).to(dtype)
+    return FreeClassifier(net, **settings_of(net, objective=objective, train_attack=kept, **settings)).to(dtype)
 
 
 def batches(*sizes: int, dtype=torch.float64):
@@ -122,37 +122,18 @@ def test_steps_are_algorithm_1(replays, sizes, norm, step_size):
     net, d = algorithm_1(start, batches(*sizes), replays=replays, step_size=step_size or EPSILON, norm=norm)
     assert_same_end(module, net, d)
     assert d.ne(0).any()
+    if replays == 3:  # the clips of the images and of the perturbation matter
+        assert any(
+            ((images + d[: len(images)] < 0) | (images + d[: len(images)] > 1)).any() for images, _ in batches(*sizes)
+        )
     assert d.shape == (max(sizes), 1, 6, 6)
     for buffer, wanted in zip(module.net.buffers(), net.buffers(), strict=True):  # one pass a replay feeds BatchNorm
         torch.testing.assert_close(buffer, wanted, rtol=0, atol=1e-12)
     assert int(module.net[1].num_batches_tracked) == replays * len(sizes)
 
 
-def test_the_clip_of_the_images_and_of_the_perturbation_matter_in_these_tests():
-    """Or else the tests above would show less than they claim."""
-    images, labels = batches(6)[0]
-    module = free(replays=4)
-    fit(module, [(images, labels)])
-    d = module.kept.perturbation
-    assert ((images + d < 0) | (images + d > 1)).any()
-    assert d.abs().eq(EPSILON).any() and d.abs().lt(EPSILON).any()
-
-
-def test_label_smoothing_reaches_the_perturbation():
-    module = free(replays=2, label_smoothing=0.3)
-    start = copy.deepcopy(module.net)
-    fit(module, batches(5))
-    net, d = algorithm_1(
-        *(start, batches(5)),
-        replays=2,
-        step_size=0.04,
-        loss_of=lambda net, clean, adversarial, labels: slow_cross_entropy(net(adversarial), labels, 0.3),
-    )
-    assert_same_end(module, net, d)
-
-
 @pytest.mark.parametrize("through_clean", [True, False])
-def test_the_perturbation_ascends_the_stabilising_term_too(through_clean):
+def test_the_perturbation_ascends_the_stabilizing_term_too(through_clean):
     weight = 20.0
     stabilizer = SensitivityStabilizer(weight=weight, top=2, gradient_through_clean=through_clean)
     module = free(replays=2, stabilizer=stabilizer)
@@ -187,18 +168,6 @@ def test_one_forward_and_one_backward_pass_a_replay(replays, monkeypatch):
     assert counted == {"train, gradient": 2 * replays, "backward": 2 * replays}
     assert len(module.trainer.optimizers[0].rates) == 2 * replays
     assert module.global_step == 2 * replays
-
-
-@pytest.mark.parametrize("overflowed", [torch.inf, -torch.inf, torch.nan])
-def test_a_gradient_that_overflowed_moves_no_perturbation(overflowed):
-    kept = KeptPerturbation(epsilon=EPSILON)
-    upwards = torch.ones(2, 1, 2, 2)
-    broken = -upwards
-    broken[0, 0, 0, 0] = overflowed  # one entry is enough: the optimiser leaves the whole step out
-    for gradient, wanted in ((upwards, EPSILON), (broken, EPSILON), (-upwards, 0.0)):
-        kept.perturbed(torch.full((2, 1, 2, 2), 0.5))
-        kept.ascend(gradient)
-        assert torch.equal(kept.perturbation, torch.full((2, 1, 2, 2), wanted))
 
 
 # ---------------------------------------------------------------- a run
@@ -276,7 +245,7 @@ def test_learning_rates_are_those_of_automatic_optimisation():
         # each batch as often as it is replayed, so that the epochs have as many steps
         plain = RobustClassifier(
             copy.deepcopy(net),
-            **settings_of(net, objective=AdversarialTraining(), attack=lambda net, images, labels: images),
+            **settings_of(net, objective=AdversarialTraining(), train_attack=lambda net, images, labels: images),
             **schedulers(interval),
         ).double()
         fit(plain, [batch for batch in batches(*sizes) for _ in range(replays)], epochs=epochs)
@@ -290,31 +259,30 @@ def test_learning_rates_are_those_of_automatic_optimisation():
 
 def test_a_run_of_so_many_steps_knows_its_steps():
     module = free(replays=3, **schedulers("step"))
-    fit(module, batches(4, 4), epochs=4, max_steps=6)  # Lightning counts the optimiser's steps: two batches
+    fit(module, batches(4, 4), epochs=4, max_steps=6)  # Lightning counts the optimizer's steps: two batches
     assert len(module.trainer.optimizers[0].rates) == 6
     assert module.optimizer_steps == 6
 
 
 @pytest.mark.parametrize(
-    ("objective", "attack"),
+    ("objective", "attack", "match"),
     [
-        (AdversarialTraining(), KeptPerturbation(epsilon=EPSILON)),
-        (Free(), GradientAttack(epsilon=EPSILON, steps=1)),
-        (Free(), None),
-        (None, KeptPerturbation(epsilon=EPSILON)),
-        (AdversarialTraining(), GradientAttack(epsilon=EPSILON, steps=1)),
+        (AdversarialTraining(), KeptPerturbation(epsilon=EPSILON), "objective=free and train_attack=kept belong toget"),
+        (Free(), GradientAttack(epsilon=EPSILON, steps=1), "objective=free and train_attack=kept belong together"),
+        (Free(), None, "train_attack is None; this objective"),
+        (AdversarialTraining(), GradientAttack(epsilon=EPSILON, steps=1), "FreeClassifier needs objective=free"),
     ],
-    ids=["objective", "attack", "no_attack", "no_objective", "both"],
+    ids=["objective", "attack", "no_attack", "both"],
 )
-def test_another_attack_or_objective_is_refused(objective, attack):
+def test_another_attack_or_objective_is_refused(objective, attack, match):
     net = network()
-    with pytest.raises(InputError, match="objective=free and attack=kept belong together") as caught:
-        FreeClassifier(net, **settings_of(net, objective=objective, attack=attack))
+    with pytest.raises(InputError, match=match) as caught:
+        FreeClassifier(net, **settings_of(net, objective=objective, train_attack=attack))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("setting", [{"epsilon": 8}, {"epsilon": 0.1, "norm": "l3"}, {"epsilon": 0.1, "step_size": -1}])
-def test_a_wrong_setting_of_the_perturbation_is_refused(setting):
-    with pytest.raises(InputError) as caught:
-        KeptPerturbation(**setting)
-    assert "\n" not in str(caught.value)
+def test_which_module_trains_an_objective_and_how_many_epochs_it_saves():
+    attack = GradientAttack(epsilon=EPSILON, steps=1)
+    assert classifier_type(AdversarialTraining(), attack) is RobustClassifier
+    assert classifier_type(Free(), KeptPerturbation(epsilon=EPSILON)) is FreeClassifier
+    assert (n_replays(Free(replays=3)), n_replays(AdversarialTraining())) == (3, 1)

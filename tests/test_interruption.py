@@ -1,6 +1,6 @@
-"""Whole processes that are killed, asked to end or left alone by another: what they leave is whole, and goes on.
+"""Runs whose processes are killed, asked to end or abandoned by another leave whole files, and resume bit-identically.
 
-What tests/soak does twenty times over, twice here.
+tests/endurance does this at many more points.
 """
 
 from __future__ import annotations
@@ -15,25 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak.killed import ERROR, Point
-from tests.soak.machines import directories, two_machines
-from tests.soak.training import (
-    EPOCHS,
-    SECONDS,
-    SETTINGS,
-    command,
-    contents,
-    environment,
-    hits,
-    run,
-)
+from tests.endurance.machines import directories, two_machines
+from tests.endurance.points import ATTACK, CHECKPOINT, ERROR, OPTIMIZER, TEST, VALIDATION, Point
+from tests.endurance.results import command
+from tests.endurance.training import EPOCHS, SECONDS, SETTINGS, contents, environment, run
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> dict[str, str]:
-    """The files and weights of a run that nothing interrupts."""
+    """Files and weights of a run that nothing interrupts."""
     directory = tmp_path_factory.mktemp("whole") / "run"
     done = run(*SETTINGS, f"hydra.run.dir={directory}")
     assert done.returncode == 0, done.stderr
@@ -52,7 +44,7 @@ def assert_finishes(directory: Path, expected: dict[str, str]) -> None:
 
 
 def train_until(line: str, number: int, *overrides: str) -> tuple[int, str]:
-    """The user's own command and, once it has printed such a line, a signal to it: (exit code, stderr)."""
+    """Send a signal to the user's own command once it has printed such a line: (exit code, stderr)."""
     process = subprocess.Popen(
         command("train.py", *overrides),
         env=environment(),
@@ -70,82 +62,79 @@ def train_until(line: str, number: int, *overrides: str) -> tuple[int, str]:
     else:
         process.send_signal(number)
     try:
-        _, told = process.communicate(timeout=SECONDS)
+        _, errors = process.communicate(timeout=SECONDS)
     finally:
         process.kill()  # where it hangs
-    return process.returncode, told
+    return process.returncode, errors
 
 
-KILLED, TWICE, CTRL_C = ["SIGKILL"], ["SIGTERM", "SIGTERM"], ["SIGINT"]
 CHAINS = {  # (point, exit code), one after another in the same run
     "killed": [
-        (Point("while a checkpoint file is open", 2, moment="half written", ends=KILLED), -9),
-        (Point("between backward and optimizer step", 3, 3, ends=KILLED), -9),
+        (Point(CHECKPOINT, 2, moment="half written"), -9),
+        (Point(OPTIMIZER, 3, 3), -9),
     ],
     "asked to end": [
-        (Point("inside an attack", 2, 4, "gradient step 2", ends=TWICE), 143),  # the second signal ends it at once
-        (Point("in validation", 3, 1, ends=CTRL_C), 130),
-        (Point("in the test", EPOCHS, 2, "test", ends=CTRL_C), 130),
+        (Point(ATTACK, 2, 4, "gradient step 2", ends=["SIGTERM", "SIGTERM"]), 143),  # the second ends it at once
+        (Point(VALIDATION, 3, 1, "gradient step 1", ends=["SIGINT"]), 130),
+        (Point(TEST, EPOCHS, 2, ends=["SIGINT"]), 130),
     ],
 }
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_a_run_that_is_ended_again_and_again_goes_on_bit_by_bit(chain, whole, tmp_path):
+def test_a_run_that_ends_again_and_again_resumes_bit_identically(chain, whole, tmp_path):
     directory = tmp_path / "run"
     overrides = [*SETTINGS, f"hydra.run.dir={directory}"]
     for number, (point, exit_code) in enumerate(CHAINS[chain]):
         point = replace(point, log=str(tmp_path / f"{number}.txt"))
         done = run(*overrides, point=point)
         assert done.returncode == exit_code, done.stderr
-        assert len(hits(point)) == 1
+        assert point.hits() == [point.place]
         if exit_code > 0:
-            told = done.stderr.splitlines()
-            # in the test there is nothing to be finished first
-            assert told[0].endswith("once more ends at once") == (point.kind != "in the test")
-            assert told[-1].endswith(f"; python train.py resume={directory} goes on")
+            errors = done.stderr.splitlines()
+            assert len(errors) == 1 + (point.kind != TEST)  # in the test nothing is finished first
+            assert f"python train.py resume={directory}" in errors[-1]
             assert status(directory) == "interrupted"
         overrides = [f"resume={directory}"]
     assert_finishes(directory, whole)
 
 
-def test_sigterm_finishes_the_step_and_says_how_to_go_on(whole, tmp_path):
+def test_sigterm_finishes_the_step_and_prints_how_to_resume(whole, tmp_path):
     directory = tmp_path / "run"
-    exit_code, told = train_until("epoch 1/", signal.SIGTERM, *SETTINGS, f"hydra.run.dir={directory}")
-    assert exit_code == 143, told
-    assert told.splitlines() == [
-        "SIGTERM: finishing this step, then a checkpoint; once more ends at once",
-        f"interrupted by SIGTERM; python train.py resume={directory} goes on",
-    ]
+    exit_code, errors = train_until("epoch 1/", signal.SIGTERM, *SETTINGS, f"hydra.run.dir={directory}")
+    assert exit_code == 143, errors
+    finishing, interrupted = errors.splitlines()
+    assert finishing.startswith("SIGTERM: finishing this step")
+    assert "interrupted by SIGTERM" in interrupted and f"python train.py resume={directory}" in interrupted
     assert status(directory) == "interrupted"
     assert_finishes(directory, whole)
 
 
 def test_ctrl_c_of_a_run_whose_workers_get_it_too(tmp_path):
     directory = tmp_path / "run"
-    settings = [*SETTINGS, "data.workers=1", f"hydra.run.dir={directory}"]
-    exit_code, told = train_until("epoch 1/", signal.SIGINT, *settings)
-    assert exit_code == 130, told
-    assert told.splitlines()[-1] == f"interrupted by SIGINT; python train.py resume={directory} goes on"
+    settings = [*SETTINGS, "data.num_workers=1", f"hydra.run.dir={directory}"]
+    exit_code, errors = train_until("epoch 1/", signal.SIGINT, *settings)
+    assert exit_code == 130, errors
+    assert f"python train.py resume={directory}" in errors.splitlines()[-1]
 
 
 def test_two_machines_and_a_process_that_fails(tmp_path):
-    """Two nodes of torchrun are one run; two processes of one node make it again, though one fails on the way."""
+    """Two nodes of torchrun are one run; two processes of one node repeat it, though one fails on the way."""
     start = two_machines(tmp_path / "machines", *SETTINGS, "trainer=ddp_cpu")
-    assert start["right"], start
+    assert start["passed"], start
     (expected,) = directories(tmp_path / "machines")
 
     directory = tmp_path / "run"
-    point = Point("inside an attack", 2, 4, "gradient step 2", ends=[ERROR], process=1, log=str(tmp_path / "hit.txt"))
+    point = Point(ATTACK, 2, 4, "gradient step 2", ends=[ERROR], process=1, log=str(tmp_path / "hit.txt"))
     failed = run(*SETTINGS, "trainer=ddp_cpu", f"hydra.run.dir={directory}", point=point)
     assert failed.returncode != 0
-    assert len(hits(point)) == 1
+    assert point.hits() == [point.place]
     assert "ArithmeticError: process 1 was asked to fail here" in failed.stderr
     with (directory / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert all(float(row["validation/robust_accuracy"]) >= 0 for row in rows)
 
-    exit_code, told = train_until("epoch 2/", signal.SIGINT, f"resume={directory}")
-    assert exit_code == 130, told
+    exit_code, errors = train_until("epoch 2/", signal.SIGINT, f"resume={directory}")
+    assert exit_code == 130, errors
     assert_finishes(directory, contents(expected))

@@ -1,4 +1,4 @@
-"""The L1 ball: its projection against a minimiser that knows nothing of it, its steps and draws against slow loops."""
+"""The L1 ball: its projection against a minimizer that knows nothing of it, its steps and draws against slow loops."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from reference import pattern_images, trained_net
 from scipy.optimize import minimize
 
 from nsr.attacks import AutoAttack, GradientAttack, KeptPerturbation
-from nsr.attacks.balls import L1_STEP_SHARE, L1Ball
+from nsr.attacks.balls import L1_STEP_FRACTION, L1Ball
 
 
-def nearest_by_bisection(movement: np.ndarray, image: np.ndarray, epsilon: float) -> np.ndarray:
+def nearest_by_bisection(perturbation: np.ndarray, image: np.ndarray, epsilon: float) -> np.ndarray:
     """Shrink every entry by one amount, cut to the range; the amount by halving an interval."""
 
     def shrunk(amount: float) -> np.ndarray:
-        return np.clip(np.sign(movement) * np.maximum(np.abs(movement) - amount, 0), -image, 1 - image)
+        return np.clip(np.sign(perturbation) * np.maximum(np.abs(perturbation) - amount, 0), -image, 1 - image)
 
     if np.abs(shrunk(0)).sum() <= epsilon:
         return shrunk(0)
-    low, high = 0.0, float(np.abs(movement).max())
+    low, high = 0.0, float(np.abs(perturbation).max())
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (middle, high) if np.abs(shrunk(middle)).sum() > epsilon else (low, middle)
@@ -37,29 +37,29 @@ def test_the_projection_is_the_nearest_point(seed, epsilon, size):
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(4, 1, 3, 3, generator=generator, dtype=torch.float64)
     images[0].view(-1)[:4] = torch.tensor([0.0, 1.0, 0.0, 1.0])
-    movement = size * torch.randn(4, 1, 3, 3, generator=generator, dtype=torch.float64)
-    movement[1] = movement[1].round()  # equal entries
-    got = L1Ball(images, epsilon).moved(movement) - images
+    perturbation = size * torch.randn(4, 1, 3, 3, generator=generator, dtype=torch.float64)
+    perturbation[1] = perturbation[1].round()  # equal entries
+    got = L1Ball(images, epsilon).perturbed(perturbation) - images
     for i in range(4):
-        expected = nearest_by_bisection(movement[i].flatten().numpy(), images[i].flatten().numpy(), epsilon)
+        expected = nearest_by_bisection(perturbation[i].flatten().numpy(), images[i].flatten().numpy(), epsilon)
         np.testing.assert_allclose(got[i].flatten().numpy(), expected, atol=1e-9)
 
 
-def test_the_slow_projection_is_the_nearest_point_by_a_general_minimiser():
+def test_the_slow_projection_is_the_nearest_point_by_a_general_minimizer():
     generator = np.random.default_rng(0)
     for _ in range(5):
-        image, movement = generator.random(4), generator.normal(size=4)
-        # movement = up - down, both at least 0: a smooth problem
+        image, perturbation = generator.random(4), generator.normal(size=4)
+        # perturbation = up - down, both at least 0: a smooth problem
         found = minimize(
-            lambda sides, movement=movement: ((sides[:4] - sides[4:] - movement) ** 2).sum(),
+            lambda parts, perturbation=perturbation: ((parts[:4] - parts[4:] - perturbation) ** 2).sum(),
             np.full(8, 0.05),
             bounds=[(0, 1 - value) for value in image] + [(0, value) for value in image],
-            constraints={"type": "ineq", "fun": lambda sides: 0.8 - sides.sum()},
+            constraints={"type": "ineq", "fun": lambda parts: 0.8 - parts.sum()},
             method="SLSQP",
             options={"ftol": 1e-14, "maxiter": 500},
         )
         nearest = found.x[:4] - found.x[4:]
-        np.testing.assert_allclose(nearest_by_bisection(movement, image, 0.8), nearest, atol=1e-5)
+        np.testing.assert_allclose(nearest_by_bisection(perturbation, image, 0.8), nearest, atol=1e-5)
 
 
 def test_a_step_moves_the_largest_entries_that_can_move():
@@ -68,7 +68,7 @@ def test_a_step_moves_the_largest_entries_that_can_move():
     images[:, :, :5] = images[:, :, :5].round()  # half the pixels at an end of the range
     gradient = torch.randn(3, 1, 10, 10, generator=generator, dtype=torch.float64)
     got = L1Ball(images, math.inf).step(images, gradient, 0.03)
-    count = round(L1_STEP_SHARE * 100)
+    count = round(L1_STEP_FRACTION * 100)
     for i in range(3):
         flat, slope = images[i].flatten(), gradient[i].flatten()
         movable = [j for j in range(100) if (flat[j] < 1 if slope[j] > 0 else flat[j] > 0)]
@@ -81,10 +81,14 @@ def test_a_step_moves_the_largest_entries_that_can_move():
 
 def test_a_start_is_uniform_in_the_ball():
     images = torch.full((4000, 1, 1, 3), 0.5, dtype=torch.float64)
-    movement = (L1Ball(images, 0.4).random_point(torch.Generator().manual_seed(3)) - images).flatten(1) / 0.4
-    radius = movement.abs().sum(1)
-    # for a uniform point of the ball radius^3 is uniform, and so is each share of the radius in two dimensions less
-    for values in (radius**3, 1 - (1 - movement[:, 0].abs() / radius) ** 2, (movement[:, 1] > 0).double() * 0.5 + 0.25):
+    difference = (L1Ball(images, 0.4).random_point(torch.Generator().manual_seed(3)) - images).flatten(1) / 0.4
+    radius = difference.abs().sum(1)
+    # for a uniform point of the ball radius^3 is uniform, and so is each fraction of the radius in two dimensions less
+    for values in (
+        radius**3,
+        1 - (1 - difference[:, 0].abs() / radius) ** 2,
+        (difference[:, 1] > 0).double() * 0.5 + 0.25,
+    ):
         ordered = values.sort().values
         steps = torch.arange(1, 4001, dtype=torch.float64) / 4000
         if values.unique().numel() > 2:

@@ -14,7 +14,7 @@ from tests.test_training import batch, module_of
 
 OBJECTIVES = {
     "pgd": (AdversarialTraining, {}),
-    "half": (lambda: AdversarialTraining(clean_share=0.5), {}),
+    "half": (lambda: AdversarialTraining(clean_weight=0.5), {}),
     "alp": (LogitPairing, {}),
     "trades": (Trades, {"loss": "kl", "random_start": "gaussian"}),
     "mart": (Mart, {"random_start": "gaussian"}),
@@ -60,16 +60,16 @@ def graphs():
 def test_a_step_holds_no_more_than_its_training_graphs(name, stabilised):
     objective, settings = OBJECTIVES[name]
     module = module_of(objective(), stabilizer=SensitivityStabilizer(weight=1.0) if stabilised else None)
-    module.attack = GradientAttack(epsilon=0.1, steps=3, **settings)
+    module.train_attack = GradientAttack(epsilon=0.1, steps=3, **settings)
     module.train()
     images, labels = batch(32)
-    adversarial = module.attack(module.net, images, labels)
+    adversarial = module.train_attack(module.net, images, labels)
     with graphs() as training:
         module._loss({"clean": images, "adversarial": adversarial}, labels).backward()
     with graphs() as whole:
         module.training_step((images, labels), 0).backward()
     with graphs() as attack:
-        module.attack(module.net, images, labels)
+        module.train_attack(module.net, images, labels)
     assert training.most > 0
     assert attack.most > 0.2 * training.most  # else it would not be noticed
     assert whole.most <= 1.1 * training.most

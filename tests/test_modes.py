@@ -9,7 +9,10 @@ import torch
 from reference import inventory, residual_net, same_inventory, some_images
 from torch import nn
 
-from nsr.modes import batch_norm, frozen_parameters, network_mode
+from nsr.errors import InputError
+from nsr.modes import batch_norm_mode, frozen_parameters, network_mode
+
+modes = pytest.mark.parametrize("mode", ["batch", "frozen", "update"])
 
 
 class Broken(Exception):
@@ -17,7 +20,7 @@ class Broken(Exception):
 
 
 def mixed_net():
-    """A net whose sub-modules are in different modes, one BatchNorm frozen by its owner, one weight too."""
+    """A net whose sub-modules are in different modes, one BatchNorm frozen on purpose, one weight too."""
     net = residual_net().train()
     net.bn1.eval()
     net.hidden.eval()
@@ -26,7 +29,7 @@ def mixed_net():
     return net
 
 
-# ---------------------------------------------------------------- train and eval
+# ---------------------------------------------------------------- train and eval, requires_grad
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -47,8 +50,21 @@ def test_no_mode_leaves_all_inside_and_undoes_what_the_body_did():
     same_inventory(before, inventory(net))
 
 
+def test_no_parameter_asks_for_a_gradient_inside():
+    net = mixed_net()
+    before = inventory(net)
+    with frozen_parameters(net):
+        assert not any(parameter.requires_grad for parameter in net.parameters())
+    same_inventory(before, inventory(net))
+
+
 @pytest.mark.parametrize(
-    "change", [lambda net: network_mode(net, "eval"), lambda net: network_mode(net, "train"), frozen_parameters]
+    "change",
+    [
+        *(lambda net, mode=mode: network_mode(net, mode) for mode in ("eval", "train")),
+        *(lambda net, mode=mode: batch_norm_mode(net, mode) for mode in ("batch", "frozen", "update")),
+        frozen_parameters,
+    ],
 )
 def test_put_back_after_an_exception(change):
     net = mixed_net()
@@ -73,35 +89,37 @@ def test_mode_is_put_back_where_a_module_refuses_it():
 # ---------------------------------------------------------------- BatchNorm
 
 
-def normalised(net, images, *, with_batch):
-    """The two BatchNorm layers' outputs by hand, with the batch's or the running statistics."""
-    twin = copy.deepcopy(net)
-    for bn in (twin.bn1, twin.bn2):
+def normalized(net, images, *, with_batch):
+    """The logits by hand, with the batch's or the running statistics."""
+    other = copy.deepcopy(net)
+    for bn in (other.bn1, other.bn2):
         bn.training = with_batch
-    return twin.values(images)["fc"]
+    return other.values(images)["fc"]
 
 
-@pytest.mark.parametrize("handling", ["batch", "frozen", "update"])
-def test_the_three_handlings(handling):
+@modes
+def test_the_three_modes(mode):
     net, images = residual_net().train(), some_images()
     before = inventory(net)
     updated = copy.deepcopy(net)
     updated(images)
-    with batch_norm(net, handling):
+    with batch_norm_mode(net, mode):
         logits = net(images)
-    torch.testing.assert_close(logits, normalised(net, images, with_batch=handling != "frozen"))
-    assert not torch.allclose(logits, normalised(net, images, with_batch=handling == "frozen"))
+    torch.testing.assert_close(logits, normalized(net, images, with_batch=mode != "frozen"))
+    assert not torch.allclose(logits, normalized(net, images, with_batch=mode == "frozen"))
     after = inventory(net)
-    if handling == "update":
+    if mode == "update":
         assert not torch.equal(after["buffers"]["bn1.running_mean"], before["buffers"]["bn1.running_mean"])
         assert after["buffers"]["bn1.num_batches_tracked"] == before["buffers"]["bn1.num_batches_tracked"] + 1
         same_inventory(inventory(updated), after)
     else:
         same_inventory(before, after)
+    with pytest.raises(InputError, match=r"batch_norm_mode is 'evl'; it must be one of batch, frozen, update"):
+        batch_norm_mode(net, "evl").__enter__()
 
 
-@pytest.mark.parametrize("handling", ["batch", "frozen", "update"])
-def test_the_running_statistics_of_a_frozen_layer_stay_in_use(handling):
+@modes
+def test_the_running_statistics_of_a_frozen_layer_stay_in_use(mode):
     net, images = residual_net().train(), some_images()
     net.bn1.eval()
     before = inventory(net)["buffers"]
@@ -109,55 +127,44 @@ def test_the_running_statistics_of_a_frozen_layer_stay_in_use(handling):
         net.conv1(images), net.bn1.running_mean, net.bn1.running_var, net.bn1.weight, net.bn1.bias
     )
     got = []
-    handle = net.bn1.register_forward_hook(lambda module, inputs, output: got.append(output.clone()))
-    with batch_norm(net, handling):
+    net.bn1.register_forward_hook(lambda module, inputs, output: got.append(output.clone()))
+    with batch_norm_mode(net, mode):
         net(images)
-    handle.remove()
     torch.testing.assert_close(got[0], expected)
     assert torch.equal(net.bn1.running_mean, before["bn1.running_mean"])
     assert not net.bn1.training
 
 
-@pytest.mark.parametrize("handling", ["batch", "frozen", "update"])
-def test_batch_norm_is_put_back_after_an_exception(handling):
-    net = mixed_net()
-    before = inventory(net)
-    with pytest.raises(Broken), batch_norm(net, handling):
-        raise Broken
-    same_inventory(before, inventory(net))
-
-
-def test_a_layer_without_running_statistics_keeps_using_the_batch():
+@modes
+def test_a_layer_without_running_statistics_keeps_using_the_batch(mode):
     net = nn.BatchNorm1d(3, track_running_stats=False)
     inputs = torch.randn(8, 3)
     expected = net(inputs)
-    for handling in ("batch", "frozen", "update"):
-        with batch_norm(net, handling):
-            torch.testing.assert_close(net(inputs), expected)
-        assert net.running_mean is None
-        assert not net.track_running_stats
+    with batch_norm_mode(net, mode):
+        torch.testing.assert_close(net(inputs), expected)
+    assert net.running_mean is None
+    assert not net.track_running_stats
 
 
 def test_momentum_none_is_a_cumulative_average_all_the_same():
     net = nn.BatchNorm1d(3, momentum=None)
     inputs = torch.randn(8, 3)
-    with batch_norm(net, "batch"):
+    with batch_norm_mode(net, "batch"):
         net(inputs + 100)
     net(inputs)
     torch.testing.assert_close(net.running_mean, inputs.mean(0))
 
 
-@pytest.mark.parametrize("handling", ["batch", "frozen", "update"])
+@modes
 @pytest.mark.parametrize("training", [True, False])
-def test_synchronised_layers_are_handled_as_batch_norm(handling, training):
+def test_synchronized_layers_are_handled_as_batch_norm(mode, training):
     """Where there are no processes to exchange with, they compute what BatchNorm does, on the CPU too."""
     plain, images = residual_net().train(training), some_images()
     net = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
     assert isinstance(net.bn1, nn.SyncBatchNorm)
-    same_inventory(inventory(plain), inventory(net))
     logits = []
     for network in (plain, net):
-        with batch_norm(network, handling):
+        with batch_norm_mode(network, mode):
             logits.append(network(images))
     torch.testing.assert_close(*logits)
     same_inventory(inventory(plain), inventory(net))
@@ -166,21 +173,10 @@ def test_synchronised_layers_are_handled_as_batch_norm(handling, training):
     assert net.bn1.training is training
 
 
-@pytest.mark.parametrize("handling", ["batch", "frozen"])
-def test_instance_norm_that_tracks_is_left_untouched_too(handling):
+@pytest.mark.parametrize("mode", ["batch", "frozen"])
+def test_instance_norm_that_tracks_is_left_untouched_too(mode):
     net = nn.InstanceNorm2d(3, track_running_stats=True)
     before = inventory(net)
-    with batch_norm(net, handling):
+    with batch_norm_mode(net, mode):
         net(some_images(4, channels=3) + 5)
-    same_inventory(before, inventory(net))
-
-
-# ---------------------------------------------------------------- parameters
-
-
-def test_no_parameter_asks_for_a_gradient_inside():
-    net = mixed_net()
-    before = inventory(net)
-    with frozen_parameters(net):
-        assert not any(parameter.requires_grad for parameter in net.parameters())
     same_inventory(before, inventory(net))

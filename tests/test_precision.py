@@ -5,25 +5,25 @@ from __future__ import annotations
 import csv
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
-from nsr.app import build as parts
 from nsr.app.checkpoints import load_network
 from nsr.app.composition import compose_checked
-from nsr.app.preflight import rehearse
+from nsr.app.preflight import preflight
 from nsr.app.train import train
 from nsr.errors import InputError
-from nsr.features import FeatureTaps
+from nsr.features import FeatureExtractor
 from nsr.metrics.sensitivity import NetworkSensitivity
 from nsr.models.weights import read_checkpoint
-from tests.conftest import TINY, job
+from tests.conftest import TINY, job, made
 
 
 def test_half_precision_trains_and_float32_measures(tmp_path, monkeypatch):
     """In bf16 the taps of training are bf16; validation's are float32, its sums float64 of float32 differences, and
     its sensitivities those that a run in float32 measures on the same weights."""
     seen = set()
-    tapped = FeatureTaps.__call__
+    tapped = FeatureExtractor.__call__
 
     def watched(self, images):
         logits, features = tapped(self, images)
@@ -38,30 +38,30 @@ def test_half_precision_trains_and_float32_measures(tmp_path, monkeypatch):
         added(self, *values)
 
     with monkeypatch.context() as patched:
-        patched.setattr(FeatureTaps, "__call__", watched)
+        patched.setattr(FeatureExtractor, "__call__", watched)
         patched.setattr(NetworkSensitivity, "update", recorded)
         train(job("train", tmp_path / "run", *TINY, "trainer.precision=bf16-mixed"))
     assert (True, torch.bfloat16) in seen
     assert {dtype for training, dtype in seen if not training} == {torch.float32}
     assert sums and set(sums) == {torch.float64}
 
-    config = job("train", tmp_path / "again", *TINY)
-    data = parts.build_data(config)
-    module = parts.build_module(config, data)
+    again = made("train", *TINY)
+    data, module = again.data, again.module
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     load_network(module.net, read_checkpoint(path), path)
-    parts.build_trainer(config, tmp_path / "again", logger=False).validate(module, datamodule=data, verbose=False)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, inference_mode=False, use_distributed_sampler=False)
+    trainer.validate(module, datamodule=data, verbose=False)
     with (tmp_path / "run" / "sensitivity.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["epoch"] == "1"]
     assert rows
     for row in rows:
-        expected = module.sensitivities[row["layer"]].absolute[int(row["neuron"])]
+        expected = module.result.sensitivities[row["layer"]].absolute[int(row["neuron"])]
         assert float(row["absolute"]) == pytest.approx(float(expected), rel=1e-9)
 
 
 def refused(*overrides: str) -> str:
     with pytest.raises(InputError) as caught:
-        rehearse(compose_checked("train", list(overrides)))
+        preflight(compose_checked("train", list(overrides)), "train")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -92,4 +92,6 @@ def test_float64_on_mps():
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
 def test_what_a_cpu_has(precision, tmp_path):
     directory = f"hydra.run.dir={tmp_path / 'run'}"
-    rehearse(compose_checked("train", [f"trainer.precision={precision}", "trainer.accelerator=cpu", directory]))
+    preflight(
+        compose_checked("train", [f"trainer.precision={precision}", "trainer.accelerator=cpu", directory]), "train"
+    )

@@ -80,8 +80,8 @@ def test_two_processes_measure_what_one_does(command, tmp_path):
 def test_two_processes_train_and_leave_one_run(command, tmp_path):
     training = [
         *command,
-        *("data.batch_size=6", "data.validation_images=11", "data.evaluation_batch_size=4", "attack.steps=1"),
-        *("trainer.max_epochs=1", "logger=csv", "validation_attack.steps=2", "suite.pgd.steps=2"),
+        *("data.batch_size=6", "data.validation_images=11", "data.evaluation_batch_size=4", "train_attack.steps=1"),
+        *("trainer.max_epochs=1", "logger=csv", "validation_attack.steps=2", "test_attacks.pgd.steps=2"),
     ]
     run("train.py", tmp_path / "run", *training, "trainer.devices=2", "trainer.strategy=ddp")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
@@ -164,14 +164,20 @@ def test_two_processes_judge_alarms_as_one_does(command, tmp_path):
     """The classes predicted are added up, and so is a probe that each makes of a part of the images."""
     training = [
         *(*command, "data.batch_size=6", "data.validation_images=11", "data.evaluation_batch_size=4"),
-        *("trainer.max_epochs=1", "logger=csv", "attack.steps=1", "validation_attack=fgsm", "attacks=[clean]"),
+        *(
+            "trainer.max_epochs=1",
+            "logger=csv",
+            "train_attack.steps=1",
+            "validation_attack=fgsm",
+            "test_attacks=[clean]",
+        ),
     ]
     run("train.py", tmp_path / "two", *training, "trainer.devices=2", "trainer.strategy=ddp")
     run("train.py", tmp_path / "one", *training)
     for name in ("one", "two"):
-        assert len(json.loads((tmp_path / name / "alarms.json").read_text())) == 4
+        assert len(json.loads((tmp_path / name / "checks.json").read_text())) == 4
     saved = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("one", "two")]
-    (before, after), (two_before, two_after) = (each["callbacks"]["TrainingAlarms"]["history"] for each in saved)
+    (before, after), (two_before, two_after) = (each["callbacks"]["TrainingChecks"]["history"] for each in saved)
     assert before.pop("stillest")[1] == pytest.approx(two_before.pop("stillest")[1], rel=1e-9)
     assert before == two_before  # of the same weights
     assert (after["images"], after["strong_images"]) == (11, 4)  # images 0, 3, 6, 9 of three batches
@@ -208,13 +214,13 @@ def test_what_processes_exchange_in_a_step(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "choices",
-    ["objective=free", "objective=trades callbacks=[awp,ema] stabilizer.refresh=average attack.steps=1"],
+    ["objective=free", "objective=trades callbacks=[awp,ema] stabilizer.refresh=average train_attack.steps=1"],
     ids=["free", "awp"],
 )
 def test_two_processes_train_what_keeps_state(command, tmp_path, choices):
     training = [
         *(*command, *choices.split(), "data.batch_size=6", "data.validation_images=11"),
-        *("trainer.max_epochs=1", "logger=csv", "validation_attack.steps=2", "suite.pgd.steps=2"),
+        *("trainer.max_epochs=1", "logger=csv", "validation_attack.steps=2", "test_attacks.pgd.steps=2"),
     ]
     run("train.py", tmp_path / "run", *training, "trainer.devices=2", "trainer.strategy=ddp")
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -223,5 +229,6 @@ def test_two_processes_train_what_keeps_state(command, tmp_path, choices):
         assert first.abs().max() > 0 < second.abs().max()
         assert not torch.equal(first, second)
     else:
-        assert list(saved["stabilizer_scores"]) == ["relu1", "relu2", "relu3", "relu4"]
-        assert all(value.isfinite().all() for value in saved["state_dict"].values())
+        scores = saved["current_model_state"]["stabilizer._extra_state"]
+        assert list(scores) == ["relu1", "relu2", "relu3", "relu4"]
+        assert all(v.isfinite().all() for name, v in saved["state_dict"].items() if name.startswith("net."))

@@ -17,33 +17,35 @@ from nsr.app.command_line import one_line_errors
 from nsr.app.train import train
 from nsr.callbacks.checkpoints import PlainCheckpointIO
 from nsr.errors import InputError, RunStopped
-from nsr.run.directory import marked
+from nsr.run.commands import override
+from nsr.run.directory import process_status
 from nsr.run.files import whole_rows, write_json
-from nsr.run.resumption import check_unused, differences, newest_unfinished, readable_checkpoint, resumed_command
+from nsr.run.resumption import check_unused, newest_unfinished, readable_checkpoint, resumed_command
+from nsr.run.settings import changes
 from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.run.status import recorded_status
 from nsr.training.module import RobustClassifier
 from tests.conftest import TINY, job
 
-RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv", "metrics.json", "alarms.json", "images.csv")
+RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv", "metrics.json", "checks.json", "images.csv")
 SETTINGS = [
-    *(override for override in TINY if not override.startswith("attack.")),
+    *(row for row in TINY if not row.startswith("train_attack.")),
     "trainer.max_epochs=3",
     "trainer.limit_train_batches=4",
     "logger=csv",
 ]
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "nsr_place", "current_model_state", "callbacks")
 CHOICES = {
-    "sns": ["attack.steps=2", "scheduler=one_cycle", "stabilizer.refresh=average", "data.augmentation=crop_flip"],
+    "sns": ["train_attack.steps=2", "scheduler=one_cycle", "stabilizer.refresh=average", "data.augmentation=crop_flip"],
     "averages": [
-        "attack.steps=2",
+        "train_attack.steps=2",
         "callbacks=[ema,awp,stabilizer_ramp]",
         "callbacks.ema.decay=0.7",
         "objective=trades",
     ],
     "free": ["objective=free", "objective.replays=2", "trainer.max_epochs=6", "scheduler=cosine"],
     "epoch": [
-        "attack.steps=2",
+        "train_attack.steps=2",
         "stabilizer.refresh=epoch",
         "optimizer=sgd",
         "scheduler=piecewise",
@@ -198,7 +200,7 @@ def test_rows_after_the_checkpoint_are_cut_off(interrupted, whole, tmp_path_fact
 
 def test_records_that_are_shorter_than_the_checkpoint_knows(interrupted):
     (interrupted / "metrics.csv").write_text("epoch\n")
-    with pytest.raises(RunStopped, match="metrics.csv is shorter than the checkpoint knows it"):
+    with pytest.raises(RunStopped, match="metrics.csv is shorter than when the checkpoint was written"):
         run(interrupted, *CHOICES["sns"])
 
 
@@ -247,9 +249,9 @@ def test_a_finished_run_tells_its_result_and_runs_no_more(whole, tmp_path_factor
 
 def test_other_settings_are_named_and_taken_only_where_told(interrupted):
     longer = [*CHOICES["sns"], "scheduler=constant", "trainer.max_epochs=4"]
-    with pytest.raises(InputError, match=r"scheduler._target_ was .*; give resume_changed=true to go on"):
+    with pytest.raises(InputError, match=r"scheduler._target_ was .*; give allow_changed_config=true to resume"):
         run(interrupted, *longer)
-    run(interrupted, *longer, "resume_changed=true")
+    run(interrupted, *longer, "allow_changed_config=true")
     assert [row["epoch"] for row in whole_rows(interrupted / "metrics.csv")] == ["0", "1", "2", "3", "4"]
 
 
@@ -258,7 +260,7 @@ def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
     fewer = [*CHOICES["averages"], "scheduler=constant"]
     run(tmp_path / "run", *fewer)
     (tmp_path / "run" / "metrics.json").unlink()  # as if it had been killed while it was tested
-    run(tmp_path / "run", *fewer, "trainer.max_epochs=4", "resume_changed=true")
+    run(tmp_path / "run", *fewer, "trainer.max_epochs=4", "allow_changed_config=true")
     run(tmp_path / "whole", *fewer, "trainer.max_epochs=4")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
@@ -284,7 +286,7 @@ def test_fewer_epochs_than_there_are(interrupted):
     with pytest.raises(
         InputError, match="trainer.max_epochs is 1, but .*last.ckpt is already of epoch 2; give at least"
     ):
-        run(interrupted, *CHOICES["sns"], "trainer.max_epochs=1", "resume_changed=true")
+        run(interrupted, *CHOICES["sns"], "trainer.max_epochs=1", "allow_changed_config=true")
 
 
 def test_whose_run_it_is(tmp_path, monkeypatch):
@@ -295,24 +297,24 @@ def test_whose_run_it_is(tmp_path, monkeypatch):
         check_unused(tmp_path)
     with monkeypatch.context() as slurm:  # the same job, which SLURM has started once more
         slurm.setenv("SLURM_JOB_ID", "7")
-        assert marked(path) == ("running", "")
+        assert process_status(path) == ("running", "")
         slurm.setenv("SLURM_RESTART_COUNT", "1")
-        assert marked(path) == ("failed", "its job was started again")
+        assert process_status(path) == ("failed", "its job was started again")
     for host in ("another machine", socket.gethostname()):  # a machine that is gone; a number that another one has now
         write_json(path, elsewhere | {"host": host})
         os.utime(path, (time.time() - 660,) * 2)
-        assert marked(path) == ("failed", "no sign of its process for 11 min, killed?")
+        assert process_status(path) == ("failed", "no heartbeat for 11 min, killed?")
         check_unused(tmp_path)
 
 
 def test_a_run_gives_signs_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr("nsr.run.status.SIGN_SECONDS", 0.01)
+    monkeypatch.setattr("nsr.run.status.HEARTBEAT_SECONDS", 0.01)
     with recorded_status(tmp_path, "train.py", []):
         os.utime(tmp_path / "status.json", (0, 0))
         deadline = time.monotonic() + 10
         while (tmp_path / "status.json").stat().st_mtime == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert marked(tmp_path / "status.json") == ("running", "")
+        assert process_status(tmp_path / "status.json") == ("running", "")
     os.utime(tmp_path / "status.json", (0, 0))
     time.sleep(0.1)
     assert (tmp_path / "status.json").stat().st_mtime == 0  # and none when it is over
@@ -332,7 +334,7 @@ def test_a_directory_in_use_is_refused(interrupted):
 
 def test_a_checkpoint_holds_nothing_that_is_not_needed(interrupted):
     saved = torch.load(interrupted / "checkpoints" / "last.ckpt", weights_only=True)
-    tensors = list(saved["state_dict"].values())
+    tensors = [value for name, value in saved["state_dict"].items() if name.startswith("net.")]
     tensors += [value for state in saved["optimizer_states"][0]["state"].values() for value in state.values()]
     needed = sum(value.numel() * value.element_size() for value in tensors)
     assert (interrupted / "checkpoints" / "last.ckpt").stat().st_size < needed + 2**20
@@ -388,8 +390,8 @@ def test_resume_takes_the_recorded_command_and_what_is_changed(tmp_path):
         "data=digits",
         "seed=4",
         "trainer.max_epochs=9",
-        f"resume='{tmp_path}'",
-        f"hydra.run.dir='{tmp_path}'",
+        override("resume", str(tmp_path)),
+        override("hydra.run.dir", str(tmp_path)),
     ]
     assert resumed_command(["seed=4", "resume=auto"]) == ["seed=4", "resume=auto"]
     with pytest.raises(InputError, match="there is no run of train.py in"):
@@ -410,7 +412,7 @@ def test_the_newest_unfinished_run_of_the_command_is_found(tmp_path):
     assert newest_unfinished(tmp_path, ["seed=5"]) is None
 
 
-def test_differences_name_what_was_and_what_is():
-    recorded = {"seed": 0, "attack": {"steps": 10}, "logger": {"project": "a"}}
-    told = differences(recorded, {"seed": 1, "attack": {"steps": 10, "norm": "l2"}, "logger": {"project": "b"}})
-    assert told == ["seed was 0 and is 1", "attack.norm was nothing and is l2"]
+def test_changes_name_what_was_and_what_is():
+    recorded = {"seed": 0, "train_attack": {"steps": 10}, "logger": {"csv": {"name": "a"}}, "choices": {"data": "x"}}
+    found = changes(recorded, {"seed": 1, "train_attack": {"steps": 10, "norm": "l2"}, "logger": {}, "resume": "auto"})
+    assert found == {"seed": (0, 1), "train_attack.norm": ("nothing", "l2")}

@@ -1,28 +1,34 @@
-"""The stabilising term against the formula written out, and what of it carries a gradient."""
+"""The stabilizing term against the formula written out: value, gradient, selection, settings, state."""
 
 from __future__ import annotations
 
+import copy
 import inspect
+import io
+import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import COSTLY_PROPERTY, residual_net, slow_stabilizer_term, some_images
+from reference import COSTLY_PROPERTY, outputs_of_neuron, residual_net, slow_stabilizer_term, some_images
 
 from nsr.errors import InputError
+from nsr.sensitivity import activation_difference, neuron_sensitivity
 from nsr.stabilizer import SensitivityStabilizer
 
 SHAPES = {"conv": (3, 5, 2, 2), "block.relu": (3, 4, 1, 3), "block.relu#2": (3, 4, 2, 1), "fc": (3, 7)}
+CONVOLUTIONS = {"conv1": (3, 5, 2, 2), "conv2": (3, 4, 1, 3)}
 
 
-def sides(seed=0, shapes=SHAPES):
+def views(seed=0, shapes=SHAPES):
+    """Clean and adversarial features."""
     generator = torch.Generator().manual_seed(seed)
     made = [
         {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
         for _ in range(2)
     ]
-    return [{name: value.requires_grad_() for name, value in side.items()} for side in made]
+    return [{name: value.requires_grad_() for name, value in view.items()} for view in made]
 
 
 def counts(top, shapes=SHAPES):
@@ -33,14 +39,21 @@ def counts(top, shapes=SHAPES):
     return {name: max(1, int(top * neurons)) for name, neurons in widths.items()}
 
 
-def gradients(term, *of, retain=False):
-    """Of the term, for each layer's features of each side; None where it does not depend on them."""
-    sources = [value for side in of for value in side.values()]
-    return torch.autograd.grad(term, sources, allow_unused=True, retain_graph=retain)
+def gradients(term, *of):
+    """Of the term, for each layer's features of each view; None where it does not depend on them."""
+    sources = [value for view in of for value in view.values()]
+    return torch.autograd.grad(term, sources, allow_unused=True, retain_graph=True)
 
 
 def same(got, expected):
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def one_line(action) -> str:
+    with pytest.raises(InputError) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 # ---------------------------------------------------------------- value and gradient
@@ -50,106 +63,67 @@ def same(got, expected):
 @given(
     top=st.integers(1, 8) | st.sampled_from([0.25, 0.5, 0.75, 1.0, 0.01]),
     weight=st.sampled_from([0.0, 0.5, 2.0, 30.0]),
+    scale=st.sampled_from([1.0, 0.25]),
     seed=st.integers(0, 2**16),
 )
-def test_equals_the_formula_gradients_included(top, weight, seed):
-    clean, adversarial = sides(seed)
-    got = SensitivityStabilizer(weight=weight, top=top)(clean, adversarial)
-    expected = slow_stabilizer_term(clean, adversarial, count=counts(top), weight=weight)
+def test_equals_the_formula_gradients_included(top, weight, scale, seed):
+    """The oracle selects by numbers: nothing flows through the selection."""
+    clean, adversarial = views(seed)
+    stabilizer = SensitivityStabilizer(weight=weight, top=top)
+    stabilizer.scale = scale  # a ramp
+    got = stabilizer(clean, adversarial)
+    expected = slow_stabilizer_term(clean, adversarial, count=counts(top), weight=scale * weight)
     assert got.shape == ()
     same(got, expected)
-    pairs = zip(gradients(got, clean, adversarial), gradients(expected, clean, adversarial), strict=True)
-    for gradient, wanted in pairs:
+    found = gradients(got, clean, adversarial)
+    for gradient, wanted in zip(found, gradients(expected, clean, adversarial), strict=True):
         same(gradient, wanted)
+    for of_clean, of_adversarial in zip(found[: len(clean)], found[len(clean) :], strict=True):
+        same(of_clean, -of_adversarial)
 
 
-def test_only_the_chosen_neurons_are_pulled():
-    clean, adversarial = sides()
-    term = SensitivityStabilizer(top=2)(clean, adversarial)
-    for name, gradient in zip(clean, gradients(term, clean), strict=True):
-        moved = [m for m in range(SHAPES[name][1]) if gradient[:, m].ne(0).any()]
-        movement = [(clean[name][:, m] - adversarial[name][:, m]).abs().mean().item() for m in range(SHAPES[name][1])]
-        assert sorted(moved) == sorted(sorted(range(len(movement)), key=movement.__getitem__)[-2:])
-
-
-def test_the_choice_carries_no_gradient():
-    """The gradient is the sum's over the chosen neurons: the same when these are given by number."""
-    clean, adversarial = sides()
-    got = gradients(SensitivityStabilizer(weight=1, top=3)(clean, adversarial), clean)
-    terms = []
-    for name in clean:
-        movement = (clean[name] - adversarial[name]).abs()[..., None].flatten(2).mean(2)  # (batch, neuron)
-        chosen = sorted(range(SHAPES[name][1]), key=lambda m, movement=movement: -movement[:, m].sum().item())[:3]
-        terms.append(movement.mean(0)[chosen].mean())
-    for gradient, wanted in zip(got, gradients(sum(terms) / len(terms), clean), strict=True):
-        same(gradient, wanted)
-
-
-def test_the_weight_scales_and_the_layers_are_averaged():
-    clean, adversarial = sides()
-    one = SensitivityStabilizer(weight=1.0)(clean, adversarial)
-    same(SensitivityStabilizer(weight=7.0)(clean, adversarial), 7 * one)
-    alone = [SensitivityStabilizer(weight=1.0)({name: clean[name]}, {name: adversarial[name]}) for name in clean]
-    same(one, sum(alone) / len(alone))
-
-
-def test_the_gradient_goes_through_both_sides_unless_told_otherwise():
-    clean, adversarial = sides()
+def test_the_gradient_goes_through_both_views_unless_the_clean_one_is_detached():
+    clean, adversarial = views()
     both = SensitivityStabilizer()(clean, adversarial)
     one = SensitivityStabilizer(gradient_through_clean=False)(clean, adversarial)
     same(one, both)
-    assert all(gradient is None for gradient in gradients(one, clean, retain=True))
+    assert all(gradient is None for gradient in gradients(one, clean))
     for gradient, wanted in zip(gradients(one, adversarial), gradients(both, adversarial), strict=True):
         same(gradient, wanted)
         assert wanted.ne(0).any()
 
 
-def test_the_two_sides_gradients_are_opposite():
-    clean, adversarial = sides()
-    term = SensitivityStabilizer()(clean, adversarial)
-    both = gradients(term, clean, adversarial)
-    for of_clean, of_adversarial in zip(both[: len(clean)], both[len(clean) :], strict=True):
-        assert of_clean.ne(0).any()
-        same(of_clean, -of_adversarial)
-
-
-def test_equal_sides_give_zero_and_no_nan():
-    clean, _ = sides()
-    twin = {name: value.detach().clone().requires_grad_() for name, value in clean.items()}
-    term = SensitivityStabilizer()(clean, twin)
+def test_equal_views_give_zero_and_no_nan():
+    clean, _ = views()
+    equal = {name: value.detach().clone().requires_grad_() for name, value in clean.items()}
+    term = SensitivityStabilizer()(clean, equal)
     assert term.item() == 0
-    assert all(gradient.eq(0).all() for gradient in gradients(term, clean, twin))
+    assert all(gradient.eq(0).all() for gradient in gradients(term, clean, equal))
 
 
-def test_through_a_network():
-    """The weights' gradients of a real net's features, clean side detached or not."""
+@pytest.mark.parametrize("through_clean", [True, False])
+def test_through_a_network(through_clean):
+    """The weights' gradients of a real net's features."""
     net = residual_net().double().train()
     images = some_images(dtype=torch.float64)
     moved = (images + 0.1).clamp(max=1)
-    for through_clean in (True, False):
-        clean, adversarial = (
-            {name: net.values(x)[name] for name in ("relu", "relu#2", "tanh")} for x in (images, moved)
-        )
-        got = SensitivityStabilizer(top=2, gradient_through_clean=through_clean)(clean, adversarial)
-        reference = clean if through_clean else {name: value.detach() for name, value in clean.items()}
-        expected = slow_stabilizer_term(reference, adversarial, count=dict.fromkeys(clean, 2), weight=1.0)
-        weights = [net.conv1.weight, net.conv2.weight, net.hidden.weight, net.bn1.bias]
-        for one, other in zip(
-            *(torch.autograd.grad(term, weights, retain_graph=True) for term in (got, expected)), strict=True
-        ):
-            assert other.ne(0).any()
-            same(one, other)
+    clean, adversarial = ({name: net.values(x)[name] for name in ("relu", "relu#2", "tanh")} for x in (images, moved))
+    got = SensitivityStabilizer(top=2, gradient_through_clean=through_clean)(clean, adversarial)
+    reference = clean if through_clean else {name: value.detach() for name, value in clean.items()}
+    expected = slow_stabilizer_term(reference, adversarial, count=dict.fromkeys(clean, 2), weight=1.0)
+    weights = [net.conv1.weight, net.conv2.weight, net.hidden.weight, net.bn1.bias]
+    for one, other in zip(*(torch.autograd.grad(t, weights, retain_graph=True) for t in (got, expected)), strict=True):
+        assert other.ne(0).any()
+        same(one, other)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_half_precision_features_are_compared_in_float32(dtype):
-    clean, adversarial = ({name: value.detach().to(dtype) for name, value in side.items()} for side in sides())
+    clean, adversarial = ({name: value.detach().to(dtype) for name, value in view.items()} for view in views())
     term = SensitivityStabilizer()(clean, adversarial)
     assert term.dtype == torch.float32
-    expected = SensitivityStabilizer()(
-        *({name: v.double() for name, v in side.items()} for side in (clean, adversarial))
-    )
-    torch.testing.assert_close(term.double(), expected, rtol=1e-5, atol=0)
+    exact = ({name: value.double() for name, value in view.items()} for view in (clean, adversarial))
+    torch.testing.assert_close(term.double(), SensitivityStabilizer()(*exact), rtol=1e-5, atol=0)
 
 
 # ---------------------------------------------------------------- which axis, which layers
@@ -157,20 +131,14 @@ def test_half_precision_features_are_compared_in_float32(dtype):
 
 def test_tokens_have_their_neurons_last():
     """(batch, token, dim) by default, as find_layers says of them; neuron_dim overrides."""
-    clean, adversarial = sides(shapes={"block": (3, 6, 4)})
-    swapped = [{"block": side["block"].transpose(1, 2)} for side in (clean, adversarial)]  # neurons on axis 1
+    clean, adversarial = views(shapes={"block": (3, 6, 4)})
+    swapped = [{"block": view["block"].transpose(1, 2)} for view in (clean, adversarial)]  # neurons on axis 1
     expected = slow_stabilizer_term(*swapped, count={"block": 2}, weight=1.0)
-    same(SensitivityStabilizer(top=2)(clean, adversarial), expected)
-    same(SensitivityStabilizer(top=2, neuron_dim=-1)(clean, adversarial), expected)
-    same(SensitivityStabilizer(top=2, neuron_dim=2)(clean, adversarial), expected)
+    for neuron_dim in (None, -1, 2):
+        same(SensitivityStabilizer(top=2, neuron_dim=neuron_dim)(clean, adversarial), expected)
     same(SensitivityStabilizer(top=2, neuron_dim=1)(*swapped), expected)
     assert not torch.isclose(SensitivityStabilizer(top=2, neuron_dim=1)(clean, adversarial), expected)
-
-
-def test_a_batch_axis_is_no_neurons():
-    clean, adversarial = sides()
-    with pytest.raises(InputError, match="neuron_dim is 0"):
-        SensitivityStabilizer(neuron_dim=0)(clean, adversarial)
+    assert "neuron_dim is 0" in one_line(lambda: SensitivityStabilizer(neuron_dim=0)(clean, adversarial))
 
 
 @pytest.mark.parametrize(
@@ -189,35 +157,144 @@ def test_a_batch_axis_is_no_neurons():
 def test_patterns_choose_layers(layers, names):
     stabilizer = SensitivityStabilizer(layers=layers)
     assert stabilizer.stabilized(list(SHAPES)) == names
-    clean, adversarial = sides()
-    expected = slow_stabilizer_term(
-        *({name: side[name] for name in names} for side in (clean, adversarial)), count=counts(0.1), weight=1.0
-    )
-    same(stabilizer(clean, adversarial), expected)
+    clean, adversarial = views()
+    chosen = ({name: view[name] for name in names} for view in (clean, adversarial))
+    same(stabilizer(clean, adversarial), slow_stabilizer_term(*chosen, count=counts(0.1), weight=1.0))
 
 
-def one_line(action) -> str:
-    with pytest.raises(InputError) as caught:
-        action()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_what_cannot_be_stabilised_is_told_in_one_line():
-    clean, adversarial = sides()
+def test_what_cannot_be_stabilized_is_one_line():
+    clean, adversarial = views()
     text = one_line(lambda: SensitivityStabilizer(layers=["conv", "layer9"])(clean, adversarial))
     assert "'layer9'" in text
     assert "conv, block.relu" in text
-    assert "nothing to stabilise" in one_line(lambda: SensitivityStabilizer()({}, {}))
+    assert "nothing to stabilize" in one_line(lambda: SensitivityStabilizer()({}, {}))
     fewer = {name: value for name, value in adversarial.items() if name != "fc"}
-    assert "different layers" in one_line(lambda: SensitivityStabilizer()(clean, fewer))
+    assert "the same layers" in one_line(lambda: SensitivityStabilizer()(clean, fewer))
     half = {name: value[:1] for name, value in adversarial.items()}
     assert "differ in shape" in one_line(lambda: SensitivityStabilizer()(clean, half))
+    text = one_line(lambda: SensitivityStabilizer(distance="cosine")(clean, adversarial))
+    assert "distance is 'cosine', but a neuron of fc has one value" in text
+    assert SensitivityStabilizer(distance="cosine", layers=["conv", "block.relu"])(clean, adversarial) > 0
 
 
-def test_no_pattern_at_all_is_told_in_one_line():
-    clean, adversarial = sides()
-    one_line(lambda: SensitivityStabilizer(layers=[])(clean, adversarial))
+# ---------------------------------------------------------------- distances
+
+
+def slow_difference(clean, adversarial, distance: str, neuron_dim: int) -> list[float]:
+    """Neuron by neuron and sample by sample, in Python's floats."""
+    answer = []
+    for m in range(clean.shape[neuron_dim]):
+        total = 0.0
+        for i in range(len(clean)):
+            first, second = (outputs_of_neuron(view, i, m, neuron_dim) for view in (clean, adversarial))
+            pairs = list(zip(first, second, strict=True))
+            if distance == "l1":
+                total += sum(abs(a - b) for a, b in pairs) / len(pairs)
+            elif distance == "l2":
+                total += math.sqrt(sum((a - b) ** 2 for a, b in pairs)) / math.sqrt(len(pairs))
+            else:
+                lengths = [math.sqrt(sum(value**2 for value in view)) for view in (first, second)]
+                total += 1 - sum(a * b for a, b in pairs) / (lengths[0] * lengths[1]) if all(lengths) else any(lengths)
+        answer.append(total / len(clean))
+    return answer
+
+
+MAPS, TOKENS, UNITS = ((3, 5, 2, 2), 1), ((3, 4, 6), -1), ((4, 7), 1)
+
+
+@pytest.mark.parametrize(
+    ("distance", "shape", "neuron_dim"),
+    [(distance, *layout) for distance in ("l1", "l2") for layout in (MAPS, TOKENS, UNITS)]
+    + [("cosine", *layout) for layout in (MAPS, TOKENS)],
+)
+def test_each_distance_is_its_equation(distance, shape, neuron_dim):
+    generator = torch.Generator().manual_seed(1)
+    clean, adversarial = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    got = activation_difference(clean, adversarial, distance=distance, neuron_dim=neuron_dim)
+    expected = slow_difference(clean, adversarial, distance, neuron_dim)
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "cosine"])
+def test_a_neuron_without_difference_has_a_finite_gradient(distance):
+    clean = torch.randn(3, 4, 2, 2, dtype=torch.float64)
+    clean[:, 0] = 0  # silent in both views
+    clean[0, 1] = 0
+    adversarial = clean.clone()
+    adversarial[:, 2] += 1
+    clean.requires_grad_()
+    difference = activation_difference(clean, adversarial, distance=distance)
+    assert difference[[0, 1, 3]].abs().max() < 1e-12
+    assert difference[2] > 0.01
+    (gradient,) = torch.autograd.grad(difference.sum(), clean)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "cosine"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_sensitivity_selects_whatever_the_distance(distance, reduction):
+    clean, adversarial = views(shapes=CONVOLUTIONS)
+    stabilizer = SensitivityStabilizer(weight=0.7, top=2, distance=distance, reduction=reduction)
+    layers = []
+    for name in clean:
+        sensitivity = neuron_sensitivity(clean[name], adversarial[name]).tolist()
+        chosen = sorted(range(len(sensitivity)), key=lambda neuron, row=sensitivity: -row[neuron])[:2]
+        differences = slow_difference(clean[name], adversarial[name], distance, 1)
+        layers.append([differences[neuron] for neuron in chosen])
+    expected = sum(map(sum, layers)) if reduction == "sum" else sum(sum(layer) / 2 for layer in layers) / len(layers)
+    assert stabilizer(clean, adversarial).item() == pytest.approx(0.7 * expected, rel=1e-9)
+
+
+# ---------------------------------------------------------------- scores: what selects, and where it is kept
+
+
+def selected(stabilizer, seed, neurons):
+    """Asserts that with top=1 these neurons, {layer: id}, are the selected ones."""
+    clean, adversarial = views(seed, CONVOLUTIONS)
+    expected = sum(neuron_sensitivity(clean[n], adversarial[n])[neurons[n]].item() for n in clean) / len(clean)
+    assert stabilizer(clean, adversarial).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_running_average_selects():
+    stabilizer, average = SensitivityStabilizer(top=1, refresh="average", decay=0.75), None
+    for seed in range(4):
+        clean, adversarial = views(seed, CONVOLUTIONS)
+        batch = {name: neuron_sensitivity(clean[name], adversarial[name]).detach() for name in clean}
+        average = batch if average is None else {n: 0.75 * average[n] + 0.25 * batch[n] for n in batch}
+        selected(stabilizer, seed, {name: int(average[name].argmax()) for name in batch})
+
+
+@pytest.mark.parametrize(("refresh", "neuron"), [("epoch", 3), ("once", 2)])
+def test_remembered_sensitivities_select(refresh, neuron):
+    stabilizer = SensitivityStabilizer(top=1, refresh=refresh)
+    text = one_line(lambda: stabilizer(*views(shapes=CONVOLUTIONS)))
+    assert f"stabilizer.refresh is '{refresh}', but no sensitivities of conv1, conv2 were given" in text
+    for k in (2, 3):
+        stabilizer.remember({"conv1": torch.eye(5)[k], "conv2": torch.eye(4)[k]})
+    selected(stabilizer, 0, {"conv1": neuron, "conv2": neuron})
+    SensitivityStabilizer().remember({})  # no use for it
+
+
+@pytest.mark.parametrize("refresh", ["batch", "average", "epoch"])
+def test_the_scores_are_in_the_state_dict_of_the_module_around(refresh):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), SensitivityStabilizer(top=1, refresh=refresh))
+    assert [name for name, _ in net.named_parameters()] == ["0.weight", "0.bias"]
+    net[1].remember({"conv1": torch.eye(5)[2], "conv2": torch.eye(4)[3]})
+    net[1](*views(5, CONVOLUTIONS))
+    file = io.BytesIO()
+    torch.save(net.state_dict(), file)
+    file.seek(0)
+    restored = torch.nn.Sequential(torch.nn.Linear(2, 2), SensitivityStabilizer(top=1, refresh=refresh))
+    restored.load_state_dict(torch.load(file, weights_only=True))
+    copied = copy.deepcopy(net)
+    before = copy.deepcopy(net[1].scores)
+    pairs = views(6, CONVOLUTIONS)
+    expected = net[1](*pairs).item()
+    for other in (restored[1], copied[1]):
+        torch.testing.assert_close(other.scores, before, rtol=0, atol=0)
+        assert other(*pairs).item() == expected
+    torch.testing.assert_close(restored[1].scores, net[1].scores, rtol=0, atol=0)
+    assert (refresh == "batch") == (not net[1].scores)
 
 
 # ---------------------------------------------------------------- settings
@@ -225,37 +302,23 @@ def test_no_pattern_at_all_is_told_in_one_line():
 
 def test_defaults():
     stabilizer = SensitivityStabilizer()
-    assert (stabilizer.weight, stabilizer.top, stabilizer.layers) == (1.0, 0.1, None)
-    assert stabilizer.gradient_through_clean is True
-    assert stabilizer.batch_norm == "batch"
+    assert (stabilizer.weight, stabilizer.top, stabilizer.layers, stabilizer.scale) == (1.0, 0.1, None, 1.0)
+    assert (stabilizer.gradient_through_clean, stabilizer.batch_norm) == (True, "batch")
     parameters = inspect.signature(SensitivityStabilizer).parameters.values()
     assert {parameter.kind for parameter in parameters} == {inspect.Parameter.KEYWORD_ONLY}
+    assert "top=0.1" in repr(stabilizer)
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("weight", -1),
-        ("weight", float("nan")),
-        ("weight", float("inf")),
-        ("weight", "2"),
-        ("weight", True),
-        ("top", 0),
-        ("top", 1.5),
-        ("top", True),
-        ("top", None),
-        ("gradient_through_clean", "no"),
-        ("gradient_through_clean", None),
-        ("batch_norm", "eval"),
-        ("batch_norm", None),
+        *[("weight", value) for value in (-1, float("nan"), float("inf"), "2", True)],
+        *[("top", value) for value in (0, 1.5, True, None)],
+        *[("gradient_through_clean", value) for value in ("no", None)],
+        *[("batch_norm", value) for value in ("eval", None)],
+        *[("refresh", "always"), ("distance", "l3"), ("reduction", "max"), ("decay", 1.5), ("layers", [])],
     ],
 )
 def test_a_wrong_setting_names_itself(setting, value):
-    assert one_line(lambda: SensitivityStabilizer(**{setting: value})).startswith(
-        f"stabilizer.{setting} is {value!r}; "
-    )
-
-
-@pytest.mark.parametrize("handling", ["batch", "frozen", "update"])
-def test_batch_norm_handlings(handling):
-    assert SensitivityStabilizer(batch_norm=handling).batch_norm == handling
+    text = one_line(lambda: SensitivityStabilizer(**{setting: value}))
+    assert text.startswith(f"stabilizer.{setting} is {value!r}; ")

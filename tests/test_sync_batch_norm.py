@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
-from nsr.app import build as parts
-from nsr.app.composition import compose_checked, without_hydra
+from nsr.app.composition import compose_checked, plain, without_hydra
+from nsr.app.machine import shares_batches
+from nsr.app.network import build_classifier
+from nsr.data import DataDescription
 from nsr.errors import InputError
-from nsr.features import FeatureTaps
+from nsr.features import FeatureExtractor
 from nsr.layers import find_layers
 
+DIGITS = DataDescription(1, 8, 10, (0.3,), (0.4,), tuple("0123456789"))
 IMAGES = torch.linspace(0, 1, 6 * 64).view(6, 1, 8, 8)
 
 
 def classifier_of(monkeypatch, *overrides: str, gpus: int = 0):
     """Built as the run of these settings would, on a machine with so many GPUs."""
-    config = without_hydra(compose_checked("train", ["model.width=4", "sync_batch_norm=true", *overrides]))
+    composed = compose_checked("train", ["model.width=4", "sync_batch_norm=true", *overrides])
+    settings = plain(without_hydra(composed))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     torch.manual_seed(0)
-    return parts.build_classifier(config)
+    exchange = settings["sync_batch_norm"] and shares_batches(settings)
+    return build_classifier(settings, DIGITS, exchange=exchange)
 
 
 def synchronised(net: nn.Module) -> set[str]:
@@ -54,20 +58,13 @@ def test_processes_without_gpus_are_refused(monkeypatch):
     assert synchronised(classifier_of(monkeypatch, "trainer=ddp_cpu", "sync_batch_norm=false")) == set()
 
 
-def test_a_network_of_another_run_is_taken_as_it_is():
-    """What an ensemble's attack builds from a checkpoint: the settings of that run are not asked for."""
-    config = without_hydra(compose_checked("train", ["model.width=4"]))
-    own = {"model": config.model, "data": config.data, "channels_last": False}
-    assert synchronised(parts.build_classifier(OmegaConf.create(own))) == set()
-
-
 def test_taps_on_synchronised_layers(monkeypatch):
     net = classifier_of(monkeypatch, "trainer.devices=2", gpus=2)
     plain = classifier_of(monkeypatch, "trainer.devices=2", "sync_batch_norm=false", gpus=2)
     features = []
     for network in (net, plain):
-        layers = find_layers(network, IMAGES, ["bn1", "relu1"], within=network.net)
-        taps = FeatureTaps(network.train(), layers, within=network.net)
+        layers = find_layers(network, IMAGES, ["bn1", "relu1"], root=network.net)
+        taps = FeatureExtractor(network.train(), layers, root=network.net)
         logits, tapped = taps(IMAGES)
         features.append(tapped | {"logits": logits})
     assert list(features[0]) == ["bn1", "relu1", "logits"]

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from nsr.attacks import GradientAttack, KeptPerturbation
 from nsr.errors import InputError, RunStopped
-from nsr.evaluation.suite import Suite
+from nsr.evaluation.suite import AttackSuite
 from nsr.layers import find_layers
 from nsr.models import Classifier, SmallCNN
-from nsr.objectives import AdversarialTraining, Free, LogitPairing, Mart, Natural, Trades
+from nsr.objectives import AdversarialTraining, Free, LogitPairing, Mart, Natural, Trades, required_views
 from nsr.randomness import draw_seed
 from nsr.stabilizer import SensitivityStabilizer
 from nsr.training.free import FreeClassifier
@@ -25,7 +25,7 @@ CLASSES = 3
 OBJECTIVES = {
     "natural": Natural,
     "pgd": AdversarialTraining,
-    "half": lambda: AdversarialTraining(clean_share=0.5),
+    "half": lambda: AdversarialTraining(clean_weight=0.5),
     "alp": LogitPairing,
     "trades": Trades,
     "mart": Mart,
@@ -51,16 +51,16 @@ def module_of(objective, *, stabilizer=None, dropout=False, steps=3, **settings)
         training_attack = GradientAttack(epsilon=0.1, steps=steps, loss="kl", random_start="gaussian")
     else:
         kind, training_attack = RobustClassifier, attack
-    layers = find_layers(net, torch.zeros(2, 1, 8, 8), within=net.net)
+    layers = find_layers(net, torch.zeros(2, 1, 8, 8), root=net.net)
     return kind(
         net,
         layers=layers,
-        within=net.net,
+        root=net.net,
         classes=CLASSES,
         objective=objective,
-        attack=training_attack,
+        train_attack=training_attack,
         validation_attack=attack,
-        suite=Suite({"pgd": attack}),
+        suite=AttackSuite({"pgd": attack}),
         stabilizer=stabilizer,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         **settings,
@@ -119,7 +119,7 @@ def test_the_stabilisers_own_pass_leaves_no_trace_in_batch_norm(name, handling):
         fit(module, [batch()])
     buffers = [dict(module.net.named_buffers()) for module in (plain, stabilised)]
     assert_bit_equal(*buffers)
-    assert int(plain.net.net.bn1.num_batches_tracked) == len(objective.sides)
+    assert int(plain.net.net.bn1.num_batches_tracked) == len(required_views(objective))
 
 
 def test_an_update_pass_is_asked_for_by_name():
@@ -211,8 +211,8 @@ def test_no_pass_that_the_definition_does_not_need(name, weight, monkeypatch):
 def test_objectives_without_their_weight_cost_no_pass(monkeypatch):
     for objective, passes in (
         (Trades(beta=0), PASSES["natural"]),
-        (LogitPairing(weight=0, clean_share=0.0), PASSES["pgd"]),
-        (LogitPairing(weight=0, clean_share=1.0), PASSES["natural"]),
+        (LogitPairing(weight=0, clean_weight=0.0), PASSES["pgd"]),
+        (LogitPairing(weight=0, clean_weight=1.0), PASSES["natural"]),
     ):
         module = module_of(objective)
         with counted_passes(module.net, monkeypatch) as counted:
@@ -224,7 +224,7 @@ def test_objectives_without_their_weight_cost_no_pass(monkeypatch):
     ("weightless", "other"),
     [
         (lambda: Trades(beta=0), Natural),
-        (lambda: LogitPairing(weight=0, clean_share=0.5), lambda: AdversarialTraining(clean_share=0.5)),
+        (lambda: LogitPairing(weight=0, clean_weight=0.5), lambda: AdversarialTraining(clean_weight=0.5)),
     ],
     ids=["trades", "alp"],
 )

@@ -22,15 +22,15 @@ from torch import nn
 from nsr.attacks import KeptPerturbation
 from nsr.callbacks import AdversarialWeightPerturbation
 from nsr.errors import InputError
-from nsr.evaluation.suite import Suite
+from nsr.evaluation.suite import AttackSuite
 from nsr.layers import find_layers
-from nsr.objectives import AdversarialTraining, Free, Trades
+from nsr.objectives import AdversarialTraining, Free, Trades, required_views
 from nsr.stabilizer import SensitivityStabilizer
 from nsr.training.free import FreeClassifier
 from nsr.training.module import RobustClassifier
 
 GAMMA, RATE, DECAY = 0.05, 0.1, 0.02
-STABILISED = ("net.relu", "net.relu#2", "net.tanh")
+STABILIZED = ("net.relu", "net.relu#2", "net.tanh")
 MOVED = {"net.conv1.weight", "net.hidden.weight", "net.fc.weight"}
 
 
@@ -74,16 +74,16 @@ def trades_by_hand(logits, labels):
 
 OBJECTIVES = {
     "pgd": (AdversarialTraining, pgd_by_hand),
-    "half": (lambda: AdversarialTraining(clean_share=0.5), half_by_hand),
+    "half": (lambda: AdversarialTraining(clean_weight=0.5), half_by_hand),
     "trades": (Trades, trades_by_hand),
 }
 
 
-def settings_of(net, *, layers=STABILISED, **settings):
+def settings_of(net, *, layers=STABILIZED, **settings):
     return {
         "layers": find_layers(net, torch.zeros(2, 1, 6, 6), list(layers)) if layers else [],
         "classes": 3,
-        "suite": Suite({}),
+        "suite": AttackSuite({}),
         "optimizer": partial(torch.optim.SGD, lr=RATE, weight_decay=DECAY),
         **settings,
     }
@@ -92,7 +92,11 @@ def settings_of(net, *, layers=STABILISED, **settings):
 def module_of(objective=None, *, net=None, attached=True, **settings) -> RobustClassifier:
     net = Shifted() if net is None else net
     objective = AdversarialTraining() if objective is None else objective
-    module = RobustClassifier(net, **settings_of(net, objective=objective, attack=Nudge(), **settings)).double().train()
+    module = (
+        RobustClassifier(net, **settings_of(net, objective=objective, train_attack=Nudge(), **settings))
+        .double()
+        .train()
+    )
     if attached:
         module.trainer = quiet_trainer()
     return module
@@ -104,16 +108,16 @@ def batch(size=6, seed=0):
     return images, torch.arange(size) % 3
 
 
-def sides_of(images):
+def views_of(images):
     return {"clean": images, "adversarial": Nudge()(nn.Linear(1, 1), images, None)}
 
 
-def moved_by_hand(net, images, labels, *, sides, loss_of, gamma=GAMMA):
+def moved_by_hand(net, images, labels, *, views, loss_of, gamma=GAMMA):
     """As in the authors' code: a proxy takes a step of SGD on -L; the difference, at the weight's size, is added."""
     proxy, moved = copy.deepcopy(net).train(), copy.deepcopy(net).train()
     optimizer = torch.optim.SGD(proxy.parameters(), lr=0.01)
     optimizer.zero_grad()
-    (-loss_of({side: proxy(sides_of(images)[side]) for side in sides}, labels)).backward()
+    (-loss_of({view: proxy(views_of(images)[view]) for view in views}, labels)).backward()
     optimizer.step()
     stepped = dict(proxy.named_parameters())
     with torch.no_grad():
@@ -124,10 +128,10 @@ def moved_by_hand(net, images, labels, *, sides, loss_of, gamma=GAMMA):
     return moved
 
 
-def gradients_by_hand(net, images, labels, *, sides, loss_of):
+def gradients_by_hand(net, images, labels, *, views, loss_of):
     """The loss and {parameter: gradient} in training mode."""
     net.zero_grad()
-    loss = loss_of({side: net(sides_of(images)[side]) for side in sides}, labels)
+    loss = loss_of({view: net(views_of(images)[view]) for view in views}, labels)
     loss.backward()
     return loss.detach(), {name: value.grad for name, value in net.named_parameters() if value.grad is not None}
 
@@ -151,69 +155,52 @@ def assert_close(first, second, *, tolerance=1e-9):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_step_is_the_published_procedure(name):
+def test_a_training_step_is_the_published_procedure(name):
     make, loss_of = OBJECTIVES[name]
     objective = make()
+    views = required_views(objective)
     module, awp = module_of(objective), AdversarialWeightPerturbation(gamma=GAMMA)
     net, (images, labels) = module.net, batch()
     before = state(net)
-    moved = moved_by_hand(net, images, labels, sides=objective.sides, loss_of=loss_of)
-    expected, gradients = gradients_by_hand(moved, images, labels, sides=objective.sides, loss_of=loss_of)
+    moved = moved_by_hand(net, images, labels, views=views, loss_of=loss_of)
+    expected, gradients = gradients_by_hand(moved, images, labels, views=views, loss_of=loss_of)
 
-    awp.perturb(module, sides_of(images), labels)
+    awp.setup(module.trainer, module, "fit")
+    awp.perturb(views_of(images), labels)
     assert_close(dict(net.named_parameters()), dict(moved.named_parameters()))
-    changed = {name for name, value in net.named_parameters() if not torch.equal(value, before[name])}
+    changed = {key for key, value in net.named_parameters() if not torch.equal(value, before[key])}
     assert changed == MOVED
-    for weight in changed:  # as long as announced
+    for weight in changed:  # of the announced length
         length = (net.get_parameter(weight) - before[weight]).norm()
         torch.testing.assert_close(length, GAMMA * before[weight].norm(), rtol=1e-9, atol=0)
-    assert all(value.grad is None for value in net.parameters())  # the ascent's gradient goes nowhere
-    assert_bit_equal({name: before[name] for name, _ in net.named_buffers()}, dict(net.named_buffers()))
-
-    terms = objective({side: net(sides_of(images)[side]) for side in objective.sides}, labels)
-    loss = sum(terms.values())
-    loss.backward()
+    assert all(value.grad is None for value in net.parameters())  # the ascent's gradient is stored nowhere
+    assert_bit_equal({key: before[key] for key, _ in net.named_buffers()}, dict(net.named_buffers()))
     awp.restore()
-    torch.testing.assert_close(loss.detach(), expected, rtol=1e-9, atol=0)
-    mine = {name: value.grad for name, value in net.named_parameters() if value.grad is not None}
-    assert_close(mine, gradients)
-    assert_bit_equal({name: before[name] for name, _ in net.named_parameters()}, dict(net.named_parameters()))
-    assert_close(dict(net.named_buffers()), dict(moved.named_buffers()))
-    assert int(net.net.bn1.num_batches_tracked) == len(objective.sides)
-    _, unmoved = gradients_by_hand(copy.deepcopy(net), images, labels, sides=objective.sides, loss_of=loss_of)
-    assert any((gradients[name] - unmoved[name]).norm() > 0.01 * unmoved[name].norm() for name in MOVED)
+    assert_bit_equal(before, state(net))
 
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_training_step_moves_the_weights_after_its_attack(name):
-    make, loss_of = OBJECTIVES[name]
-    objective = make()
-    module, awp = module_of(objective), AdversarialWeightPerturbation(gamma=GAMMA)
-    net, (images, labels) = module.net, batch()
-    before = state(net)
-    moved = moved_by_hand(net, images, labels, sides=objective.sides, loss_of=loss_of)
-    expected, gradients = gradients_by_hand(moved, images, labels, sides=objective.sides, loss_of=loss_of)
-    awp.setup(module.trainer, module, "fit")
     loss = module.training_step((images, labels), 0)
     loss.backward()
     awp.on_after_backward(module.trainer, module)
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-9, atol=0)
-    assert_close({name: value.grad for name, value in net.named_parameters() if value.grad is not None}, gradients)
+    assert_close({key: value.grad for key, value in net.named_parameters() if value.grad is not None}, gradients)
+    assert_bit_equal({key: before[key] for key, _ in net.named_parameters()}, dict(net.named_parameters()))
     assert_close(dict(net.named_buffers()), dict(moved.named_buffers()))
-    assert_bit_equal({name: before[name] for name, _ in net.named_parameters()}, dict(net.named_parameters()))
-    assert [torch.equal(met, next(net.parameters())) for met in module.attack.met] == [True]
+    assert int(net.net.bn1.num_batches_tracked) == len(views)
+    assert [torch.equal(met, next(net.parameters())) for met in module.train_attack.met] == [True]
+    _, unmoved = gradients_by_hand(copy.deepcopy(net), images, labels, views=views, loss_of=loss_of)
+    assert any((gradients[key] - unmoved[key]).norm() > 0.01 * unmoved[key].norm() for key in MOVED)
 
 
-def test_a_stabilising_term_is_measured_there_and_not_ascended():
+def test_a_stabilizing_term_is_measured_there_and_not_ascended():
     weight = 30.0
     module = module_of(stabilizer=SensitivityStabilizer(weight=weight, top=2))
     net, (images, labels) = module.net, batch()
     awp = AdversarialWeightPerturbation(gamma=GAMMA)
-    moved = moved_by_hand(net, images, labels, sides=("adversarial",), loss_of=pgd_by_hand)
-    values = {side: moved.net.values(inputs + moved.shift) for side, inputs in sides_of(images).items()}
-    features = {side: {layer: of[layer.removeprefix("net.")] for layer in STABILISED} for side, of in values.items()}
+    moved = moved_by_hand(net, images, labels, views=("adversarial",), loss_of=pgd_by_hand)
+    values = {view: moved.net.values(inputs + moved.shift) for view, inputs in views_of(images).items()}
+    features = {view: {layer: of[layer.removeprefix("net.")] for layer in STABILIZED} for view, of in values.items()}
     term = slow_stabilizer_term(
-        features["clean"], features["adversarial"], count=dict.fromkeys(STABILISED, 2), weight=weight
+        features["clean"], features["adversarial"], count=dict.fromkeys(STABILIZED, 2), weight=weight
     )
     expected = pgd_by_hand({"adversarial": values["adversarial"]["fc"]}, labels) + term
     assert term > 0.1
@@ -228,23 +215,21 @@ def test_a_stabilising_term_is_measured_there_and_not_ascended():
         torch.testing.assert_close(net.get_parameter(name).grad, gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_it_needs_no_trainer():
-    """As the rest of a training step, which a library's user may make in a loop of their own."""
-    attached, alone = module_of(), module_of(attached=False)
-    images, labels = batch()
-    for module in (attached, alone):
-        AdversarialWeightPerturbation(gamma=GAMMA).perturb(module, sides_of(images), labels)
-    assert_bit_equal(state(attached.net), state(alone.net))
+def perturbed(module, images, labels):
+    """The module after one perturbation."""
+    awp = AdversarialWeightPerturbation(gamma=GAMMA)
+    awp.setup(None, module, "fit")
+    awp.perturb(views_of(images), labels)
+    return state(module.net)
 
 
 def test_no_gradient_moves_no_weight():
-    module, awp = module_of(), AdversarialWeightPerturbation(gamma=GAMMA)
+    module = module_of()
     with torch.no_grad():
         module.net.net.fc.weight.zero_()  # nothing reaches the layers before it, and its own length is 0
     before = state(module.net)
-    images, labels = batch()
-    awp.perturb(module, sides_of(images), labels)
-    assert_bit_equal(before, state(module.net))
+    assert_bit_equal(before, perturbed(module, *batch()))
+    assert_bit_equal(perturbed(module_of(), *batch()), perturbed(module_of(attached=False), *batch()))  # no trainer
 
 
 class Confident(nn.Module):
@@ -263,11 +248,11 @@ def test_a_vanishing_gradient_moves_no_weight_too_far(lead):
     """The squares of a confident network's gradients underflow in float32."""
     net = Confident(lead)
     before = net.fc.weight.detach().clone()
-    settings = settings_of(net, layers=(), objective=AdversarialTraining(), attack=Nudge())
+    settings = settings_of(net, layers=(), objective=AdversarialTraining(), train_attack=Nudge())
     module = RobustClassifier(net, **settings).train()
     module.trainer = quiet_trainer()
     images, labels = batch()
-    AdversarialWeightPerturbation(gamma=GAMMA).perturb(module, sides_of(images.float()), labels)
+    perturbed(module, images.float(), labels)
     length = (net.fc.weight.detach() - before).norm() / before.norm()
     assert length <= GAMMA * (1 + 1e-4)
     assert lead > 30 or length >= GAMMA * (1 - 1e-3)
@@ -303,11 +288,11 @@ def test_a_run_descends_from_the_unmoved_weights_which_decay(name, accumulated):
     batches = [batch(6, 0), batch(5, 1), batch(6, 2), batch(6, 3)]
     awp = AdversarialWeightPerturbation(gamma=GAMMA)
     fit(module, batches, callbacks=[awp], accumulate_grad_batches=accumulated)
-    sides = objective.sides
+    views = required_views(objective)
     collected = []
     for images, labels in batches:
-        moved = moved_by_hand(net, images, labels, sides=sides, loss_of=loss_of)
-        collected.append(gradients_by_hand(moved, images, labels, sides=sides, loss_of=loss_of)[1])
+        moved = moved_by_hand(net, images, labels, views=views, loss_of=loss_of)
+        collected.append(gradients_by_hand(moved, images, labels, views=views, loss_of=loss_of)[1])
         for buffer, value in zip(net.buffers(), moved.buffers(), strict=True):
             buffer.copy_(value)
         if len(collected) == accumulated:
@@ -318,14 +303,15 @@ def test_a_run_descends_from_the_unmoved_weights_which_decay(name, accumulated):
                         weight.copy_(weight - RATE * (gradient + DECAY * weight))
             collected = []
     assert_close(state(module.net), state(net))
-    assert int(module.net.net.bn1.num_batches_tracked) == len(batches) * len(sides)
+    assert int(module.net.net.bn1.num_batches_tracked) == len(batches) * len(views)
 
 
-def test_no_size_is_no_perturbation():
+def test_no_size_is_no_perturbation_and_a_later_run_without_it_is_without():
     states = []
     for callbacks in ([], [AdversarialWeightPerturbation(gamma=0)], [AdversarialWeightPerturbation(gamma=GAMMA)]):
         module = module_of(attached=False)
         fit(module, [batch(6, 0), batch(5, 1)], callbacks=callbacks)
+        assert module.before_passes == []
         states.append(state(module.net))
     assert_bit_equal(states[0], states[1])
     assert not torch.equal(states[0]["net.fc.weight"], states[2]["net.fc.weight"])
@@ -365,7 +351,7 @@ def test_a_step_that_breaks_leaves_the_weights_unmoved():
     broken = Raising(net, at=2)  # the pass of the ascent goes through, that of the loss does not
     broken.register_forward_pre_hook(lambda broken, inputs: met.append(net.net.fc.weight.detach().clone()))
     module = RobustClassifier(
-        broken, **settings_of(net, layers=(), objective=AdversarialTraining(), attack=Nudge())
+        broken, **settings_of(net, layers=(), objective=AdversarialTraining(), train_attack=Nudge())
     ).double()
     before = {name: value.clone() for name, value in net.named_parameters()}
     with pytest.raises(RuntimeError, match="the network broke"):
@@ -374,20 +360,11 @@ def test_a_step_that_breaks_leaves_the_weights_unmoved():
     assert_bit_equal(before, dict(net.named_parameters()))
 
 
-def test_a_run_without_it_after_one_with_it_is_without():
-    once, twice = (module_of(attached=False) for _ in range(2))
-    for callbacks in ([AdversarialWeightPerturbation(gamma=GAMMA)], []):
-        fit(twice, [batch(6, 0)], callbacks=callbacks)
-        if callbacks:
-            once.load_state_dict(twice.state_dict())
-        else:
-            fit(once, [batch(6, 0)])
-    assert_bit_equal(state(once.net), state(twice.net))
-
-
 def test_free_training_is_refused():
     net = Shifted()
-    module = FreeClassifier(net, **settings_of(net, objective=Free(), attack=KeptPerturbation(epsilon=0.1))).double()
+    module = FreeClassifier(
+        net, **settings_of(net, objective=Free(), train_attack=KeptPerturbation(epsilon=0.1))
+    ).double()
     before = state(net)
     with pytest.raises(InputError, match="awp.*objective=free") as caught:
         fit(module, [batch()], callbacks=[AdversarialWeightPerturbation()])
@@ -398,7 +375,7 @@ def test_free_training_is_refused():
 def test_it_takes_part_in_training_alone():
     module = module_of()
     AdversarialWeightPerturbation().setup(module.trainer, module, "test")
-    assert module.before_passes is None
+    assert module.before_passes == []
 
 
 @pytest.mark.parametrize(

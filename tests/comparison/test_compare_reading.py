@@ -1,21 +1,24 @@
-"""What is read of run directories: how runs stand, their figures, their methods, and which do not go together."""
+"""Reading of run directories: statuses, metrics, methods, damaged runs, and runs that cannot be compared."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 
+import pandas
 import pytest
+import yaml
 
-from nsr.app.train import evaluate, train
-from nsr.compare import read_runs
+from nsr.app.evaluate import evaluate
+from nsr.app.train import train
+from nsr.compare import compare, main, read_runs
 from nsr.errors import InputError, RunStopped
-from nsr.run.files import layer_means, whole_rows
+from nsr.run.files import SCHEMA, layer_means, whole_rows
 from nsr.run.status import recorded_status
 from tests.conftest import TINY, job
 from tests.made_runs import make_evaluation, make_run
@@ -29,45 +32,41 @@ def only(places, **settings):
     return frame.iloc[0]
 
 
+def by_name(folder: Path):
+    """The rows of a folder of runs by the names of their directories."""
+    frame = read_runs(folder)
+    return frame.set_index(frame["run"].map(lambda run: Path(run).name))
+
+
 # ---------------------------------------------------------------- a real one
 
 
-def test_a_real_run_and_its_evaluation(trained, tmp_path, monkeypatch):
+def test_a_real_run_and_its_evaluation(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
-    command = [f"checkpoint={run / 'checkpoints' / 'best.ckpt'}", "attacks=[clean,pgd]", "suite.pgd.steps=3"]
-    evaluate(job("evaluate", run / "evaluations" / "2030-01-01", *command, "alarms.judge=false"))
+    command = [f"checkpoint={run / 'checkpoints' / 'best.ckpt'}", "test_attacks=[clean,pgd]", "checks.enabled=false"]
+    evaluate(job("evaluate", run / "evaluations" / "2030-01-01", *command, "test_attacks.pgd.steps=3"))
     row = only(run)
-    figures = json.loads((run / "evaluations" / "2030-01-01" / "evaluation.json").read_text())
+    metrics = json.loads((run / "evaluations" / "2030-01-01" / "evaluation.json").read_text())
     final = json.loads((run / "metrics.json").read_text())
-    assert row["pgd_accuracy"] == figures["test/pgd_accuracy"]
-    assert row["worst_case_accuracy"] == figures["test/worst_case_accuracy"]
+    assert row["pgd_accuracy"] == metrics["test/pgd_accuracy"]
+    assert row["worst_case_accuracy"] == metrics["test/worst_case_accuracy"]
     assert row["worst_case_of"] == "clean, pgd"
-    assert row["fgsm_accuracy"] == final["test/fgsm_accuracy"]  # of the run's own end, for it was not measured again
+    assert row["fgsm_accuracy"] == final["test/fgsm_accuracy"]  # from the end of training: not evaluated again
     assert row["evaluation"] == "2030-01-01, end of training"
     assert (row["method"], row["status"], row["seed"]) == ("pgd + sns", "finished", 0)
     assert row["best_epoch"] == final["best_epoch"]
-    with (run / "sensitivity.csv").open(newline="") as file:
-        rows = [line for line in csv.DictReader(file) if line["epoch"] == str(final["best_epoch"])]
-    relative = []
-    for layer in ("relu1", "relu2", "relu3", "relu4"):
-        absolute, active = (
-            fmean(float(line[name]) for line in rows if line["layer"] == layer)
-            for name in ("absolute", "mean_activation")
-        )
-        assert row[f"absolute/{layer}"] == pytest.approx(absolute, rel=1e-12)
-        assert row[f"relative/{layer}"] == pytest.approx(absolute / active, rel=1e-12)
-        relative.append(absolute / active)
-    assert row["relative"] == pytest.approx(fmean(relative), rel=1e-12)
-    # before training the weights are others, and so are the sensitivities
+    frame = pandas.read_csv(run / "sensitivity.csv")
+    best = frame[frame["epoch"] == final["best_epoch"]].groupby("layer")[["absolute", "mean_activation"]].mean()
+    relative = best["absolute"] / best["mean_activation"]
+    for layer in best.index:
+        assert row[f"absolute/{layer}"] == pytest.approx(best.loc[layer, "absolute"], rel=1e-12)
+        assert row[f"relative/{layer}"] == pytest.approx(relative[layer], rel=1e-12)
+    assert row["relative"] == pytest.approx(relative.mean(), rel=1e-12)
     assert row["absolute_before/relu1"] != row["absolute/relu1"] > 0
 
 
-def test_a_job_says_how_it_stands(trained, tmp_path):
-    marker = json.loads((trained / "status.json").read_text())
-    assert marker["status"] == "finished"
-    assert marker["program"] == "train.py"
-    assert "model.width=4" in marker["overrides"]
+def test_a_refused_job_records_why(tmp_path):
     with pytest.raises(InputError):
         train(job("train", tmp_path / "refused", *TINY, "layers=[layer9]"))
     row = only(tmp_path)
@@ -75,25 +74,16 @@ def test_a_job_says_how_it_stands(trained, tmp_path):
     assert row["detail"].startswith("no layer matches 'layer9'")
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [(RunStopped("the loss is\nnot finite"), "the loss is"), (KeyboardInterrupt(), "KeyboardInterrupt")],
-)
-def test_a_job_that_stops_says_why(tmp_path, error, reason):
-    def marker():
-        return json.loads((tmp_path / "status.json").read_text())
-
-    def stopped():
-        with recorded_status(tmp_path, "train.py", []):
-            assert marker()["status"] == "running"
-            raise error
-
-    with pytest.raises(type(error)):
-        stopped()
-    assert (marker()["status"], marker()["reason"]) == ("failed", reason)
+@pytest.mark.parametrize("error", [RunStopped("the loss is\nnot finite"), KeyboardInterrupt("the loss is")])
+def test_a_stopped_job_records_why(tmp_path, error):
+    with suppress(type(error)), recorded_status(tmp_path, "train.py", []):
+        assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
+        raise error
+    marker = json.loads((tmp_path / "status.json").read_text())
+    assert (marker["status"], marker["reason"]) == ("failed", "the loss is")
 
 
-# ---------------------------------------------------------------- which runs, and how they stand
+# ---------------------------------------------------------------- which runs, and their status
 
 
 def test_runs_are_found_once_in_sweeps_and_patterns(tmp_path):
@@ -102,139 +92,164 @@ def test_runs_are_found_once_in_sweeps_and_patterns(tmp_path):
     make_evaluation(tmp_path / "sweep" / "2030" / "2", "2030-01-01", {"clean": 0.9, "pgd": 0.4})
     (tmp_path / "sweep" / "2030" / "multirun.yaml").write_text("hydra: {}\n")
     (tmp_path / "link").symlink_to(tmp_path / "sweep")
-    (tmp_path / "sweep" / "round").symlink_to(tmp_path / "sweep")  # of itself: no end
+    (tmp_path / "sweep" / "round").symlink_to(tmp_path / "sweep")  # a cycle
+    (tmp_path / "sweep" / "loop").symlink_to(tmp_path / "sweep" / "loop")
     frame = read_runs(tmp_path / "sweep", tmp_path / "link", str(tmp_path / "s*" / "*" / "2"))
     assert frame["seed"].tolist() == [0, 2, 10]
     assert frame["run"].tolist() == [str(tmp_path / "sweep" / "2030" / name) for name in ("0", "2", "10")]
 
 
-def test_how_runs_stand(tmp_path):
-    make_run(tmp_path / "a" / "finished")
-    make_run(tmp_path / "a" / "failed", status="failed", reason="the loss is not finite")
-    make_run(tmp_path / "a" / "running", status="running")
-    make_run(tmp_path / "a" / "killed", status="running", process=GONE)
-    make_run(tmp_path / "a" / "old", status="")
-    make_run(tmp_path / "a" / "untested", status="failed", reason="out of memory", trained=True)
-    make_run(tmp_path / "a" / "testing", status="running", trained=True)
-    make_run(tmp_path / "a" / "tested later", status="running", process=GONE, trained=True)
-    make_evaluation(tmp_path / "a" / "tested later", "2030", {"clean": 0.9, "pgd": 0.4})
-    frame = read_runs(tmp_path).set_index(read_runs(tmp_path)["run"].map(lambda name: Path(name).name))
-    statuses = {
+def test_statuses(tmp_path):
+    make_run(tmp_path / "finished")
+    make_run(tmp_path / "failed", status="failed", reason="the loss is not finite")
+    make_run(tmp_path / "running", status="running")
+    make_run(tmp_path / "killed", status="running", process=GONE)
+    make_run(tmp_path / "old", status="")
+    make_run(tmp_path / "untested", status="failed", reason="out of memory", trained=True)
+    make_run(tmp_path / "testing", status="running", trained=True)
+    make_run(tmp_path / "tested later", status="running", process=GONE, trained=True)
+    make_evaluation(tmp_path / "tested later", "2030", {"clean": 0.9, "pgd": 0.4})
+    for path in (tmp_path / "old").iterdir():
+        os.utime(path, times=(time.time() - 3 * 3600,) * 2)
+    frame = by_name(tmp_path)
+    expected = {
         "finished": ("finished", ""),
         "failed": ("failed", "the loss is not finite (epoch 1 of 3)"),
-        "killed": ("failed", "its process ended without a word, killed? (epoch 1 of 3)"),
+        "killed": ("failed", "its process ended without a message, killed? (epoch 1 of 3)"),
         "untested": ("no evaluation", "out of memory"),
         "tested later": ("finished", ""),
+        "old": ("unfinished", "epoch 1 of 3, last change 3 h ago"),
     }
-    for name, expected in statuses.items():
-        assert tuple(frame.loc[name, ["status", "detail"]]) == expected
+    assert {name: tuple(frame.loc[name, ["status", "detail"]]) for name in expected} == expected
     assert frame.loc["running", "status"] == "running"
     assert frame.loc["running", "detail"].startswith("epoch 1 of 3, last change ")
     assert frame.loc["testing", "detail"].startswith("measuring the test set")
-    assert frame.loc["old", "status"] == "unfinished"
-    best = tmp_path / "a" / "untested" / "checkpoints" / "best.ckpt"
-    assert frame.loc["untested", "command"] == f"python evaluate.py checkpoint={best}"
+    assert frame.loc["untested", "command"].endswith(f"checkpoint={tmp_path}/untested/checkpoints/best.ckpt")
     # without metrics.json the best epoch is found as checkpoints are chosen
     assert frame.loc["tested later", "best_epoch"] == 2
-    # what has not finished shows no sensitivity, for that of its best epoch is not known
+    # the best epoch of an unfinished run is not known, nor is its sensitivity
     assert frame["absolute"].notna().sum() == 2
     assert frame.loc["running", "validation_robust_accuracy"] == 0.01
 
 
-@pytest.mark.parametrize("text", ["objective: pgd\n", "- a\n", "a: [\n", "objective: {}\ndata: {}\n"])
-def test_settings_of_another_program_are_no_method(tmp_path, text):
-    run = make_run(tmp_path / "run")
-    (run / "config.yaml").write_text(text)
-    row = only(run)
-    assert (row["status"], row["method"]) == ("unfinished", "?")
-    assert row["detail"].startswith("no settings of a run in config.yaml")
+# ---------------------------------------------------------------- odd runs
 
 
-def test_an_old_age_is_told(tmp_path):
-    run = make_run(tmp_path / "run", status="")
-    for path in run.iterdir():
-        os.utime(path, times=(time.time() - 3 * 3600,) * 2)
-    assert only(run)["detail"] == "epoch 1 of 3, last change 3 h ago"
+@pytest.mark.parametrize(
+    ("file", "text", "status", "reason"),
+    [
+        ("config.yaml", None, "unreadable", "config.yaml is missing"),
+        ("config.yaml", "", "unreadable", "config.yaml is damaged"),
+        ("config.yaml", "a: [\n", "unreadable", "config.yaml is damaged"),
+        ("config.yaml", "\xff\xfe", "unreadable", "config.yaml is damaged"),
+        ("config.yaml", "- a\n", "unreadable", "config.yaml is damaged"),
+        ("config.yaml", "objective: pgd\n", "unreadable", "config.yaml has no data, objective, trainer"),
+        ("config.yaml", "data: {}\nobjective: {}\ntrainer: {}\n", "unreadable", "has no objective._target_"),
+        ("config.yaml", f"schema: {SCHEMA + 1}\n", "unreadable", "config.yaml was written by a newer nsr (schema 2;"),
+        ("metrics.json", "{", "unreadable", "metrics.json is damaged"),
+        ("metrics.json", "[1]", "unreadable", "metrics.json is damaged"),
+        ("metrics.json", f'{{"schema": {SCHEMA + 1}}}', "unreadable", "metrics.json was written by a newer nsr"),
+        ("metrics.json", '{"test/a_b": "x", "test/pgd_accuracy": null}', "finished", ""),
+        ("metrics.csv", None, "finished", ""),
+        ("metrics.csv", "a,b\n1,2\n", "finished", "metrics.csv is damaged: KeyError 'epoch'"),
+        ("metrics.csv", "epoch\nx\n", "finished", "metrics.csv is damaged: ValueError"),
+        ("sensitivity.csv", None, "finished", ""),
+        ("sensitivity.csv", "epoch,layer\n2,a\n", "finished", "sensitivity.csv is damaged: KeyError 'absolute'"),
+        ("status.json", "[]", "finished", ""),
+        ("timing.json", "[", "finished", ""),
+    ],
+)
+def test_an_odd_run_is_listed_and_hides_no_other(tmp_path, capsys, file, text, status, reason):
+    make_run(tmp_path / "good")
+    path = make_run(tmp_path / "odd", seed=2) / file
+    path.unlink() if text is None else path.write_bytes(text.encode("latin-1"))
+    row = by_name(tmp_path).loc["odd"]
+    assert row["status"] == status
+    assert reason in row["detail"] and bool(reason) == bool(row["detail"])
+    for folder in (tmp_path, tmp_path / "odd"):
+        assert main([str(folder), "--resamples", "100"]) == 0
+        assert reason in capsys.readouterr().out
 
 
-# ---------------------------------------------------------------- while it is written
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"choices": [1]},
+        {"overrides": 3, "seed": "x"},
+        {"train_attack": {"_target_": "mypkg.Attack", "noise": "gaussian", "epsilon": "auto"}},
+        {"test_attacks": [1]},
+        {"evaluation": 3},
+        {"trainer": {"max_epochs": None}, "callbacks": None, "stabilizer": None},
+        {"objective": {"_target_": 3}},
+    ],
+)
+def test_odd_settings_hide_no_other_run(tmp_path, changes):
+    make_run(tmp_path / "good")
+    make_run(tmp_path / "odd", seed=1, changes=changes)
+    frame = read_runs(tmp_path, allow_different=True)
+    assert frame["status"].tolist().count("finished") >= 1
+    assert len(frame) == len(compare(frame, resamples=100).runs) == 2
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "sensitivity.csv", "status.json"])
+def test_a_run_that_is_being_written(tmp_path, name):
+    run = make_run(tmp_path / "run", status="running")
+    text = (run / name).read_bytes()
+    for end in (0, 1, len(text) // 2, len(text) - 1):
+        (run / name).write_bytes(text[:end])
+        row = only(run)
+        assert row["status"] in ("running", "unfinished") and "absolute" not in row
 
 
 def test_only_whole_lines_are_rows(tmp_path):
-    whole = make_run(tmp_path / "run", epochs=1) / "sensitivity.csv"
+    whole = make_run(tmp_path / "run", epochs=12, best=1) / "sensitivity.csv"
     text = whole.read_bytes()
     rows = list(whole_rows(whole))
     cut = tmp_path / "cut.csv"
     for end in [*range(40), *range(len(text) - 200, len(text))]:
         cut.write_bytes(text[:end])
-        found = list(whole_rows(cut))
-        assert found == rows[: max(0, text[:end].count(b"\n") - 1)]
-    assert list(whole_rows(whole, starting="1,")) == [row for row in rows if row["epoch"] == "1"]
-
-
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "sensitivity.csv", "status.json", "metrics.json"])
-def test_a_run_that_is_being_written(tmp_path, name):
-    run = make_run(tmp_path / "run", status="finished" if name == "metrics.json" else "running")
-    text = (run / name).read_bytes()
-    for end in {0, 1, len(text) // 3, len(text) // 2, len(text) - 2, len(text) - 1}:
-        (run / name).write_bytes(text[:end])
-        row = only(run)
-        assert row["status"] in ("running", "unfinished", "finished", "no evaluation")
-        assert "absolute" not in row or name == "metrics.json"
-
-
-def test_epochs_do_not_run_into_each_other(tmp_path):
-    """Epoch 1 is no part of epoch 10."""
-    run = make_run(tmp_path / "run", epochs=12, best=1)
-    means = layer_means(run / "sensitivity.csv", 1)
-    with (run / "sensitivity.csv").open(newline="") as file:
-        rows = [
-            float(row["absolute"]) for row in csv.DictReader(file) if (row["epoch"], row["layer"]) == ("1", "relu1")
-        ]
-    assert means["relu1"][0] == pytest.approx(fmean(rows))
+        assert list(whole_rows(cut)) == rows[: max(0, text[:end].count(b"\n") - 1)]
+    # epoch 1 is no part of epoch 10
+    first = [row for row in rows if row["epoch"] == "1"]
+    assert list(whole_rows(whole, starting="1,")) == first
+    expected = fmean(float(row["absolute"]) for row in first if row["layer"] == "relu1")
+    assert layer_means(whole, 1)["relu1"][0] == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------- evaluations
 
 
-def test_each_attack_is_of_the_newest_evaluation_that_has_it(tmp_path):
+def test_each_attack_comes_from_the_newest_evaluation_that_has_it(tmp_path):
     run = make_run(tmp_path / "run")
+    best = f"checkpoint={run}/checkpoints/best.ckpt"
+    assert only(run)["command"].endswith(f"evaluate.py {best} 'test_attacks=[clean,autoattack]'")
     make_evaluation(run, "2030-01-01", {"clean": 0.9, "pgd": 0.41, "square": 0.45})
-    make_evaluation(run, "2030-01-02", {"clean": 0.9, "autoattack": 0.38})
+    folder = make_evaluation(run, "2030-01-02", {"clean": 0.9, "autoattack": 0.38, "mine": 0.5})
     make_evaluation(run, "2030-01-03", {"clean": 0.1, "pgd": 0.01}, checkpoint="last.ckpt")
+    checks = [{"name": "weak_attack", "triggered": True}, {"name": "other", "triggered": False}, 3]
+    (folder / "checks.json").write_text(json.dumps(checks))
     row = only(run)
     measured = {"clean": 0.9, "fgsm": 0.6, "pgd": 0.41, "square": 0.45, "autoattack": 0.38, "worst_case": 0.38}
     assert {name: row[f"{name}_accuracy"] for name in measured} == measured
-    assert row["worst_case_of"] == "autoattack, clean"
-    assert row["command"] == ""
-    # other images or another radius: figures of one kind alone
-    make_evaluation(run, "2030-01-04", {"clean": 0.8, "pgd": 0.3}, limit=100)
+    assert row["worst_case_of"] == "autoattack, clean, mine"
+    assert (row["command"], row["detail"]) == ("", "checks triggered: weak_attack")
+    # a run that lacks attacks: the command asks for those that need no settings of the user's
+    make_run(tmp_path / "other", seed=1)
+    assert by_name(tmp_path).loc["other", "command"].endswith("'test_attacks=[clean,square,autoattack]'")
+    # other images or another radius: metrics of that kind alone
+    make_evaluation(run, "2030-01-04", {"clean": 0.8, "pgd": 0.3}, n_examples=100, epsilon=0.05)
     row = only(run)
     assert row["clean_accuracy"] == 0.8
     assert "square_accuracy" not in row
     assert row["evaluation"] == "2030-01-04"
-    overrides = "'attacks=[clean,autoattack]' limit=100 limit_order=balanced"
-    assert row["command"].endswith(f"best.ckpt {overrides}")
+    overrides = "epsilon=0.05 evaluation.n_examples=100 evaluation.subset=balanced"
+    assert row["command"].endswith(f"best.ckpt 'test_attacks=[clean,autoattack]' {overrides}")
 
 
-def test_what_measures_autoattack_is_told(tmp_path):
-    run = make_run(tmp_path / "run")
-    best = run / "checkpoints" / "best.ckpt"
-    assert only(run)["command"] == f"python evaluate.py checkpoint={best} 'attacks=[clean,autoattack]'"
-    other = make_run(tmp_path / "other", seed=1)
-    make_evaluation(other, "2030", {"clean": 0.9, "autoattack": 0.4, "square": 0.5})
-    frame = read_runs(tmp_path)
-    assert frame["command"].tolist() == [
-        f"python evaluate.py checkpoint={best} 'attacks=[clean,autoattack,square]'",
-        "",
-    ]
-
-
-def test_a_killed_evaluation_goes_on_by_its_own_command(tmp_path):
+def test_a_killed_evaluation_is_resumed_by_its_own_command(tmp_path):
     run = make_run(tmp_path / "run")
     make_evaluation(run, "2030", None)
-    best = run / "checkpoints" / "best.ckpt"
-    assert only(run)["command"] == f"python evaluate.py checkpoint={best} suite.pgd.steps=7"
+    assert only(run)["command"].endswith(f"checkpoint={run}/checkpoints/best.ckpt test_attacks.pgd.steps=7")
     begun = run / "evaluations" / "2030" / "status.json"
     begun.write_text(begun.read_text().replace(str(GONE), str(os.getpid())))
     assert (only(run)["command"], only(run)["detail"]) == ("", "an evaluation is running")
@@ -242,15 +257,9 @@ def test_a_killed_evaluation_goes_on_by_its_own_command(tmp_path):
     assert (only(run)["command"], only(run)["detail"]) == ("", "")
 
 
-def test_alarms_are_told(tmp_path):
-    run = make_run(tmp_path / "run")
-    folder = make_evaluation(run, "2030", {"clean": 0.9, "autoattack": 0.4})
-    alarms = [{"name": "masked gradients", "raised": True}, {"name": "other", "raised": False}]
-    (folder / "alarms.json").write_text(json.dumps(alarms))
-    assert only(run)["detail"] == "alarms raised: masked gradients"
-
-
 # ---------------------------------------------------------------- methods
+
+MINE = {"_target_": "mypkg.MyObjective", "beta": 2}
 
 
 @pytest.mark.parametrize(
@@ -264,26 +273,28 @@ def test_alarms_are_told(tmp_path):
             ["natural", "fast", "nfgsm", "free", "pgd", "trades"],
         ),
         (
-            [["objective=mart"], ["objective=alp"], ["objective=eat", "attack.checkpoints=[a.ckpt]"]],
-            ["alp + sns", "mart + sns", "eat + sns"],
+            [["objective=mart"], ["objective=ensemble_adversarial", "train_attack.checkpoints=[a.ckpt]"]],
+            ["mart + sns", "ensemble_adversarial + sns"],
         ),
         ([["stabilizer=sns"], ["stabilizer=none"]], ["pgd", "pgd + sns"]),
         (
             [["stabilizer.weight=2"], ["stabilizer.top=0.3"]],
-            ["pgd + sns(weight=2, top=0.1)", "pgd + sns(weight=1, top=0.3)"],
+            ["pgd + sns(weight=1, top=0.3)", "pgd + sns(weight=2, top=0.1)"],
         ),
-        ([["objective.clean_share=0.5"], []], ["pgd(clean_share=0) + sns", "pgd(clean_share=0.5) + sns"]),
+        ([["objective.clean_weight=0.5"], []], ["pgd(clean_weight=0) + sns", "pgd(clean_weight=0.5) + sns"]),
+        ([["optimizer=sgd"], ["optimizer=adam"]], ["pgd + sns optimizer=adam", "pgd + sns optimizer=sgd"]),
         (
-            [["optimizer=sgd"], ["optimizer=adam"]],
-            ["pgd + sns optimizer=Adam", "pgd + sns optimizer=SGD"],
+            [["model=resnet18"], ["model.width=8"], []],
+            ["pgd + sns model=resnet18", *(f"pgd + sns model=small_cnn model.width={width}" for width in (8, 32))],
         ),
-        ([["model=resnet18"], []], ["pgd + sns model=ResNet18", "pgd + sns model=SmallCNN"]),
         ([["callbacks=[awp]"], []], ["pgd + sns", "pgd + sns + awp"]),
-        ([["trainer.max_epochs=5"], []], ["pgd + sns max_epochs=3", "pgd + sns max_epochs=5"]),
-        ([["attack.steps=5"], []], ["pgd(steps=10) + sns", "pgd(steps=5) + sns"]),
-        ([["attack.steps=5"], ["attack=fgsm"]], ["fgsm + sns", "pgd + sns"]),
-        # nothing of the machine or the dashboard makes another method
-        ([["trainer.accelerator=cpu", "name=other", "data.workers=1", "logger=tensorboard"], []], ["pgd + sns"]),
+        ([[f"trainer.max_epochs={count}"] for count in (16, 5)], ["pgd + sns max_epochs=5", "pgd + sns max_epochs=16"]),
+        ([["train_attack.steps=5"], []], ["pgd(steps=5) + sns", "pgd(steps=10) + sns"]),
+        ([["train_attack=fgsm"], []], ["pgd(train_attack=fgsm) + sns", "pgd(train_attack=pgd) + sns"]),
+        # the same settings by another choice
+        ([["objective=fast"], ["objective=pgd", "train_attack=fast"]], ["fast + sns"]),
+        # nothing of the machine or the loggers makes another method
+        ([["trainer.accelerator=cpu", "name=other", "data.num_workers=1", "logger=tensorboard"], []], ["pgd + sns"]),
     ],
 )
 def test_methods_and_their_labels(tmp_path, commands, labels):
@@ -291,35 +302,64 @@ def test_methods_and_their_labels(tmp_path, commands, labels):
         for seed in (0, 1):
             make_run(tmp_path / str(number) / str(seed), *command, seed=seed)
     frame = read_runs(tmp_path)
-    assert sorted(set(frame["method"])) == sorted(labels)
+    assert list(dict.fromkeys(frame["method"])) == labels  # in the order of tables
     if len(labels) > 1:
         assert (frame.groupby("method")["seed"].apply(list).map(sorted) == [[0, 1]] * len(labels)).all()
-    if len(labels) == 6:
-        assert list(dict.fromkeys(frame["method"])) == labels  # in the order of the project's tables
     assert (frame["adversarial"] == (frame["objective"] != "natural")).all()
     assert (frame["stabilized"] == frame["method"].str.contains("sns")).all()
 
 
-def test_variants_are_in_the_order_of_their_numbers(tmp_path):
-    for weight in (16, 2, 0.5):
-        make_run(tmp_path / str(weight), f"stabilizer.weight={weight}")
-    labels = [f"pgd + sns(weight={weight})" for weight in ("0.5", "2", "16")]
-    assert read_runs(tmp_path)["method"].tolist() == labels
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ([{"objective": MINE}], ["MyObjective + sns"]),  # the shipped choice was replaced in a file
+        ([{"objective": MINE, "choices": {"objective": "mine"}}], ["mine + SensitivityStabilizer"]),
+        ([{"choices": {}}, {}], ["AdversarialTraining + SensitivityStabilizer"]),  # equal settings are one method
+        ([{"stabilizer": {"_target_": "mypkg.Stabilizer"}}, {}], ["pgd + Stabilizer", "pgd + sns"]),
+        (
+            [
+                {"objective": {**MINE, "beta": beta}, "choices": {"objective": "mine", "stabilizer": "sns"}}
+                for beta in (1, 2)
+            ],
+            ["mine(beta=1) + sns", "mine(beta=2) + sns"],
+        ),
+        (
+            [
+                {"optimizer": {"_target_": f"{name}.Adam"}, "choices": {"objective": "pgd", "stabilizer": "sns"}}
+                for name in "ab"
+            ],
+            ["pgd + sns optimizer=Adam", "pgd + sns optimizer=Adam #2"],  # never averaged
+        ),
+        (
+            [
+                {"model": {"width": width}, "choices": {"objective": "pgd", "stabilizer": "none", "experiment": name}}
+                for name, width in (("a", 4), ("b", 8))
+            ],
+            ["pgd + SensitivityStabilizer experiment=a", "pgd + SensitivityStabilizer experiment=b"],
+        ),
+    ],
+)
+def test_labels_of_foreign_classes_and_files(tmp_path, changes, labels):
+    for number, change in enumerate(changes):
+        make_run(tmp_path / str(number), seed=number, changes=change)
+    frame = read_runs(tmp_path)
+    assert sorted(set(frame["method"])) == sorted(labels)
+    assert frame["stabilized"].all() and frame["adversarial"].all()
 
 
-# ---------------------------------------------------------------- what does not go together
+# ---------------------------------------------------------------- runs that cannot be compared
 
 
 @pytest.mark.parametrize(
     ("overrides", "difference"),
     [
         (["epsilon=0.1"], "epsilon is 0.15 in A and 0.1 in B; compare"),
-        (["norm=l2"], "norm is 'linf' in A and 'l2' in B (so do epsilon); compare"),
+        (["norm=l2"], "norm is 'linf' in A and 'l2' in B; compare"),
         (["data.split_seed=1"], "data.split_seed is 0 in A and 1 in B; compare"),
         (["data.validation_images=100"], "data.validation_images is 200 in A and 100 in B; compare"),
-        (["suite.pgd.steps=20"], "suite.pgd.steps is 40 in A and 20 in B; compare"),
+        (["test_attacks.pgd.steps=20"], "test_attacks.pgd.steps is 40 in A and 20 in B; compare"),
         (["validation_attack.steps=5"], "validation_attack.steps is 10 in A and 5 in B; compare"),
-        (["data=fashion_mnist", "epsilon=0.15"], "data._target_ is 'nsr.data.Digits' in A and 'nsr.data.FashionMNIST'"),
+        (["data=fashion_mnist", "epsilon=0.15"], "data is 'digits' in A and 'fashion_mnist' in B; compare"),
     ],
 )
 def test_other_data_or_threat_models_are_refused(tmp_path, overrides, difference):
@@ -331,33 +371,38 @@ def test_other_data_or_threat_models_are_refused(tmp_path, overrides, difference
     assert f"the runs differ in data or threat model: {message}" in str(refused.value)
     assert "\n" not in str(refused.value)
     frame = read_runs(tmp_path, allow_different=True)
-    name = difference.split(" ")[0].removesuffix("._target_")
+    name = difference.split(" ")[0]
     assert frame["method"].nunique() == 2  # never averaged
     assert frame["conditions"].str.contains(f"{name}=").all()
     assert frame["method"].str.contains(f"{name}=").all()
 
 
-def test_the_limit_and_the_radius_of_an_evaluation_count(tmp_path):
-    for name, changes in (("a", {}), ("b", {"limit": 100})):
-        make_evaluation(make_run(tmp_path / name, seed=ord(name)), "2030", {"clean": 0.9, "pgd": 0.4}, **changes)
-    with pytest.raises(InputError, match=r"evaluation\.limit is None in .*a and '100 balanced' in .*b;"):
+def test_the_images_and_the_radius_of_an_evaluation_count(tmp_path):
+    for name, count in (("a", None), ("b", 100)):
+        make_evaluation(make_run(tmp_path / name, seed=ord(name)), "2030", {"clean": 0.9, "pgd": 0.4}, n_examples=count)
+    with pytest.raises(InputError, match=r"evaluation\.n_examples is None in .*a and 100 in .*b;"):
         read_runs(tmp_path)
     make_evaluation(make_run(tmp_path / "c"), "2030", {"clean": 0.9, "pgd": 0.4}, epsilon=0.05)
     with pytest.raises(InputError, match=r"evaluation\.epsilon is 0\.15 in .*a and 0\.05 in .*c;"):
         read_runs(tmp_path / "a", tmp_path / "c")
+    # a run without accuracies yet does not differ in them
+    make_run(tmp_path / "d", seed=1, status="running")
+    assert read_runs(tmp_path / "b", tmp_path / "d")["method"].tolist() == ["pgd + sns"] * 2
 
 
 @pytest.mark.parametrize(
-    ("overrides", "epsilon"), [(["epsilon=3/20"], "3/20"), (["seed=3"], 0.15), (["data.root=/elsewhere"], 0.15)]
+    ("overrides", "changes"),
+    [(["epsilon=3/20"], {}), (["data.root=/elsewhere"], {}), ([], {"choices": {"data": "my"}})],
 )
-def test_what_is_the_same_after_all(tmp_path, overrides, epsilon):
+def test_runs_that_are_the_same_after_all(tmp_path, overrides, changes):
     make_run(tmp_path / "a")
-    make_run(tmp_path / "b", *overrides, seed=1)
-    assert f"\nepsilon: {epsilon}\n" in (tmp_path / "b" / "config.yaml").read_text()
-    assert read_runs(tmp_path)["method"].tolist() == ["pgd + sns"] * 2
+    make_run(tmp_path / "b", *overrides, seed=1, changes=changes)
+    assert read_runs(tmp_path)["method"].nunique() == 1
 
 
-def test_a_running_run_is_not_refused_for_what_it_has_not_measured(tmp_path):
-    make_evaluation(make_run(tmp_path / "a"), "2030", {"clean": 0.9, "pgd": 0.4}, limit=100)
-    make_run(tmp_path / "b", seed=1, status="running")
-    assert read_runs(tmp_path)["method"].tolist() == ["pgd + sns"] * 2
+def test_the_place_of_the_users_own_images_counts(tmp_path):
+    for name in "ab":
+        data = yaml.safe_load((make_run(tmp_path / name / "x") / "config.yaml").read_text())["data"]
+        make_run(tmp_path / name / "run", changes={"data": {**data, "_target_": "mypkg.load", "root": f"/{name}"}})
+    with pytest.raises(InputError, match="data.root is '/a' in .* and '/b' in"):
+        read_runs(tmp_path / "a" / "run", tmp_path / "b" / "run")

@@ -1,4 +1,4 @@
-"""What all data sets share: settings, splits, loaders, and how Lightning treats the loaders."""
+"""Settings, splits and loaders of every data set, and how Lightning treats the loaders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset
 
-from nsr.data import EvaluationBatches, ImageData, TensorImages, TrainingBatches
+from nsr.data import DataDescription, EvaluationBatches, ImageData, TensorImages, TrainingBatches
 from nsr.errors import InputError
 
 SETTINGS = dict(channels=1, image_size=2, classes=3, mean=[0.5], std=[0.5], batch_size=4, validation_images=6)
@@ -21,7 +21,7 @@ class Made(ImageData):
 
     def load(self, split):
         self.loaded = [*getattr(self, "loaded", []), split]
-        count = 30 if split == "train" else 12
+        count = {"train": 30, "validation": 9, "test": 12}[split]
         images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
         return TensorImages(images, torch.arange(3).repeat(count // 3))
 
@@ -55,29 +55,26 @@ def numbers(images):
     return [round(float(image.flatten()[0]) * 255) for image in images]
 
 
-def test_sizes_and_stratification():
-    data = made()
-    data.setup()
-    assert (len(data.training_set), len(data.validation_set), len(data.test_set)) == (24, 6, 12)
-    assert data.validation_set.labels.bincount().tolist() == [2, 2, 2]
-    both = numbers(data.training_set.images / 255) + numbers(data.validation_set.images / 255)
-    assert sorted(both) == list(range(30))
-
-
-def test_the_split_depends_on_split_seed_alone():
+def test_the_split_is_stratified_and_depends_on_split_seed_alone():
     def held_out(**changes):
         data = made(**changes)
-        data.setup("fit")
-        return data.validation_set.images[:, 0, 0, 0].tolist()
+        data.setup("validate")
+        assert data.validation_set.labels.bincount().tolist() == [2, 2, 2]
+        parts = [numbers(part.images / 255) for part in (data.training_set, data.validation_set)]
+        assert sorted(parts[0] + parts[1]) == list(range(30))
+        return parts[1]
 
-    assert held_out() == held_out(seed=7, batch_size=9, augmentation="crop_flip")
+    assert held_out() == held_out(seed=7, batch_size=9, augmentation="crop_flip", validation_images=0.2)
     assert held_out() != held_out(split_seed=1)
 
 
-def test_a_fraction():
-    data = made(validation_images=0.2)
-    data.setup("validate")
-    assert len(data.validation_set) == 6
+def test_validation_images_of_their_own_replace_those_held_out():
+    class Validated(Made):
+        has_validation = True
+
+    data = made(Validated)
+    data.setup("fit")
+    assert (len(data.training_set), len(data.validation_set), data.loaded) == (30, 9, ["train", "validation"])
 
 
 @pytest.mark.parametrize(
@@ -99,13 +96,6 @@ def test_loaders(kind):
     assert [len(labels) for _, labels in data.val_dataloader()] == [5, 1]
     seen = [number for images, _ in data.test_dataloader() for number in numbers(images)]
     assert seen == list(range(12))
-    assert len(list(made_large().train_dataloader())) == 1
-
-
-def made_large():
-    data = made(batch_size=1000, evaluation_batch_size=1000)
-    data.setup()
-    return data
 
 
 def test_ranks_share_the_batches():
@@ -121,14 +111,8 @@ def test_ranks_share_the_batches():
 
 
 def test_describe():
-    assert made(mean=(0.25,)).describe() == {
-        "channels": 1,
-        "image_size": 2,
-        "classes": 3,
-        "mean": [0.25],
-        "std": [0.5],
-        "class_names": ["0", "1", "2"],
-    }
+    described = DataDescription(1, 2, 3, mean=(0.25,), std=(0.5,), class_names=("0", "1", "2"))
+    assert made(mean=[0.25]).describe() == described
 
 
 @pytest.mark.parametrize(
@@ -138,21 +122,23 @@ def test_describe():
         ({"image_size": 0}, "data.image_size is 0"),
         ({"classes": 1}, "data.classes is 1; it must be a whole number at least 2"),
         ({"mean": None}, "data.mean is None; it must be a list"),
-        ({"mean": "0.5"}, "data.mean is '0.5'; it must be a list"),
         ({"mean": [0.5, 0.5]}, "data.mean has 2 numbers; it must have 1"),
         ({"mean": [125.0]}, "data.mean is 125.0; .* pixels are in "),
         ({"std": [0.0]}, "data.std is 0.0; it must be a number above 0"),
-        ({"batch_size": 0}, "data.batch_size is 0"),
         ({"batch_size": 2.5}, "data.batch_size is 2.5; it must be a whole number"),
         ({"evaluation_batch_size": -1}, "data.evaluation_batch_size is -1"),
-        ({"validation_images": 0}, "data.validation_images is 0"),
         ({"validation_images": 0.0}, "data.validation_images is 0.0"),
         ({"validation_images": 1.5}, "data.validation_images is 1.5; .* a float a fraction"),
         ({"validation_images": True}, "data.validation_images is True"),
         ({"split_seed": -1}, "data.split_seed is -1"),
         ({"seed": -1}, "data.seed is -1"),
         ({"augmentation": "flip"}, "data.augmentation is 'flip'"),
-        ({"workers": -1}, "data.workers is -1"),
+        ({"num_workers": 1000}, "data.num_workers is 1000; .* at most .*; this machine has .* CPUs"),
+        (
+            {"image_size": 200_000},
+            "a batch of 250 images of data.image_size=200000 takes 40,000 GB; it must fit in the",
+        ),
+        ({"num_workers": -1}, "data.num_workers is -1"),
     ],
 )
 def test_settings_that_cannot_be(changes, message):
@@ -184,7 +170,7 @@ def test_one_class_is_no_classifier():
 
 
 class Recorder(pl.LightningModule):
-    """Writes down which images each epoch trains on and in which order."""
+    """Record which images each epoch trains on and in which order."""
 
     def __init__(self):
         super().__init__()
@@ -224,11 +210,11 @@ def fit(data, folder, epochs, checkpoint=None, **settings):
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("save_on_train_epoch_end", [True, False])
-def test_lightning_keeps_our_batches_and_resuming_repeats_the_order(tmp_path, workers, save_on_train_epoch_end):
+def test_lightning_keeps_our_batches_and_resuming_repeats_the_order(tmp_path, num_workers, save_on_train_epoch_end):
     settings = {"save_on_train_epoch_end": save_on_train_epoch_end}
-    net = fit(made(workers=workers), tmp_path, 3, **settings)
+    net = fit(made(num_workers=num_workers), tmp_path, 3, **settings)
     training, validation = net.loaders
     assert isinstance(training.batch_sampler, TrainingBatches)
     assert isinstance(validation.batch_sampler, EvaluationBatches)
@@ -239,5 +225,5 @@ def test_lightning_keeps_our_batches_and_resuming_repeats_the_order(tmp_path, wo
         batches = TrainingBatches(24, 4, seed=0)
         batches.set_epoch(epoch)
         assert net.orders[epoch] == [numbers(data.training_set.images[batch] / 255) for batch in batches]
-    resumed = fit(made(workers=workers), tmp_path, 3, tmp_path / "epoch=0.ckpt", **settings)
+    resumed = fit(made(num_workers=num_workers), tmp_path, 3, tmp_path / "epoch=0.ckpt", **settings)
     assert resumed.orders == {epoch: net.orders[epoch] for epoch in (1, 2)}

@@ -1,16 +1,16 @@
-"""Made-up folders of tiny images: what is read off them, what they become, and one line for each thing wrong."""
+"""Folders of tiny images: inference, pixels, and one line for each fault."""
 
 from __future__ import annotations
 
-import math
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from nsr.data import ImageFolder, TensorImages, decoding, image_folder
+from nsr.data import ImageFolder, decoding, image_folder
 from nsr.data.decoding import LazyImages, decode
 from nsr.errors import InputError
 
@@ -42,36 +42,23 @@ def pixels(path):
     return np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1)
 
 
-def test_everything_is_read_off(tmp_path):
+def test_everything_is_inferred(tmp_path):
     data = made(fill(tmp_path))
     data.prepare()
-    told = data.describe()
+    described = data.describe()
     every = np.stack([pixels(path) for path in (tmp_path / "train").rglob("*.png")]) / 255
-    assert told == {
-        "channels": 3,
-        "image_size": 6,
-        "classes": 2,
-        "mean": pytest.approx(every.mean(axis=(0, 2, 3)), abs=5.1e-5),
-        "std": pytest.approx(every.std(axis=(0, 2, 3)), abs=5.1e-5),
-        "class_names": ["cat", "dog"],
-    }
-    assert all(type(value) is float for value in told["mean"] + told["std"])
-    # what was told is what a second, fully described data set is made of
-    names = told.pop("class_names")
-    assert made(tmp_path, **told).describe() == {**told, "class_names": names}
+    assert (described.channels, described.image_size, described.classes) == (3, 6, 2)
+    assert described.class_names == ("cat", "dog")
+    assert described.mean == pytest.approx(every.mean(axis=(0, 2, 3)), abs=5.1e-5)
+    assert described.std == pytest.approx(every.std(axis=(0, 2, 3)), abs=5.1e-5)
+    assert all(type(value) is float for value in described.mean + described.std)
+    # a second data set of these settings is the same
+    settings = asdict(described)
+    settings.pop("class_names")
+    assert made(tmp_path, **settings).describe() == described
 
 
-def test_images_of_one_size_are_taken_as_they_are(tmp_path):
-    data = made(fill(tmp_path))
-    data.setup()
-    assert isinstance(data.training_set, TensorImages) and data.training_set.images.dtype == torch.uint8
-    assert (len(data.training_set), len(data.validation_set), len(data.test_set)) == (8, 2, 10)
-    assert data.test_set.labels.tolist() == [0] * 5 + [1] * 5
-    for number in range(5):
-        assert np.array_equal(data.test_set.images[number], pixels(tmp_path / "test" / "cat" / f"{number}.png"))
-
-
-def test_other_sizes_are_resized_and_cut(tmp_path):
+def test_other_sizes_are_resized_and_cropped(tmp_path):
     fill(tmp_path)
     picture(tmp_path / "test" / "cat" / "0.png", size=(24, 12))
     data = made(tmp_path, image_size=6)
@@ -81,40 +68,29 @@ def test_other_sizes_are_resized_and_cut(tmp_path):
     assert np.array_equal(data.test_set.images[0], expected)
 
 
-@pytest.mark.parametrize("size", [(7, 5), (5, 7), (3, 40), (40, 3), (4, 4), (1, 1)])
-def test_any_shape_becomes_a_square(tmp_path, size):
-    picture(tmp_path / "one.png", size=size)
-    image = decode(str(tmp_path / "one.png"), channels=3, image_size=4)
-    assert image.shape == (3, 4, 4) and image.dtype == np.uint8
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_lazy_and_in_memory_are_the_same(tmp_path, workers):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_lazy_and_in_memory_are_the_same(tmp_path, num_workers, monkeypatch):
     fill(tmp_path)
-    kept, lazy = made(tmp_path, in_memory=True), made(tmp_path, in_memory=False, workers=workers)
+    kept, lazy = made(tmp_path, in_memory=True), made(tmp_path, in_memory=False, num_workers=num_workers)
     for data in (kept, lazy):
         data.setup()
-    assert isinstance(lazy.training_set, LazyImages)
+    assert isinstance(lazy.training_set, LazyImages) and kept.training_set.images.dtype == torch.uint8
+    assert (len(kept.training_set), len(kept.validation_set), len(kept.test_set)) == (8, 2, 10)
+    monkeypatch.setattr(image_folder, "MEMORY_LIMIT_BYTES", 10 * 3 * 6 * 6)
+    assert isinstance(made(tmp_path).load("test"), LazyImages)
     for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
         for one, other in zip(getattr(kept, name)(), getattr(lazy, name)(), strict=True):
             assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
             assert other[0].dtype == torch.float32 and other[1].dtype == torch.int64
 
 
-def test_a_large_set_is_not_kept_in_memory(tmp_path, monkeypatch):
-    fill(tmp_path)
-    monkeypatch.setattr(image_folder, "MEMORY_LIMIT_BYTES", 10 * 3 * 6 * 6)
-    data = made(tmp_path)
-    data.setup("test")
-    assert isinstance(data.test_set, LazyImages)
-
-
 def test_large_images_are_decoded_in_threads_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "THREADS_FROM_PIXELS", 0)
-    monkeypatch.setattr(decoding, "CHUNK", 3)
+    monkeypatch.setattr(decoding, "IMAGES_AT_ONCE", 3)
     fill(tmp_path)
     data = made(tmp_path)
     data.setup("test")
+    assert data.test_set.labels.tolist() == [0] * 5 + [1] * 5
     for number in range(5):
         assert np.array_equal(data.test_set.images[number], pixels(tmp_path / "test" / "cat" / f"{number}.png"))
     (tmp_path / "test" / "dog" / "3.png").write_bytes(b"no image")
@@ -122,67 +98,63 @@ def test_large_images_are_decoded_in_threads_in_order(tmp_path, monkeypatch):
         made(tmp_path, channels=3, image_size=6, mean=[0.5] * 3, std=[0.5] * 3).setup("test")
 
 
-def test_grey_images_have_one_channel(tmp_path):
+def test_gray_images_have_one_channel(tmp_path):
     data = made(fill(tmp_path, mode="L"))
-    assert (data.describe()["channels"], len(data.describe()["mean"])) == (1, 1)
+    assert (data.describe().channels, len(data.describe().mean)) == (1, 1)
     data.setup("test")
     assert data.test_set.images.shape == (10, 1, 6, 6)
     picture(tmp_path / "train" / "cat" / "0.png")
-    assert made(tmp_path).describe()["channels"] == 3
-    assert made(tmp_path, channels=1).describe()["channels"] == 1
+    assert made(tmp_path).describe().channels == 3
+    assert made(tmp_path, channels=1).describe().channels == 1
 
 
 def test_the_sample_is_evenly_spaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folder, "SAMPLE", 3)
+    monkeypatch.setattr("nsr.data.description.SAMPLE", 3)
     fill(tmp_path)
-    asked = []
-    monkeypatch.setattr(
-        image_folder, "mean_and_std", lambda paths, **_: (asked.extend(paths), ([0.5] * 3, [0.5] * 3))[1]
-    )
-    made(tmp_path).describe()
-    train = tmp_path / "train"
-    assert asked == [str(train / "cat/0.png"), str(train / "cat/4.png"), str(train / "dog/4.png")]
+    sample = [pixels(tmp_path / "train" / name) / 255 for name in ("cat/0.png", "cat/4.png", "dog/4.png")]
+    assert made(tmp_path).describe().mean == pytest.approx(np.stack(sample).mean(axis=(0, 2, 3)), abs=5.1e-5)
 
 
-def test_images_of_one_colour_have_a_spread_to_divide_by(tmp_path):
+def test_images_of_one_color_have_a_spread_to_divide_by(tmp_path):
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("RGB", (4, 4), (51, 102, 204)).save(tmp_path / split / name / "0.png")
-    told = made(tmp_path).describe()
-    assert told["mean"] == [0.2, 0.4, 0.8] and told["std"] == [0.0039] * 3
+    described = made(tmp_path).describe()
+    assert described.mean == (0.2, 0.4, 0.8) and described.std == (0.0039,) * 3
 
 
-def test_without_train_a_model_is_evaluated(tmp_path):
-    data = made(fill(tmp_path, splits=["test"]))
-    data.prepare()
-    assert data.describe()["classes"] == 2
+def test_train_or_test_may_be_missing(tmp_path):
+    data = made(fill(tmp_path / "a", splits=["test"]))
+    data.check_splits(["test"])
     data.setup("test")
-    with pytest.raises(InputError, match=f"{tmp_path} has no train; this needs {tmp_path}/train/CLASS/IMAGE"):
+    assert data.describe().classes == 2
+    with pytest.raises(InputError, match=f"{tmp_path}/a has no train; this needs {tmp_path}/a/train/CLASS/IMAGE"):
         data.setup("fit")
-
-
-def test_without_test_a_model_is_trained(tmp_path):
-    data = made(fill(tmp_path, splits=["train"]))
-    data.prepare()
-    data.check_splits(["train"])
-    with pytest.raises(InputError, match="has no test"):
-        data.check_splits(["train", "test"])
+    data = made(fill(tmp_path / "b", splits=["train"]))
     data.setup("fit")
     with pytest.raises(InputError, match="has no test"):
-        data.setup("test")
-
-
-def test_the_test_set_is_evaluated_without_touching_train(tmp_path, monkeypatch):
-    fill(tmp_path)
-    (tmp_path / "train" / "cat" / "0.png").write_bytes(b"")
-    data = made(tmp_path, channels=3, image_size=6, classes=2, mean=[0.5] * 3, std=[0.5] * 3)
-    data.prepare()
+        data.check_splits(["train", "test"])
+    # test images are evaluated without reading those in train/
+    root = fill(tmp_path / "c")
+    (root / "train" / "cat" / "0.png").write_bytes(b"")
+    data = made(root, channels=3, image_size=6, classes=2, mean=[0.5] * 3, std=[0.5] * 3)
     data.setup("test")
     assert len(data.test_set) == 10
 
 
-def test_suffixes_and_files_passed_over(tmp_path):
+def test_images_in_val_are_the_validation_images(tmp_path):
+    data = made(fill(tmp_path, splits=["train", "val", "test"]))
+    data.preflight(["train", "test"])
+    data.setup()
+    assert (len(data.training_set), len(data.validation_set)) == (10, 10)
+    assert np.array_equal(data.validation_set.images[0], pixels(tmp_path / "val" / "cat" / "0.png"))
+    (tmp_path / "val" / "dog").rename(tmp_path / "val" / "cow")
+    with pytest.raises(InputError, match=r"train and val in .* only train has 'dog', only val has 'cow'"):
+        made(tmp_path).prepare()
+
+
+def test_suffixes_and_ignored_files(tmp_path):
     fill(tmp_path)
     cat = tmp_path / "test" / "cat"
     for name in ("A.JPG", "b.Jpeg", "c.bmp", "d.webp", "e.tif", "f.gif", "deeper/g.ppm"):
@@ -205,19 +177,16 @@ def test_modes(tmp_path, mode):
         assert decode(str(path), channels=channels, image_size=4).tolist() == [[[255] * 4] * 4] * channels
 
 
-def test_sixteen_bits_are_refused(tmp_path):
-    fill(tmp_path)
-    Image.fromarray(np.full((6, 6), 40_000, np.uint16)).save(tmp_path / "train" / "cat" / "0.png")
-    with pytest.raises(InputError, match="cat/0.png cannot be read as an image .*more than 8 bits, mode I;16"):
-        made(tmp_path).describe()
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", "half"])
+@pytest.mark.parametrize("content", [b"no image", "half", "16 bits"])
 def test_an_unreadable_image_is_named(tmp_path, content):
     fill(tmp_path, size=(40, 40))
     path = tmp_path / "train" / "dog" / "2.png"
-    path.write_bytes(path.read_bytes()[:900] if content == "half" else content)
-    with pytest.raises(InputError, match=f"^{path} cannot be read as an image .*; repair or remove it$"):
+    if content == "16 bits":
+        Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(path)
+    else:
+        path.write_bytes(path.read_bytes()[:900] if content == "half" else content)
+    reason = ".*more than 8 bits, mode I;16" if content == "16 bits" else ""
+    with pytest.raises(InputError, match=f"^{path} cannot be read as an image .{reason}.*; repair or remove it$"):
         made(tmp_path).setup("fit")
 
 
@@ -238,8 +207,11 @@ def into_root(root):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: shutil.rmtree(root), "data.root is {root}, which is no folder; it must hold train/CLASS/IMAGE"),
-        (remove("train", "test"), "{root}, which has neither train nor test; it must hold train/CLASS/IMAGE"),
+        (
+            lambda root: shutil.rmtree(root),
+            "data.root is {root}, which is no folder; it must contain train/CLASS/IMAGE",
+        ),
+        (remove("train", "test"), "{root}, which has neither train nor test; it must contain train/CLASS/IMAGE"),
         (
             into_root,
             "neither train nor test; .* it has 'cat', 'dog': if these are the classes, move them into {root}/tr",
@@ -255,7 +227,7 @@ def into_root(root):
         (lambda root: (root / "test/dog").rename(root / "test/Dog"), "only train has 'dog', only test has 'Dog'"),
     ],
 )
-def test_one_line_for_each_thing_wrong(tmp_path, spoil, message):
+def test_one_line_for_each_fault(tmp_path, spoil, message):
     root = fill(tmp_path / "images")
     spoil(root)
     with pytest.raises(InputError, match=message.format(root=root)) as caught:
@@ -266,7 +238,7 @@ def test_one_line_for_each_thing_wrong(tmp_path, spoil, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"root": None}, "data.root is None; it must be the folder that holds train/CLASS/IMAGE"),
+        ({"root": None}, "data.root is None; it must be the folder that contains train/CLASS/IMAGE"),
         ({"classes": 3}, "data.classes is 3, but .* has 2 classes; leave data.classes out"),
         ({"channels": 2}, "data.channels is 2; it must be one of None \\(null on the command line\\), 1, 3"),
         ({"mean": [0.5]}, "data.mean has 1 numbers; it must have 3"),
@@ -289,13 +261,4 @@ def test_images_that_need_a_size(tmp_path, size, message):
         picture(tmp_path / "train" / "cat" / "0.png", size=size)
     with pytest.raises(InputError, match=f"{message}.* pixels; set data.image_size, to which they are"):
         made(tmp_path).describe()
-    assert made(tmp_path, image_size=6).describe()["image_size"] == 6
-
-
-def test_real_numbers_of_mean_and_std(tmp_path):
-    for split in ("train", "test"):
-        for name, value in (("cat", 0), ("dog", 255)):
-            (tmp_path / split / name).mkdir(parents=True)
-            Image.new("L", (4, 4), value).save(tmp_path / split / name / "0.png")
-    told = made(tmp_path).describe()
-    assert told["mean"] == [0.5] and math.isclose(told["std"][0], 0.5)
+    assert made(tmp_path, image_size=6).describe().image_size == 6

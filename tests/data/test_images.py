@@ -25,23 +25,18 @@ def test_bytes_are_scaled_exactly():
     assert image.min() == 0 and image.max() == 1
 
 
-def test_a_batch_is_what_its_items_are():
-    data = TensorImages(whole(), LABELS)
-    images, labels = data.__getitems__([2, 0, 2])
-    assert torch.equal(images, torch.stack([data[2][0], data[0][0], data[2][0]]))
-    assert labels.tolist() == [1, 0, 1]
-
-
-@pytest.mark.parametrize("part", [lambda data: data, lambda data: Subset(data, [3, 1, 0, 2])])
+@pytest.mark.parametrize(
+    "part", [lambda data: data, lambda data: Subset(data, [3, 1, 0, 2]), lambda data: data.subset(torch.arange(4))]
+)
 def test_through_a_loader(part):
     data = part(TensorImages(whole(), LABELS))
     images, labels = next(iter(DataLoader(data, batch_size=4, collate_fn=already_collated)))
+    assert labels.tolist() == [int(data[number][1]) for number in range(4)]
     for number in range(4):
         assert torch.equal(images[number], data[number][0])
-        assert labels[number] == data[number][1]
 
 
-def test_floats_become_float32_and_stay_unharmed():
+def test_floats_become_float32_and_stay_unchanged():
     source = torch.rand(4, 1, 2, 2, dtype=torch.float64)
     data = TensorImages(source, LABELS)
     assert data[0][0].dtype == torch.float32
@@ -51,24 +46,12 @@ def test_floats_become_float32_and_stay_unharmed():
     assert torch.equal(data.images, before)
 
 
-def test_subset():
-    data = TensorImages(whole(), LABELS)
-    part = data.subset(torch.tensor([1, 3]))
-    assert len(part) == 2 and part.labels.tolist() == [1, 2]
-    assert torch.equal(part[1][0], data[3][0])
-
-
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), float("inf")])
 def test_images_outside_the_range(value):
     images = torch.full((4, 1, 2, 2), 0.5)
     images[2, 0, 1, 1] = value
-    with pytest.raises(InputError, match=r"images outside \[0, 1\]: from .* to "):
+    with pytest.raises(InputError, match=rf"images outside \[0, 1\]: from .*{value:g}"):
         TensorImages(images, LABELS)
-
-
-def test_the_message_names_minimum_and_maximum():
-    with pytest.raises(InputError, match="from -2 to 2.5"):
-        TensorImages(torch.tensor([-2.0, 2.5]).reshape(2, 1, 1, 1), torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize(

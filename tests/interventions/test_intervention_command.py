@@ -1,4 +1,4 @@
-"""`evaluate.py analyses=[interventions]`: the rows of the Python call, files, pictures, what is told in one line."""
+"""`evaluate.py analyses=[interventions]`: the rows of the Python call, files, plots, messages, own analyses."""
 
 from __future__ import annotations
 
@@ -7,30 +7,25 @@ import json
 from dataclasses import asdict
 
 import pytest
+import torch
+from omegaconf import open_dict
 
-from nsr.app.build import build_data, build_module
-from nsr.app.checkpoints import take_over_checkpoint
 from nsr.app.command_line import check_command_line
-from nsr.app.train import evaluate
-from nsr.data import TensorImages
-from nsr.interventions import intervene
-from nsr.interventions.command import progress_line
-from tests.conftest import job
+from nsr.app.evaluate import evaluate
+from nsr.errors import InputError
+from nsr.interventions import AnalysisContext, Interventions, intervene
+from nsr.interventions.progress import progress_bar
+from tests.conftest import job, made
 
-SMALL = [f"analysis.interventions.{setting}" for setting in ("shares=[0.5]", "draws=3", "replicates=100")]
+SMALL = {"fractions": [0.5], "n_random_sets": 3, "n_bootstrap": 100}
 
 
 @pytest.fixture
 def command(trained) -> list[str]:
     best = trained / "checkpoints" / "best.ckpt"
-    return [
-        f"checkpoint={best}",
-        "attacks=[clean]",
-        "alarms.judge=false",
-        "limit=60",
-        "analyses=[interventions]",
-        *SMALL,
-    ]
+    small = [f"analysis.interventions.{name}={value}" for name, value in SMALL.items()]
+    chosen = ["test_attacks=[clean]", "checks.enabled=false", "evaluation.n_examples=60", "analyses=[interventions]"]
+    return [f"checkpoint={best}", *chosen, *small]
 
 
 def rows(path) -> list[dict[str, str]]:
@@ -41,18 +36,15 @@ def rows(path) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_the_command_writes_what_the_call_returns(command, tmp_path, capsys):
     command += ["epsilon=0.1", "data.evaluation_batch_size=20", "seed=3"]
-    config = job("evaluate", tmp_path / "run", *command)
-    evaluate(config)
+    evaluate(job("evaluate", tmp_path / "run", *command))
     shown = capsys.readouterr().out
-    saved = take_over_checkpoint(config)
-    data = build_data(config)
-    module = build_module(config, data, saved=saved)
+    again = made("evaluate", *command)
+    data, module = again.data, again.module
     data.setup("test")
     data.limit_test(60, "balanced")
     images, labels = data.test_set.__getitems__(range(60))
-    attack = module.suite.sensitivity_attack
-    settings = {"shares": [0.5], "draws": 3, "replicates": 100, "seed": 3, "batch_size": 20, "within": module.net.net}
-    expected = intervene(module.net, images, labels, attack=attack, **settings)
+    attack, settings = module.suite.sensitivity_attack, Interventions(**SMALL, seed=3)
+    expected = intervene(module.net, images, labels, attack, settings=settings, root=module.net.net, batch_size=20)
     written = rows(tmp_path / "run" / "interventions.csv")
     assert [row["layer"] for row in written] == [row.layer for row in expected.rows]
     for row, each in zip(written, expected.rows, strict=True):
@@ -60,43 +52,63 @@ def test_the_command_writes_what_the_call_returns(command, tmp_path, capsys):
     content = json.loads((tmp_path / "run" / "interventions.json").read_text())
     assert content["images"] == expected.images
     assert content["settings"]["epsilon"] == 0.1
-    layers = [layer.name for layer in module.taps.layers]
+    layers = [layer.name for layer in module.extractor.layers]
     assert list(content["layers"]) == layers
-    pictures = {path.name for path in (tmp_path / "run" / "interventions").iterdir()}
-    assert pictures == {f"{name}.{kind}" for name in ("network", *layers) for kind in ("png", "pdf")}
-    for text in (
-        "restore: % of",
-        "corrupt: % of",
-        "most sensitive set minus each control",
-        *layers,
-        "interventions  100 %",
-        "written to",
-    ):
+    plots = {path.name for path in (tmp_path / "run" / "interventions").iterdir()}
+    assert plots == {f"{name}.{kind}" for name in ("network", *layers) for kind in ("png", "pdf")}
+    tables = ("patch_clean: % of", "patch_adversarial: % of", "minus each control")
+    for text in (*tables, *layers, "interventions  100 %", "written to"):
         assert text in shown
 
 
-def test_no_layer_but_those_that_are_asked_for(command, tmp_path):
-    evaluate(job("evaluate", tmp_path / "run", *command, "analysis.interventions.layers=[relu1,relu4]", "epsilon=0.1"))
-    assert {row["layer"] for row in rows(tmp_path / "run" / "interventions.csv")} == {"relu1", "relu4"}
+def test_selected_layers_without_a_fooled_image(command, tmp_path, capsys):
+    kinds = "analysis.interventions.kinds=[patch_adversarial,zero_ablation]"
+    layers = "analysis.interventions.layers=[relu1,relu4]"
+    evaluate(job("evaluate", tmp_path / "run", *command, "epsilon=0", kinds, layers))
+    shown = capsys.readouterr().out
+    assert "interventions  no patch_adversarial: none of the" in shown
+    assert "zero_ablation: % of" in shown
+    written = rows(tmp_path / "run" / "interventions.csv")
+    assert {row["kind"] for row in written} == {"zero_ablation"}
+    assert {row["layer"] for row in written} == {"relu1", "relu4"}
 
 
-def test_nothing_fooled_is_said_and_not_drawn(command, tmp_path, capsys):
+def test_no_fooled_image_is_reported_and_not_drawn(command, tmp_path, capsys):
     evaluate(job("evaluate", tmp_path / "run", *command, "epsilon=0"))
     shown = capsys.readouterr().out
     assert "interventions  nothing measured: none of the" in shown
-    assert "is fooled by the attack: nothing to restore; take a larger epsilon" in shown
+    assert "patch_clean needs one that is: take a larger epsilon" in shown
     assert (tmp_path / "run" / "evaluation.json").exists()
     assert not list((tmp_path / "run").glob("interventions*"))
 
 
-def test_masks_need_nothing_fooled(command, tmp_path, capsys):
-    evaluate(
-        job("evaluate", tmp_path / "run", *command, "epsilon=0", "analysis.interventions.kinds=[corrupt,mask_zero]")
-    )
-    shown = capsys.readouterr().out
-    assert "interventions  no corrupt: none of the" in shown
-    assert "mask_zero: % of" in shown
-    assert {row["kind"] for row in rows(tmp_path / "run" / "interventions.csv")} == {"mask_zero"}
+class MeanLogit:
+    """An analysis as a user writes it."""
+
+    def run(self, context: AnalysisContext):
+        images, labels = next(iter(context.batches(torch.arange(8))))
+        with torch.no_grad():
+            logits = context.net(context.attack(context.net, images, labels))
+        (context.directory / "mine.txt").write_text(f"{logits.mean():.6f}")
+        return [f"mine  {len(context.labels)} images, {len(context.layers)} layers"]
+
+
+@pytest.mark.parametrize(("name", "message"), [("MeanLogit", None), ("NoAnalysis", "it must have a method run")])
+def test_an_analysis_of_the_users_own(command, tmp_path, capsys, name, message):
+    config = job("evaluate", tmp_path / "run", *(word for word in command if "analys" not in word))
+    with open_dict(config):
+        config.analysis = {"mine": {"_target_": f"{__name__}.{name}"}}
+    if message:
+        with pytest.raises(InputError, match=message):
+            evaluate(config)
+        return
+    evaluate(config)
+    assert "mine  60 images, 4 layers" in capsys.readouterr().out
+    assert (tmp_path / "run" / "mine.txt").exists()
+
+
+class NoAnalysis:
+    """An object that is no analysis."""
 
 
 @pytest.fixture
@@ -118,52 +130,30 @@ def refused(capsys, monkeypatch, tmp_path, command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["analysis.interventions.shares=[0.5,1.5]"], "shares entry is 1.5; it must be a number above 0 and at most 1"),
-        (["analysis.interventions.shares=[]"], "analysis.interventions.shares is []; it must be a list of shares"),
-        (["analysis.interventions.kinds=[restor]"], "kinds entry is 'restor'; it must be one of restore, corrupt"),
-        (["analysis.interventions.rankings=activation"], "it must be a list of activation, relative, conductance"),
-        (["analysis.interventions.draws=1"], "analysis.interventions.draws is 1"),
-        (["analysis.interventions.sahres=[1]"], "did you mean 'analysis.interventions.shares'?"),
-        (
-            ["analyses=[intervention]"],
-            "analyses=[intervention]: there is no such choice (did you mean 'interventions'?)",
-        ),
+        (["analysis.interventions.fractions=[0.5,1.5]"], "fractions entry is 1.5; it must be a number above 0 and at"),
+        (["analysis.interventions.fractions=[]"], "fractions is []; it must be a list of"),
+        (["analysis.interventions.kinds=[patch_clena]"], "kinds entry is 'patch_clena'; it must be one of patch_clean"),
+        (["analysis.interventions.rankings=activation"], "it must be one of activation, relative, conductance"),
+        (["analysis.interventions.n_random_sets=1"], "n_random_sets is 1"),
+        (["analysis.interventions.fracions=[1]"], "did you mean 'analysis.interventions.fractions'?"),
+        (["analyses=[intervention]"], "there is no such choice (did you mean 'interventions'?)"),
         (
             ["analysis.interventions.layers=[relu9]"],
-            "analysis.interventions.layers: no tapped layer matches 'relu9' (did you mean 'relu4'?); tapped are ",
+            "analysis.interventions.layers has 'relu9', which matches no hooked layer (did you mean 'relu4'?)",
         ),
-        (["limit=19"], "19 images are too few for two halves"),
+        (["evaluation.n_examples=19"], "the number of images is 19; interventions need 20 or more"),
         (["trainer.devices=2", "trainer.accelerator=cpu"], "trainer.devices is 2; analyses work on one"),
     ],
 )
-def test_what_is_refused_before_anything_is_made(refused, arguments, message):
+def test_bad_input_is_refused_before_anything_is_made(refused, arguments, message):
     assert message in refused(*arguments)
 
 
-def test_a_small_test_set_is_refused_before_it_is_attacked(command, tmp_path, monkeypatch):
-    from nsr.data import ImageData
-    from nsr.errors import InputError
-    from nsr.evaluation.suite import Suite
-
-    load = ImageData._loaded
-
-    def few(self, split):
-        images = load(self, split)
-        return TensorImages(images.images[:15], images.labels[:15]) if split == "test" else images
-
-    monkeypatch.setattr(ImageData, "_loaded", few)
-    monkeypatch.setattr(Suite, "start", lambda *_: pytest.fail("attacked"))
-    config = job("evaluate", tmp_path / "run", *(word for word in command if not word.startswith("limit")))
-    with pytest.raises(InputError, match="15 images are too few for two halves"):
-        evaluate(config)
-
-
-@pytest.mark.parametrize("total", [1, 7, 10, 40, 333])
-def test_progress_elsewhere_than_on_a_terminal_is_ten_rows(total, capsys):
-    with progress_line("interventions", total) as advance:
-        for _ in range(total):
-            advance()
+@pytest.mark.parametrize(("total", "steps"), [(1, 1), (7, 1), (10, 1), (333, 1), (300, 15)])
+def test_progress_without_a_terminal_is_a_row_per_tenth(total, steps, capsys):
+    with progress_bar("interventions", total) as advance:
+        for _ in range(total // steps):
+            advance(steps)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == min(total, 10)
-    assert lines[-1].startswith("interventions  100 %  ")
-    assert all(" s left" in line for line in lines)
+    assert lines[-1] == "interventions  100 %"

@@ -12,12 +12,9 @@ import torchvision
 from torch import nn
 
 from nsr.errors import InputError
-from nsr.features import capture_features
-from nsr.layers import find_layers
 from nsr.models import timm_model, torchvision_model
 from nsr.models.named import torchvision_classifiers
 from nsr.models.weights import load_state_dict_file
-from nsr.sensitivity import neuron_sensitivity
 
 SIZES = {"channels": 3, "classes": 4, "image_size": 32}
 KINDS = [  # one of each family that is built in another way
@@ -34,7 +31,7 @@ named = pytest.mark.parametrize(("build", "name", "image_size"), KINDS, ids=[nam
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Every road by which torchvision and timm fetch weights."""
+    """Fail wherever torchvision and timm would fetch weights."""
 
     def fail(*arguments, **settings):
         raise AssertionError("weights were asked for")
@@ -58,11 +55,6 @@ def refusal(build, **settings) -> str:
 # ---------------------------------------------------------------- what is built
 
 
-def test_the_hook_on_the_network_sees_a_download():
-    with pytest.raises(AssertionError, match="asked for"):
-        torchvision.models.resnet18(weights="DEFAULT")
-
-
 @named
 def test_logits_in_both_modes_and_gradients(build, name, image_size):
     torch.manual_seed(0)
@@ -82,7 +74,6 @@ def test_it_is_the_librarys_own_network():
         pairs = (
             (torchvision_model(name="resnet18", **SIZES), torchvision.models.resnet18(num_classes=4)),
             (torchvision_model(name="vit_b_32", **SIZES), torchvision.models.vit_b_32(num_classes=4, image_size=32)),
-            (timm_model(name="test_resnet", **SIZES), timm.create_model("test_resnet", num_classes=4)),
             (timm_model(name="test_vit", **SIZES), timm.create_model("test_vit", num_classes=4, img_size=32)),
         )
     for ours, theirs in pairs:
@@ -91,14 +82,8 @@ def test_it_is_the_librarys_own_network():
         assert {key: tensor.shape for key, tensor in ours.state_dict().items()} == shapes
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3])
-def test_timm_takes_any_number_of_channels(channels):
-    net = timm_model(name="test_resnet", channels=channels, classes=2, image_size=8)
-    assert net(torch.rand(2, channels, 8, 8)).shape == (2, 2)
-
-
-def test_every_name_of_torchvision_has_what_is_handed_over():
-    """The builders' return types tell whether they know an image size; a builder without one would go unnoticed."""
+def test_every_builder_of_torchvision_names_its_class():
+    """The class of the return type shows whether it takes an image size."""
     names = torchvision_classifiers()
     assert len(names) > 70 and {"resnet18", "vit_b_16", "swin_t"} <= set(names)
     assert not [name for name in names if "rcnn" in name or "_3d" in name or "raft" in name or "fcn" in name]
@@ -123,42 +108,6 @@ def test_published_weights_with_auxiliary_heads(name, tmp_path):
         load_state_dict_file(net, tmp_path / "more.pt")
 
 
-# ---------------------------------------------------------------- taps
-
-
-def test_relus_in_place_are_tapped_before_they_are_overwritten():
-    torch.manual_seed(0)
-    net, images = torchvision_model(name="resnet18", **SIZES).eval(), torch.rand(2, 3, 32, 32)
-    layers = find_layers(net, images)
-    assert [layer.name for layer in layers[:5]] == [
-        *("relu", "layer1.0.relu", "layer1.0.relu#2", "layer1.1.relu", "layer1.1.relu#2")
-    ]
-    assert not any(layer.name.startswith("fc") for layer in layers)
-    with capture_features(net, ["bn1", "relu"]) as features:
-        net(images)
-    expected = net.bn1(net.conv1(images))
-    assert torch.equal(features["bn1"], expected)  # what relu then overwrites
-    assert torch.equal(features["relu"], expected.relu())
-
-
-@pytest.mark.parametrize(
-    ("build", "name", "first"),
-    [(timm_model, "test_vit", "blocks.0"), (torchvision_model, "vit_b_32", "encoder.layers.encoder_layer_0")],
-)
-def test_token_models_give_their_blocks(build, name, first):
-    torch.manual_seed(0)
-    net, images = build(name=name, **SIZES).eval(), torch.rand(2, 3, 32, 32)
-    layers = find_layers(net, images)
-    assert layers[0].name == first
-    assert {layer.neuron_dim for layer in layers} == {-1}
-    with capture_features(net, [layers[0].name]) as features:
-        net(images)
-        clean = dict(features)[first]  # (batch, token, dim)
-        net(images + 0.1)
-        moved = dict(features)[first]
-    assert neuron_sensitivity(clean, moved, neuron_dim=-1).shape == (layers[0].neurons,)
-
-
 # ---------------------------------------------------------------- what is refused
 
 
@@ -166,10 +115,7 @@ def test_token_models_give_their_blocks(build, name, first):
     ("build", "name", "message"),
     [
         (torchvision_model, "resnet19", "torchvision has no image classifier of that name (did you mean 'resnet1"),
-        (torchvision_model, "ResNet18", "did you mean 'resnet18'?"),
         (torchvision_model, "fasterrcnn_resnet50_fpn", "no image classifier"),
-        (torchvision_model, "quantized_resnet18", "no image classifier"),
-        (torchvision_model, "r3d_18", "no image classifier"),
         (torchvision_model, "get_weight", "no image classifier"),
         (torchvision_model, None, "model.name is None"),
         (torchvision_model, ["resnet18"], "model.name is ['resnet18']"),
@@ -177,9 +123,7 @@ def test_token_models_give_their_blocks(build, name, first):
         (timm_model, "resnet19", "timm has no image classifier of that name (did you mean '"),
         (timm_model, "resnet18.a1_in1k", "did you mean 'resnet18'?"),
         (timm_model, "hf-hub:timm/resnet18.a1_in1k", "looks in a hub or a folder: refused"),
-        (timm_model, "hf_hub:timm/resnet18", "looks in a hub or a folder: refused"),
         (timm_model, "local-dir:resnet18", "looks in a hub or a folder: refused"),
-        (timm_model, "timm/resnet18", "looks in a hub or a folder: refused"),
         (timm_model, "resnet18\n", "no image classifier"),
     ],
 )
@@ -202,11 +146,6 @@ def test_names(build, name, message):
 )
 def test_sizes_that_cannot_be_built(build, name, image_size, message):
     assert message in refusal(build, name=name, image_size=image_size)
-
-
-def test_channels():
-    text = refusal(torchvision_model, name="resnet18", channels=1)
-    assert text.startswith("torchvision's resnet18 takes images of 3 channels, but data.channels is 1; model=timm and")
 
 
 def test_timm_is_an_extra(monkeypatch):

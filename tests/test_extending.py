@@ -1,0 +1,96 @@
+"""docs/extending.md and examples/own_project hold: every snippet runs, as a user would type it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from conftest import job
+
+from nsr.app.composition import without_null
+from nsr.app.train import train
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, flags=re.DOTALL)
+COMMANDS = [
+    line for kind, block in BLOCKS if not kind for line in block.splitlines() if line.startswith("python train.py")
+]
+COMMANDS = [line for line in COMMANDS if "--config-dir" not in line and "MLFlow" not in line]
+QUICK = (
+    *("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.accelerator=cpu", "validation_attack.steps=1"),
+    "test_attacks.pgd.steps=2",
+)
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """The module that the page's snippets make up, importable as from the working directory."""
+    folder = tmp_path_factory.mktemp("own")
+    snippets = [block for kind, block in BLOCKS if kind == "python" and block.startswith("# mine.py")]
+    assert len(snippets) >= 6
+    (folder / "mine.py").write_text("\n\n".join(snippets))
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+    sys.modules.pop("mine", None)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_page_trains(command, mine, tmp_path):
+    overrides = without_null(shlex.split(command)[2:])
+    logger = [] if any("logger" in row for row in overrides) else ["logger=none"]
+    train(job("train", tmp_path / "run", *overrides, *logger, *QUICK))
+    results = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 0 <= results["test/clean_accuracy"] <= 1
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        (row,) = [row for row in csv.DictReader(file) if row["epoch"] == "1"]
+    if "feature_pairing" in command:
+        assert {"train/cross_entropy", "train/pairing"} <= row.keys()
+    if "metrics.f1" in command:
+        assert {"validation/clean_f1", "validation/robust_f1"} <= row.keys()
+        assert "test/pgd_f1" in results
+    if "random_signs" in command:
+        assert "test/random_signs_accuracy" in results
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # foolbox, of scipy
+def test_an_attack_of_a_library_through_the_adapter(tmp_path):
+    (block,) = [block for kind, block in BLOCKS if kind == "yaml"]
+    assert "nsr.attacks.LibraryAttack" in block and "foolbox.attacks.LinfDeepFoolAttack" in block
+    deepfool = "{_target_: foolbox.attacks.LinfDeepFoolAttack, steps: 3}"
+    attack = f"{{_target_: nsr.attacks.LibraryAttack, epsilon: 0.15, attack: {deepfool}}}"
+    train(job("train", tmp_path / "run", f"+test_attacks.deepfool={attack}", "logger=none", *QUICK))
+    assert "test/deepfool_accuracy" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("block", [block for kind, block in BLOCKS if kind == "python" and "trainer.fit" in block])
+def test_every_library_example_runs(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(block, "extending.md", "exec"), {})
+
+
+@pytest.mark.slow
+def test_the_example_project_trains_and_its_printed_command_evaluates(tmp_path):
+    """From its own folder, by --config-dir; the command that is printed at the end works as it is."""
+    here = ROOT / "examples" / "own_project"
+    command = [sys.executable, str(ROOT / "train.py"), "--config-dir", "conf", "experiment=bars", "logger=none"]
+    run = [f"hydra.run.dir={tmp_path / 'run'}", "trainer.max_epochs=2"]
+    done = subprocess.run([*command, *run], cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "random_signs, L-infinity 0.1" in done.stdout
+    assert "pgd_worst_class" in done.stdout
+    (printed,) = re.findall(r"^try next +python (.*)$", done.stdout, flags=re.MULTILINE)
+    words = [*shlex.split(printed), "test_attacks=[clean]", "checks.enabled=false"]
+    done = subprocess.run([sys.executable, *words], cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "all 128 test images" in done.stdout

@@ -1,0 +1,260 @@
+"""Each alarm rings on a network made to deceive in a way the literature names, and not on an honest one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from reference import pattern_images, trained_net
+from torch import nn
+from torch.nn import functional
+
+from nsr.app.evaluate import evaluate
+from nsr.app.rules import MASKING_CHECKS
+from nsr.attacks import AutoAttack, GradientAttack, UniformDraws
+from nsr.errors import InputError, RunStopped
+from nsr.evaluation.masking_checks import RULES, evaluate_checks
+from nsr.evaluation.probes import PROBES
+from nsr.evaluation.report import show_checks
+from nsr.evaluation.suite import AttackSuite
+from nsr.features import FeatureExtractor
+from nsr.run.checks import Check
+from tests.conftest import job
+
+CLASSES = 4
+EPSILON = 0.3
+
+
+class Deceiving(nn.Module):
+    """A network behind something that hides it from gradients."""
+
+    def __init__(self, net: nn.Module, kind: str):
+        super().__init__()
+        self.net, self.kind = net, kind
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.kind == "quantised input":  # Guo et al. 2018: a staircase has no gradient
+            images = torch.round(images * 16) / 16
+        if self.kind == "random resizing":  # Xie et al. 2018
+            side = images.shape[-1]
+            size = int(torch.randint(side - 2, side + 1, ()))
+            left, top = (int(torch.randint(side - size + 1, ())) for _ in range(2))
+            images = functional.interpolate(images, size=(size, size))
+            images = functional.pad(images, (left, side - size - left, top, side - size - top))
+        logits = self.net(images)
+        return logits * 1e5 if self.kind == "logit scale" else logits  # Carlini and Wagner 2016: saturated softmax
+
+
+@pytest.fixture(scope="module")
+def case():
+    images, labels = pattern_images(100, classes=CLASSES)
+    return trained_net(images, labels), images, labels
+
+
+def judged(net: nn.Module, images, labels, **further) -> dict[str, Check]:
+    attacks = {
+        "fgsm": GradientAttack(epsilon=EPSILON, steps=1, step_size=EPSILON, random_start=False),
+        "pgd": GradientAttack(epsilon=EPSILON, steps=20),
+        "pgd100": GradientAttack(epsilon=EPSILON, steps=50, restarts=2),
+        "uniform": UniformDraws(epsilon=EPSILON, draws=50),
+        **further,
+    }
+    suite = AttackSuite(attacks, probes=PROBES)
+    suite.start([], images.device)
+    suite.measure(net.eval(), FeatureExtractor(net, []), (images, labels), number=0)
+    suite.finish()
+    found = evaluate_checks({**suite.outcomes, **suite.probed}, classes=CLASSES)
+    assert [alarm.name for alarm in found] == list(RULES)
+    return {alarm.name: alarm for alarm in found}
+
+
+def test_an_honest_network_raises_none(case):
+    found = judged(*case)
+    assert [name for name, alarm in found.items() if alarm.triggered] == []
+    unjudged = {name for name, alarm in found.items() if alarm.triggered is None}
+    assert unjudged == {"square_stronger_than_pgd", "adaptive_stronger_than_autoattack"}
+    assert found["square_stronger_than_pgd"].evidence == "not measured: square"
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("logit scale", {"zero_gradients", "unbounded_attack_fails"}),
+        ("quantised input", {"zero_gradients", "unbounded_attack_fails"}),
+        ("random resizing", {"nondeterministic"}),
+    ],
+)
+def test_a_deceiving_network_is_noticed(case, kind, expected):
+    net, images, labels = case
+    found = judged(Deceiving(net, kind), images, labels)
+    triggered = {name for name, alarm in found.items() if alarm.triggered}
+    assert expected <= triggered
+    for name in expected:
+        assert "triggered" in found[name].evidence
+        assert found[name].meaning
+
+
+class KWinners(nn.Module):
+    """Only a few units of a layer pass, which ones changes from step to step (Xiao, Zhong and Zheng 2020)."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        flat = features.flatten(1)
+        lowest = flat.topk(max(1, flat.shape[1] // 20), dim=1).values[:, -1:]
+        return (flat * (flat >= lowest)).view_as(features)
+
+
+def test_shattered_gradients_are_noticed(case):
+    """Gradient attacks find hardly an adversarial example, 300 queries fool nearly all images."""
+    _, images, labels = case
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), KWinners(), nn.Flatten()),
+        *(nn.Linear(16 * 64, 64), KWinners(), nn.Linear(64, CLASSES)),
+    )
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    square = AutoAttack(epsilon=EPSILON, version="custom", attacks=["square"], queries=300)
+    found = judged(net, images, labels, square=square)
+    triggered = {name for name, alarm in found.items() if alarm.triggered}
+    assert {"square_stronger_than_pgd", "random_stronger_than_pgd"} <= triggered
+
+
+def test_a_network_that_draws_is_measured_the_same_again(case):
+    """And the same when a row is measured alone: what it draws depends on the chunk."""
+    net, images, labels = case
+    drawing = Deceiving(net, "random resizing")
+
+    def outcomes(*names: str) -> dict[str, torch.Tensor]:
+        attacks = {name: GradientAttack(epsilon=EPSILON, steps=int(name[3:])) for name in names}
+        suite = AttackSuite(attacks)
+        suite.start([], images.device)
+        suite.measure(drawing.eval(), FeatureExtractor(drawing, []), (images, labels), number=0)
+        suite.finish()
+        return suite.outcomes
+
+    first, second, alone = outcomes("pgd2", "pgd5"), outcomes("pgd2", "pgd5"), outcomes("pgd5")
+    torch.manual_seed(99)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(alone["pgd5"], first["pgd5"])
+
+
+def flags(*counts: tuple[int, int]) -> torch.Tensor:
+    return torch.tensor([value for value, count in counts for _ in range(count)], dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "triggered"),
+    [
+        ({"pgd100": flags((1, 60), (0, 40)), "pgd": flags((1, 70), (0, 30))}, "weak_attack", True),
+        ({"pgd100": flags((1, 64), (0, 36)), "pgd": flags((1, 70), (0, 30))}, "weak_attack", False),
+        # more than seven points, but three images of forty are no evidence
+        ({"pgd100": flags((1, 28), (0, 12)), "pgd": flags((1, 31), (0, 9))}, "weak_attack", False),
+        # less than eight points, whatever the number of images
+        ({"pgd100": flags((1, 4701), (0, 299)), "pgd": flags((1, 5000))}, "weak_attack", False),
+        ({"fgsm": flags((1, 50), (0, 50)), "pgd": flags((1, 70), (0, 30))}, "fgsm_stronger_than_pgd", True),
+        ({"fgsm": flags((1, 70), (0, 30)), "pgd": flags((1, 50), (0, 50))}, "fgsm_stronger_than_pgd", False),
+        ({"square": flags((1, 50), (0, 5), (1, 45)), "pgd": flags((1, 100))}, "square_stronger_than_pgd", True),
+        ({"square": flags((1, 50), (0, 4), (1, 46)), "pgd": flags((1, 100))}, "square_stronger_than_pgd", False),
+        ({"square": flags((0, 50), (1, 50)), "pgd": flags((0, 50), (1, 50))}, "square_stronger_than_pgd", False),
+        ({"uniform": flags((0, 3), (1, 97)), "pgd": flags((1, 100))}, "random_stronger_than_pgd", True),
+        ({"epsilon_one": flags((1, 31), (0, 69))}, "unbounded_attack_fails", True),
+        ({"epsilon_one": flags((1, 29), (0, 71))}, "unbounded_attack_fails", False),
+        (
+            {"adaptive": flags((1, 60), (0, 40)), "autoattack": flags((1, 70), (0, 30))},
+            "adaptive_stronger_than_autoattack",
+            True,
+        ),
+        (
+            {"adaptive": flags((1, 70), (0, 30)), "autoattack": flags((1, 60), (0, 40))},
+            "adaptive_stronger_than_autoattack",
+            False,
+        ),
+        ({"clean": flags((1, 50), (0, 50)), "zero_gradient": flags((1, 2), (0, 98))}, "zero_gradients", False),
+        ({"clean": flags((1, 50), (0, 50)), "zero_gradient": flags((1, 3), (0, 97))}, "zero_gradients", True),
+        # zero gradients of wrong images hide nothing
+        ({"clean": flags((1, 50), (0, 50)), "zero_gradient": flags((0, 50), (1, 50))}, "zero_gradients", False),
+    ],
+)
+def test_thresholds(rows, name, triggered):
+    (alarm,) = [alarm for alarm in evaluate_checks(rows, classes=4) if alarm.name == name]
+    assert alarm.triggered is triggered, alarm.evidence
+
+
+def test_they_are_shown_with_evidence_and_meaning(capsys):
+    rows = {"fgsm": flags((1, 50), (0, 50)), "pgd": flags((1, 70), (0, 30))}
+    show_checks(evaluate_checks(rows, classes=10))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "one step is stronger" in text
+    assert "fgsm 50.00 %, pgd 70.00 %" in text
+    assert "1 triggered, 0 passed, 7 not evaluated" in text
+
+
+def test_the_page_has_every_alarm():
+    page = (Path(__file__).parent.parent / "docs" / "checks.md").read_text()
+    assert all(f"| `{name}` | {rule.title} |" in page for name, rule in RULES.items())
+    assert tuple(RULES) == MASKING_CHECKS
+
+
+def test_the_command_writes_them(trained, tmp_path):
+    command = [
+        f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}",
+        "test_attacks=[clean,fgsm,pgd]",
+        "evaluation.n_examples=50",
+    ]
+    evaluate(job("evaluate", tmp_path / "with" / "run", *command, "test_attacks.pgd.steps=2"))
+    written = json.loads((tmp_path / "with" / "run" / "checks.json").read_text())
+    assert [alarm["name"] for alarm in written] == list(RULES)
+    evaluate(
+        job("evaluate", tmp_path / "without" / "run", *command, "test_attacks.pgd.steps=2", "checks.enabled=false")
+    )
+    assert not (tmp_path / "without" / "run" / "checks.json").exists()
+    assert not list((tmp_path / "without" / "cache").glob("*/epsilon_one*"))
+
+
+def test_the_command_ends_where_a_named_one_is_raised(trained, tmp_path, capsys):
+    """After everything is written and shown, in one line; one that is passed, or not named, ends nothing."""
+    # PGD too small to do anything: one honest step is stronger
+    command = [
+        f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}",
+        "test_attacks=[clean,fgsm,pgd]",
+        "evaluation.n_examples=200",
+    ]
+    command += ["test_attacks.pgd.steps=1", "test_attacks.pgd.epsilon=0.0001"]
+    run = tmp_path / "run"
+    with pytest.raises(
+        RunStopped, match=r"^checks\.stop_on: one step is stronger than many \(check fgsm_stronger_than_pgd\)"
+    ) as caught:
+        evaluate(job("evaluate", run, *command, "checks.stop_on=[nondeterministic,fgsm_stronger_than_pgd]"))
+    assert "\n" not in str(caught.value)
+    (alarm,) = [
+        alarm for alarm in json.loads((run / "checks.json").read_text()) if alarm["name"] == "fgsm_stronger_than_pgd"
+    ]
+    assert alarm["triggered"] is True
+    assert alarm["title"] == "one step is stronger than many"
+    assert alarm["evidence"] in str(caught.value)
+    assert {"evaluation.json", "images.csv", "config.yaml"} <= {path.name for path in run.iterdir()}
+    assert "written to" in (shown := capsys.readouterr().out)
+    assert "checks: the measured robustness may not be real" in shown
+    evaluate(job("evaluate", tmp_path / "silent", *command, "checks.stop_on=[nondeterministic]"))
+    evaluate(job("evaluate", tmp_path / "unnamed", *command))
+
+
+def test_one_that_could_never_be_raised_is_refused(trained, tmp_path):
+    command = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "test_attacks=[clean,fgsm,pgd]"]
+    with pytest.raises(
+        InputError,
+        match=r"checks\.stop_on has square_stronger_than_pgd, which needs the rows square and pgd; test_attacks lacks",
+    ):
+        evaluate(
+            job(
+                "evaluate",
+                tmp_path / "run",
+                *command,
+                "checks.stop_on=[fgsm_stronger_than_pgd,unbounded_attack_fails,square_stronger_than_pgd]",
+            )
+        )
