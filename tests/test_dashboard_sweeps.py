@@ -31,7 +31,7 @@ KINDS = {
         *("optimizer.lr=interval(0.001,0.1)", "stabilizer=sns,none"),
     ),
     "one process, optuna with two objectives": (
-        *("sweep=optuna_two", "hydra.sweeper.n_trials=4", "optimizer.lr=interval(0.001,0.1)"),
+        *("sweep=optuna_multi", "hydra.sweeper.n_trials=4", "optimizer.lr=interval(0.001,0.1)"),
     ),
 }
 

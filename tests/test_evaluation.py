@@ -210,7 +210,7 @@ def by_hand(net, images, labels, *, epsilon, seed):
         eps=epsilon,
         seed=seed,
         version="custom",
-        test_attacks=["apgd-ce", "apgd-t", "fab-t", "square"],
+        attacks=["apgd-ce", "apgd-t", "fab-t", "square"],
     )
     attack.apgd.n_restarts = attack.fab.n_restarts = 1
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = 3
