@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -226,7 +227,7 @@ def test_as_a_user_runs_it(tmp_path):
     assert len(offline) == 1
     following = next(line for line in done.stdout.splitlines() if line.startswith("try next")).split("python ")[1]
     again = subprocess.run(
-        [sys.executable, *following.replace("evaluate.py", str(ROOT / "evaluate.py")).split()],
+        [sys.executable, *shlex.split(following)],
         capture_output=True,
         text=True,
         cwd=tmp_path,

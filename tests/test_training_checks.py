@@ -179,7 +179,7 @@ def test_noise_is_two_standard_errors():
         ([{}, *[{"most_predicted": 0.995, "expected": 0.9}] * 3], True),
     ],
 )
-def test_one_class(epochs, triggered):
+def test_single_class(epochs, triggered):
     assert is_raised("single_class", history(*epochs)) is triggered
 
 
@@ -265,7 +265,7 @@ def test_single_step_training_at_a_large_epsilon_is_stopped(tmp_path, caplog):
     caplog.set_level("INFO")
     run = tmp_path / "run"
     stop = "checks.stop_on=[catastrophic_overfitting]"
-    with pytest.raises(RunStopped, match=r"alarms\.stop_on: .*catastrophic_overfitting\), epoch \d: ") as caught:
+    with pytest.raises(RunStopped, match=r"checks\.stop_on: .*catastrophic_overfitting\), epoch \d: ") as caught:
         train(job("train", run, *ONE_STEP, stop))
     assert "\n" not in str(caught.value)
     alarm = alarms_of(run)["catastrophic_overfitting"]
@@ -282,7 +282,12 @@ def test_single_step_training_at_a_large_epsilon_is_stopped(tmp_path, caplog):
 
 @SLOW
 def test_the_command_ends_with_one_line(tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *ONE_STEP, "checks.stop_on=[one_class,catastrophic_overfitting]"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *ONE_STEP,
+        "checks.stop_on=[single_class,catastrophic_overfitting]",
+    ]
     done = subprocess.run(
         [*command, f"hydra.run.dir={tmp_path / 'run'}"], capture_output=True, text=True, cwd=tmp_path, check=False
     )
