@@ -377,7 +377,7 @@ def test_a_run_whose_stabiliser_wins_is_stopped(tmp_path):
     """The sum over layers and neurons at a weight made for the mean; `constant` stops without being asked for."""
     overrides = [override for override in TINY if not override.startswith("trainer.limit")]
     overrides += ["stabilizer.reduction=sum", "stabilizer.weight=20", "trainer.max_epochs=12"]
-    with pytest.raises(RunStopped, match=r"driven the network to a constant \(check constant\).*stabilizer\.weight"):
+    with pytest.raises(RunStopped, match=r"to a constant \(check collapsed_network\).*stabilizer\.weight"):
         train(job("train", tmp_path / "run", *overrides))
     assert len(rows(tmp_path / "run" / "metrics.csv")) >= 4  # nothing is lost
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()

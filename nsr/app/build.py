@@ -214,6 +214,14 @@ def build_loggers(settings: Settings, directory: Path) -> list[Logger]:
     return made
 
 
+def cluster_environments() -> list[LightningEnvironment]:
+    """Return the plugin for a Trainer that starts its own processes, else none.
+
+    Lightning takes any job of SLURM for several tasks, a single one too.
+    """
+    return [] if is_started_from_outside() else [LightningEnvironment()]
+
+
 def build_trainer(
     settings: Settings, directory: Path, command: Callable[[int], tuple[list[str], str]], **further: Any
 ) -> pl.Trainer:
@@ -226,9 +234,7 @@ def build_trainer(
         further: arguments of the Trainer.
     """
     start_processes_with(command, observe)
-    plugins = list(further.pop("plugins", ()))
-    if not is_started_from_outside():  # Lightning takes any job of SLURM for several tasks, a single one too
-        plugins.append(LightningEnvironment())
+    plugins = [*further.pop("plugins", ()), *cluster_environments()]
     # bound first: Hydra would copy the objects among the arguments into its own lists
     make = instantiate({**settings["trainer"], "_partial_": True}, "trainer")
     trainer = make(default_root_dir=str(directory), plugins=plugins, **further)

@@ -22,6 +22,7 @@ from nsr.app.build import (
     build_data,
     build_module,
     check_loggers,
+    cluster_environments,
     max_epochs,
 )
 from nsr.app.checkpoints import load_network, with_checkpoint
@@ -134,7 +135,8 @@ def quiet_lightning() -> None:
 
 def _check_trainer(settings: Mapping[str, Any]) -> None:
     """The Trainer can be made with its flags; the real one gets loggers and callbacks, and is made by the run."""
-    further = {"max_epochs": max_epochs(settings)} if "objective" in settings else {}
+    further: dict[str, Any] = {"max_epochs": max_epochs(settings)} if "objective" in settings else {}
+    further["plugins"] = cluster_environments()
     trainer = instantiate(settings["trainer"], "trainer", logger=False, enable_progress_bar=False, **further)
     if not isinstance(trainer, pl.Trainer):
         raise InputError(
