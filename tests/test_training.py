@@ -320,3 +320,13 @@ def test_channels_last_and_bf16_train():
     assert loss.isfinite()
     assert module.net.net.conv2.weight.is_contiguous(memory_format=torch.channels_last)
     assert all(parameter.dtype == torch.float32 for parameter in module.net.parameters())
+
+
+@pytest.mark.parametrize("part", ["state_dict", "current_model_state"])
+def test_a_run_resumes_with_another_stabilizer_or_without_one(part):
+    """allow_changed_config: the scores of the stabilizer are in the state_dict, and loading is strict."""
+    for saved, loaded in ((SensitivityStabilizer(), None), (None, SensitivityStabilizer())):
+        modules = [module_of(Natural(), stabilizer=stabilizer) for stabilizer in (saved, loaded)]
+        checkpoint = {part: modules[0].state_dict()}
+        modules[1].on_load_checkpoint(checkpoint)
+        modules[1].load_state_dict(checkpoint[part])

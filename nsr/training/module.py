@@ -336,6 +336,11 @@ class RobustClassifier(pl.LightningModule):
         checkpoint["training_sums"] = sums.reshape(-1, sums.shape[-1]).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # a run may resume with another stabilizer, or without one
+        own = {name: value for name, value in self.state_dict().items() if name.startswith("stabilizer.")}
+        for part in {"state_dict", "current_model_state"} & checkpoint.keys():
+            kept = {k: value for k, value in checkpoint[part].items() if not k.startswith("stabilizer.") or k in own}
+            checkpoint[part] = {**own, **kept}
         sums, trainer = checkpoint.get("training_sums"), self.attached_trainer
         if trainer is None or sums is None:
             return
