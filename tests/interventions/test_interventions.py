@@ -339,7 +339,7 @@ def test_without_captum(case, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(InputError, match=r"conductance, which needs captum: pip install 'nsr\[attribution\]'"):
+    with pytest.raises(InputError, match=r"conductance, which needs captum: pip install captum"):
         intervene(*case, settings=settings_of(rankings=["conductance"]))
 
 
