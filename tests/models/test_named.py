@@ -157,6 +157,6 @@ def test_timm_is_an_extra(monkeypatch):
         return original(name, *arguments, **settings)
 
     monkeypatch.setattr(builtins, "__import__", without_timm)
-    assert refusal(timm_model, name="resnet18") == 'model=timm needs the package timm: pip install timm'
+    assert refusal(timm_model, name="resnet18") == "model=timm needs the package timm: pip install timm"
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert "\nmodels = [" in text
