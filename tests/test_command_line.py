@@ -51,7 +51,10 @@ def folder(tmp_path) -> Path:
 # what is typed, and a part of the one line that answers it; nothing is made
 TRAIN = [
     # parts left out, or of another kind
-    ("data=null", "data.epsilon.linf"),
+    ("data=null", "data is missing; it must be a choice such as data=NAME"),
+    ("~data", "data is missing"),
+    ("norm=null", "data.epsilon has none for norm=None; give a radius: epsilon=8/255"),
+    ("~data.epsilon", "data.epsilon has none for norm=linf"),
     ("model=null", "model is missing; it must be a choice such as model=NAME"),
     ("objective=null", "objective is missing"),
     ("~optimizer", "optimizer is missing"),

@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from nsr.app.configuration import check_complete, check_names, check_settings
 from nsr.app.rules import NORMS
@@ -102,6 +102,12 @@ def compose_checked(program: str, overrides: Sequence[str], config_name: str | N
         HydraConfig.instance().set_config(config)
         check_complete(config, program)
         check_choice("norm", config.norm, (*NORMS, None))  # other settings are looked up with it
+        try:
+            OmegaConf.select(config, "epsilon")
+        except InterpolationResolutionError as error:
+            raise InputError(
+                f"epsilon is not given, and data.epsilon has none for norm={config.norm}; give a radius: epsilon=8/255"
+            ) from error
         try:
             # a missing value stays '???' in the container, and is reported as missing
             settings = plain(without_hydra(config))

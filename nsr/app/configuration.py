@@ -56,14 +56,19 @@ def check_settings(settings: Mapping[str, Any], program: str) -> None:
 
 
 def check_complete(settings: Mapping[str, Any], program: str) -> None:
-    """Check that no setting was deleted that the command looks up.
+    """Check that every setting and part that the command needs is there; what they look up may not resolve yet.
 
     Errors:
-        InputError: one was.
+        InputError: one is missing, or a part is no mapping with a `_target_`.
     """
     for name in NEEDED[program]:
         if name not in settings:
             raise InputError(f"{name} is missing; {program}.py needs it: leave ~{name} out")
+    for name in REQUIRED[program]:
+        part = settings.get(name)
+        if not isinstance(part, Mapping) or not part.get("_target_"):
+            got = "missing" if part is None or part == {} else f"{part!r}"
+            raise InputError(f"{name} is {got}; it must be a choice such as {name}=NAME, or {name}._target_=CLASS")
 
 
 def targets(value: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -79,12 +84,7 @@ def targets(value: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any
 
 
 def _check_parts(settings: Mapping[str, Any], program: str) -> None:
-    """Every part that the command needs is there and names a class."""
-    for name in REQUIRED[program]:
-        part = settings.get(name)
-        if not isinstance(part, Mapping) or not part.get("_target_"):
-            got = "missing" if part is None or part == {} else f"{part!r}"
-            raise InputError(f"{name} is {got}; it must be a choice such as {name}=NAME, or {name}._target_=CLASS")
+    """Every part that is there names a class."""
     module = settings.get("module")
     if module is not None and not isinstance(module, Mapping):
         raise InputError(f"module is {module!r}; it must be null, or have a _target_: module._target_=CLASS")
