@@ -18,10 +18,9 @@ from nsr.app.train import train
 from nsr.callbacks.checkpoints import PlainCheckpointIO
 from nsr.errors import InputError, RunStopped
 from nsr.run.commands import override
-from nsr.run.directory import process_status
+from nsr.run.directory import changes, process_status
 from nsr.run.files import whole_rows, write_json
 from nsr.run.resumption import check_unused, newest_unfinished, readable_checkpoint, resumed_command
-from nsr.run.settings import changes
 from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.run.status import recorded_status
 from nsr.training.module import RobustClassifier

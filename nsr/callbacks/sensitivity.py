@@ -21,7 +21,7 @@ from nsr.metrics.sensitivity import LayerSensitivity, NetworkSensitivity, networ
 from nsr.models import select_output
 from nsr.modes import full_precision
 from nsr.randomness import draw_seed
-from nsr.run.records import write_layers, write_sensitivities
+from nsr.run.files import write_layers, write_sensitivities
 from nsr.training.module import RobustClassifier
 
 DRAWING_FRACTION = 0.01  # of the time, for heat maps before the end

@@ -1,4 +1,4 @@
-"""status.json of a run or an evaluation: running, finished, interrupted or failed, and the command it came from."""
+"""status.json of a run or an evaluation: running, finished, interrupted or failed, and its command."""
 
 from __future__ import annotations
 
@@ -16,30 +16,11 @@ from nsr.run.signals import Interrupted
 
 
 @contextmanager
-def signs_of_life(path: Path) -> Iterator[None]:
-    """Touch the file each minute, from a thread, while the block runs."""
-    ended = threading.Event()
-
-    def touch() -> None:
-        while not ended.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):
-                os.utime(path)
-
-    threading.Thread(target=touch, daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
-
-
-@contextmanager
 def recorded_status(directory: Path, program: str, overrides: Sequence[str]) -> Iterator[None]:
-    """Write status.json as the block begins and as it ends; a process killed outright leaves `running` behind it.
+    """Write status.json as the block begins and as it ends; a process killed outright leaves `running`.
 
     Args:
-        directory: of the run.
         program: 'train.py' or 'evaluate.py'.
-        overrides: of the command.
 
     Errors:
         InputError: a living process writes into the directory.
@@ -48,9 +29,10 @@ def recorded_status(directory: Path, program: str, overrides: Sequence[str]) -> 
     check_unused(directory)
     origin = {"program": program, "overrides": list(overrides), "process": os.getpid(), "host": socket.gethostname()}
     write_json(path, {"status": "running", **origin, "job": job_of_slurm()})
+    ended = threading.Event()
+    threading.Thread(target=_touch, args=(path, ended), daemon=True).start()
     try:
-        with signs_of_life(path):
-            yield
+        yield
     except Interrupted as interruption:
         write_json(path, {"status": "interrupted", "reason": str(interruption), **origin})
         raise
@@ -59,4 +41,14 @@ def recorded_status(directory: Path, program: str, overrides: Sequence[str]) -> 
         with suppress(OSError):  # a full disk is the error that is shown
             write_json(path, {"status": "failed", "reason": reason, **origin})
         raise
-    write_json(path, {"status": "finished", **origin})
+    else:
+        write_json(path, {"status": "finished", **origin})
+    finally:
+        ended.set()
+
+
+def _touch(path: Path, ended: threading.Event) -> None:
+    """Touch the file each minute, a sign of life, until the event is set."""
+    while not ended.wait(HEARTBEAT_SECONDS):
+        with suppress(OSError):
+            os.utime(path)

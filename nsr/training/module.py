@@ -26,6 +26,7 @@ from nsr.objectives import Natural, compute_terms, required_inputs, required_vie
 from nsr.randomness import draw_seed
 
 Attack = Callable[..., Tensor]  # attack(net, images, labels, generator=...) -> images
+Passes = tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]  # {view: logits}, {view: {layer: features}}
 STEPS_BETWEEN_CHECKS = 50  # of whether the loss is finite, which waits for the device
 
 
@@ -140,6 +141,14 @@ class RobustClassifier(pl.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
+    def _checked_batch(self, stage: str, batch: Any) -> Batch:
+        """Return images and labels; the first batch of a stage is checked, later ones would make the device wait."""
+        images, labels = images_and_labels(batch)
+        if stage not in self._checked:
+            check_batch(images, labels, classes=self.classes)
+            self._checked.add(stage)
+        return images, labels
+
     # ---------------------------------------------------------------- training
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
@@ -154,8 +163,7 @@ class RobustClassifier(pl.LightningModule):
 
     def _begin(self, batch: Any, batch_idx: int) -> Batch:
         """Validate and augment the batch; seed every later draw of the step."""
-        images, labels = images_and_labels(batch)
-        self._check_once("train", images, labels)
+        images, labels = self._checked_batch("train", batch)
         loader = getattr(self.attached_trainer, "train_dataloader", None)
         weight = getattr(getattr(loader, "batch_sampler", None), "weight", None)
         self.batch_weight = 1.0 if weight is None else weight(batch_idx)
@@ -163,10 +171,7 @@ class RobustClassifier(pl.LightningModule):
         return (images if self.augment is None else self.augment(images)), labels
 
     def _loss(self, views: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-        """Sum the terms of objective and stabilizer on {view: images}, and record them.
-
-        The sum is weighted such that its mean over processes is the mean over the whole batch.
-        """
+        """Sum the terms of objective and stabilizer, and record them; weighted for the mean over processes."""
         logits, features = self._passes(views, stabilized=self.stabilizes)
         terms = self._terms(views, labels, logits, features)
         if self.stabilizes:
@@ -176,11 +181,9 @@ class RobustClassifier(pl.LightningModule):
         return loss if self.batch_weight == 1.0 else loss * self.batch_weight
 
     def compute_objective(self, views: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-        """Compute the weighted objective, a scalar, without the stabilizer and without a trace in the metrics.
+        """Compute the objective alone, a scalar, of {view: images (batch, channel, height, width)} and labels (batch,).
 
-        Args:
-            views: {'clean', 'adversarial': images (batch, channel, height, width)}.
-            labels: (batch,).
+        It leaves no trace in the metrics.
         """
         terms = self._terms(views, labels, *self._passes(views, stabilized=False))
         return self.batch_weight * torch.stack(list(terms.values())).sum()
@@ -192,19 +195,15 @@ class RobustClassifier(pl.LightningModule):
             inputs |= {f"{view}_{kind}": value for view, value in values.items()}
         return compute_terms(self.objective, inputs)
 
-    def _passes(
-        self, views: Mapping[str, Tensor], *, stabilized: bool
-    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """Return {view: logits} for the objective and {view: {layer: features}}; one pass per view."""
+    def _passes(self, views: Mapping[str, Tensor], *, stabilized: bool) -> Passes:
+        """Make one pass for each view of the objective and, where `stabilized`, of the stabilizer."""
         logits: dict[str, Tensor] = {}
         features: dict[str, dict[str, Tensor]] = {}
         for view in self.views:
             logits[view], features[view] = self.train_extractor(views[view])
         handling = getattr(self.stabilizer, "batch_norm", "batch")
         # the stabilizer's passes last, so that their random draws disturb no other, and without a trace in BatchNorm
-        for view in ("clean", "adversarial") if stabilized else ():
-            if view in features:
-                continue
+        for view in [view for view in ("clean", "adversarial") if stabilized and view not in features]:
             gradient = view == "adversarial" or getattr(self.stabilizer, "gradient_through_clean", True)
             with batch_norm_mode(self.net, handling), torch.set_grad_enabled(gradient):
                 _, features[view] = self.train_extractor(views[view])
@@ -235,7 +234,7 @@ class RobustClassifier(pl.LightningModule):
     # ---------------------------------------------------------------- validation
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor] | None:
-        """Run a clean pass, the attack and an adversarial pass, in float32 and eval mode however the network is trained.
+        """Run a clean pass, the attack and an adversarial pass, in float32 and eval mode.
 
         Returns:
             {'loss': robust cross-entropy, 'clean_logits', 'adversarial_logits', 'labels', 'adversarial_images'}; None
@@ -244,8 +243,7 @@ class RobustClassifier(pl.LightningModule):
         place = place_of(self.trainer.val_dataloaders, batch_idx, rank=self.global_rank, size=self.trainer.world_size)
         if place is None:
             return None
-        images, labels = images_and_labels(batch)
-        self._check_once("validation", images, labels)
+        images, labels = self._checked_batch("validation", batch)
         with full_precision(self.device):
             clean_logits, clean = self.extractor(images)
             self.validation_metrics.update("clean", clean_logits, labels)
@@ -292,10 +290,8 @@ class RobustClassifier(pl.LightningModule):
         place = place_of(self.trainer.test_dataloaders, batch_idx, rank=self.global_rank, size=self.trainer.world_size)
         if place is None:
             return
-        images, labels = images_and_labels(batch)
-        self._check_once("test", images, labels)
         with full_precision(self.device):
-            self.suite.measure(self.net, self.extractor, (images, labels), number=place)
+            self.suite.measure(self.net, self.extractor, self._checked_batch("test", batch), number=place)
 
     def on_test_epoch_end(self) -> None:
         assert self.suite is not None
@@ -332,12 +328,6 @@ class RobustClassifier(pl.LightningModule):
         if len(sums) != trainer.world_size:  # of more or fewer processes: all of it to the first
             sums = torch.cat([sums.sum(0, keepdim=True), torch.zeros_like(sums[:1]).repeat(trainer.world_size, 1)])
         self.train_metrics.load_sums(sums[self.global_rank])
-
-    def _check_once(self, stage: str, images: Tensor, labels: Tensor) -> None:
-        """Check the first batch of a stage; checking later ones would only make the device wait."""
-        if stage not in self._checked:
-            check_batch(images, labels, classes=self.classes)
-            self._checked.add(stage)
 
     def configure_optimizers(self) -> Any:
         if self.optimizer is None:
