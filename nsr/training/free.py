@@ -59,7 +59,7 @@ class FreeClassifier(RobustClassifier):
 
     def _step_scheduler(self, interval: str) -> None:
         if self.scheduler is not None and self.scheduler_interval == interval:
-            self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+            self.lr_schedulers().step()  # type: ignore[union-attr]
 
     @property
     def optimizer_steps(self) -> int:
