@@ -117,7 +117,7 @@ def _callbacks(job: Job, directory: Path, earlier: Earlier) -> list[pl.Callback]
     """Those between the checkpoints, which come first, and the checks."""
     progress = RichProgressBar() if on_terminal() else ProgressRows()
     return [
-        *([Extension(earlier.new_schedule)] if earlier.extended_from is not None else []),
+        *([Extension()] if earlier.new_schedule else []),
         *([Compilation()] if job.settings["compile"] else []),
         *([LearningRateMonitor("epoch")] if any(job.settings.get("logger") or {}) else []),
         *job.callbacks.values(),

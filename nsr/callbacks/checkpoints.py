@@ -110,14 +110,9 @@ class Checkpoints(pl.Callback):
 
 
 class Extension(pl.Callback):
-    """Starts a new schedule with the further epochs of a finished run; continues the old one without `new_schedule`."""
-
-    def __init__(self, new_schedule: bool):
-        self.new_schedule = new_schedule
+    """Starts a new schedule with the further epochs of a finished run; without it the old one continues."""
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        if not self.new_schedule:
-            return
         checkpoint["lr_schedulers"] = []
         pl_module.steps_before = checkpoint["global_step"]
         for state in checkpoint["optimizer_states"]:

@@ -36,17 +36,14 @@ class Earlier(NamedTuple):
 def earlier_run(
     directory: Path, settings: Mapping[str, Any], *, resume: Any, changed: bool, overrides: Sequence[str] = ()
 ) -> Earlier | None:
-    """Return what the directory holds of the run of these settings; None where it holds no run.
+    """Return what the directory holds of the run of a command's settings and overrides; None where it holds no run.
 
     Args:
-        settings: of the command.
-        resume: config.resume.
-        changed: allow settings that differ from the recorded ones.
-        overrides: of the command.
+        resume, changed: config.resume, config.allow_changed_config.
 
     Errors:
-        InputError: another run's directory, one that is in use, one that is not finished and not to be resumed, fewer
-            epochs than there are, a schedule that ends before the further epochs.
+        InputError: another run's directory, one in use, one that is not finished and not to be resumed, a schedule
+            that ends before the further epochs.
     """
     recorded = read_yaml(directory / "config.yaml")
     if recorded is None:
@@ -143,7 +140,7 @@ def check_sweep(overrides: Sequence[str]) -> None:
     """Raise InputError unless a sweep is started by one process, and has a folder where `resume` is set."""
     if is_started_from_outside():
         raise InputError("a sweep is started by one process; start it without torchrun and srun, see docs/scale.md")
-    if resume := _resumed_directory(overrides):
+    if (resume := _resumed_directory(overrides)) is not None:
         raise InputError(f"resume={resume} is one run; a sweep resumes with resume=auto hydra.sweep.dir=ITS_FOLDER")
     if override_value(overrides, "resume") == AUTO and override_value(overrides, "hydra.sweep.dir") is None:
         raise InputError("resume=auto of a sweep needs its folder: hydra.sweep.dir=runs/NAME/DATE of the first command")

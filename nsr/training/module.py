@@ -31,18 +31,16 @@ STEPS_BETWEEN_CHECKS = 50  # of whether the loss is finite, which waits for the 
 
 
 class Suite(Protocol):
-    """What a test measures; `nsr.evaluation.suite.AttackSuite` is one."""
+    """The attacks of a test: emptied, fed with the numbered batches of the test set, combined over processes.
+
+    `nsr.evaluation.suite.AttackSuite` is one.
+    """
 
     metrics: dict[str, float]  # {NAME_accuracy: ...} of the latest test
 
-    def start(self, layers: Sequence[Layer], device: torch.device) -> None:
-        """Empty the results."""
-
-    def measure(self, net: nn.Module, extractor: FeatureExtractor, batch: Batch, *, number: int) -> None:
-        """Measure the `number`-th batch of the whole test set."""
-
-    def finish(self) -> None:
-        """Combine the batches of all processes."""
+    def start(self, layers: Sequence[Layer], device: torch.device) -> None: ...
+    def measure(self, net: nn.Module, extractor: FeatureExtractor, batch: Batch, *, number: int) -> None: ...
+    def finish(self) -> None: ...
 
 
 def is_training(trainer: pl.Trainer) -> bool:
