@@ -19,18 +19,16 @@ from nsr.app.train import train
 from nsr.callbacks.checkpoints import PlainCheckpointIO
 from nsr.errors import InputError, RunStopped
 from nsr.run.commands import override
-from nsr.run.directory import changes, process_status
+from nsr.run.directory import changes, check_unused, process_status, recorded_status
 from nsr.run.files import whole_rows, write_json
 from nsr.run.resumption import (
     Earlier,
-    check_unused,
     earlier_run,
     newest_unfinished,
     readable_checkpoint,
     resumed_command,
 )
 from nsr.run.signals import Interrupted, Signals, interruptible
-from nsr.run.status import recorded_status
 from nsr.training.module import RobustClassifier
 from tests.conftest import TINY, job
 
@@ -315,7 +313,7 @@ def test_whose_run_it_is(tmp_path, monkeypatch):
 
 
 def test_a_run_gives_signs_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr("nsr.run.status.HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr("nsr.run.directory.HEARTBEAT_SECONDS", 0.01)
     with recorded_status(tmp_path, "train.py", []):
         os.utime(tmp_path / "status.json", (0, 0))
         deadline = time.monotonic() + 10

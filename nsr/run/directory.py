@@ -1,13 +1,17 @@
-"""Run directories: which there are, their settings as plain values, and the status of each."""
+"""Run directories: which there are, their settings as plain values, and their status.json, written and read.
+
+status.json has the state of a run or an evaluation (running, finished, interrupted, failed) and its command.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,8 @@ from typing import Any
 import yaml
 
 from nsr.errors import InputError
-from nsr.run.files import SCHEMA
+from nsr.run.files import SCHEMA, write_json
+from nsr.run.signals import Interrupted
 
 HEARTBEAT_SECONDS = 60.0  # a running process touches its status.json this often
 SILENT_SECONDS = 600.0  # without a heartbeat, after which a process counts as dead
@@ -196,3 +201,51 @@ def _age(directory: Path) -> str:
     seconds = max(0, round(time.time() - max(changes, default=directory.stat().st_mtime)))
     unit, size = next((pair for pair in UNITS if seconds >= 2 * pair[1]), ("s", 1))
     return f"{seconds // size} {unit}"
+
+
+def check_unused(directory: Path) -> None:
+    """Raise InputError where a living process other than this one writes into the directory."""
+    marker = read_json(directory / "status.json") or {}
+    is_own = (marker.get("process"), marker.get("host")) == (os.getpid(), socket.gethostname())
+    if process_status(directory / "status.json")[0] == "running" and not is_own:
+        where = f"process {marker.get('process')} on {marker.get('host')}"
+        raise InputError(f"{directory} is in use by {where}; wait for its end, or end it first")
+
+
+@contextmanager
+def recorded_status(directory: Path, program: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Write status.json as the block begins and as it ends; a process killed outright leaves `running`.
+
+    Args:
+        program: 'train.py' or 'evaluate.py'.
+
+    Errors:
+        InputError: a living process writes into the directory.
+    """
+    path = directory / "status.json"
+    check_unused(directory)
+    origin = {"program": program, "overrides": list(overrides), "process": os.getpid(), "host": socket.gethostname()}
+    write_json(path, {"status": "running", **origin, "job": job_of_slurm()})
+    ended = threading.Event()
+    threading.Thread(target=_touch, args=(path, ended), daemon=True).start()
+    try:
+        yield
+    except Interrupted as interruption:
+        write_json(path, {"status": "interrupted", "reason": str(interruption), **origin})
+        raise
+    except BaseException as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        with suppress(OSError):  # a full disk is the error that is shown
+            write_json(path, {"status": "failed", "reason": reason, **origin})
+        raise
+    else:
+        write_json(path, {"status": "finished", **origin})
+    finally:
+        ended.set()
+
+
+def _touch(path: Path, ended: threading.Event) -> None:
+    """Touch the file each minute, a sign of life, until the event is set."""
+    while not ended.wait(HEARTBEAT_SECONDS):
+        with suppress(OSError):
+            os.utime(path)

@@ -6,8 +6,6 @@ command. Either way it resumes in its own directory, from last.ckpt, else from p
 
 from __future__ import annotations
 
-import os
-import socket
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 
 from nsr.errors import InputError
 from nsr.run.commands import override, parse_value
-from nsr.run.directory import OWN, changes, process_status, read_json, read_yaml
+from nsr.run.directory import OWN, changes, check_unused, process_status, read_json, read_yaml
 from nsr.run.processes import is_started_from_outside
 
 AUTO = "auto"
@@ -87,15 +85,6 @@ def _has_new_schedule(
             f"{now - before} further epochs: scheduler=constant, or scheduler.T_max={now - before} for cosine"
         )
     return False
-
-
-def check_unused(directory: Path) -> None:
-    """Raise InputError where a living process other than this one writes into the directory."""
-    marker = read_json(directory / "status.json") or {}
-    is_own = (marker.get("process"), marker.get("host")) == (os.getpid(), socket.gethostname())
-    if process_status(directory / "status.json")[0] == "running" and not is_own:
-        where = f"process {marker.get('process')} on {marker.get('host')}"
-        raise InputError(f"{directory} is in use by {where}; wait for its end, or end it first")
 
 
 def readable_checkpoint(directory: Path) -> Path | None:
