@@ -18,10 +18,9 @@ from hydra.utils import get_original_cwd
 from nsr.app.configuration import unusual_epsilon
 from nsr.app.preflight import Job, quiet_lightning
 from nsr.run.commands import override
-from nsr.run.directory import read_yaml
+from nsr.run.directory import OWN, read_yaml, recorded_status
+from nsr.run.files import SCHEMA
 from nsr.run.processes import global_rank
-from nsr.run.settings import OWN, SCHEMA
-from nsr.run.status import recorded_status
 
 log = logging.getLogger(__name__)
 

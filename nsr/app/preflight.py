@@ -32,8 +32,8 @@ from nsr.app.machine import check_machine, processes
 from nsr.data import DataDescription, ImageData
 from nsr.data.batches import check_divides
 from nsr.errors import InputError
+from nsr.run.directory import BESIDE, OWN
 from nsr.run.resumption import earlier_run
-from nsr.run.settings import BESIDE, OWN
 from nsr.training.module import RobustClassifier
 
 ELSEWHERE = (

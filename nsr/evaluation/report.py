@@ -17,8 +17,7 @@ from nsr.evaluation.suite import CURVE
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.run.checks import Check
 from nsr.run.commands import command, override, trusted_override
-from nsr.run.files import append_rows, layer_means, write_json, write_rows
-from nsr.run.records import SENSITIVITY_COLUMNS, write_sensitivities
+from nsr.run.files import SENSITIVITY_COLUMNS, append_rows, layer_means, write_json, write_rows, write_sensitivities
 from nsr.sensitivity import most_sensitive
 
 
