@@ -2,8 +2,8 @@
 
 An image counts as robust to an attack where it is classified correctly without and the attack does not change that. No
 attack profits from what another has found; the images that are robust to all of them are a row of their own,
-`worst_case`. Batches of images are what is finished, cached and dealt out to processes: the results of a batch depend
-on its number alone.
+`worst_case`. Batches of images are measured, cached and distributed over processes as units: the results of a batch
+depend on its number alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Pieces = dict[int, dict[str, Tensor]]  # {number of a batch: {row: values of its
 
 
 class AttackSuite:
-    """Which images are robust to which attack.
+    """The attacks of a test, and the images that are robust to each.
 
     Args:
         attacks: {name: attack(net, images, labels, generator=...) -> images}.
@@ -73,7 +73,7 @@ class AttackSuite:
 
     @property
     def work(self) -> list[str]:
-        """What is measured of each batch: rows, probes and sensitivity."""
+        """The measurements of each batch: rows, probes and sensitivity."""
         return [*self.names, *self.probes, *(["sensitivity"] if self.sensitivity_attack is not None else [])]
 
     def start(self, layers: Sequence[Layer], device: torch.device) -> None:
@@ -133,18 +133,12 @@ class AttackSuite:
         self.outcomes = {name: together[name] for name in self.names}
         self.probed = {name: together[name] for name in self.probes}
         self.sensitivities = {} if self._sums is None else self._sums.compute()
-        self.metrics = accuracies(self.outcomes) | self._extra(together)
-
-    def _extra(self, together: Mapping[str, Tensor]) -> dict[str, float]:
-        """{ROW_METRIC: value} of the user's own metrics, over all images at once."""
-        labels = together.get("labels")
-        return flat_values(
-            {
-                f"{row}_{name}": metric.clone().cpu()(together[f"logits/{row}"], labels)
-                for name, metric in self.extra.items()
-                for row in self.names
-            }
-        )
+        own = {
+            f"{row}_{name}": metric.clone().cpu()(together[f"logits/{row}"], together["labels"])
+            for name, metric in self.extra.items()
+            for row in self.names
+        }
+        self.metrics = accuracies(self.outcomes) | flat_values(own)  # the user's own: {ROW_METRIC: value}
 
 
 def _classify(net: nn.Module, images: Tensor, labels: Tensor) -> Result:
@@ -180,7 +174,7 @@ def _sensitivity(
 
 
 def _plain(values: Tensor) -> Any:
-    """Return a text of 0 and 1 for flags, a list for numbers."""
+    """Return a text of 0 and 1 for flags, a list of numbers for others."""
     return "".join("01"[flag] for flag in values.tolist()) if values.dtype == torch.bool else values.tolist()
 
 
@@ -195,7 +189,7 @@ def wilson(correct: int, images: int) -> tuple[float, float]:
 
 
 def accuracies(outcomes: Mapping[str, Tensor]) -> dict[str, float]:
-    """{NAME_accuracy: fraction of the images, NAME_low and NAME_high: its 95 % Wilson interval}, worst_case last.
+    """Return {NAME_accuracy: fraction, NAME_low and NAME_high: its 95 % Wilson interval}, worst_case last.
 
     Args:
         outcomes: {row: (image,) 1 where the image is classified correctly}.
@@ -209,8 +203,13 @@ def accuracies(outcomes: Mapping[str, Tensor]) -> dict[str, float]:
     return found
 
 
+def with_interval(metrics: Mapping[str, float], name: str) -> list[float]:
+    """Return NAME_accuracy and its interval, NAME_low and NAME_high."""
+    return [metrics[f"{name}_{part}"] for part in ("accuracy", "low", "high")]
+
+
 def all_pieces(pieces: Pieces) -> list[dict[str, Tensor]]:
-    """The batches of all processes, in their order in the test set."""
+    """Return the batches of all processes, in their order in the test set."""
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         gathered: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(gathered, pieces)
