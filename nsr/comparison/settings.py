@@ -1,10 +1,16 @@
-"""Settings of runs: those that define a method, those that make runs comparable, and those in which runs differ."""
+"""Settings of runs: those that define a method, those that make runs comparable, those in which runs differ.
+
+The label of a method is its objective, its stabilizer and the settings that distinguish it from other methods.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from nsr.errors import InputError, fraction
@@ -114,7 +120,8 @@ def conditions(settings: Mapping[str, Any], measured: Mapping[str, Any]) -> dict
     }
     if measured:
         found |= {f"evaluation.{name}": value for name, value in images_and_ball(measured).items()}
-        found |= flat({"test_attacks": {name: attack for name, attack in test_attacks(measured).items() if attack}})
+        attacks = measured.get("test_attacks") or {}
+        found |= flat({"test_attacks": {name: attack for name, attack in attacks.items() if attack}})
     return {name: value for name, value in found.items() if not name.endswith(".seed")}
 
 
@@ -127,18 +134,13 @@ def images_and_ball(measured: Mapping[str, Any]) -> dict[str, Any]:
     return {**flat(_data_identity(measured.get("data") or {}), "data."), **ball, **images}
 
 
-def test_attacks(measured: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return {name: its settings} of the attacks that measure."""
-    return measured.get("test_attacks") or {}
-
-
 def text_key(value: Any) -> str:
     """Return a text that is equal for equal settings."""
     return repr(sorted(value.items()) if isinstance(value, Mapping) else value)
 
 
 def differing(records: Sequence[Flat], *, preferred: Iterable[str] = (), absent_counts: bool = True) -> list[str]:
-    """Return the fewest names that tell records apart: choices, then preferred names, then others where it takes them.
+    """Return the fewest names that distinguish records: choices, then preferred names, then others where needed.
 
     Args:
         records: settings, with `choices.GROUP` among them.
@@ -170,6 +172,66 @@ def differing(records: Sequence[Flat], *, preferred: Iterable[str] = (), absent_
     return sorted(kept, key=_importance)
 
 
+def refusal(records: Mapping[Path, Flat], name: str, further: Sequence[str]) -> str:
+    """Return the message on runs that cannot be compared, as they differ in the setting `name`, and in further ones."""
+    (first, value), *others = [(directory, record[name]) for directory, record in records.items() if name in record]
+    second, other = next(holder for holder in others if text_key(holder[1]) != text_key(value))
+    more = f" (so do {', '.join(map(setting_name, further))})" if further else ""
+    return (
+        f"the runs differ in data or threat model: {setting_name(name)} is {value!r} in {first} and {other!r} in "
+        f"{second}{more}; compare them separately, or show them together with --allow-different (allow_different=True)"
+    )
+
+
+def method_labels(
+    runs: Mapping[Path, Identity], records: Mapping[Path, Flat], different: Sequence[str]
+) -> dict[Path, str]:
+    """Return the label of each run's method: runs of one label differ in nothing but the seed and the measurement.
+
+    A label is as long as it takes to distinguish the methods.
+
+    Args:
+        records: {run: its further settings}.
+        different: names of further settings in which runs differ; those that differ are of different methods.
+    """
+    further = {run: {name: records[run].get(name, ABSENT) for name in different} for run in runs}
+    keys = {run: text_key({**own.method, **further[run]}) for run, own in runs.items()}
+    methods: dict[str, Path] = {}  # {key: its first run}
+    for run, key in keys.items():
+        methods.setdefault(key, run)
+    bases = {key: " + ".join(filter(None, [runs[run].objective, runs[run].stabilizer])) for key, run in methods.items()}
+    labels: dict[str, str] = {}
+    for base in dict.fromkeys(bases.values()):
+        alike = {key: run for key, run in methods.items() if bases[key] == base}
+        settings = {key: {**runs[run].method, **runs[run].choices, **further[run]} for key, run in alike.items()}
+        preferred = [*different, *(name for run in alike.values() for name in runs[run].typed)]
+        names = differing(list(settings.values()), preferred=preferred)
+        for key, values in settings.items():
+            label = _label(base, {name: values[name] for name in names if name in values})
+            again = sum(other.partition(" #")[0] == label for other in labels.values())
+            labels[key] = f"{label} #{again + 1}" if again else label
+    return {run: labels[key] for run, key in keys.items()}
+
+
+def setting_text(name: str, value: Any) -> str:
+    """Return a setting as it is read: 'test_attacks.pgd.steps=40', 'model=resnet18', 'model=MyNetwork'."""
+    if name.endswith("_target_"):
+        return f"{name.removesuffix('._target_')}={str(value).rpartition('.')[2]}"
+    return f"{setting_name(name)}={_text(value)}"
+
+
+def setting_name(name: str) -> str:
+    """Return the name as it is typed: the choice of a group by the group's name."""
+    return name.removeprefix("choices.")
+
+
+def table_order(objective: str, stabilized: bool, label: str) -> tuple[Any, ...]:
+    """Return a key to sort methods by: shipped objectives first, without the stabilizer first, then the label."""
+    known = OBJECTIVES.index(objective) if objective in OBJECTIVES else len(OBJECTIVES)
+    words = re.split(r"(\d+(?:\.\d+)?)", label)  # every second one a number: 2 before 16
+    return known, objective, stabilized, [float(word) if place % 2 else word for place, word in enumerate(words)]
+
+
 def _data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data's settings that decide which images there are; the place of a shipped download is not one."""
     target = str(data.get("_target_", ""))
@@ -182,3 +244,29 @@ def _importance(name: str) -> tuple[int, int, bool]:
     section = name.removeprefix("choices.").partition(".")[0]
     place = ORDER.index(section) if section in ORDER else len(ORDER)
     return place, name.count("."), not name.endswith("_target_")
+
+
+def _label(base: str, values: Mapping[str, Any]) -> str:
+    """Return 'pgd(clean_weight=0.5) + sns(weight=2) max_epochs=20 + awp'."""
+    objective, plus, stabilizer = base.partition(" + ")
+    parts: dict[str, list[str]] = {"objective": [], "stabilizer": [], "": []}
+    for name, value in values.items():
+        section, _, leaf = name.partition(".")
+        if section == "callbacks" and leaf.endswith("._target_"):
+            parts[""].append(f"+ {leaf.removesuffix('._target_')}")
+        elif section in parts and leaf != "_target_":
+            parts[section].append(setting_text(leaf, value))
+        elif name == "choices.train_attack" or (section == "train_attack" and f"objective.{leaf}" not in values):
+            parts["objective"].append(setting_text(name if leaf == "_target_" else name.partition(".")[2], value))
+        else:
+            parts[""].append(setting_text(leaf if section == "trainer" else name, value))
+    first, second = (f"({', '.join(parts[part])})" if parts[part] else "" for part in ("objective", "stabilizer"))
+    return " ".join([f"{objective}{first}{plus}{stabilizer}{second}", *parts[""]])
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"[{' '.join(map(_text, value))}]" if isinstance(value, list) else str(value)

@@ -106,7 +106,7 @@ class AttackSuite:
         if self.sensitivity_attack is not None and self._sums is not None:
             measure = partial(_sensitivity, self.sensitivity_attack, net, images, labels, extractor, generator())
             sums = cached("sensitivity", SUMS, measure)
-            self._sums.update(*(sums[key].double() for key in SUMS), len(labels))
+            self._sums.update(sums["difference"].double(), sums["activation"].double(), len(labels))
 
     def _cached(
         self, number: int, device: torch.device, name: str, keys: Sequence[str], measure: Callable[[], Result]
