@@ -19,7 +19,7 @@ from nsr.errors import InputError
 
 if TYPE_CHECKING:
     from nsr.comparison.frames import read_runs
-    from nsr.comparison.result import compare
+    from nsr.comparison.statistics import compare
 
 __all__ = ["compare", "main", "read_runs"]
 
@@ -27,9 +27,9 @@ __all__ = ["compare", "main", "read_runs"]
 def __getattr__(name: str) -> Any:
     """Import the functions on first use: pandas and scipy would slow down `--help`."""
     if name in ("compare", "read_runs"):
-        from nsr.comparison import frames, result
+        from nsr.comparison import frames, statistics
 
-        return {"compare": result.compare, "read_runs": frames.read_runs}[name]
+        return {"compare": statistics.compare, "read_runs": frames.read_runs}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -85,7 +85,7 @@ def run(options: Any) -> None:
     if any(not method or not text for method, _, text in labels):
         raise InputError(f"--label is {options.label!r}; it must be METHOD=TEXT")
     from nsr.comparison.frames import read_runs
-    from nsr.comparison.result import compare
+    from nsr.comparison.statistics import compare
     from nsr.comparison.writing import show, write
 
     result = compare(

@@ -19,9 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nsr.comparison.frames import MEASURES, layers_of
-from nsr.comparison.result import Comparison
 from nsr.comparison.settings import OBJECTIVES
-from nsr.comparison.statistics import attack_columns, finished
+from nsr.comparison.statistics import Comparison, attack_columns, finished
 from nsr.comparison.tables import attack_name
 from nsr.plotting import COLORS, DARK, PAPER, new_figure, save, styled
 
@@ -108,14 +107,9 @@ def accuracy(comparison: Comparison, theme: Theme) -> Figure | None:
         for place, method in enumerate(methods):
             values = 100 * runs[runs["method"] == method][name].dropna()
             height = place + offsets[number]
-            points: dict[str, Any] = {
-                "marker": marker,
-                "color": color,
-                "linestyle": "",
-                "markersize": 2.4,
-                "alpha": 0.8,
-            }
-            axes.plot(values, [height] * len(values), label=None if place else attack_name(name), **points)
+            points: dict[str, Any] = {"marker": marker, "color": color, "markersize": 2.4, "alpha": 0.8}
+            points["label"] = None if place else attack_name(name)
+            axes.plot(values, [height] * len(values), linestyle="", **points)
             axes.plot([values.mean()] * 2, [height - half, height + half], color=theme["ink"], linewidth=0.8)
     axes.set_yticks(range(len(methods)), [textwrap.fill(method, 24) for method in methods])
     axes.set_ylim(len(methods) - 0.5, -0.5)

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import pandas
 
 from nsr.comparison.frames import MEASURES, layers_of
-from nsr.comparison.result import Comparison
-from nsr.comparison.statistics import attack_columns
+from nsr.comparison.statistics import Comparison, attack_columns
 
 MISSING = "-"
 MUST = "autoattack_accuracy"  # a column even where no run has it

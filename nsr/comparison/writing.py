@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nsr.comparison.result import Comparison
+from nsr.comparison.statistics import Comparison
 from nsr.comparison.tables import Sheet, commands, sheets
 
 UNWRAPPED = 40  # characters of a method that stay on one line on a narrow screen
