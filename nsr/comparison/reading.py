@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +15,16 @@ from nsr.run.directory import process_status, read_checked, read_json, read_sett
 from nsr.run.files import layer_means, whole_rows
 
 TRAINING_END = "end of training"
-WORST = "worst_case"
+WORST = "worst_case_accuracy"
 UNREADABLE = Identity("?", None, False, -1, {}, {}, {}, frozenset())
 
 
 class Run(NamedTuple):
     """The content of a run directory.
 
-    status is finished, running, failed, interrupted, unfinished (nothing says whether it still runs), no evaluation
-    (trained, and the accuracies are missing) or unreadable. metrics are fractions by the names of the files,
-    `clean_accuracy`; sensitivity is {before or best: {layer: [absolute, relative, mean activation]}} on validation
-    images.
+    status is finished, running, failed, interrupted, unfinished (it is unknown whether it still runs), no evaluation
+    (trained, and the accuracies are missing) or unreadable. metrics are fractions, such as `clean_accuracy`;
+    sensitivity is {before or best: {layer: [absolute, relative, mean activation]}} on validation images.
     """
 
     directory: Path
@@ -66,7 +65,8 @@ def _read_run(directory: Path) -> Run:
     final = attempt("metrics.json", read_checked, {})
     is_readable = not problems
     epochs = attempt("metrics.csv", _epochs, [])
-    measurements = list(_measurements(directory, settings, final, problems)) if settings else []
+    evaluations = _evaluations(directory)
+    measurements = list(_measurements(evaluations, settings, final, problems)) if settings else []
     status, detail = run_status(
         directory,
         _progress(settings, epochs),
@@ -81,15 +81,15 @@ def _read_run(directory: Path) -> Run:
         sensitivity = attempt("sensitivity.csv", partial(_sensitivity, best_epoch), {})
     validated = next((row for row in epochs if row["epoch"] == best_epoch), epochs[-1] if epochs else {"epoch": 0})
     measured, metrics, sources = _merged(measurements)
-    is_evaluated, evaluation = _unfinished_evaluation(directory, settings)
+    is_evaluated, missing = _unfinished_evaluation(directory, settings, evaluations)
     if status == "no evaluation" and not is_evaluated:
-        evaluation = evaluate_command(directory, settings)
+        missing = evaluate_command(directory, settings)
     elif status in ("failed", "interrupted") and (directory / "status.json").exists():
-        evaluation = command("train", override("resume", directory))
-    remarks = [*(["an evaluation is running"] if is_evaluated else []), *_triggered(directory, measurements), *problems]
+        missing = command("train", override("resume", directory))
+    remarks = ["an evaluation is running" if is_evaluated else "", _triggered(directory, measurements), *problems]
     return Run(
-        directory=directory,
-        status=status,
+        directory,
+        status,
         detail="; ".join(filter(None, [detail, *remarks])),
         identity=identity(settings, measured) if settings else UNREADABLE,
         settings=settings,
@@ -100,7 +100,7 @@ def _read_run(directory: Path) -> Run:
         epoch=epochs[-1]["epoch"] if epochs else 0,
         best_epoch=best_epoch,
         is_evaluated=is_evaluated,
-        command=evaluation,
+        command=missing,
     )
 
 
@@ -124,12 +124,12 @@ def evaluate_command(directory: Path, settings: Mapping[str, Any], *overrides: s
 
 
 def _measurements(
-    directory: Path, settings: Mapping[str, Any], final: Mapping[str, Any], problems: list[str]
+    evaluations: Sequence[Path], settings: Mapping[str, Any], final: Mapping[str, Any], problems: list[str]
 ) -> Iterator[Measurement]:
     """Yield the finished ones of best.ckpt, oldest first: the run's own at its end, then those of evaluate.py."""
     if final:
         yield Measurement(TRAINING_END, settings, _accuracies(final, settings))
-    for folder in _evaluations(directory):
+    for folder in evaluations:
         own = read_yaml(folder / "config.yaml") or {}
         is_best = Path(str(own.get("checkpoint"))).name == "best.ckpt"
         metrics = _attempt(problems, folder, "evaluation.json", read_checked, {}) if is_best else {}
@@ -151,23 +151,22 @@ def _merged(measurements: list[Measurement]) -> tuple[dict[str, Any], dict[str, 
     """
     if not measurements:
         return {}, {}, ()
-    newest, worst = measurements[-1], f"{WORST}_accuracy"
+    newest = measurements[-1]
     same = images_and_ball(newest.settings)
     alike = [one for one in measurements if images_and_ball(one.settings) == same]
     attacks = [one.settings.get("test_attacks") or {} for one in alike]
-    metrics = {name: value for one in alike for name, value in one.metrics.items() if name != worst}
-    if worst in newest.metrics:
-        metrics[worst] = newest.metrics[worst]
-    source = {name: one.name for one in alike for name in one.metrics}
     merged = {name: attack for own in attacks for name, attack in own.items()}
     measured = {**newest.settings, "test_attacks": merged, "worst_case_of": sorted(attacks[-1])}
-    return measured, metrics, tuple(dict.fromkeys(source.values()))
+    metrics = {name: value for one in alike for name, value in one.metrics.items() if name != WORST}
+    metrics |= {name: value for name, value in newest.metrics.items() if name == WORST}
+    sources = {name: one.name for one in alike for name in one.metrics}
+    return measured, metrics, tuple(dict.fromkeys(sources.values()))
 
 
 def _accuracies(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, float]:
     """Return {ATTACK_accuracy: fraction} of the attacks that measured; other metrics are the user's own."""
-    names = [f"{name}_accuracy" for name in (*(settings.get("test_attacks") or ()), "corruptions", WORST)]
-    found = {name: metrics.get(f"test/{name}") for name in names}
+    names = [f"{name}_accuracy" for name in (*(settings.get("test_attacks") or ()), "corruptions")]
+    found = {name: metrics.get(f"test/{name}") for name in (*names, WORST)}
     return {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
 
 
@@ -199,18 +198,20 @@ def _sensitivity(best_epoch: int, records: Path) -> dict[str, dict[str, list[flo
     return {"before": layer_means(records, 0), "best": layer_means(records, best_epoch)}
 
 
-def _triggered(directory: Path, measurements: list[Measurement]) -> Iterator[str]:
-    """Yield the checks that the newest evaluation triggered."""
-    if measurements and measurements[-1].name != TRAINING_END:
-        checks = read_json(directory / "evaluations" / measurements[-1].name / "checks.json")
-        checks = [check for check in checks if isinstance(check, dict)] if isinstance(checks, list) else []
-        if names := [str(check.get("name")) for check in checks if check.get("triggered")]:
-            yield f"checks triggered: {', '.join(names)}"
+def _triggered(directory: Path, measurements: list[Measurement]) -> str:
+    """Return a remark on the checks that the newest evaluation triggered, "" where there are none."""
+    if not measurements or measurements[-1].name == TRAINING_END:
+        return ""
+    checks = read_json(directory / "evaluations" / measurements[-1].name / "checks.json")
+    checks = [check for check in checks if isinstance(check, dict)] if isinstance(checks, list) else []
+    names = [str(check.get("name")) for check in checks if check.get("triggered")]
+    return f"checks triggered: {', '.join(names)}" if names else ""
 
 
-def _unfinished_evaluation(directory: Path, settings: Mapping[str, Any]) -> tuple[bool, str]:
+def _unfinished_evaluation(
+    directory: Path, settings: Mapping[str, Any], evaluations: Sequence[Path]
+) -> tuple[bool, str]:
     """Return whether the newest evaluation of best.ckpt still runs, and its command where it ended without a result."""
-    evaluations = _evaluations(directory)
     if not evaluations or (evaluations[-1] / "evaluation.json").exists():
         return False, ""
     marker = read_json(evaluations[-1] / "status.json")

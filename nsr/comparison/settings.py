@@ -107,17 +107,9 @@ def method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def conditions(settings: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that must agree for metrics to be comparable: data, threat model, attacks that measure.
-
-    Args:
-        settings: of the run.
-        measured: of the measurement that its accuracies come from, {} where there is none yet.
-    """
-    found = {
-        **flat(_data_identity(settings["data"]), "data."),
-        **flat({name: settings.get(name) for name in ("norm", "epsilon")}),
-        **flat({"validation_attack": settings.get("validation_attack") or {}}),
-    }
+    """Return the settings that must agree for metrics to be comparable: data, threat model, attacks that measure."""
+    threat_model = {name: settings.get(name) for name in ("norm", "epsilon", "validation_attack")}
+    found = flat({"data": _data_identity(settings["data"]), **threat_model})
     if measured:
         found |= {f"evaluation.{name}": value for name, value in images_and_ball(measured).items()}
         attacks = measured.get("test_attacks") or {}
@@ -126,12 +118,12 @@ def conditions(settings: Mapping[str, Any], measured: Mapping[str, Any]) -> dict
 
 
 def images_and_ball(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the measurements in one row must share: the test images, the norm and the radius."""
-    ball = flat({name: measured.get(name) for name in ("norm", "epsilon")})
+    """Return the settings that the measurements in one row must share: the test images, the norm and the radius."""
     evaluation = measured.get("evaluation") or {}
     count = evaluation.get("n_examples")
-    images = {"n_examples": count, "subset": evaluation.get("subset") if count else None}
-    return {**flat(_data_identity(measured.get("data") or {}), "data."), **ball, **images}
+    ball = {name: measured.get(name) for name in ("norm", "epsilon")}
+    found = flat({"data": _data_identity(measured.get("data") or {}), **ball})
+    return found | {"n_examples": count, "subset": evaluation.get("subset") if count else None}
 
 
 def text_key(value: Any) -> str:
@@ -148,19 +140,19 @@ def differing(records: Sequence[Flat], *, preferred: Iterable[str] = (), absent_
         absent_counts: whether a name that a record lacks differs from one that it has.
     """
 
-    def kinds(name: str, among: Sequence[Flat] = records) -> int:
-        """Return the number of different values."""
-        return len({text_key(record.get(name, ABSENT)) for record in among if absent_counts or name in record})
+    def differs(name: str, among: Sequence[Flat] = records) -> bool:
+        values = {text_key(record.get(name, ABSENT)) for record in among if absent_counts or name in record}
+        return len(values) > 1
 
     def is_needed(name: str) -> bool:
         """Return whether records that agree in the kept names differ in this one."""
         alike: dict[str, list[Flat]] = {}
         for record in records:
             alike.setdefault(text_key([record.get(other, ABSENT) for other in kept]), []).append(record)
-        return any(kinds(name, group) > 1 for group in alike.values())
+        return any(differs(name, group) for group in alike.values())
 
     names = sorted(dict.fromkeys(name for record in records for name in record), key=_importance)
-    names = [name for name in names if kinds(name) > 1]
+    names = [name for name in names if differs(name)]
     groups, preferred = {name.partition(".")[0] for name in names}, set(preferred)
     kept = [name for name in names if name.startswith("choices.") and name.partition(".")[2] in groups]
     kept += [name for name in names if name in preferred and f"choices.{name}" not in kept]
@@ -176,10 +168,11 @@ def refusal(records: Mapping[Path, Flat], name: str, further: Sequence[str]) -> 
     """Return the message on runs that cannot be compared, as they differ in the setting `name`, and in further ones."""
     (first, value), *others = [(directory, record[name]) for directory, record in records.items() if name in record]
     second, other = next(holder for holder in others if text_key(holder[1]) != text_key(value))
-    more = f" (so do {', '.join(map(setting_name, further))})" if further else ""
+    name, *more = (each.removeprefix("choices.") for each in (name, *further))
+    so_do = f" (so do {', '.join(more)})" if more else ""
     return (
-        f"the runs differ in data or threat model: {setting_name(name)} is {value!r} in {first} and {other!r} in "
-        f"{second}{more}; compare them separately, or show them together with --allow-different (allow_different=True)"
+        f"the runs differ in data or threat model: {name} is {value!r} in {first} and {other!r} in "
+        f"{second}{so_do}; compare them separately, or show them together with --allow-different (allow_different=True)"
     )
 
 
@@ -217,12 +210,7 @@ def setting_text(name: str, value: Any) -> str:
     """Return a setting as it is read: 'test_attacks.pgd.steps=40', 'model=resnet18', 'model=MyNetwork'."""
     if name.endswith("_target_"):
         return f"{name.removesuffix('._target_')}={str(value).rpartition('.')[2]}"
-    return f"{setting_name(name)}={_text(value)}"
-
-
-def setting_name(name: str) -> str:
-    """Return the name as it is typed: the choice of a group by the group's name."""
-    return name.removeprefix("choices.")
+    return f"{name.removeprefix('choices.')}={_text(value)}"
 
 
 def table_order(objective: str, stabilized: bool, label: str) -> tuple[Any, ...]:
