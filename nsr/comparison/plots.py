@@ -57,7 +57,7 @@ class Style(NamedTuple):
 
 
 def method_styles(runs: pandas.DataFrame) -> dict[str, Style]:
-    """Return {method: style}: by objective; a user's objectives, and further methods of one, take what is free."""
+    """Return {method: style} by objective; a user's objectives, and further methods of one, take free styles."""
     objectives = list(dict.fromkeys(runs["objective"]))
     places = {objective: OBJECTIVES.index(objective) for objective in objectives if objective in OBJECTIVES}
     free = cycle([place for place in range(len(MARKERS)) if place not in places.values()])
@@ -96,8 +96,7 @@ def accuracy(comparison: Comparison, theme: Theme) -> Figure | None:
     methods = list(dict.fromkeys(runs["method"]))
     if not names:
         return None
-    row = 0.11 + 0.035 * len(names)
-    figure = new_figure(height=0.7 + row * len(methods) + LINE * -(-len(names) // 3))
+    figure = new_figure(height=0.7 + (0.11 + 0.035 * len(names)) * len(methods) + LINE * -(-len(names) // 3))
     axes = figure.subplots()
     offsets = numpy.linspace(-0.28, 0.28, len(names)) if len(names) > 1 else numpy.zeros(1)
     half = min(0.16, 0.28 / len(names))  # half of a bar's height
@@ -112,8 +111,7 @@ def accuracy(comparison: Comparison, theme: Theme) -> Figure | None:
             axes.plot(values, [height] * len(values), linestyle="", **points)
             axes.plot([values.mean()] * 2, [height - half, height + half], color=theme["ink"], linewidth=0.8)
     axes.set_yticks(range(len(methods)), [textwrap.fill(method, 24) for method in methods])
-    axes.set_ylim(len(methods) - 0.5, -0.5)
-    axes.set_xlim(-2, 102)
+    axes.set(xlim=(-2, 102), ylim=(len(methods) - 0.5, -0.5))
     axes.grid(visible=False, axis="y")
     figure.supxlabel("accuracy on the test set (%): one point per seed, bars at means", fontsize=7)
     figure.legend(loc="outside upper center", ncols=min(3, len(names)), handletextpad=0.2, columnspacing=1.0)
@@ -155,8 +153,7 @@ def layers(comparison: Comparison, theme: Theme) -> Figure | None:
         if set(before) <= set(comparison.runs):
             means = comparison.runs[before].mean().tolist()
             axes.plot(range(len(names)), means, ":", color=theme["ink"], linewidth=1, label="untrained")
-        axes.set_ylabel(UNITS[measure])
-        axes.set_ylim(bottom=0)
+        axes.set(ylabel=UNITS[measure], ylim=(0, None))
     panels[1].set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0)
     panels[1].set_xlabel("layer, from the image to the logits")
     _legend(figure, panels[0])
@@ -183,7 +180,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
-    """Return as many columns as fit side by side."""
+    """Return the number of columns that fit side by side."""
     longest = max(map(len, labels), default=0)
     return 3 if longest <= 14 else 2 if longest <= 28 else 1
 
