@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from math import nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+import numpy as np
+from scipy.stats import ttest_1samp
+
+from nsr.comparison.inference import holm, paired_interval, sign_flip_test
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -44,6 +50,11 @@ def sign(low: float, high: float) -> int:
     return int(low > 0) - int(high < 0)
 
 
+def wrapped(text: str) -> list[str]:
+    """The lines of a paragraph."""
+    return textwrap.wrap(text, 112, break_on_hyphens=False)
+
+
 def names(chosen: Iterable[str]) -> str:
     """'a, b', or 'none'."""
     return ", ".join(chosen) or "none"
@@ -56,11 +67,26 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{fmean(values):.{digits}f}" + (f" +- {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def t_interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95 % interval (Student's t); nan bounds for fewer than two."""
-    from scipy.stats import t
+def paired(differences: Sequence[float], images: Any = None) -> tuple[float, float, float]:
+    """Mean of paired differences and its 95 % interval over seeds, or seeds and images (seed, image)."""
+    found = paired_interval(np.asarray(differences, dtype=float), images)
+    return found["difference"], found["low"], found["high"]
 
-    mean, half = fmean(differences) if differences else nan, nan
-    if len(differences) > 1:
-        half = t.ppf(0.975, len(differences) - 1) * stdev(differences) / len(differences) ** 0.5
-    return mean, mean - half, mean + half
+
+def decided(table: Mapping[Any, Sequence[float]]) -> dict[Any, tuple[int, float]]:
+    """{comparison: the sign of its mean where Holm's p over the table is at most 0.05, else 0; Holm's p}.
+
+    Paired t-tests, which assume normal differences: with five seeds a permutation test cannot decide.
+    """
+    p = [ttest_1samp(values, 0).pvalue if len(values) > 1 else nan for values in table.values()]
+    corrected = holm(p).p.tolist()
+    return {
+        key: (int(np.sign(fmean(values))) if one <= 0.05 else 0, one)
+        for (key, values), one in zip(table.items(), corrected, strict=True)
+    }
+
+
+def smallest_p(table: Mapping[Any, Sequence[float]]) -> float:
+    """The smallest p that permutation tests over the seeds of a table can give after Holm's correction."""
+    tests = [sign_flip_test(np.asarray(values, dtype=float)) for values in table.values()]
+    return holm([test.p for test in tests], [test.smallest_p for test in tests]).smallest_p

@@ -25,10 +25,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.common import DOCS, RESULTS, ROOT, append, commit, interval, names, sign, spread, t_interval, table
+import numpy as np
+
+from benchmarks import common
+from benchmarks.common import RESULTS, ROOT, append, commit, interval
 
 ROWS = RESULTS / "methods.jsonl"
-PAGE = DOCS / "results.md"
 PROCESSES = 2
 COMMON = ("data=digits", "model=small_cnn", "logger=csv", "trainer.max_epochs=20", "trainer.accelerator=cpu")
 OBJECTIVES = ("natural", "fast", "nfgsm", "free", "pgd", "alp", "trades", "mart", "ensemble_adversarial")
@@ -190,96 +192,17 @@ def gains(none: Mapping[int, Row], sns: Mapping[int, Row], key: str) -> list[flo
 def paired(none: Mapping[int, Row], sns: Mapping[int, Row], key: str) -> str:
     """The mean difference and its interval as text; nothing for fewer than two pairs."""
     found = gains(none, sns, key)
-    return interval(*t_interval(found)) if len(found) > 1 else ""
+    images = gained_images(none, sns) if key == "test/pgd_accuracy" else None
+    return interval(*common.paired(found, images)) if len(found) > 1 else ""
 
 
-# ---------------------------------------------------------------- the page
-
-
-def page(all_rows: Rows) -> str:
-    """docs/results.md."""
-    parts = (introduction(all_rows), selection(all_rows), confirmation(all_rows), unfinished(all_rows))
-    return "\n".join(line for part in parts for line in part) + "\n"
-
-
-def introduction(all_rows: Rows) -> Iterator[str]:
-    minutes = sum(row.get("seconds", 0) for row in all_rows) / 60 / PROCESSES
-    yield from (
-        "# Results",
-        "",
-        "Accuracy and sensitivity of nine training objectives on digits, without and with SNS.",
-        "",
-        "`python -m benchmarks.methods select`, then `confirm`, then `table` make this page from the rows in",
-        f"[benchmarks/results/methods.jsonl](../benchmarks/results/methods.jsonl): {len(all_rows)} runs, about",
-        f"{minutes:.0f} minutes on two cores, commits {', '.join(sorted({row['commit'] for row in all_rows}))}.",
-        "",
-        "Data: scikit-learn's digits (8 x 8), 1,097 training, 200 validation and 500 test images. Training: the small",
-        "network, 20 epochs, Adam. Threat model: Linf, epsilon 0.15 in pixel units. Attacks: PGD-10 in training and",
-        "validation, PGD-40 from a random start on the test set. Accuracies are in percent.",
-        "",
-    )
-
-
-def selection(all_rows: Rows) -> Iterator[str]:
-    yield from (
-        "## The stabilizer's settings, on validation images only",
-        "",
-        f"PGD training, seeds {', '.join(map(str, SELECT_SEEDS))}: validated robust accuracy, mean of the last"
-        f" {LAST_EPOCHS} epochs, and its paired",
-        "difference to `stabilizer=none`. With 200 images and three seeds, differences below about 2 percentage points",
-        "are noise. The largest mean is the default of conf/stabilizer/sns.yaml.",
-        "",
-    )
-    key, cells = "validation_last_epochs", []
-    none = by_seed(all_rows, "select", "none")
-    for name in CANDIDATES:
-        found = by_seed(all_rows, "select", name)
-        each = [100 * (row[key] - none[seed][key]) for seed, row in found.items() if seed in none]
-        text = f"{fmean(each):+.2f} ({', '.join(f'{gain:+.1f}' for gain in each)})" if each else ""
-        cells.append([name, spread([100 * row[key] for row in found.values()]), text])
-    yield from table(["setting", "validated robust accuracy", "difference, mean (each seed)"], cells)
-    yield ""
-
-
-def confirmation(all_rows: Rows) -> Iterator[str]:
-    yield from (
-        "## Every objective without and with SNS, on the test set",
-        "",
-        f"New seeds {CONFIRM_SEEDS[0]} to {CONFIRM_SEEDS[-1]}, the defaults of conf/, mean and standard deviation over",
-        "seeds. The difference is SNS minus none at the same seed, in percentage points, with its 95 % t-interval. No",
-        "effect is shown where the interval includes 0. The best checkpoint has the highest validated robust accuracy.",
-        "",
-    )
-    accuracies, sensitivities = [], []
-    verdicts: dict[int, list[str]] = {1: [], -1: [], 0: []}
-    for objective in OBJECTIVES:
-        pair = none, sns = without_and_with(all_rows, objective)
-        cells = [
-            spread([100 * row[key] for row in found.values()])
-            for key in ("test/clean_accuracy", "test/pgd_accuracy")
-            for found in pair
-        ]
-        cells += [paired(none, sns, key) for key in ("test/pgd_accuracy", "test_last/pgd_accuracy")]
-        accuracies.append([objective, *cells])
-        relative = [
-            [fmean(layer[1] for layer in row["sensitivity"].values()) for row in found.values()] for found in pair
-        ]
-        sensitivities.append([objective, *(spread(values, digits=3) for values in relative)])
-        verdicts[sign(*t_interval(gains(none, sns, "test/pgd_accuracy"))[1:])].append(objective)
-    headings = ["clean, none", "clean, SNS", "PGD-40, none", "PGD-40, SNS", "PGD-40 difference", "of the last epoch"]
-    yield from table(["objective", *headings], accuracies)
-    yield from (
-        "",
-        f"PGD-40 of the best checkpoint: a gain is shown for {names(verdicts[1])}; a loss for {names(verdicts[-1])};",
-        f"no effect for {names(verdicts[0])}. Without any effect, at least one of {len(OBJECTIVES)} intervals at 95 %",
-        f"excludes 0 in {100 * (1 - 0.95 ** len(OBJECTIVES)):.0f} of 100 such tables.",
-        "",
-        "Relative sensitivity (activation difference over activation, mean over layers) of the best checkpoint on the",
-        "validation images. The paper's third claim is that the known methods reduce it too.",
-        "",
-    )
-    yield from table(["objective", "none", "SNS"], sensitivities)
-    yield ""
+def gained_images(none: Mapping[int, Row], sns: Mapping[int, Row]) -> np.ndarray | None:
+    """(seed, image) SNS minus none under PGD-40, in percentage points; None where images were not kept."""
+    pairs = [(sns[seed], none[seed]) for seed in none if seed in sns]
+    if not pairs or not all("correct_under_pgd" in row for pair in pairs for row in pair):
+        return None
+    each = [[[int(flag) for flag in f"{int(row['correct_under_pgd'], 16):0500b}"] for row in pair] for pair in pairs]
+    return 100.0 * np.subtract(*np.array(each).swapaxes(0, 1))
 
 
 def unfinished(all_rows: Rows) -> Iterator[str]:
@@ -289,8 +212,14 @@ def unfinished(all_rows: Rows) -> Iterator[str]:
         yield f"* {row['stage']}, {row['name']}, seed {row['seed']}: {row.get('reason', 'started, not finished')}"
 
 
+def write_page() -> None:
+    from benchmarks import results_page  # imports this file
+
+    results_page.PAGE.write_text(results_page.page(rows()))
+
+
 if __name__ == "__main__":
-    stages = {"select": select, "confirm": confirm, "table": lambda: PAGE.write_text(page(rows()))}
+    stages = {"select": select, "confirm": confirm, "table": write_page}
     if len(sys.argv) != 2 or sys.argv[1] not in stages:
         sys.exit(f"{__doc__}\nerror: give one of {', '.join(stages)}")
     stages[sys.argv[1]]()

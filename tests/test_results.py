@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 
-from benchmarks import common, methods
+from benchmarks import common, methods, results_page
 
 
 def test_the_page_is_made_from_the_committed_rows():
-    assert methods.PAGE.read_text() == methods.page(methods.rows())
+    assert results_page.PAGE.read_text() == results_page.page(methods.rows())
 
 
 def test_every_started_run_is_counted():
@@ -45,11 +47,35 @@ def test_a_paired_difference_by_hand():
     half = 4.302653 / 3**0.5
     assert methods.paired(none, sns, "x") == f"+2.00 [{2 - half:+.2f}, {2 + half:+.2f}]"
     assert methods.paired(none, {0: sns[0]}, "x") == ""
+    assert common.paired([2, 1, 3], np.array([[2, 2], [1, 1], [3, 3]])) == common.paired([2, 1, 3])  # images alike
     assert common.spread([1.0, 2.0, 3.0]) == "2.00 +- 1.00"
 
 
 @pytest.mark.parametrize("status", ["stopped", "started"])
 def test_unfinished_runs_are_listed(status):
     row = {"stage": "confirm", "name": "pgd sns", "seed": 7, "status": status, "reason": "it broke", "commit": "a"}
-    page = methods.page([row])
+    page = results_page.page([row])
     assert page.endswith("## Unfinished runs: 1\n\n* confirm, pgd sns, seed 7: it broke\n")
+
+
+def test_the_first_paragraph_has_the_tests_of_the_rows():
+    """Holm's correction by hand, from the images of the rows."""
+    p = {}
+    for objective in methods.OBJECTIVES:
+        none, sns = methods.without_and_with(methods.rows(), objective)
+        gaps = [
+            bin(int(sns[s]["correct_under_pgd"], 16)).count("1") / 5 - 100 * none[s]["test/pgd_accuracy"] for s in none
+        ]
+        p[objective] = ttest_rel(gaps, [0] * 5).pvalue
+        images = methods.gained_images(none, sns)
+        np.testing.assert_allclose(images.mean(1), gaps, atol=1e-9)
+    order = sorted(p, key=p.get)
+    corrected = {
+        name: max(p[other] * (9 - place) for place, other in enumerate(order[: order.index(name) + 1])) for name in p
+    }
+    assert f"{corrected['pgd']:.2f}" == "0.17"
+    shown = [name for name in p if corrected[name] <= 0.05]
+    paragraph = results_page.PAGE.read_text().split("\n\n")[2].replace("\n", " ")
+    assert "has Holm's p 0.17 over the 9 objectives" in paragraph and "2.4 to 9.6 points" in paragraph
+    assert f"{2 / 2**5 * 9:.2g} after Holm's correction: n too small to decide" in paragraph
+    assert f"survive for {', '.join(name for name in shown if name != 'natural')}." in paragraph

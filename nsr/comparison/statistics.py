@@ -1,4 +1,4 @@
-"""The comparison of methods: metrics over seeds, differences at equal seeds, rank correlations with a bootstrap.
+"""The comparison of methods: metrics over seeds, differences at equal seeds, rank correlations; Holm-corrected tests.
 
 All functions take a frame with one row per run: `method`, `seed`, `status`, and metrics as fractions; runs that have
 not finished are left out.
@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy
 import pandas
-from scipy.stats import t
 
 from nsr.comparison.frames import MEASURES, layers_of
+from nsr.comparison.inference import LEVEL, holm, paired_interval, rank_permutation_test, sign_flip_test
+from nsr.comparison.outcomes import WORST, image_differences, outcomes_by_seed
 from nsr.errors import InputError, check_choice, check_number
 
 FEWEST_METHODS = 3  # of a rank correlation
+FEWEST_FOR_BOOTSTRAP = 8  # over fewer, 8 to 30 % of its 95 % intervals exclude a correlation of 0 that is true
 RESAMPLES = 2000
-LEVEL = 0.95
-WORST = "worst_case_accuracy"
 
 
 class Comparison(NamedTuple):
@@ -28,22 +28,24 @@ class Comparison(NamedTuple):
 
     runs: pandas.DataFrame
     methods: pandas.DataFrame  # mean, _std and _n of each metric
-    differences: pandas.DataFrame  # from the baseline at equal seeds, with t-intervals
-    correlations: pandas.DataFrame  # Spearman's, of sensitivity with robust accuracy
+    differences: pandas.DataFrame  # from the baseline at equal seeds, with intervals and corrected p values
+    correlations: pandas.DataFrame  # Spearman's, of sensitivity with robust accuracy, with corrected p values
     accuracy: str | None  # the column that robustness is read from
     baseline: str | None
     notes: list[str]
 
 
 class Correlation(NamedTuple):
-    """Spearman's rank correlation over runs, and its interval over methods."""
+    """Spearman's rank correlation over runs, its interval over methods and the permutation test of their means."""
 
     correlation: float
-    low: float
+    low: float  # nan for fewer than 8 methods
     high: float
     methods: int
     runs: int
     resamples: int  # those with more than one method and a rank order
+    p: float
+    smallest_p: float  # that so few methods can give
 
 
 def compare(
@@ -115,32 +117,30 @@ def over_seeds(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def paired_differences(runs: pandas.DataFrame, baseline: str) -> pandas.DataFrame:
-    """Return each method minus the baseline at the seeds that both have, with Student's t interval.
+    """Return each method minus the baseline at the seeds that both have; several runs of a seed count as their mean.
 
     Returns:
-        Columns method, baseline, metric, difference, low, high (nan below two pairs), pairs; several runs of a seed
-        count as their mean.
+        Columns method, baseline, metric, difference, low, high (95 % interval, nan below two pairs), pairs, over (what
+        the interval covers: 'seeds', or 'seeds and images' where every run's images.csv is there), p (sign-flip
+        permutation test over seeds), smallest_p, holm_p. Tested, and corrected together, are the metrics of
+        `tested_metrics`.
     """
-    rows = []
-    names = metric_names(runs)
-    groups = finished(runs).groupby("method", sort=False)
-    seeds = {method: group.groupby("seed")[names].mean() for method, group in groups}
-    for method, means in seeds.items():
-        if method != baseline and baseline in seeds:
-            differences = means - seeds[baseline]  # by seed
-            for name in names:
-                interval = mean_interval(differences[name].dropna().to_numpy(dtype=float))
-                rows.append({"method": method, "baseline": baseline, "metric": name, **interval})
-    return pandas.DataFrame(rows, columns=["method", "baseline", "metric", "difference", "low", "high", "pairs"])
-
-
-def mean_interval(differences: numpy.ndarray) -> dict[str, Any]:
-    """Return the mean of paired differences (pair,) and its 95 % interval, Student's t."""
-    pairs = len(differences)
-    mean, half = float(differences.mean()) if pairs else math.nan, math.nan
-    if pairs > 1:
-        half = float(t.ppf((1 + LEVEL) / 2, pairs - 1) * differences.std(ddof=1) / pairs**0.5)
-    return {"difference": mean, "low": mean - half, "high": mean + half, "pairs": pairs}
+    rows: list[dict[str, Any]] = []
+    names, tested = metric_names(runs), tested_metrics(runs)
+    attacks = attack_columns(runs)
+    groups = {str(method): group for method, group in finished(runs).groupby("method", sort=False)}
+    seeds = {method: group.groupby("seed")[names].mean() for method, group in groups.items()}
+    images = {method: outcomes_by_seed(group, attacks) for method, group in groups.items()}
+    for method in [method for method in groups if method != baseline and baseline in groups]:
+        differences = seeds[method] - seeds[baseline]  # by seed
+        for name in names:
+            found = differences[name].dropna()
+            values = found.to_numpy(dtype=float)
+            each = image_differences(images[method], images[baseline], name, found.index) if name in attacks else None
+            row = {"method": method, "baseline": baseline, "metric": name, **paired_interval(values, each)}
+            rows.append(row | (sign_flip_test(values)._asdict() if name in tested else {}))
+    columns = ["method", "baseline", "metric", "difference", "low", "high", "pairs", "over", "p", "smallest_p"]
+    return _corrected(pandas.DataFrame(rows, columns=columns))
 
 
 def correlations(
@@ -158,8 +158,8 @@ def correlations(
         among, resamples, seed: as in `compare`.
 
     Returns:
-        Columns among, measure, layer ('mean' or its name), correlation, low, high, methods, runs, resamples, note: the
-        reason where there is no correlation.
+        Columns among, measure, layer ('mean' or its name), correlation, low, high, methods, runs, resamples, p,
+        smallest_p, note (the reason where there is no correlation), holm_p (corrected over all rows).
     """
     among = among or {"all runs": runs["status"] != "", "adversarially trained": runs["adversarial"].astype(bool)}
     rows = []
@@ -170,7 +170,7 @@ def correlations(
                 row = {"among": which, "measure": measure, "layer": layer}
                 if column in runs:
                     rows.append(row | _noted(finished(runs[mask]), column, accuracy, resamples=resamples, seed=seed))
-    return pandas.DataFrame(rows, columns=["among", "measure", "layer", *Correlation._fields, "note"])
+    return _corrected(pandas.DataFrame(rows, columns=["among", "measure", "layer", *Correlation._fields, "note"]))
 
 
 def rank_correlation(
@@ -181,10 +181,10 @@ def rank_correlation(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Correlation:
-    """Return Spearman's correlation over runs and its 95 % percentile interval, from a bootstrap over methods.
+    """Return Spearman's correlation over runs, its 95 % bootstrap interval over methods, and a permutation test.
 
-    A method is drawn with all its runs: they are not independent, since seeds differ less than methods do. Resamples
-    that hold a single method, or no rank order, are left out.
+    Methods are the units, drawn with all their runs and tested by their means: seeds differ less than methods do. Fewer
+    than eight methods have no interval. Resamples that hold a single method, or no rank order, are left out.
 
     Args:
         sensitivity, accuracy, methods: one entry per run.
@@ -197,12 +197,16 @@ def rank_correlation(
         raise InputError(f"a rank correlation needs at least {FEWEST_METHODS} methods; there are {len(names)}")
     first, second = numpy.asarray(sensitivity, dtype=float), numpy.asarray(accuracy, dtype=float)
     whole = float(weighted_spearman(numpy.ones((1, len(first))), first, second)[0])
+    means = [numpy.bincount(member, values) / numpy.bincount(member) for values in (first, second)]
+    test = rank_permutation_test(*means, seed=seed)
+    if len(names) < FEWEST_FOR_BOOTSTRAP:
+        return Correlation(whole, math.nan, math.nan, len(names), len(first), 0, *test)
     draws = numpy.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
     counts = (draws[:, :, None] == numpy.arange(len(names))).sum(1)  # (resample, method)
     found = weighted_spearman(counts[:, member].astype(float), first, second)
     found = found[numpy.isfinite(found) & ((counts > 0).sum(1) > 1)]
     low, high = numpy.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(found) else (math.nan, math.nan)
-    return Correlation(whole, float(low), float(high), len(names), len(first), len(found))
+    return Correlation(whole, float(low), float(high), len(names), len(first), len(found), *test)
 
 
 def weighted_spearman(weights: numpy.ndarray, first: numpy.ndarray, second: numpy.ndarray) -> numpy.ndarray:
@@ -245,9 +249,21 @@ def metric_names(runs: pandas.DataFrame) -> list[str]:
     return [name for name in runs if name.endswith("_accuracy") or name.partition("/")[0] in measures]
 
 
+def tested_metrics(runs: pandas.DataFrame) -> list[str]:
+    """List the metrics of the table of differences: accuracies on the test set, mean absolute and relative sensitivity.
+
+    All tests of one table are corrected together.
+    """
+    return [name for name in (*attack_columns(runs), *MEASURES[:2]) if name in runs]
+
+
 def finished(runs: pandas.DataFrame) -> pandas.DataFrame:
     """Select the finished runs."""
     return runs[runs["status"] == "finished"]
+
+
+def _corrected(frame: pandas.DataFrame) -> pandas.DataFrame:
+    return frame.assign(holm_p=holm(frame["p"]).p)
 
 
 def _noted(runs: pandas.DataFrame, column: str, accuracy: str, *, resamples: int, seed: int) -> dict[str, Any]:
@@ -258,8 +274,7 @@ def _noted(runs: pandas.DataFrame, column: str, accuracy: str, *, resamples: int
         found = rank_correlation(*values, resamples=resamples, seed=seed)
     except InputError as error:
         return {"methods": measured["method"].nunique(), "runs": len(measured), "note": str(error)}
-    note = "" if numpy.isfinite(found.correlation) else "all values are equal"
-    return {**found._asdict(), "note": note}
+    return {**found._asdict(), "note": "" if numpy.isfinite(found.correlation) else "all values are equal"}
 
 
 def _renamed(runs: pandas.DataFrame, labels: Mapping[str, str]) -> pandas.Series:

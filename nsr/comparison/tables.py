@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import pandas
 
 from nsr.comparison.frames import MEASURES, layers_of
-from nsr.comparison.statistics import Comparison, attack_columns
+from nsr.comparison.inference import ALPHA, Decision, holm
+from nsr.comparison.statistics import Comparison, attack_columns, tested_metrics
 
 MISSING = "-"
 MUST = "autoattack_accuracy"  # a column even where no run has it
@@ -32,6 +33,7 @@ class Sheet(NamedTuple):
     headings: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     texts: int = 1
+    note: str = ""  # printed below
 
 
 def sheets(comparison: Comparison) -> list[Sheet]:
@@ -75,38 +77,63 @@ def by_layer(comparison: Comparison, measure: str) -> Sheet:
 
 
 def differences(comparison: Comparison) -> Sheet:
-    """Tabulate each method minus the baseline at equal seeds, with 95 % t-intervals."""
-    frame, runs = comparison.differences, comparison.runs
-    names = [name for name in (*attack_columns(runs), *MEASURES[:2]) if name in runs]
-    title = f"difference from {comparison.baseline} at equal seeds, accuracies in points: mean [95 % t-interval]"
+    """Tabulate each method minus the baseline at equal seeds; what survives Holm's correction is bold."""
+    frame, names = comparison.differences, tested_metrics(comparison.runs)
+    title = f"difference from {comparison.baseline} at equal seeds, accuracies in points: mean [95 % interval], p"
+    decision = decide(frame)
     rows = []
     for method, group in frame.groupby("method", sort=False) if len(frame) else ():
         found = group.set_index("metric")
-        texts = [
-            str(method),
-            str(found.loc[names, "pairs"].max()),
-            *(_interval(name, found.loc[name]) for name in names),
-        ]
-        rows.append([Cell(text) for text in texts])
-    return Sheet(title, ["method", "pairs", *(SHOWN.get(name) or attack_name(name) for name in names)], rows)
+        counts = Cell(str(method)), Cell(str(found.loc[names, "pairs"].max()))
+        rows.append([*counts, *(_interval(name, found.loc[name], decision) for name in names)])
+    headings = ["method", "pairs", *(SHOWN.get(name) or attack_name(name) for name in names)]
+    return Sheet(title, headings, rows, note=f"{decision.sentence('seeds')} {covered(frame, names)}".strip())
+
+
+def decide(frame: pandas.DataFrame) -> Decision:
+    """Correct the tests of a table of differences or correlations."""
+    return holm(frame["p"], frame["smallest_p"]) if len(frame) else holm(())
+
+
+def covered(frame: pandas.DataFrame, names: Sequence[str]) -> str:
+    """Describe what the intervals of differences generalize to; "" where there is none."""
+    over = set(frame["over"][frame["low"].notna() & frame["metric"].isin(names)]) if len(frame) else set()
+    if not over:
+        return ""
+    scope = {
+        "seeds": "other seeds on the same images",
+        "seeds and images": "other seeds and other test images of the same distribution",
+    }
+    found = f"Intervals generalize to {scope[over.pop()]}"
+    if over:
+        found = (
+            "Intervals of accuracies with an images.csv in every run generalize to other seeds and other test images"
+        )
+        found += " of the same distribution, the others to other seeds on the same images"
+    return f"{found}; not to other data, networks, radii or attacks."
 
 
 def correlated(comparison: Comparison) -> Sheet:
-    """Tabulate Spearman's correlation of sensitivity and robust accuracy."""
+    """Tabulate Spearman's correlation of sensitivity and robust accuracy; what survives Holm's correction is bold."""
     frame, measures = comparison.correlations, MEASURES[:2]
     name = attack_name(comparison.accuracy or "")
-    title = f"Spearman correlation of sensitivity with accuracy under {name}: [95 % interval, bootstrap over methods]"
+    title = f"Spearman correlation of sensitivity with accuracy under {name}: [95 % interval from 8 methods on], p"
+    decision = decide(frame)
     rows = []
     for which, group in frame.groupby("among", sort=False) if len(frame) else ():
         if group["note"].nunique() == 1 and group["note"].iloc[0]:
-            rows.append([str(which), group["note"].iloc[0], "", "", *[""] * len(measures)])
+            texts = str(which), group["note"].iloc[0], *[""] * (2 + len(measures))
+            rows.append([Cell(text) for text in texts])
             continue
         for layer, pair in group.groupby("layer", sort=False):
             by_measure = pair.set_index("measure")
             counts = [str(int(pair[name].max())) for name in ("methods", "runs")]
-            rows.append([str(which), str(layer), *counts, *(_correlation(by_measure, name) for name in measures)])
-    cells = [[Cell(text) for text in row] for row in rows]
-    return Sheet(title, ["among", "layer", "methods", "runs", *measures], cells, texts=2)
+            cells = [_correlation(by_measure, name, decision) for name in measures]
+            rows.append([*map(Cell, (str(which), str(layer), *counts)), *cells])
+    note = decision.sentence("methods")
+    if note:
+        note += " A correlation generalizes to other methods on this data, network and attack; it is not a cause."
+    return Sheet(title, ["among", "layer", "methods", "runs", *measures], rows, texts=2, note=note)
 
 
 def others(comparison: Comparison) -> Sheet:
@@ -168,16 +195,26 @@ def _column(methods: pandas.DataFrame, name: str) -> list[Cell]:
     return cells
 
 
-def _correlation(by_measure: pandas.DataFrame, measure: str) -> str:
+def _correlation(by_measure: pandas.DataFrame, measure: str, decision: Decision) -> Cell:
     if measure not in by_measure.index:
-        return MISSING
+        return Cell(MISSING)
     row = by_measure.loc[measure]
-    return row["note"] or f"{row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    if row["note"]:
+        return Cell(row["note"])
+    bounds = "" if math.isnan(row["low"]) else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
+    return _decided(f"{row['correlation']:+.2f}{bounds}", row, decision)
 
 
-def _interval(name: str, row: Mapping[str, Any]) -> str:
+def _interval(name: str, row: Mapping[str, Any], decision: Decision) -> Cell:
     scale, digits = (100, 2) if name.endswith("_accuracy") else (1, 4)
     mean, low, high = (f"{scale * row[part]:+.{digits}f}" for part in ("difference", "low", "high"))
     if math.isnan(row["difference"]):
-        return MISSING
-    return mean if math.isnan(row["low"]) else f"{mean} [{low}, {high}]"
+        return Cell(MISSING)
+    return _decided(mean if math.isnan(row["low"]) else f"{mean} [{low}, {high}]", row, decision)
+
+
+def _decided(text: str, row: Mapping[str, Any], decision: Decision) -> Cell:
+    """Return the cell of a comparison, with its corrected p where the table can decide; bold where it is shown."""
+    if not decision.is_possible or math.isnan(row["holm_p"]):
+        return Cell(text)
+    return Cell(f"{text} p {row['holm_p']:.2g}", best=bool(row["holm_p"] <= ALPHA))

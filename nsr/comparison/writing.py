@@ -33,6 +33,8 @@ def show(comparison: Comparison) -> None:
         console.width = 1000  # as wide as a table needs
     for sheet in sheets(comparison):
         console.print(screen_table(sheet))
+        if sheet.note:
+            console.print(Text(printable(sheet.note)), soft_wrap=True)
     lines = [printable(f"note  {note}") for note in comparison.notes]
     if missing := commands(comparison):
         lines += [f"\n{UNFINISHED}: {len(missing)}; to finish them:"]
@@ -72,6 +74,7 @@ def markdown(comparison: Comparison) -> str:
     parts = ["# Comparison", ""]
     for sheet in sheets(comparison):
         parts += [f"## {sheet.title}", "", *markdown_table(sheet), ""]
+        parts += [_pipe(sheet.note), ""] if sheet.note else []
     parts += [f"* {note}" for note in comparison.notes]
     if missing := commands(comparison):
         parts += ["", f"{UNFINISHED.capitalize()}; to finish them:", "", "```", *missing, "```"]
@@ -99,7 +102,7 @@ def latex_table(sheet: Sheet, label: str) -> str:
     lines = [
         r"\begin{table}[t]",
         r"  \centering\small",
-        f"  \\caption{{{_tex(sheet.title[0].upper() + sheet.title[1:])}.}}",
+        f"  \\caption{{{_tex(f'{sheet.title[0].upper()}{sheet.title[1:]}. {sheet.note}'.strip())}}}",
         f"  \\label{{{label}}}",
         f"  \\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
         r"    \toprule",

@@ -161,7 +161,11 @@ def test_files_hold_what_the_frames_hold(result, tmp_path):
     means = pandas.read_csv(tmp_path / "methods.csv")
     numpy.testing.assert_allclose(means["pgd_accuracy"], result.methods["pgd_accuracy"], rtol=1e-15)
     assert pandas.read_csv(tmp_path / "correlations.csv")["among"].tolist() == result.correlations["among"].tolist()
-    assert (tmp_path / "differences.csv").read_text().startswith("method,baseline,metric,difference,low,high,pairs\n")
+    assert (
+        (tmp_path / "differences.csv")
+        .read_text()
+        .startswith("method,baseline,metric,difference,low,high,pairs,over,p,")
+    )
 
 
 def test_the_numbers_of_a_table(result):

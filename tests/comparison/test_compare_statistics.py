@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from nsr.compare import compare
+from nsr.comparison.inference import rank_permutation_test
 from nsr.comparison.statistics import (
     correlations,
     over_seeds,
@@ -26,7 +27,7 @@ from nsr.errors import InputError
 def made(count: int = 5, seeds: int = 3, *, noise: float = 0.02) -> pandas.DataFrame:
     """Methods whose sensitivity falls with their robustness, but for layer b, where it rises."""
     draw = numpy.random.default_rng(0)
-    objectives = ["natural", "fast", "pgd", "trades", "mart", "alp", "free"][:count]
+    objectives = ["natural", "fast", "pgd", "trades", "mart", "alp", "free", "nfgsm"][:count]
     rows = []
     for place, objective in enumerate(objectives):
         for seed in range(seeds):
@@ -89,6 +90,7 @@ def test_pairs_are_of_equal_seeds():
     # a repeated seed counts once, as its mean; a run that has not finished does not
     rows[-1:] = [{**rows[-1], "seed": 0, "pgd_accuracy": 0.72}, {**rows[-1], "seed": 7, "status": "failed"}]
     (row,) = paired_differences(pandas.DataFrame(rows), "pgd").to_dict("records")
+    assert (row["over"], row["p"], row["holm_p"]) == ("seeds", 0.25, 0.25)  # 2 of 2**3 choices of signs
     # differences 2, 1, 3 points: mean 2, standard deviation 1, t of 2 degrees of freedom 4.3027
     half = 4.302653 / 3**0.5
     assert (row["method"], row["baseline"], row["metric"], row["pairs"]) == ("sns", "pgd", "pgd_accuracy", 3)
@@ -131,21 +133,25 @@ def test_weights_are_repetitions(data):
 
 def test_the_bootstrap_draws_methods_with_all_their_runs():
     """Against a loop that puts the drawn methods' runs one after the other."""
-    runs = made(4, noise=0.08)
+    runs = made(8, noise=0.3)
     runs = runs.drop(index=[1, 2])  # a method of one seed
     found = rank_correlation(runs["absolute"], runs["pgd_accuracy"], runs["method"].tolist(), resamples=300, seed=5)
     assert found.correlation == pytest.approx(spearmanr(runs["absolute"], runs["pgd_accuracy"]).statistic)
     names = sorted(set(runs["method"]))
     slow = []
-    for drawn in numpy.random.default_rng(5).integers(4, size=(300, 4)):
+    for drawn in numpy.random.default_rng(5).integers(8, size=(300, 8)):
         sample = pandas.concat([runs[runs["method"] == names[place]] for place in drawn])
         if sample["method"].nunique() > 1:
             slow.append(spearmanr(sample["absolute"], sample["pgd_accuracy"]).statistic)
-    assert found.resamples == len(slow) < 300
+    assert found.resamples == len(slow)
     assert [found.low, found.high] == pytest.approx(numpy.quantile(slow, [0.025, 0.975]).tolist())
-    assert (found.methods, found.runs) == (4, 10)
+    assert (found.methods, found.runs) == (8, 22)
     again = rank_correlation(runs["absolute"], runs["pgd_accuracy"], runs["method"].tolist(), resamples=300, seed=5)
     assert again == found
+    means = runs.groupby("method")[["absolute", "pgd_accuracy"]].mean()
+    assert (found.p, found.smallest_p) == rank_permutation_test(*means.to_numpy().T, seed=5)
+    few = rank_correlation(*(runs[name][:19] for name in ("absolute", "pgd_accuracy", "method")))
+    assert few.methods == 7 and numpy.isnan([few.low, few.high]).all() and few.p < 1
 
 
 def test_fewer_than_three_methods_are_refused():
@@ -175,8 +181,9 @@ def test_correlations_of_each_layer_and_of_the_adversarially_trained():
                     continue
                 assert row["correlation"] == pytest.approx(spearmanr(chosen[column], chosen["pgd_accuracy"]).statistic)
                 assert (row["methods"], row["runs"]) == (chosen["method"].nunique(), len(chosen))
-    assert found.loc[("adversarially trained", "absolute", "mean"), "high"] < 0
-    assert found.loc[("adversarially trained", "absolute", "b"), "low"] > 0
+    assert found["low"].isna().all()  # five methods
+    assert found.loc[("adversarially trained", "absolute", "mean"), "p"] == pytest.approx(2 / 24)
+    assert found["smallest_p"].dropna().unique().tolist() == pytest.approx([2 / 120, 2 / 24])
     unfinished = runs.assign(status=["failed"] * 3 + ["finished"] * 12)
     again = correlations(unfinished, "pgd_accuracy", resamples=200).set_index(["among", "measure", "layer"])
     assert again.loc[("all runs", "absolute", "mean"), "runs"] == 12
