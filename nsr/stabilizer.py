@@ -19,6 +19,7 @@ from nsr.modes import BATCH_NORM
 from nsr.sensitivity import DISTANCES, activation_difference, most_sensitive, neuron_sensitivity
 
 REFRESHES = ("batch", "average", "epoch", "once")
+SELECTIONS = ("most_sensitive", "random", "least_sensitive", "all")
 
 
 class SensitivityStabilizer(nn.Module):
@@ -30,6 +31,10 @@ class SensitivityStabilizer(nn.Module):
     Args:
         weight: of the term in the objective; at 0 the term and every pass that it alone needs are left out.
         top: how many of a layer's neurons are stabilized, a count (int) or a fraction (float), see `most_sensitive`.
+        select: which ones: 'most_sensitive', or a control of SNS itself: as many 'random' ones, drawn at every step
+            from torch's global stream and the same in all processes; as many of the 'least_sensitive'; 'all'.
+        equal_term_size: whether each layer's term is scaled, without gradient, to the value that it has for the most
+            sensitive neurons: a control then pulls as hard as SNS. A term of 0 stays 0.
         layers: patterns of the captured layers to stabilize; None: all.
         refresh: which sensitivities select the neurons. 'batch': those of the current batch; 'average': their running
             average; 'epoch': those last given to `remember`, in training the ones reported after every epoch; 'once':
@@ -53,6 +58,8 @@ class SensitivityStabilizer(nn.Module):
         *,
         weight: float = 1.0,
         top: int | float = 0.1,
+        select: str = "most_sensitive",
+        equal_term_size: bool = False,
         layers: str | Sequence[str] | None = None,
         refresh: str = "batch",
         decay: float = 0.9,
@@ -65,6 +72,8 @@ class SensitivityStabilizer(nn.Module):
         super().__init__()
         self.weight = check_number("stabilizer.weight", weight, lowest=0)
         self.top = check_top("stabilizer.top", top)
+        self.select = check_choice("stabilizer.select", select, SELECTIONS)
+        self.equal_term_size = check_choice("stabilizer.equal_term_size", equal_term_size, (True, False))
         self.layers = None if layers is None else as_list(layers)
         if self.layers == []:
             raise InputError("stabilizer.layers is []; it must name a layer, or be left out for all")
@@ -100,17 +109,21 @@ class SensitivityStabilizer(nn.Module):
         sensitivities = {
             name: neuron_sensitivity(*pair, neuron_dim=self._neuron_dim(pair[0])) for name, pair in views.items()
         }
-        scores = self._scores(sensitivities, samples=len(clean[names[0]]))
+        samples = len(clean[names[0]])
+        scores = self._scores(sensitivities, samples=samples)
+        ids = self._selected(scores, samples=samples)
         terms = []
         for name, pair in views.items():
             difference = sensitivities[name]  # (neuron,)
             if self.distance != "l1":
                 axis = self._neuron_dim(pair[0])
                 difference = activation_difference(*pair, distance=self.distance, neuron_dim=axis)
-            difference = difference[most_sensitive(scores[name], self.top)]
-            terms.append(difference.mean() if self.reduction == "mean" else difference.sum())
-        term = torch.stack(terms)
-        return self.weight * self.scale * (term.mean() if self.reduction == "mean" else term.sum())
+            term = self._reduced(difference[ids[name]])
+            if self.equal_term_size:
+                wanted = self._reduced(difference[most_sensitive(scores[name], self.top)]).detach()
+                term = term * torch.where(term == 0, 1, wanted / term.detach())
+            terms.append(term)
+        return self.weight * self.scale * self._reduced(torch.stack(terms))
 
     def remember(self, sensitivities: Mapping[str, Tensor]) -> None:
         """Select by {layer: (neuron,)} from now on, if `refresh` is 'epoch', or 'once' and these are the first."""
@@ -126,7 +139,7 @@ class SensitivityStabilizer(nn.Module):
         self.scores = dict(state)
 
     def extra_repr(self) -> str:
-        settings = ("weight", "top", "layers", "refresh", "distance", "reduction")
+        settings = ("weight", "top", "select", "layers", "refresh", "distance", "reduction")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in settings)
 
     def check_features(self, features: Mapping[str, Tensor]) -> None:
@@ -157,6 +170,21 @@ class SensitivityStabilizer(nn.Module):
 
     def _neuron_dim(self, features: Tensor) -> int:
         return self.neuron_dim if self.neuron_dim is not None else -1 if features.ndim == 3 else 1
+
+    def _reduced(self, values: Tensor) -> Tensor:
+        return values.mean() if self.reduction == "mean" else values.sum()
+
+    def _selected(self, scores: Mapping[str, Tensor], *, samples: int) -> dict[str, Tensor]:
+        """Return {layer: (k,) ids of the stabilized neurons}."""
+        if self.select == "random":
+            drawn = {name: torch.rand(len(values)).to(values.device) for name, values in scores.items()}
+            scores = over_processes(drawn, samples)
+        if self.select in ("random", "most_sensitive"):
+            return {name: most_sensitive(values, self.top) for name, values in scores.items()}
+        orders = {name: most_sensitive(values, 1.0) for name, values in scores.items()}
+        if self.select == "all":
+            return orders
+        return {name: order[-len(most_sensitive(scores[name], self.top)) :] for name, order in orders.items()}
 
     def _scores(self, sensitivities: Mapping[str, Tensor], *, samples: int) -> Mapping[str, Tensor]:
         """Return {layer: (neuron,)} that the most sensitive neurons are selected by, without gradient."""

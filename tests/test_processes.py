@@ -189,12 +189,14 @@ def exchange(rank: int, folder: str) -> None:
     from torch import distributed
 
     from nsr.callbacks.weight_perturbation import _averaged
-    from nsr.stabilizer import over_processes
+    from nsr.stabilizer import SensitivityStabilizer, over_processes
 
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     mine = {"a": torch.tensor([1.0, 2.0]) * (rank + 1), "b": torch.tensor([3.0]) * (rank + 1)}
     gradients = [torch.full((2, 3), float(rank)), torch.arange(4.0) * rank]
-    made = {"sensitivities": over_processes(mine, samples=(3, 1)[rank]), "gradients": _averaged(gradients)}
+    torch.manual_seed(rank)
+    drawn = SensitivityStabilizer(select="random", top=3)._selected({"a": torch.zeros(50)}, samples=2 - rank)
+    made = drawn | {"sensitivities": over_processes(mine, samples=(3, 1)[rank]), "gradients": _averaged(gradients)}
     torch.save(made, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -203,8 +205,9 @@ def exchange(rank: int, folder: str) -> None:
 def test_what_processes_exchange_in_a_step(tmp_path):
     """Sensitivities weighted by images, AWP's gradients in the mean, the same in both."""
     torch.multiprocessing.spawn(exchange, args=(str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        made = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert results[0]["a"].tolist() == results[1]["a"].tolist()  # random neurons
+    for made in results:
         assert made["sensitivities"]["a"].tolist() == pytest.approx([1.25, 2.5])  # (3 * 1 + 1 * 2) / 4
         assert made["sensitivities"]["b"].tolist() == pytest.approx([3.75])
         assert torch.equal(made["gradients"][0], torch.full((2, 3), 0.5))

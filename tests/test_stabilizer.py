@@ -322,3 +322,78 @@ def test_defaults():
 def test_a_wrong_setting_names_itself(setting, value):
     text = one_line(lambda: SensitivityStabilizer(**{setting: value}))
     assert text.startswith(f"stabilizer.{setting} is {value!r}; ")
+
+
+# ---------------------------------------------------------------- controls of the selection
+
+
+def by_hand(clean, adversarial, ids):
+    """The mean over layers of the mean over these neurons of |difference|, as sums over samples and positions."""
+    means = []
+    for name, chosen in ids.items():
+        each = (clean[name] - adversarial[name]).abs().flatten(2).mean(2) if clean[name].ndim > 2 else None
+        each = (clean[name] - adversarial[name]).abs() if each is None else each
+        means.append(each.mean(0)[chosen].mean())
+    return torch.stack(means).mean()
+
+
+def ordered(clean, adversarial):
+    """Neuron ids by sensitivity, largest first."""
+    return {
+        name: (clean[name] - adversarial[name])
+        .abs()
+        .reshape(3, clean[name].shape[1], -1)
+        .mean((0, 2))
+        .argsort()
+        .flip(0)
+        for name in clean
+    }
+
+
+@pytest.mark.parametrize(("select", "part"), [("least_sensitive", slice(-2, None)), ("all", slice(None))])
+def test_other_neurons_against_the_formula(select, part):
+    clean, adversarial = views()
+    got = SensitivityStabilizer(select=select, top=2)(clean, adversarial)
+    expected = by_hand(clean, adversarial, {name: ids[part] for name, ids in ordered(clean, adversarial).items()})
+    same(got, expected)
+    for gradient, wanted in zip(gradients(got, clean), gradients(expected, clean), strict=True):
+        same(gradient, wanted)
+
+
+def test_random_neurons_are_as_many_and_follow_the_seed():
+    clean, adversarial = views(shapes=CONVOLUTIONS)
+    stabilizer, counted, values = SensitivityStabilizer(select="random", top=2), torch.zeros(5), []
+    for seed in (*range(200), 0):
+        torch.manual_seed(seed)
+        term = stabilizer(clean, adversarial)
+        moved = [gradient.abs().sum((0, 2, 3)) > 0 for gradient in gradients(term, adversarial)]
+        assert [int(each.sum()) for each in moved] == [2, 2]
+        same(term, by_hand(clean, adversarial, dict(zip(clean, (each.nonzero()[:, 0] for each in moved), strict=True))))
+        values.append(term.item())
+        counted += moved[0]
+    assert values[0] == values[-1] != values[1]
+    assert (counted - 80).abs().max() < 5 * (200 * 0.4 * 0.6) ** 0.5
+
+
+@pytest.mark.parametrize("select", ["random", "least_sensitive", "all"])
+@pytest.mark.parametrize("settings", [{}, {"distance": "l2", "reduction": "sum"}])
+def test_equal_term_size_keeps_the_direction(select, settings):
+    clean, adversarial = views(shapes={"conv": (3, 5, 2, 2)})
+    values = []
+    for own in ({"select": select}, {"select": select, "equal_term_size": True}, {}):
+        torch.manual_seed(3)
+        term = SensitivityStabilizer(top=2, **own, **settings)(clean, adversarial)
+        values.append((term, *gradients(term, adversarial)))
+    (plain, direction), (scaled, gradient), (wanted, _) = values
+    same(scaled, wanted)
+    same(gradient, direction * (wanted / plain).detach())
+    equal = {name: value.detach().clone().requires_grad_() for name, value in clean.items()}
+    term = SensitivityStabilizer(select=select, equal_term_size=True)(clean, equal)
+    assert term.item() == 0 and torch.isfinite(gradients(term, equal)[0]).all()
+
+
+def test_wrong_selections_are_one_line():
+    assert one_line(lambda: SensitivityStabilizer(select="most")).startswith(
+        "stabilizer.select is 'most'; it must be one"
+    )
+    assert "stabilizer.equal_term_size" in one_line(lambda: SensitivityStabilizer(equal_term_size=2))
