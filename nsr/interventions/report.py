@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nsr.interventions.controls import LEAST, MOST, WHOLE
 from nsr.interventions.effects import Effects, Row
 from nsr.interventions.plots import layer_plot, network_plot
+from nsr.interventions.verdicts import FEWEST_IMAGES, is_uninformative, verdicts
 from nsr.plotting import save
 from nsr.run.files import append_rows, write_json
 
@@ -28,6 +29,7 @@ def write_effects(directory: Path, effects: Effects, *, settings: Mapping[str, A
     columns = [column.name for column in fields(Row)]
     append_rows(directory / "interventions.csv", columns, [list(astuple(row)) for row in effects.rows])
     summary = {"images": effects.images, "skipped": effects.skipped, "layers": effects.layers}
+    summary["verdicts"] = {kind: verdicts(_at_shown_fraction(effects, kind)) for kind in effects.kinds()}
     write_json(directory / "interventions.json", {"settings": dict(settings), **summary})
     folder = directory / "interventions"
     folder.mkdir(exist_ok=True)
@@ -42,8 +44,8 @@ def shown_fraction(effects: Effects) -> float:
     return min({row.fraction for row in effects.rows if row.control == MOST}, key=lambda one: abs(one - SHOWN_FRACTION))
 
 
-def tables(effects: Effects) -> Iterator[Table]:
-    """Tables of effects and of contrasts for each kind, a row per layer, at one fraction."""
+def tables(effects: Effects) -> Iterator[Table | str]:
+    """Tables of effects and of contrasts for each kind, a row per layer, at one fraction, and a verdict per layer."""
     fraction = f"{100 * shown_fraction(effects):g} % of each layer's neurons"
     for kind in effects.kinds():
         by_layer = _at_shown_fraction(effects, kind)
@@ -60,10 +62,16 @@ def tables(effects: Effects) -> Iterator[Table]:
             [control.replace("_", " ") for control in controls],
             ([layer, *(contrast(rows[control]) for control in controls)] for layer, rows in by_layer.items()),
         )
+        yield f"verdicts    {kind}, {fraction}; Holm's correction over all contrasts of the table"
+        yield from (f"  {sentence}" for sentence in verdicts(by_layer).values())
 
 
 def contrast(row: Row) -> str:
-    """'+12.3 [+8.0, +16.1]', in percentage points."""
+    """'+12.3 [+8.0, +16.1]', in percentage points, or why there is none."""
+    if row.images < FEWEST_IMAGES:
+        return f"too few images ({row.images})"
+    if is_uninformative(row):
+        return f"uninformative (overlap {100 * row.overlap:.0f} %)"
     points = [100 * value for value in (row.contrast, row.contrast_low, row.contrast_high) if value is not None]
     return f"{points[0]:+.1f} [{points[1]:+.1f}, {points[2]:+.1f}]"
 

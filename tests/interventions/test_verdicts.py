@@ -1,0 +1,86 @@
+"""Verdicts on interventions: uninformative controls, too few images, Holm's correction, against rows made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nsr.interventions.bootstrap import contrast_interval
+from nsr.interventions.effects import Effects, Row
+from nsr.interventions.report import contrast, tables
+from nsr.interventions.verdicts import p_value, verdicts
+
+SIZE, SUM, ACTIVE = "random_equal_size", "random_equal_sensitivity", "by_activation"
+
+
+def made(control: str, gap: float, half: float, *, overlap: float = 0.5, images: int = 60, layer: str = "a") -> Row:
+    """A row whose contrast is gap +- half."""
+    interval = (gap, gap - half, gap + half)
+    effect = (0.5, 0.4, 0.6)
+    return Row(layer, "patch_clean", 0.5, control, 20, 8.0, 16, 0.7, 0.8, overlap, images, *2 * (*effect, *interval))
+
+
+def layers_of(*rows: Row) -> dict[str, dict[str, Row]]:
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        layer = found.setdefault(row.layer, {"most_sensitive": made("most_sensitive", 0, 0, images=row.images)})
+        layer[row.control] = row
+    return found
+
+
+def test_one_plain_sentence_a_layer():
+    found = verdicts(
+        layers_of(
+            *(made(SIZE, 0.3, 0.1), made(SUM, 0.02, 0.1), made(ACTIVE, 0.0, 0.0, overlap=0.95)),
+            *(made(SIZE, -0.3, 0.1, layer="b"), made(SUM, 0.3, 0.0, layer="b")),
+        )
+    )
+    assert found == {
+        "a": "a: the most sensitive neurons have a larger effect than random equal size; do not differ measurably from "
+        "random equal sensitivity; can hardly differ from (overlap above 90 %, uninformative) by activation.",
+        "b": "b: the most sensitive neurons have a larger effect than random equal sensitivity; have a smaller effect "
+        "than random equal size.",
+    }
+
+
+def test_what_one_test_shows_twenty_do_not():
+    """An interval that excludes 0 narrowly: p 0.03 alone."""
+    row = made(SIZE, 0.11, 0.1)
+    assert 0.02 < p_value(row) < 0.04
+    assert "larger" in verdicts(layers_of(row))["a"]
+    others = [made(SIZE, 0.0, 0.1, layer=f"layer{number}") for number in range(19)]
+    assert "do not differ measurably" in verdicts(layers_of(row, *others))["a"]
+
+
+@pytest.mark.parametrize("images", [1, 49])
+def test_too_few_images(images):
+    row = made(SIZE, 1.0, 0.0, images=images)
+    assert "too few (50 are needed)" in verdicts(layers_of(row))["a"]
+    assert contrast(row) == f"too few images ({images})"
+    assert contrast(made(SIZE, 0.5, 0.1, images=50)) == "+50.0 [+40.0, +60.0]"
+    assert contrast(made(SIZE, 0.0, 0.0, overlap=0.96)) == "uninformative (overlap 96 %)"
+    assert contrast(made(SIZE, 0.0, 0.0, overlap=0.9)) == "+0.0 [+0.0, +0.0]"
+
+
+def test_the_verdicts_are_printed_below_the_tables():
+    rows = layers_of(made(SIZE, 0.3, 0.1))["a"].values()
+    whole = replace(made("whole_layer", 0.0, 0.0, overlap=1.0), fraction=1.0)
+    parts = list(tables(Effects([*rows, whole], {}, {}, {})))
+    assert [part for part in parts if isinstance(part, str)] == [
+        "verdicts    patch_clean, 50 % of each layer's neurons; Holm's correction over all contrasts of the table",
+        "  a: the most sensitive neurons have a larger effect than random equal size.",
+    ]
+
+
+def test_equal_sets_differ_in_five_percent_of_tables():
+    """200 contrasts of two sets with the same effect, 60 images."""
+    generator, shown = torch.Generator().manual_seed(0), 0
+    for seed in range(200):
+        first, second = ((torch.rand(sets, 60, generator=generator) < 0.5).double() for sets in (1, 20))
+        row = made(SIZE, 0, 0)
+        values = contrast_interval(first, second, n_bootstrap=300, seed=seed)
+        row = replace(row, contrast=values.mean, contrast_low=values.low, contrast_high=values.high)
+        shown += p_value(row) <= 0.05
+    assert shown <= 20
