@@ -45,11 +45,6 @@ def interval(mean: float, low: float, high: float, digits: int = 2) -> str:
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def sign(low: float, high: float) -> int:
-    """1 for an interval above 0, -1 below 0, 0 for one that includes 0 (or is not a number)."""
-    return int(low > 0) - int(high < 0)
-
-
 def wrapped(text: str) -> list[str]:
     """The lines of a paragraph."""
     return textwrap.wrap(text, 112, break_on_hyphens=False)

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import interventions
-from benchmarks.common import DOCS, interval, names, sign, table
+from benchmarks.common import DOCS, interval, names, table
+from nsr.comparison.inference import ALPHA, holm
+from nsr.interventions import Row
+from nsr.interventions.verdicts import is_uninformative, p_value
 
 PAGE = DOCS / "interpretation.md"
 TEXT = Path(__file__).with_name("interpretation_text.md")
@@ -33,7 +36,6 @@ Rows = list[dict[str, Any]]
 
 def write() -> None:
     """Write the page and its plots."""
-    from nsr.interventions import Row
     from nsr.interventions.plots import layer_plot, network_plot
     from nsr.plotting import save
 
@@ -119,30 +121,37 @@ def verdict(rows: Rows) -> str:
     """Sentences on the sign of each contrast, and on how much of the effect each matched control reaches."""
     lines = []
     for kind in ("patch_clean", "patch_adversarial"):
+        signs = corrected(rows, kind)
         contrasts = {control: select(rows, kind, control) for control in CONTROLS}
         for control, name in CONTROLS.items():
-            more, none, less = (layers_with(contrasts[control], wanted) for wanted in (1, 0, -1))
-            text = f"* {kind}, most sensitive minus {name}: above 0 in {more}; below 0 in {less}; includes 0 in {none}."
-            lines.append(text)
+            more, less, none, same = (layers_with(signs[control], wanted) for wanted in (1, -1, 0, None))
+            text = f"* {kind}, most sensitive minus {name}: above 0 in {more}; below 0 in {less}; not shown in {none}"
+            lines.append(f"{text}; uninformative in {same}.")
         for control in MATCHED:
             reached = [
                 f"{layer} {100 * (1 - contrasts[control][layer]['contrast'] / row['contrast']):.0f}%"
                 for layer, row in contrasts["random_equal_size"].items()
-                if row["contrast_low"] > 0
+                if signs["random_equal_size"][layer] == 1
             ]
             text = f"* {kind}, part of the contrast with equal size that random sets of {CONTROLS[control]} reach: "
             lines.append(f"{text}{', '.join(reached)} (above 100%: these random sets have the larger effect).")
     return "\n".join(textwrap.fill(line, 118, subsequent_indent="  ", break_long_words=False) for line in lines)
 
 
-def layers_with(contrasts: dict[str, dict[str, Any]], wanted: int) -> str:
-    """The layers whose interval is above 0 (1), below 0 (-1) or includes 0 (0)."""
-    return names(layer for layer, row in contrasts.items() if sign_of(row) == wanted)
+def corrected(rows: Rows, kind: str) -> dict[str, dict[str, int | None]]:
+    """{control: {layer: the sign that survives Holm's correction over the table, 0, or None where uninformative}}."""
+    table = {(control, layer): Row(**row) for control in CONTROLS for layer, row in select(rows, kind, control).items()}
+    informative = [key for key, row in table.items() if not is_uninformative(row)]
+    p = dict(zip(informative, holm(p_value(table[key]) for key in informative).p, strict=True))
+    signs: dict[str, dict[str, int | None]] = {control: {} for control in CONTROLS}
+    for (control, layer), row in table.items():
+        found = p.get((control, layer))
+        signs[control][layer] = None if found is None else int(found <= ALPHA) * (1 if (row.contrast or 0) > 0 else -1)
+    return signs
 
 
-def sign_of(row: dict[str, Any]) -> int:
-    """The sign of a contrast's interval."""
-    return sign(row["contrast_low"], row["contrast_high"])
+def layers_with(signs: dict[str, int | None], wanted: int | None) -> str:
+    return names(layer for layer, found in signs.items() if found == wanted)
 
 
 def contrast(row: dict[str, Any]) -> str:

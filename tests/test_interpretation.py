@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import common, interpretation, interventions
+from benchmarks import interpretation, interventions
 
 EARLY = ["relu1", "layer1.0", "layer1.1", "layer1.2", "layer2.0"]
 SIZE, SENSITIVITY, SQUARED, ACTIVE = interpretation.CONTROLS
@@ -20,7 +20,7 @@ def rows():
 
 
 def signs(rows, control: str, kind: str = "patch_clean") -> dict[str, int]:
-    return {layer: interpretation.sign_of(row) for layer, row in interpretation.select(rows, kind, control).items()}
+    return interpretation.corrected(rows, kind)[control]
 
 
 def test_the_page_is_made_from_the_committed_rows(rows):
@@ -45,11 +45,12 @@ def test_the_rows_are_those_of_the_command(rows):
 
 
 def test_the_text_on_size_sensitivity_and_squared_difference(rows):
-    """'In every layer'; 'in all but layer3.1'; 'remains in five of ten layers; in none'; '56 to 79 %'."""
-    assert set(signs(rows, SIZE).values()) == {1}
-    assert [layer for layer, sign in signs(rows, "least_sensitive").items() if sign != 1] == ["layer3.1"]
-    for kind in ("patch_clean", "patch_adversarial"):
-        assert [layer for layer, sign in signs(rows, SENSITIVITY, kind).items() if sign == 1] == EARLY
+    """'Not shown in stage 3'; 'in all but layer3.1'; 'remains in four of ten layers; in none'; '56 to 79 %'."""
+    assert signs(rows, SIZE) == {layer: int(not layer.startswith("layer3")) for layer in signs(rows, SIZE)}
+    least = interpretation.select(rows, "patch_clean", "least_sensitive")
+    assert [layer for layer, row in least.items() if row["contrast_low"] <= 0] == ["layer3.1"]
+    for kind, shown in (("patch_clean", EARLY[:4]), ("patch_adversarial", [])):
+        assert [layer for layer, sign in signs(rows, SENSITIVITY, kind).items() if sign == 1] == shown
         assert 1 not in signs(rows, SQUARED, kind).values()
     assert [signs(rows, SQUARED)[layer] for layer in EARLY] == [0, -1, -1, -1, -1]
     size, sums = (interpretation.select(rows, "patch_clean", control) for control in (SIZE, SENSITIVITY))
@@ -62,7 +63,8 @@ def test_the_text_on_size_sensitivity_and_squared_difference(rows):
 def test_the_text_on_activation_and_on_the_sets(rows):
     active = interpretation.select(rows, "patch_clean", ACTIVE)
     assert active["relu1"]["overlap"] == 1
-    assert [layer for layer, sign in signs(rows, ACTIVE).items() if sign == 1] == [*EARLY[1:], "layer3.1", "layer3.2"]
+    assert [layer for layer, sign in signs(rows, ACTIVE).items() if sign == 1] == EARLY[1:]
+    assert signs(rows, ACTIVE)["relu1"] is None and 1 not in signs(rows, ACTIVE, "patch_adversarial").values()
     most, sums, squares = (
         interpretation.select(rows, "patch_clean", control) for control in ("most_sensitive", SENSITIVITY, SQUARED)
     )
@@ -102,9 +104,8 @@ def test_the_examples_run(capsys):
 
 
 def test_formats():
-    above, below, neither = ({"contrast_low": low, "contrast_high": high} for low, high in ((1, 2), (-2, -1), (-1, 1)))
-    every = {"a": above, "b": below, "c": neither, "d": above}
-    assert [interpretation.layers_with(every, wanted) for wanted in (1, -1, 0)] == ["a, d", "b", "c"]
+    every = {"a": 1, "b": -1, "c": 0, "d": 1, "e": None}
+    assert [interpretation.layers_with(every, wanted) for wanted in (1, -1, 0, None)] == ["a, d", "b", "c", "e"]
     assert interpretation.layers_with({}, 1) == "none"
-    assert common.sign(float("nan"), float("nan")) == 0
+    above = {"contrast_low": 1, "contrast_high": 2}
     assert interpretation.contrast({"contrast": 0.1, **above}) == "+10.0 [+100.0, +200.0]"
