@@ -21,13 +21,7 @@ ALLOCATORS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torc
 
 
 def build_network(
-    factory: Callable[..., nn.Module],
-    settings: Mapping[str, Any],
-    *,
-    channels: int,
-    classes: int,
-    image_size: int,
-    **further: Any,
+    factory: Callable[..., nn.Module], settings: Mapping[str, Any], *, channels: int, classes: int, image_size: int
 ) -> nn.Module:
     """Return the network that a configuration's model group describes.
 
@@ -35,26 +29,20 @@ def build_network(
         factory: the class or function that `_target_` names.
         settings: its arguments.
         channels, classes, image_size: of the data, each passed only where the signature names it (or num_classes,
-            in_channels, img_size, ...) and the settings do not set it; likewise `further`.
+            in_channels, img_size, ...) and the settings do not set it.
     Errors:
         InputError: in one line: settings that the signature does not name, what the constructor raised, a result that
             is no network, or one larger than this machine's memory.
     """
-    facts = {"channels": channels, "classes": classes, "image_size": image_size}
-    offered = {**further}
-    for fact, names in SYNONYMS.items():
-        if not any(name in settings for name in names):
-            offered |= dict.fromkeys(names, facts[fact])
-    net = check_memory(lambda: call_checked("model", factory, settings, **offered))
+    offered: dict[str, int] = {}
+    for fact, value in (("channels", channels), ("classes", classes), ("image_size", image_size)):
+        if not any(name in settings for name in SYNONYMS[fact]):
+            offered |= dict.fromkeys(SYNONYMS[fact], value)
+    with _Allocations():
+        net = call_checked("model", factory, settings, **offered)
     if not isinstance(net, nn.Module):
         raise InputError(f"{dotted_name(factory)} returns {type(net).__name__}; it must be a torch.nn.Module")
     return net
-
-
-def check_memory(build: Callable[[], nn.Module]) -> nn.Module:
-    """Return what `build` returns; InputError before its tensors take more than this machine's memory."""
-    with _Allocations():
-        return build()
 
 
 class _Allocations(TorchFunctionMode):
@@ -69,7 +57,6 @@ class _Allocations(TorchFunctionMode):
                 self.size_bytes += function(*args, **{**kwargs, "device": "meta"}).nbytes
             except RuntimeError:  # more elements than torch can count
                 self.size_bytes += 2**65
-            check_fits_memory(
-                "the network", self.size_bytes, "set a smaller size such as model.width or data.image_size"
-            )
+            fix = "set a smaller size such as model.width or data.image_size"
+            check_fits_memory("the network", self.size_bytes, fix)
         return function(*args, **kwargs)

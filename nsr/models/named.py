@@ -9,13 +9,8 @@ from typing import Any
 from torch import nn
 
 from nsr.errors import InputError, did_you_mean, one_line
-from nsr.models.shared import check_sizes
+from nsr.models.networks import check_sizes
 
-# the argument of a torchvision class that takes the image size, where it has one
-IMAGE_SIZE: dict[str, Callable[[int], Any]] = {
-    "image_size": lambda size: size,
-    "input_size": lambda size: (size, size),
-}
 # arguments of timm's builder that fetch or read weights, or change what the network returns
 REFUSED = ("pretrained", "checkpoint_path", "cache_dir", "features_only")
 
@@ -29,9 +24,8 @@ def torchvision_model(*, name: str, channels: int, classes: int, image_size: int
 
     Args:
         name: as in torchvision.models.list_models(module=torchvision.models): 'resnet18'.
-        channels: of an image; torchvision's networks take 3.
-        classes: number of classes.
-        image_size: height and width of an image; passed to the networks that are built for one.
+        channels, classes, image_size: of the data; torchvision's networks take 3 channels, and those that are built for
+            an image size get it.
         settings: further arguments of torchvision's class.
     Errors:
         InputError: an unknown name or setting, other channels than 3, or a size that the network cannot be built for.
@@ -50,8 +44,8 @@ def torchvision_model(*, name: str, channels: int, classes: int, image_size: int
     for key in settings:
         if key not in known:
             raise InputError(f"model.{key} is no argument of torchvision's {name}{did_you_mean(key, known)}")
-    settings = {key: value(image_size) for key, value in IMAGE_SIZE.items() if key in known} | settings
-    settings = {key: value for key, value in (("aux_logits", False), ("init_weights", True)) if key in known} | settings
+    own = {"image_size": image_size, "input_size": (image_size, image_size), "aux_logits": False, "init_weights": True}
+    settings = {key: value for key, value in own.items() if key in known} | settings
     what = f"torchvision's {name} cannot be built for images of 3 x {image_size} x {image_size}"
     return _build(what, builder, weights=None, num_classes=classes, **settings)
 
@@ -61,9 +55,7 @@ def timm_model(*, name: str, channels: int, classes: int, image_size: int, **set
 
     Args:
         name: as in timm.list_models(): 'vit_tiny_patch16_224', without the tag of pretrained weights.
-        channels: of an image.
-        classes: number of classes.
-        image_size: height and width of an image; passed to the networks that are built for one.
+        channels, classes, image_size: of the data; the networks that are built for an image size get it.
         settings: further arguments of timm's builder, but none that fetches weights.
     Errors:
         InputError: timm is not installed, an unknown name or setting, or a size that the network cannot be built for.
@@ -99,14 +91,12 @@ def _check_name(name: object, known: Collection[str], library: str) -> None:
             f"model.name is {name!r}, which looks in a hub or a folder: refused; it must be a name that {library} "
             "itself knows; weights come from model.weights=FILE"
         )
-    raise InputError(
-        f"model.name is {name!r}; {library} has no image classifier of that name{did_you_mean(name, known)}"
-    )
+    hint = did_you_mean(name, known)
+    raise InputError(f"model.name is {name!r}; {library} has no image classifier of that name{hint}")
 
 
 def _build(what: str, builder: Callable[..., nn.Module], **settings: Any) -> nn.Module:
     try:
         return builder(**settings)
     except Exception as error:  # assertions, value errors and type errors, of 80 and 1,300 networks
-        advice = "take another model, or another data.image_size"
-        raise InputError(f"{what}: {one_line(error)}; {advice}") from error
+        raise InputError(f"{what}: {one_line(error)}; take another model, or another data.image_size") from error
