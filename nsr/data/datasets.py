@@ -12,18 +12,15 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
-from nsr.data.description import DataDescription, mean_and_std, sample_indices
-from nsr.data.images import MEMORY_LIMIT_BYTES, TensorImages
-from nsr.data.items import LABEL_KEYS, LazyItems, Reader, item_parts
-from nsr.data.module import ImageData
+from nsr.data.images import MEMORY_LIMIT_BYTES, LazyImages, TensorImages
+from nsr.data.items import LABEL_KEYS, Reader, item_parts
+from nsr.data.module import DataDescription, ImageData, sample_indices
 from nsr.errors import InputError, call_checked, check_fits_memory, dotted_name, one_line
 from nsr.randomness import seeded
 
 log = logging.getLogger(__name__)
 
-LOADER_SETTINGS = tuple(
-    name for name in inspect.signature(ImageData.__init__).parameters if name not in ("self", "root")
-)
+LOADER_SETTINGS = inspect.signature(ImageData.__init__).parameters.keys() - {"self", "root"}
 ALLOWED = "it must be {'train': dataset, 'test': dataset}, with 'validation' if there is one, or (train, test)"
 SPLITS = ("train", "validation", "test")
 
@@ -67,7 +64,6 @@ class DatasetImages(ImageData):
         self.resize = self.image_size is not None
         self.factory, self.arguments, self.loader = factory, dict(arguments), loader
         self.datasets: dict[str, Any] = {}
-        self.images: dict[str, TensorImages | LazyItems] = {}  # read, and not yet handed over
 
     @property
     def title(self) -> str:
@@ -91,48 +87,22 @@ class DatasetImages(ImageData):
 
     def describe(self) -> DataDescription:
         self.prepare()
-        split = next(iter(self.datasets))  # train, where there is one
+        split, dataset = next(iter(self.datasets.items()))  # train, where there is one
         if None in (self.channels, self.image_size):
-            read = Reader(self.datasets[split], f"{split} of {self.title}", self.channels, self.image_size)
-            shapes = [read(index)[0].shape for index in sample_indices(len(self.datasets[split]), 16)]
+            read = Reader(dataset, f"{split} of {self.title}", self.channels, self.image_size)
+            shapes = [read(index)[0].shape for index in sample_indices(len(dataset), 16)]
             self.channels = self.channels or max(shape[0] for shape in shapes)  # some of many PIL images may be gray
             self.image_size = self.image_size or shapes[0][1]
             self._check_description()
-        self.class_names = class_names(self.datasets[split])
-        if self.class_names and self.classes not in (None, len(self.class_names)):
-            raise InputError(
-                f"data.classes is {self.classes}, but {self.title} has {len(self.class_names)} classes; leave "
-                "data.classes out to use them"
-            )
+        self._set_class_names(class_names(dataset), self.title)
         if self.classes is None:
-            self.classes = len(self.class_names) or int(self._images(split).labels.max()) + 1
-        if None in (self.mean, self.std):
-            images = self._images(split)
-            mean, std = mean_and_std(images[index][0].numpy() for index in sample_indices(len(images)))
-            self.mean, self.std = self.mean or mean, self.std or std
+            self.classes = int(self._images(split).labels.max()) + 1
+        places = sample_indices(len(dataset))
+        self._infer_mean_and_std(self._images(split)[index][0].numpy() for index in places)
         self._check_description()
         return super().describe()
 
-    def preflight(self, splits: Sequence[str]) -> None:
-        self.check_splits(splits)
-        self.describe()
-        for split in self.datasets:
-            if split in splits or (split == "validation" and "train" in splits):
-                self._images(split)
-        super().preflight(splits)
-
-    def load(self, split: str) -> TensorImages | LazyItems:
-        self.check_splits([split])
-        self.describe()
-        self._images(split)
-        return self.images.pop(split)
-
-    def _images(self, split: str) -> TensorImages | LazyItems:
-        if split not in self.images:
-            self.images[split] = self._read(split)
-        return self.images[split]
-
-    def _read(self, split: str) -> TensorImages | LazyItems:
+    def load(self, split: str) -> TensorImages | LazyImages:
         """Read a split into memory, or its labels alone where it is too large or drawn again in each epoch."""
         name = f"{split} of {self.title}"
         read = Reader(self.datasets[split], name, self.channels, self.image_size, resize=self.resize)
@@ -145,7 +115,7 @@ class DatasetImages(ImageData):
         with seeded(self.split_seed):
             if draws or count * read(0)[0].nbytes > MEMORY_LIMIT_BYTES:
                 log.info("%s: %d images, read %s", name, count, "again in each epoch" if draws else "when needed")
-                return LazyItems(read, read.labels(), torch.arange(count), seed=self.seed)
+                return LazyImages(read, read.labels(), seed=self.seed)
             images, labels = zip(*map(read, range(count)), strict=True)
         if len({image.dtype for image in images}) > 1:
             raise InputError(f"{name} has uint8 and floating-point images; they must all be of one type")

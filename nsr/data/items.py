@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from nsr.data.decoding import GRAY_MODES, pixels_of
+from nsr.data.images import Item, checked_pixels
 from nsr.errors import InputError, one_line
-from nsr.randomness import draw_seed, seeded
+from nsr.randomness import seeded
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png")
 LABEL_KEYS = ("label", "labels", "cls")
-Item = tuple[Tensor, int]
 TRIED_IMAGES, TRIED_SEEDS = 8, 4
 
 
@@ -86,38 +85,6 @@ class Reader:
         return torch.tensor([self(index)[1] for index in range(count)])
 
 
-class LazyItems(Dataset[Item]):
-    """Images that a map-style dataset makes when they are asked for.
-
-    A dataset that draws (a random crop in its transform) draws again in each epoch, as a function of (seed, epoch,
-    image).
-
-    Args:
-        read: of the dataset's items.
-        labels: (image,).
-        indices: of the images.
-        seed: of the draws.
-    """
-
-    def __init__(self, read: Reader, labels: Tensor, indices: Tensor, *, seed: int) -> None:
-        self.read, self.labels, self.indices, self.seed = read, labels, indices, seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # worker processes see it change
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Item:
-        """(channel, height, width) float32 in [0, 1] and its label."""
-        place = int(self.indices[index])
-        with seeded(draw_seed(self.seed, int(self.epoch), place)):
-            image, label = self.read(place)
-        return (image.to(torch.float32).div_(255) if image.dtype == torch.uint8 else image), label
-
-    def subset(self, indices: Tensor) -> LazyItems:
-        """Return the images at these indices."""
-        return LazyItems(self.read, self.labels[indices], self.indices[indices], seed=self.seed)
-
-
 def item_parts(item: Any) -> tuple[Any, Any]:
     """Return the image and the label of an item (image, label, ...) or of a mapping."""
     if isinstance(item, Mapping):
@@ -149,17 +116,7 @@ def _pixels(image: Any, channels: int | None, image_size: int | None) -> Tensor:
         first = pixels.shape[0] < pixels.shape[2] + isinstance(image, Tensor)
     if not first:
         pixels = pixels.permute(2, 0, 1)
-    if pixels.dtype != torch.uint8:
-        if not pixels.is_floating_point():
-            raise InputError(f"its image is {pixels.dtype}; it must be uint8, or floating point in [0, 1]")
-        lowest, highest = pixels.aminmax()
-        if not (lowest >= 0 and highest <= 1):  # so that NaN is refused too
-            raise InputError(
-                f"its pixels are in [{lowest:.3g}, {highest:.3g}]; they must be in [0, 1]; scale them, and leave "
-                "normalization to the model"
-            )
-        pixels = pixels.to(torch.float32)
-    return pixels.contiguous()
+    return checked_pixels(pixels).contiguous()
 
 
 def _class(label: Any) -> int:
