@@ -13,6 +13,7 @@ from nsr.errors import InputError, check_choice, check_number, dotted_name, one_
 from nsr.randomness import seeded
 
 Transform = Callable[[Tensor], Tensor]
+Applier = Callable[[Transform, Tensor], Tensor]
 TRIAL_SEEDS, TRIAL_IMAGES, TRIAL_PIXELS = 16, 8, 4_096
 # the variance within a batch of equal images, as a fraction of that over all draws: 1 where each image has its own
 # draw, 0 where all images of a batch have the same
@@ -43,12 +44,9 @@ class CropFlip:
         rows = top + torch.arange(height, device=device)  # (batch, height), in the padded image
         columns = left + torch.where(flip, columns.flip(0), columns)  # (batch, width)
         # integer indices only: a boolean mask would make the GPU wait for the host
-        return pad(images, [self.padding] * 4)[
-            torch.arange(batch, device=device)[:, None, None, None],
-            torch.arange(channels, device=device)[None, :, None, None],
-            rows[:, None, :, None],
-            columns[:, None, None, :],
-        ]
+        image = torch.arange(batch, device=device)[:, None, None, None]
+        channel = torch.arange(channels, device=device)[None, :, None, None]
+        return pad(images, [self.padding] * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 class Augmentation:
@@ -59,13 +57,12 @@ class Augmentation:
     seeded from torch's default generator, which the training step seeds.
 
     Args:
-        transforms: each takes an image or a batch of images; the result of the last has the shape of the input and
-            is floating point in [0, 1].
+        transforms: each takes an image or a batch of images; the last returns floats in [0, 1] of the input's shape.
     """
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         self.transforms = list(transforms)
-        self.appliers: list[Callable[[Transform, Tensor], Tensor]] = []
+        self.appliers: list[Applier] = []
 
     def __call__(self, images: Tensor) -> Tensor:
         """(batch, channel, height, width) -> the same."""
@@ -128,7 +125,7 @@ def _to_batches_of_one(transform: Transform, images: Tensor) -> Tensor:
     return torch.cat([transform(image[None]) for image in images])
 
 
-def _applier(transform: Transform, image: Tensor) -> Callable[[Transform, Tensor], Tensor]:
+def _applier(transform: Transform, image: Tensor) -> Applier:
     """Return how `transform` is applied to a batch, so that every image gets a draw of its own."""
     if _draws_per_image(transform, image):
         return _to_batch
@@ -159,7 +156,7 @@ def _draws_per_image(transform: Transform, image: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _trial(applier: Callable[[Transform, Tensor], Tensor], transform: Transform, images: Tensor, seed: int) -> Tensor:
+def _trial(applier: Applier, transform: Transform, images: Tensor, seed: int) -> Tensor:
     with seeded(seed):
         result = applier(transform, images.clone())
     if not isinstance(result, Tensor) or len(result) != len(images):

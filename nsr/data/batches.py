@@ -235,10 +235,9 @@ def images_and_labels(batch: Any) -> Batch:
     Errors:
         InputError: another kind of batch, or entries that are not tensors.
     """
+    found: list[Any] = []
     if isinstance(batch, Mapping):
-        found: list[Any] = [
-            next((batch[key] for key in keys if key in batch), None) for keys in (IMAGE_KEYS, LABEL_KEYS)
-        ]
+        found = [next((batch[key] for key in keys if key in batch), None) for keys in (IMAGE_KEYS, LABEL_KEYS)]
         got = f"a mapping with the keys {', '.join(map(str, batch))}"
     else:
         found = list(batch[:2]) if isinstance(batch, (tuple, list)) else []

@@ -1,4 +1,4 @@
-"""Images of common corruptions (Hendrycks and Dietterich 2019) in the files that its authors publish.
+"""Images of common corruptions (Hendrycks and Dietterich 2019) in the files that the authors publish.
 
 CIFAR-10-C and similar: FOLDER/CORRUPTION.npy, (5 * images, height, width, channel) uint8, the test images at severity
 1, then at 2, and so on; FOLDER/labels.npy (5 * images,). ImageNet-C: FOLDER/CORRUPTION/SEVERITY/CLASS/IMAGE.
@@ -27,7 +27,6 @@ class Corruptions:
     """The corrupted test images of a data set.
 
     Args:
-        root: the folder.
         names: of the corruptions; None: all in the folder.
         severities: of 1 to 5.
         classes: the names of the data set's classes; a folder's must be the same, an array's as many.
@@ -56,7 +55,11 @@ class Corruptions:
         if not self.root.is_dir():
             raise InputError(f"corruptions.root is {self.root}, which is no folder; {LAYOUT}")
         self.is_folder = not (self.root / "labels.npy").is_file()
-        found = self._found()
+        if self.is_folder:
+            first = str(self.severities[0])
+            found = [name for name in class_names(self.root) if (self.root / name / first).is_dir()]
+        else:
+            found = sorted(path.stem for path in self.root.glob("*.npy") if path.stem != "labels")
         if not found:
             raise InputError(f"corruptions.root is {self.root}, which contains no corruptions; {LAYOUT}")
         for name in names or ():
@@ -74,11 +77,6 @@ class Corruptions:
         if self.is_folder:
             return lazy_images(content, labels, channels=self.channels, image_size=self.image_size)
         return TensorImages(torch.from_numpy(content.transpose(0, 3, 1, 2).copy()), labels, classes=len(self.classes))
-
-    def _found(self) -> list[str]:
-        if self.is_folder:
-            return [name for name in class_names(self.root) if (self.root / name / str(self.severities[0])).is_dir()]
-        return sorted(path.stem for path in self.root.glob("*.npy") if path.stem != "labels")
 
     def _check(self, name: str) -> None:
         """Raise InputError for files of another form, without reading the images."""
@@ -119,9 +117,8 @@ class Corruptions:
             content, labels = self._array(name)[here], torch.from_numpy(every[here].astype(np.int64))
         if self.n_examples is None or self.n_examples >= len(labels):
             return content, labels
-        chosen = torch.arange(self.n_examples)
-        if self.subset != "first":
-            chosen = stratified_split(labels, self.n_examples, seed=self.split_seed, asked_by="evaluation.n_examples")[
-                1
-            ]
+        if self.subset == "first":
+            return content[: self.n_examples], labels[: self.n_examples]
+        setting = "evaluation.n_examples"
+        _, chosen = stratified_split(labels, self.n_examples, seed=self.split_seed, asked_by=setting)
         return content[chosen.numpy()], labels[chosen]

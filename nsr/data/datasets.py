@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
+from nsr.data.decoding import LABEL_KEYS, Reader, item_parts
 from nsr.data.images import MEMORY_LIMIT_BYTES, LazyImages, TensorImages
-from nsr.data.items import LABEL_KEYS, Reader, item_parts
 from nsr.data.module import DataDescription, ImageData, sample_indices
 from nsr.errors import InputError, call_checked, check_fits_memory, dotted_name, one_line
 from nsr.randomness import seeded
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 LOADER_SETTINGS = inspect.signature(ImageData.__init__).parameters.keys() - {"self", "root"}
 ALLOWED = "it must be {'train': dataset, 'test': dataset}, with 'validation' if there is one, or (train, test)"
 SPLITS = ("train", "validation", "test")
+IMAGE_WORDS = {"x", "image", "images", "data"}  # in the name of an array of images
 
 
 def image_data(factory: Callable[..., Any], settings: Mapping[str, Any]) -> ImageData:
@@ -30,8 +31,8 @@ def image_data(factory: Callable[..., Any], settings: Mapping[str, Any]) -> Imag
 
     Args:
         factory: the ImageData subclass, or the callable that returns datasets, which `_target_` names.
-        settings: the others of the group. A callable gets its own and, of the loader's settings (batch_size, seed,
-            ...), those that its signature names.
+        settings: the others of the group. A callable gets its own, and those of the loader (batch_size, ...) that its
+            signature names.
     Errors:
         InputError: settings that do not fit, or what the factory raised, in one line.
     """
@@ -63,21 +64,14 @@ class DatasetImages(ImageData):
         super().__init__(**loader)
         self.resize = self.image_size is not None
         self.factory, self.arguments, self.loader = factory, dict(arguments), loader
-        self.datasets: dict[str, Any] = {}
-
-    @property
-    def title(self) -> str:
-        return dotted_name(self.factory)
-
-    @property
-    def has_validation(self) -> bool:  # type: ignore[override]
-        return "validation" in self.datasets
+        self.title, self.datasets = dotted_name(factory), dict[str, Any]()
 
     def prepare(self) -> None:
         if not self.datasets:
             with seeded(self.split_seed):
                 returned = call_checked("data", self.factory, self.arguments, **self.loader)
             self.datasets = named_datasets(returned, self.title)
+            self.has_validation = "validation" in self.datasets
 
     def check_splits(self, splits: Sequence[str]) -> None:
         self.prepare()
@@ -97,8 +91,7 @@ class DatasetImages(ImageData):
         self._set_class_names(class_names(dataset), self.title)
         if self.classes is None:
             self.classes = int(self._images(split).labels.max()) + 1
-        places = sample_indices(len(dataset))
-        self._infer_mean_and_std(self._images(split)[index][0].numpy() for index in places)
+        self._infer_mean_and_std(self._images(split)[index][0].numpy() for index in sample_indices(len(dataset)))
         self._check_description()
         return super().describe()
 
@@ -108,10 +101,8 @@ class DatasetImages(ImageData):
         read = Reader(self.datasets[split], name, self.channels, self.image_size, resize=self.resize)
         count, draws = len(self.datasets[split]), read.draws()
         if draws and split != "train":
-            raise InputError(
-                f"{name} gives another image at each reading; images that are evaluated must stay the same; leave "
-                "random transforms out of it"
-            )
+            advice = "images that are evaluated must stay the same; leave random transforms out of it"
+            raise InputError(f"{name} gives another image at each reading; {advice}")
         with seeded(self.split_seed):
             if draws or count * read(0)[0].nbytes > MEMORY_LIMIT_BYTES:
                 log.info("%s: %d images, read %s", name, count, "again in each epoch" if draws else "when needed")
@@ -133,14 +124,13 @@ def npz(path: str | Path) -> dict[str, Any]:
         for name in arrays.files:
             words = set(name.lower().split("_"))
             split = words & {*SPLITS, "val"}
-            content = "images" if words & {"x", "image", "images", "data"} else "labels"
-            if split and words & {"x", "image", "images", "data", "y", "label", "labels", "targets"}:
+            content = "images" if words & IMAGE_WORDS else "labels"
+            if split and words & (IMAGE_WORDS | {"y", "label", "labels", "targets"}):
                 found.setdefault(split.pop(), {})[content] = arrays[name]
     pairs = {split: (parts["images"], parts["labels"]) for split, parts in found.items() if len(parts) == 2}
     if not pairs:
-        raise InputError(
-            f"{path} has the arrays {', '.join(arrays.files)}; it must have x_train, y_train, x_test, y_test"
-        )
+        got = ", ".join(arrays.files)
+        raise InputError(f"{path} has the arrays {got}; it must have x_train, y_train, x_test, y_test")
     return pairs
 
 

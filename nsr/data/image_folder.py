@@ -45,13 +45,10 @@ class ImageFolder(ImageData):
         if self.root is None:
             raise InputError("data.root is None; it must be the folder that contains train/CLASS/IMAGE")
 
-    @property
-    def has_validation(self) -> bool:  # type: ignore[override]
-        return (self.root / FOLDERS["validation"]).is_dir()
-
     def prepare(self) -> None:
         if not self.class_names:
             self._set_class_names(check_folder(self.root), self.root)
+            self.has_validation = (self.root / FOLDERS["validation"]).is_dir()
 
     def check_splits(self, splits: Sequence[str]) -> None:
         for split in splits:

@@ -112,10 +112,8 @@ def checked_pixels(pixels: Tensor) -> Tensor:
         raise InputError(f"pixels are {dtype}; they must be uint8, or floating point in [0, 1]")
     lowest, highest = pixels.aminmax()
     if not (lowest >= 0 and highest <= 1):  # so that NaN is refused too
-        raise InputError(
-            f"pixels are in [{lowest:.3g}, {highest:.3g}]; they must be in [0, 1]; scale them, and leave normalization "
-            "to the model"
-        )
+        advice = "they must be in [0, 1]; scale them, and leave normalization to the model"
+        raise InputError(f"pixels are in [{lowest:g}, {highest:g}]; {advice}")
     return pixels.to(torch.float32)
 
 

@@ -79,6 +79,7 @@ class ImageData(pl.LightningDataModule):
         root: str | Path | None = None,
     ) -> None:
         super().__init__()
+        self.title = type(self).__name__  # in messages
         # Any: numbers after `describe`
         self.channels: Any = channels
         self.image_size: Any = image_size
@@ -103,11 +104,6 @@ class ImageData(pl.LightningDataModule):
         self.validation_set: Any = None
         self.test_set: Any = None
         self._ready: dict[str, Any] = {}  # {split: images} that were loaded and not yet handed over
-
-    @property
-    def title(self) -> str:
-        """Return the name of the data set in messages."""
-        return type(self).__name__
 
     def prepare(self) -> None:
         """Check cheaply that the files are there, or download them; InputError where they are missing."""

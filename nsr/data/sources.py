@@ -63,6 +63,7 @@ class Downloaded(ImageData):
         InputError: the files are missing, damaged, or cannot be downloaded; it names the files and the folder.
     """
 
+    source: str  # name in torchvision.datasets
     page: str  # web page of the archives
     archives: tuple[str, ...]  # their names, in `folder`
     files: tuple[str, ...]  # their contents, in `folder`
@@ -77,7 +78,12 @@ class Downloaded(ImageData):
 
     def read(self, split: str, *, download: bool = False) -> tuple[Tensor, Tensor]:
         """Return images (image, channel, height, width) uint8 and labels (image,) int64, read by torchvision."""
-        raise NotImplementedError
+        from torchvision import datasets
+
+        found = getattr(datasets, self.source)(self.root, train=split == "train", download=download)
+        data = torch.as_tensor(found.data)  # (image, height, width), or with the channel last
+        images = data[:, None] if data.ndim == 3 else data.permute(0, 3, 1, 2).contiguous()
+        return images, torch.as_tensor(found.targets)
 
     def prepare(self) -> None:
         reason = "data.download is false"
@@ -90,7 +96,7 @@ class Downloaded(ImageData):
                 reason = _reason(error)
         if not self._is_there():
             raise InputError(
-                f"{type(self).__name__} is not in {self.folder} ({reason}): put {', '.join(self.archives)} from "
+                f"{self.title} is not in {self.folder} ({reason}): put {', '.join(self.archives)} from "
                 f"{self.page} there, or set data.root to where it is{'' if self.download else ' or data.download=true'}"
             )
 
@@ -100,7 +106,7 @@ class Downloaded(ImageData):
                 images, labels = self.read(split)
         except FAILURES as error:
             raise InputError(
-                f"{type(self).__name__} in {self.folder} cannot be read ({_reason(error)}): delete "
+                f"{self.title} in {self.folder} cannot be read ({_reason(error)}): delete "
                 f"{(self.folder / self.files[0]).parent} and run again with data.download=true, or set data.root"
             ) from None
         return TensorImages(images, labels)
@@ -118,7 +124,7 @@ class Downloaded(ImageData):
                     raise RuntimeError(f"{path.name} cannot be unpacked: {_reason(error)}") from error
 
     def _download(self) -> None:
-        log.info("downloading %s to %s", type(self).__name__, self.folder)
+        log.info("downloading %s to %s", self.title, self.folder)
         new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         try:
             with _quiet():
@@ -163,32 +169,19 @@ class FashionMNIST(Downloaded):
     class_names = (
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     )  # fmt: skip
-    page = "https://github.com/zalandoresearch/fashion-mnist"
+    source, page = "FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist"
     files = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
     archives = tuple(f"{file}.gz" for file in files)
     subfolder = "FashionMNIST/raw"
-
-    def read(self, split: str, *, download: bool = False) -> tuple[Tensor, Tensor]:
-        from torchvision.datasets import FashionMNIST as Source
-
-        source = Source(self.root, train=split == "train", download=download)
-        return source.data[:, None], source.targets
 
 
 class CIFAR10(Downloaded):
     """CIFAR-10 (Krizhevsky, 2009), (3, 32, 32): 50,000 images for training, 10,000 for testing."""
 
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    page = "https://www.cs.toronto.edu/~kriz/cifar.html"
+    source, page = "CIFAR10", "https://www.cs.toronto.edu/~kriz/cifar.html"
     archives = ("cifar-10-python.tar.gz",)
     files = tuple(
         f"cifar-10-batches-py/{name}"
         for name in (*map("data_batch_{}".format, range(1, 6)), "test_batch", "batches.meta")
     )
-
-    def read(self, split: str, *, download: bool = False) -> tuple[Tensor, Tensor]:
-        from torchvision.datasets import CIFAR10 as Source
-
-        source = Source(self.root, train=split == "train", download=download)
-        images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()  # from (image, height, width, channel)
-        return images, torch.tensor(source.targets)

@@ -1,9 +1,9 @@
 """Networks with every activation a module, the normalization in front of them, and builders for any other network."""
 
 from nsr.models.build import build_network as build_network
+from nsr.models.build import timm_model, torchvision_model
 from nsr.models.classifier import Classifier, Normalize
 from nsr.models.classifier import select_output as select_output
-from nsr.models.named import timm_model, torchvision_model
 from nsr.models.networks import VGG16, ResNet18, ResNet20, SmallCNN
 
 # a checkpoint may name these, see nsr.app.allowlist

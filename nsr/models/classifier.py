@@ -16,10 +16,9 @@ class Normalize(nn.Module):
     """(images - mean) / std for each channel.
 
     Args:
-        mean: one number per channel, in units of pixels in [0, 1].
-        std: one number per channel, above 0, in the same units.
+        mean, std: one number per channel, in units of pixels in [0, 1]; std above 0.
     Errors:
-        InputError: no numbers, a std that is not positive, or lengths that differ.
+        InputError: no numbers, a std that is not positive, lengths that differ, or images of other channels.
     """
 
     mean: Tensor  # (channel, 1, 1), like std
@@ -34,12 +33,8 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(stds).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, channel, height, width), pixels in [0, 1] -> the same shape, normalized.
-
-        Errors:
-            InputError: the number of channels is not that of mean and std, which broadcasting could hide.
-        """
-        if images.shape[1] != self.mean.shape[0]:
+        """(batch, channel, height, width), pixels in [0, 1] -> the same shape, normalized."""
+        if images.shape[1] != self.mean.shape[0]:  # broadcasting could hide it
             raise InputError(
                 f"images have {images.shape[1]} channels, but the normalization has {self.mean.shape[0]}; "
                 "take mean and std of this data set, or normalization=none"

@@ -1,5 +1,8 @@
 """Networks for small images, every activation a module of its own: a small CNN, VGG-16, ResNet-20 and ResNet-18.
 
+Each is built for the data's channels, classes and image_size, and raises InputError for impossible sizes. The image
+size is checked only, except in SmallCNN: the pooling before the last layer is global.
+
 Sources: K. Simonyan, A. Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015,
 arXiv 1409.1556; K. He, X. Zhang, S. Ren, J. Sun, Deep Residual Learning for Image Recognition, CVPR 2016, arXiv
 1512.03385.
@@ -44,12 +47,10 @@ def initialize_convolutions(net: nn.Module) -> None:
 class SmallCNN(nn.Module):
     """Three 3x3 convolutions, one hidden fully connected layer of 128 units, one linear classifier.
 
+    Made for images of 8 to 32 pixels; their size fixes the inputs of `fc1`, and the two poolings need 4 pixels.
+
     Args:
-        channels, classes: of the data.
-        image_size: height and width of an image; it fixes the inputs of `fc1`. Made for 8 to 32 pixels.
         width: channels of the first convolution; the other two have twice as many.
-    Errors:
-        InputError: a size is not a whole number or too small (the two poolings need 4 pixels).
     """
 
     def __init__(self, *, channels: int, classes: int, image_size: int, width: int = 32) -> None:
@@ -84,12 +85,6 @@ class VGG16(nn.Module):
     """VGG-16 (column D of table 1) in CIFAR form: with BatchNorm, global average pooling and one linear layer.
 
     The layers are named as in the paper: `features.conv3_2` is the second convolution of the third stage.
-
-    Args:
-        channels, classes: of the data.
-        image_size: height and width of an image, checked only: the pooling before `fc` is global.
-    Errors:
-        InputError: an impossible size.
     """
 
     def __init__(self, *, channels: int, classes: int, image_size: int = 32) -> None:
@@ -202,12 +197,9 @@ class ResNet20(ResNet):
     """ResNet-20 for CIFAR: 16, 32, 64 channels, three blocks a stage; section 4.2 of the paper.
 
     Args:
-        channels, classes, image_size: of the data, see `VGG16`.
         variant: 'published', with the paper's parameter-free shortcuts and no convolution bias (269,722 parameters
             at 3 channels and 10 classes), or 'projection_bias', with 1x1 projections, they and the stem with a
             bias (272,586 parameters), a layout in which pretrained weights are found.
-    Errors:
-        InputError: an impossible size, or an unknown variant.
     """
 
     def __init__(self, *, channels: int, classes: int, image_size: int = 32, variant: str = "published") -> None:
@@ -221,7 +213,7 @@ class ResNet20(ResNet):
 class ResNet18(ResNet):
     """ResNet-18 in CIFAR form: 3x3 stem of stride 1, no max pooling, 64 to 512 channels, two blocks a stage.
 
-    11,173,962 parameters at 3 channels and 10 classes. Arguments and errors: see `VGG16`.
+    11,173,962 parameters at 3 channels and 10 classes.
     """
 
     def __init__(self, *, channels: int, classes: int, image_size: int = 32) -> None:
