@@ -55,18 +55,13 @@ def stratified_split(
 
 
 class TrainingBatches(Sampler[list[int]]):
-    """Batches of shuffled indices; the order is a function of (seed, epoch) alone.
+    """Batches of shuffled indices of `size` images; the order is a function of (seed, epoch) alone.
 
-    Each process takes its part of the global batch, so that any number of processes sees the same global batches. A
-    last, incomplete batch is kept where every process gets at least 2 images of it, because BatchNorm cannot train on
-    one; its parts may differ by an image, which `weight` corrects. A set smaller than one batch is one batch of all
-    images that divide evenly.
+    Each process (rank of world_size) takes its part of the global batch of batch_size images, so that any number of
+    processes sees the same global batches. A last, incomplete batch is kept where every process gets at least 2 images
+    of it, because BatchNorm cannot train on one; its parts may differ by an image, which `weight` corrects. A set
+    smaller than one batch is one batch of all images that divide evenly.
 
-    Args:
-        size: number of images.
-        batch_size: images in a global batch.
-        seed: with the epoch, decides the order.
-        rank, world_size: this process, and the number of processes.
     Errors:
         InputError: a batch size that does not divide among the processes; fewer than 2 images for each.
     """
@@ -216,12 +211,9 @@ def ignore_signals(worker: int) -> None:
 
 
 def place_of(loader: Any, batch_idx: int, *, rank: int, size: int) -> int | None:
-    """Return the number of a batch in the global list of an evaluation; None for one that must not be counted.
+    """Return the number of a process's batch in the global list of an evaluation; None: it must not be counted.
 
-    Args:
-        loader: the DataLoader of the batch; without `EvaluationBatches`, the processes take its batches in turn.
-        batch_idx: counted by this process.
-        rank, size: this process, and the number of processes.
+    The processes (rank of size) take the batches of a loader without `EvaluationBatches` in turn.
     """
     batches = getattr(loader, "batch_sampler", None)
     if isinstance(batches, EvaluationBatches):

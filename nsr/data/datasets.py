@@ -54,8 +54,7 @@ class DatasetImages(ImageData):
     Args:
         factory: returns the datasets as {'train': ..., 'test': ..., 'validation': ...}, (train, test) or (train,
             validation, test); each of (image, label) items. Its random draws depend on split_seed alone.
-        arguments: of the factory, beside those of the loader's settings that its signature names.
-        loader: see ImageData.
+        arguments: of the factory, beside those of `loader` (see ImageData) that its signature names.
     """
 
     infers_description = True

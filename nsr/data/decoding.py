@@ -41,10 +41,7 @@ def _read(paths: np.ndarray, labels: Tensor, channels: int, image_size: int, ind
 
 
 def decode(path: str, *, channels: int, image_size: int) -> np.ndarray:
-    """Return the pixels (channel, height, width) uint8 of an image file, 1 channel (gray) or 3 (red, green, blue).
-
-    An image of another size is resized, shorter side to `image_size`, and cropped at the center.
-    """
+    """Return the pixels (channel, height, width) uint8 of an image file, 1 channel (gray) or 3 (red, green, blue)."""
     return _opened(path, lambda image: pixels_of(image, channels, image_size))
 
 
@@ -88,7 +85,10 @@ def _opened(path: str, use: Callable[[Image.Image], Any]) -> Any:
 
 
 def pixels_of(image: Image.Image, channels: int, image_size: int | None) -> np.ndarray:
-    """Return the pixels (channel, height, width) uint8 of an image, in its own size where `image_size` is None."""
+    """Return the pixels (channel, height, width) uint8 of an image.
+
+    Its shorter side is resized to `image_size`, and it is cropped at the center; None: it keeps its size.
+    """
     if image.mode.startswith(WIDE_MODES):
         raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}: save it with 8 bits")
     if image.mode == "P" and "transparency" in image.info:

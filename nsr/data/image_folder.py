@@ -23,11 +23,10 @@ FOLDERS = {"train": "train", "test": "test", "validation": "val"}  # of each spl
 class ImageFolder(ImageData):
     """ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE, where the names of the class folders are the classes.
 
-    Images in ROOT/val/CLASS/IMAGE, where it exists, replace those held out of train/. channels, image_size, classes,
-    mean and std that are None are inferred by `describe`; channels, mean and std from up to 2,000 evenly spaced images
-    of train/, or test/ where there is no train/. Images of another size than image_size are resized (shorter side,
-    antialiased) and cropped at the center. Without train/ a model can still be evaluated, without test/ one can be
-    trained.
+    Images in ROOT/val/CLASS/IMAGE, where it exists, replace those held out of train/. An evaluation needs test/ alone,
+    training train/. channels, image_size, classes, mean and std that are None are inferred by `describe`; channels,
+    mean and std from up to 2,000 evenly spaced images of train/, or test/ where there is no train/. Images of another
+    size than image_size are resized (shorter side, antialiased) and cropped at the center.
 
     Args:
         in_memory: decode all images once and keep them as uint8; None: where they take less than 2 GiB.
@@ -85,12 +84,7 @@ class ImageFolder(ImageData):
 
 
 def check_folder(root: Path) -> list[str]:
-    """Return the names of the classes, in the order of their labels.
-
-    Errors:
-        InputError: no such folder, neither train/ nor test/, no class, one class, a class without images, or other
-            classes in test/ or val/ than in train/.
-    """
+    """Return the names of the classes, in the order of their labels; InputError for another layout."""
     if not root.is_dir():
         raise InputError(f"data.root is {root}, which is no folder; {LAYOUT}")
     classes = {name: class_names(root / name) for name in FOLDERS.values() if (root / name).is_dir()}

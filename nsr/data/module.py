@@ -38,8 +38,9 @@ class DataDescription:
 class ImageData(pl.LightningDataModule):
     """A data set of images (channel, height, width) in [0, 1], without normalization.
 
-    A subclass implements `load(split)`. A callable that returns datasets needs no subclass, see `nsr.data.image_data`.
-    The Trainer must run with use_distributed_sampler=False: the batches are already divided among the processes.
+    A subclass implements `load(split)`, which `setup` calls after `describe`; it may return `TensorImages`. A callable
+    that returns datasets needs no subclass, see `nsr.data.image_data`. The Trainer must run with
+    use_distributed_sampler=False: the batches are already divided among the processes.
 
     Args:
         channels, image_size, classes, mean, std: of the images; mean and std are the model's, one per channel.
@@ -90,15 +91,22 @@ class ImageData(pl.LightningDataModule):
         name = "data.evaluation_batch_size"
         self.evaluation_batch_size = check_number(name, evaluation_batch_size, lowest=1, whole=True)
         self._check_description()
-        self.validation_images = _check_held_out(validation_images)
+        name, advice = (
+            "data.validation_images",
+            "an int is a count of images, a float a fraction of the training images",
+        )
+        if isinstance(validation_images, float):
+            check_number(name, validation_images, above=0, highest=1, advice=advice)
+        else:
+            check_number(name, validation_images, lowest=1, whole=True, advice=advice)
+        self.validation_images = validation_images
         self.split_seed = check_number("data.split_seed", split_seed, lowest=0, highest=2**32 - 1, whole=True)
         self.seed = check_number("data.seed", seed, lowest=0, whole=True)
         self.augment = build_augmentation(augmentation)
         cpus = os.cpu_count() or 1
-        most, advice = min(256, max(16, 4 * cpus)), f"this machine has {cpus} CPUs"
-        self.num_workers = check_number(
-            "data.num_workers", num_workers, lowest=0, highest=most, whole=True, advice=advice
-        )
+        bounds = {"lowest": 0, "highest": min(256, max(16, 4 * cpus))}
+        advice = f"this machine has {cpus} CPUs"
+        self.num_workers = check_number("data.num_workers", num_workers, **bounds, whole=True, advice=advice)
         self.root: Any = None if root is None else Path(root).expanduser().absolute()
         self.training_set: Any = None
         self.validation_set: Any = None
@@ -112,10 +120,7 @@ class ImageData(pl.LightningDataModule):
         """Raise InputError where one of 'train' and 'test' is missing, before anything is created."""
 
     def load(self, split: str) -> Any:
-        """Return the 'train', 'validation' or 'test' Dataset of (image, label), such as `TensorImages`.
-
-        It has `labels` (image,) and `subset(indices)`. `setup` calls `describe` before.
-        """
+        """Return the 'train', 'validation' or 'test' Dataset of (image, label), with `labels` and `subset(indices)`."""
         raise NotImplementedError
 
     def describe(self) -> DataDescription:
@@ -171,10 +176,8 @@ class ImageData(pl.LightningDataModule):
             indices = indices[:n_examples]
             missing = sorted(set(labels.tolist()) - set(labels[:n_examples].tolist()))
             if missing:
-                raise InputError(
-                    f"evaluation.subset is first, but the first {n_examples} test images contain none of class "
-                    f"{missing[0]}; take more, or evaluation.subset=balanced"
-                )
+                got = f"the first {n_examples} test images contain none of class {missing[0]}"
+                raise InputError(f"evaluation.subset is first, but {got}; take more, or evaluation.subset=balanced")
         elif n_examples < len(labels):
             _, indices = stratified_split(labels, n_examples, seed=self.split_seed, asked_by="evaluation.n_examples")
         self.test_set = self.test_set.subset(indices)
@@ -226,10 +229,8 @@ class ImageData(pl.LightningDataModule):
     def _set_class_names(self, names: Sequence[str], source: str) -> None:
         """Set the names of the classes that `source` has; InputError where data.classes is another number."""
         if names and self.classes not in (None, len(names)):
-            raise InputError(
-                f"data.classes is {self.classes}, but {source} has {len(names)} classes; leave data.classes out to use "
-                "them"
-            )
+            advice = "leave data.classes out to use them"
+            raise InputError(f"data.classes is {self.classes}, but {source} has {len(names)} classes; {advice}")
         self.class_names, self.classes = names, len(names) or self.classes
 
     def _infer_mean_and_std(self, images: Iterable[np.ndarray]) -> None:
@@ -273,13 +274,6 @@ class ImageData(pl.LightningDataModule):
             size_bytes = 4 * batch * (self.channels or 1) * self.image_size**2
             fix = "set a smaller data.image_size, data.batch_size or data.evaluation_batch_size"
             check_fits_memory(f"a batch of {batch} images of data.image_size={self.image_size}", size_bytes, fix)
-
-
-def _check_held_out(value: Any) -> int | float:
-    """Return data.validation_images: a count (int) from 1, or a fraction (float) between 0 and 1."""
-    bounds: dict[str, Any] = {"above": 0, "highest": 1} if isinstance(value, float) else {"lowest": 1, "whole": True}
-    advice = "an int is a count of images, a float a fraction of the training images"
-    return check_number("data.validation_images", value, advice=advice, **bounds)
 
 
 def sample_indices(count: int, most: int | None = None) -> list[int]:

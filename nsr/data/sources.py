@@ -13,7 +13,6 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ from nsr.errors import InputError, check_choice, one_line
 
 log = logging.getLogger(__name__)
 
-DIGITS_TEST_IMAGES = 500
 # errors of torchvision and its libraries on missing or damaged files, and on a download without network
 FAILURES: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, ValueError, AssertionError, LookupError)
 FAILURES += (tarfile.TarError, zlib.error, http.client.HTTPException, pickle.UnpicklingError)
@@ -49,16 +47,13 @@ class Digits(ImageData):
         digits = load_digits()
         images = torch.from_numpy(digits.images).to(torch.float32)[:, None] / 16  # (1797, 1, 8, 8)
         labels = torch.from_numpy(digits.target).to(torch.int64)
-        train, test = stratified_split(labels, DIGITS_TEST_IMAGES, seed=0)
+        train, test = stratified_split(labels, 500, seed=0)
         return TensorImages(images, labels).subset(train if split == "train" else test)
 
 
 class Downloaded(ImageData):
-    """A data set that torchvision reads and downloads.
+    """A data set that torchvision reads and, with `download`, fetches where its files are missing.
 
-    Args:
-        download: fetch the files where they are missing.
-        settings: see ImageData.
     Errors:
         InputError: the files are missing, damaged, or cannot be downloaded; it names the files and the folder.
     """
@@ -87,7 +82,7 @@ class Downloaded(ImageData):
 
     def prepare(self) -> None:
         reason = "data.download is false"
-        for attempt in (self._unpack_archives, self._download) if self.download else (self._unpack_archives,):
+        for attempt in (self._unpack, self._download) if self.download else (self._unpack,):
             if self._is_there():
                 return
             try:
@@ -114,14 +109,19 @@ class Downloaded(ImageData):
     def _is_there(self) -> bool:
         return all((self.folder / file).is_file() for file in self.files)
 
-    def _unpack_archives(self) -> None:
+    def _unpack(self) -> None:
         # by hand: torchvision refuses archives packed by others (Debian's Fashion-MNIST) for their checksum
-        for path in (self.folder / archive for archive in self.archives):
-            if path.is_file():
-                try:
-                    _unpack(path)
-                except FAILURES as error:
-                    raise RuntimeError(f"{path.name} cannot be unpacked: {_reason(error)}") from error
+        for path in (self.folder / archive for archive in self.archives if (self.folder / archive).is_file()):
+            try:
+                if path.name.endswith(".tar.gz"):
+                    with tarfile.open(path, "r:gz") as packed:
+                        packed.extractall(path.parent, filter="data")
+                else:
+                    unfinished = path.with_suffix(".part")  # a run that is killed here leaves no incomplete file
+                    unfinished.write_bytes(gzip.decompress(path.read_bytes()))
+                    unfinished.replace(path.with_suffix(""))
+            except FAILURES as error:
+                raise RuntimeError(f"{path.name} cannot be unpacked: {_reason(error)}") from error
 
     def _download(self) -> None:
         log.info("downloading %s to %s", self.title, self.folder)
@@ -133,17 +133,6 @@ class Downloaded(ImageData):
             for folder in new:  # torchvision creates them before it knows whether there is a network
                 with suppress(OSError):
                     folder.rmdir()  # only where nothing came
-
-
-def _unpack(archive: Path) -> None:
-    """Unpack a .tar.gz or .gz file beside it."""
-    if archive.name.endswith(".tar.gz"):
-        with tarfile.open(archive, "r:gz") as packed:
-            packed.extractall(archive.parent, filter="data")
-    else:
-        unfinished = archive.with_suffix(".part")  # a run that is killed here leaves no incomplete file
-        unfinished.write_bytes(gzip.decompress(archive.read_bytes()))
-        unfinished.replace(archive.with_suffix(""))
 
 
 @contextmanager

@@ -33,8 +33,7 @@ def build_network(
     """Return the network that a configuration's model group describes.
 
     Args:
-        factory: the class or function that `_target_` names.
-        settings: its arguments.
+        factory: the class or function that `_target_` names; `settings` are its arguments.
         channels, classes, image_size: of the data, each passed only where the signature names it (or num_classes,
             in_channels, img_size, ...) and the settings do not set it.
     Errors:
@@ -86,10 +85,8 @@ def torchvision_model(*, name: str, channels: int, classes: int, image_size: int
     check_sizes(channels=channels, classes=classes, image_size=image_size, smallest=1)
     _check_name(name, torchvision_classifiers(), "torchvision")
     if channels != 3:
-        raise InputError(
-            f"torchvision's {name} takes images of 3 channels, but data.channels is {channels}; "
-            "model=timm and nsr's own networks take any number"
-        )
+        advice = "model=timm and nsr's own networks take any number"
+        raise InputError(f"torchvision's {name} takes images of 3 channels, but data.channels is {channels}; {advice}")
     from torchvision.models import get_model_builder
 
     builder = get_model_builder(name)
@@ -140,10 +137,8 @@ def _check_name(name: object, known: Collection[str], library: str) -> None:
     if name in known:
         return
     if isinstance(name, str) and (":" in name or "/" in name):
-        raise InputError(
-            f"model.name is {name!r}, which looks in a hub or a folder: refused; it must be a name that {library} "
-            "itself knows; weights come from model.weights=FILE"
-        )
+        advice = f"it must be a name that {library} itself knows; weights come from model.weights=FILE"
+        raise InputError(f"model.name is {name!r}, which looks in a hub or a folder: refused; {advice}")
     hint = did_you_mean(name, known)
     raise InputError(f"model.name is {name!r}; {library} has no image classifier of that name{hint}")
 
