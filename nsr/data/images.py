@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -63,11 +64,11 @@ class LazyImages(Dataset[Item]):
         read: index -> pixels (channel, height, width), uint8 or float32 in [0, 1], and label.
         labels: (image,).
         indices: of the images; None: 0, 1, ...
-        seed: of the draws.
+        seed: of the draws; None: `read` draws nothing, and is not slowed down by seeding.
     """
 
     def __init__(
-        self, read: Callable[[int], Item], labels: Tensor, indices: Tensor | None = None, *, seed: int = 0
+        self, read: Callable[[int], Item], labels: Tensor, indices: Tensor | None = None, *, seed: int | None = None
     ) -> None:
         self.read, self.labels, self.seed = read, labels, seed
         self.indices = torch.arange(len(labels)) if indices is None else indices
@@ -79,7 +80,7 @@ class LazyImages(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         """(channel, height, width) float32 in [0, 1] and its label."""
         place = int(self.indices[index])
-        with seeded(draw_seed(self.seed, int(self.epoch), place)):
+        with nullcontext() if self.seed is None else seeded(draw_seed(self.seed, int(self.epoch), place)):
             image, label = self.read(place)
         return _scaled(image), label
 
