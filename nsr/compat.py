@@ -104,11 +104,6 @@ def without_compilation_prefix(name: str) -> str:
     return f"{name}.".replace("_orig_mod.", "").removesuffix(".")
 
 
-def is_compiled(net: nn.Module) -> bool:
-    """Return whether `torch.compile(module)` or `module.compile()` was applied to any part of `net`. torch 2.12."""
-    return any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for module in net.modules())
-
-
 def is_batch_norm(module: nn.Module) -> bool:
     """Return whether the module is a BatchNorm of any kind, SyncBatchNorm included. torch 2.12."""
     from torch.nn.modules.batchnorm import _BatchNorm

@@ -251,6 +251,18 @@ def calls_matching(pattern: str, entries: Sequence[str]) -> list[str]:
     ]
 
 
+def matching_names(setting: str, patterns: Sequence[str] | None, hooked: Sequence[str]) -> list[str]:
+    """Return the hooked layers that the patterns of a setting mean, in their order; None: all of them."""
+    for pattern in patterns or ():
+        if not calls_matching(pattern, hooked):
+            raise InputError(
+                f"{setting} has {pattern!r}, which matches no hooked layer{did_you_mean(pattern, hooked)}; hooked are "
+                f"{', '.join(hooked)}; layers=[...] hooks others"
+            )
+    chosen = hooked if patterns is None else {name for each in patterns for name in calls_matching(each, hooked)}
+    return [name for name in hooked if name in chosen]
+
+
 def no_match(pattern: str, names: Sequence[str], net: nn.Module) -> InputError:
     """Return the error of a pattern that matches none of `names`."""
     return InputError(

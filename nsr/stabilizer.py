@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from nsr.errors import InputError, check_choice, check_number, check_top, did_you_mean
-from nsr.layers import as_list, calls_matching
+from nsr.errors import InputError, check_choice, check_number, check_top
+from nsr.layers import as_list, matching_names
 from nsr.modes import BATCH_NORM
 from nsr.sensitivity import DISTANCES, activation_difference, most_sensitive, neuron_sensitivity
 
@@ -142,18 +142,7 @@ class SensitivityStabilizer(nn.Module):
         """Return those of the captured layers that the term stabilizes."""
         if not captured:
             raise InputError("no layer is captured, so there is nothing to stabilize; see layers")
-        if self.layers is None:
-            return list(captured)
-        chosen: set[str] = set()
-        for pattern in self.layers:
-            matching = calls_matching(pattern, captured)
-            if not matching:
-                raise InputError(
-                    f"stabilizer.layers: no captured layer matches {pattern!r}{did_you_mean(pattern, captured)}; "
-                    f"captured are {', '.join(captured)}"
-                )
-            chosen.update(matching)
-        return [layer for layer in captured if layer in chosen]
+        return matching_names("stabilizer.layers", self.layers, captured)
 
     def _neuron_dim(self, features: Tensor) -> int:
         return self.neuron_dim if self.neuron_dim is not None else -1 if features.ndim == 3 else 1
