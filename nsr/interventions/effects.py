@@ -87,8 +87,9 @@ class EffectAccumulator:
 
     kinds: Sequence[str]
     images: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("tested", "correct", "fooled"), 0))
-    changed: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
-    shifts: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
+    batches: dict[tuple[str, str], list[Tensor]] = field(
+        default_factory=dict
+    )  # (changed or shift, distinct set, image)
 
     def count(self, correct: Tensor, robust: Tensor) -> None:
         """Count a batch's images; correct without the attack and under it, each (batch,) bool."""
@@ -97,12 +98,11 @@ class EffectAccumulator:
 
     def add(self, kind: str, layer: str, *, plain: Tensor, patched: Tensor, labels: Tensor) -> None:
         """Add a batch's logits without the interventions (image, class) and with them (distinct set, image, class)."""
-        flat, repeated = patched.flatten(0, 1), labels.repeat(len(patched))
-        rise = margin(flat, repeated).unflatten(0, patched.shape[:2]) - margin(plain, labels)
-        is_correct = (flat.argmax(1) == repeated).unflatten(0, patched.shape[:2])
-        corrects = kind == "patch_clean"
-        self.changed.setdefault((kind, layer), []).append((is_correct if corrects else ~is_correct).cpu())
-        self.shifts.setdefault((kind, layer), []).append((-rise if corrects else rise).float().cpu())
+        margins = margin(patched.flatten(0, 1), labels.repeat(len(patched))).unflatten(0, patched.shape[:2])
+        changed, shift = patched.argmax(2) != labels, margins - margin(plain, labels)  # towards misclassification
+        if kind == "patch_clean":
+            changed, shift = ~changed, -shift
+        self.batches.setdefault((kind, layer), []).append(torch.stack([changed.float(), shift.float()]).cpu())
 
     def effects(
         self, rankings: Mapping[str, LayerRanking], sets: Mapping[str, NeuronSets], *, n_bootstrap: int, seed: int
@@ -136,7 +136,7 @@ class EffectAccumulator:
         )
 
     def _rows(self, kind: str, layer: str, ranking: LayerRanking, sets: NeuronSets, **bootstrap: int) -> Iterator[Row]:
-        changed, shifts = (torch.cat(parts[kind, layer], 1) for parts in (self.changed, self.shifts))
+        changed, shifts = torch.cat(self.batches[kind, layer], 2)
         for fraction, control in sorted(sets.rows, key=lambda key: key[1] == WHOLE):  # the whole layer last
             of, masks = sets.rows[fraction, control], sets.masks(fraction, control)
             most = None if control == WHOLE else sets.rows[fraction, MOST]
@@ -155,8 +155,9 @@ class EffectAccumulator:
                     intervals[contrast] = contrast_interval(values[most], values[of], **bootstrap)
                 for column, interval in intervals.items():
                     metrics |= zip((column, f"{column}_low", f"{column}_high"), interval, strict=True)
-            rounded = {name: round(one, DECIMALS) if isinstance(one, float) else one for name, one in metrics.items()}
-            yield Row(layer, kind, fraction, control, **rounded)
+            for name, value in metrics.items():
+                metrics[name] = round(value, DECIMALS) if isinstance(value, float) else value
+            yield Row(layer, kind, fraction, control, **metrics)
 
 
 def _fraction(masks: Tensor, weights: Tensor) -> float:

@@ -76,7 +76,11 @@ class Patcher:
             logits = trace.run(images)
             self._calls = trace.calls
             modules = named_modules(self.root)
-            self._targets = {self._call_of(layer, modules): layer.name for layer in layers}
+            self._targets: dict[int, str] = {}  # {number of the call that returns a layer's output: the layer}
+            for layer in self.layers:
+                name, which = name_and_call(layer)
+                calls = [call.number for call in self._calls if call.module is modules[name]]
+                self._targets[calls[(which or 1) - 1]] = layer
             recording = self._recording(images, logits, trace)
             self._plans = {name: self._plan(number, recording) for number, name in self._targets.items()}
         self._kept = {step.call.number for plan in self._plans.values() for step in plan if step.how == "reuse"}
@@ -120,20 +124,21 @@ class Patcher:
 
     # ---------------------------------------------------------------- plans
 
-    def _call_of(self, layer: Layer, modules: dict[str, nn.Module]) -> int:
-        """The number of the call that returns the layer's output."""
-        name, which = name_and_call(layer.name)
-        return [call.number for call in self._calls if call.module is modules[name]][(which or 1) - 1]
-
     def _plan(self, target: int, recording: Recording) -> list[Step]:
         """Choose the steps that run least before the layer and still give the plain logits."""
         layer = self._targets[target]
+        features = recording.features[layer]
+        nothing = torch.zeros(2, self.layers[layer].neurons, dtype=torch.bool, device=features.device)
         for reuses, skips_unread in ((True, True), (True, False), (False, False)):
+            plan, reads = self._steps(target, reuses=reuses), ReadTracker()
             try:
-                plan = self._steps(target, reuses=reuses)
-                if skips_unread:
-                    plan = self._without_unread(plan, layer, recording)
-                if self._gives_plain_logits(plan, layer, recording):
+                if skips_unread:  # the reused outputs that only skipped modules receive
+                    self._patched(plan, recording, layer, features, nothing, reads)
+                    unread = {step.call.number for step in plan if step.how == "reuse"} - reads.seen
+                    plan = [Step(step.call, "skip") if step.call.number in unread else step for step in plan]
+                difference = self._patched(plan, recording, layer, features, nothing) - recording.logits
+                tolerance = torch.finfo(difference.dtype).eps ** 0.5 * recording.logits.abs().max()
+                if (difference.abs() <= tolerance).all():  # False where one is not a number
                     return plan
             except (RuntimeError, TypeError, ValueError):  # shapes that the repeated outputs do not fit
                 continue
@@ -161,22 +166,6 @@ class Patcher:
             else:
                 steps.append(Step(call, "run"))
         return [*steps, Step(last, "run" if last.blank is None else "skip")]
-
-    def _without_unread(self, plan: list[Step], layer: str, recording: Recording) -> list[Step]:
-        """Skip the reused outputs that only skipped modules receive."""
-        reads = ReadTracker()
-        self._patched(plan, recording, layer, recording.features[layer], self._no_neuron(layer, recording, 1), reads)
-        unread = {step.call.number for step in plan if step.how == "reuse"} - reads.seen
-        return [Step(step.call, "skip") if step.call.number in unread else step for step in plan]
-
-    def _gives_plain_logits(self, plan: list[Step], layer: str, recording: Recording) -> bool:
-        nothing = self._no_neuron(layer, recording, 2)
-        logits = self._patched(plan, recording, layer, recording.features[layer], nothing)
-        tolerance = torch.finfo(logits.dtype).eps ** 0.5 * recording.logits.abs().max()
-        return bool(((logits - recording.logits).abs() <= tolerance).all())  # False where one is not a number
-
-    def _no_neuron(self, layer: str, recording: Recording, sets: int) -> Tensor:
-        return torch.zeros(sets, self.layers[layer].neurons, dtype=torch.bool, device=recording.images.device)
 
     # ---------------------------------------------------------------- patched passes
 

@@ -85,16 +85,9 @@ def _layer_sums(layer: Layer, clean: Tensor, adversarial: Tensor) -> list[Tensor
 
 
 def _ranking(sums: Sequence[Tensor], samples: int) -> LayerRanking:
-    difference, activation, output, squares, *further = sums
-    parts = SensitivitySums(difference, activation, samples)
-    return LayerRanking(
-        sensitivity=divide(parts),
-        squared_difference=squares / samples,
-        relative=divide(parts, "relative"),
-        activation=activation / samples,
-        mean_output=output / samples,
-        conductance=further[0] / samples if further else None,
-    )
+    parts = SensitivitySums(sums[0], sums[1], samples)
+    activation, output, squared_difference, *further = (values / samples for values in sums[1:])
+    return LayerRanking(divide(parts), squared_difference, divide(parts, "relative"), activation, output, *further)
 
 
 def conductance(
