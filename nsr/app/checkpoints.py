@@ -1,10 +1,9 @@
-"""A checkpoint of nsr as an evaluation reads it: its tensors, its settings, no classes but known ones."""
+"""Checkpoints of nsr as an evaluation reads them: tensors, settings, and no classes but known ones."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -12,7 +11,9 @@ from torch import nn
 
 from nsr.app.allowlist import admitted, plain_copy, targets
 from nsr.app.composition import plain
+from nsr.app.network import SIZES
 from nsr.app.rules import NORMS, optional, patterns
+from nsr.data import DataDescription
 from nsr.errors import InputError, check_choice, check_epsilon
 from nsr.models.weights import is_state_dict, load_state_dict, read_checkpoint
 
@@ -23,10 +24,8 @@ OF_TRAINING = ("augmentation",)  # settings of the data that an evaluation has n
 def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
     """Return the settings of an evaluation and its checkpoint, which fills in what the command left open.
 
-    Only tensors and plain values are read; nsr.app.allowlist and config.trusted decide which classes are made.
-
-    Args:
-        config: of the command; left as it is.
+    Only tensors and plain values are read; nsr.app.allowlist and config.trusted decide which classes are made. The
+    configuration itself is not changed.
 
     Errors:
         InputError: nothing to evaluate, or a checkpoint that cannot be used.
@@ -46,11 +45,7 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
             if config.norm in (None, settings["norm"]):
                 config.epsilon = config.epsilon if config.epsilon is not None else settings["epsilon"]
             config.norm = config.norm or settings["norm"]
-    elif (
-        config.get("model") is None
-        or "_target_" not in (config.get("data") or {})
-        or config.model.get("weights") is None
-    ):
+    elif "_target_" not in (config.get("data") or {}) or (config.get("model") or {}).get("weights") is None:
         raise InputError(
             "nothing to evaluate: give checkpoint=RUN/checkpoints/best.ckpt, or model=NAME model.weights=FILE data=NAME"
         )
@@ -77,7 +72,7 @@ def read_settings(path: Any) -> tuple[Mapping[str, Any], dict[str, Any]]:
 
 
 def read_part(part: str, settings: Mapping[str, Any], path: Any, *, trusted: Sequence[str]) -> dict[str, Any]:
-    """Return the 'model' or 'data' of a checkpoint's settings, to be made; what only the user allows is logged."""
+    """Return the 'model' or 'data' of a checkpoint's settings, to be made; log the names that `trusted` allows."""
     own = settings.get(part)
     if part == "data" and isinstance(own, Mapping):
         own = {name: value for name, value in own.items() if name not in OF_TRAINING}
@@ -88,30 +83,40 @@ def read_part(part: str, settings: Mapping[str, Any], path: Any, *, trusted: Seq
     return theirs
 
 
-def load_network(net: nn.Module, saved: Mapping[str, Any], path: Any) -> None:
-    """Load the weights of a checkpoint of nsr into `net`; InputError where they are another network's."""
+def load_network(
+    net: nn.Module, saved: Mapping[str, Any], path: Any, *, description: DataDescription | None = None
+) -> None:
+    """Load the weights of a checkpoint of nsr into `net`.
+
+    Errors:
+        InputError: they are another network's, or were trained on data unlike those of the description.
+    """
     everything = saved["state_dict"] if isinstance(saved["state_dict"], Mapping) else {}
-    state = {
-        key.removeprefix("net."): value
-        for key, value in everything.items()
-        if isinstance(key, str) and key.startswith("net.")
-    }
+    own = {key: value for key, value in everything.items() if isinstance(key, str) and key.startswith("net.")}
+    state = {key.removeprefix("net."): value for key, value in own.items()}
     if not is_state_dict(state):
         raise InputError(f"{str(path)!r} is no checkpoint of nsr: its state_dict is no mapping of names to tensors")
-    load_state_dict(net, state, repr(str(path)))
+    try:
+        load_state_dict(net, state, repr(str(path)))
+    except InputError as error:
+        theirs = saved["nsr_settings"].get("data") if description is not None else None
+        if not isinstance(theirs, Mapping):
+            raise
+        sizes = ((name, theirs.get(name), getattr(description, name)) for name in SIZES)
+        unlike = [f"{name} was {before} and is {now}" for name, before, now in sizes if before != now]
+        if not unlike:
+            raise
+        raise InputError(
+            f"{str(path)!r} was trained on other data: {'; '.join(unlike)}; leave data=NAME out, or evaluate a "
+            f"checkpoint that was trained on these data ({error})"
+        ) from error
 
 
 def _check_threat_model(settings: Mapping[str, Any]) -> None:
     """Every attack gets these, and Hydra makes it too: a number, a name, names of layers and nothing else."""
-    with _of_the_checkpoint():
+    try:
         norm = check_choice("norm", settings.get("norm"), NORMS)
         check_epsilon("epsilon", settings.get("epsilon"), norm=norm)
         optional(patterns)("layers", settings.get("layers"))
-
-
-@contextmanager
-def _of_the_checkpoint() -> Iterator[None]:
-    try:
-        yield
     except InputError as error:
         raise InputError(f"the checkpoint's {error}") from error

@@ -1,18 +1,28 @@
-"""The devices and the precision that a command asks for, and whether this machine has them."""
+"""The devices and the precision that a command asks for, whether this machine has them, and further processes."""
 
 from __future__ import annotations
 
 import os
+import sys
+from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_original_cwd
 
 from nsr.app.instantiation import Settings
 from nsr.errors import InputError
+from nsr.run.commands import override
+
+
+def _asked(settings: Settings) -> tuple[str, Any]:
+    """(accelerator, devices) of the Trainer."""
+    return settings["trainer"].get("accelerator", "auto"), settings["trainer"].get("devices", 1)
 
 
 def processes(settings: Settings) -> int:
     """Return how many processes a run has, on all machines."""
-    devices, accelerator = settings["trainer"].get("devices", 1), settings["trainer"].get("accelerator", "auto")
+    accelerator, devices = _asked(settings)
     if devices == "auto":
         devices = max(1, torch.cuda.device_count()) if accelerator in ("auto", "gpu") else 1
     count = len(devices) if isinstance(devices, list) else devices
@@ -20,11 +30,7 @@ def processes(settings: Settings) -> int:
 
 
 def shares_batches(settings: Settings) -> bool:
-    """Return whether several processes, each with a GPU, train on a batch together.
-
-    Errors:
-        InputError: they have none, and sync_batch_norm asks for it.
-    """
+    """Return whether several processes train on a batch together; InputError where SyncBatchNorm lacks GPUs."""
     if processes(settings) == 1:
         return False
     if settings["sync_batch_norm"] and not on_gpus(settings):
@@ -34,7 +40,7 @@ def shares_batches(settings: Settings) -> bool:
 
 def on_gpus(settings: Settings) -> bool:
     """Return whether the Trainer takes GPUs of CUDA."""
-    accelerator = settings["trainer"].get("accelerator", "auto")
+    accelerator, _ = _asked(settings)
     return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
 
 
@@ -45,8 +51,8 @@ def check_machine(settings: Settings) -> None:
         InputError: it lacks them; Lightning would take another precision, or a much slower one.
     """
     _check_devices(settings)
-    trainer = settings["trainer"]
-    precision, accelerator = trainer.get("precision", "32-true"), trainer.get("accelerator", "auto")
+    accelerator, _ = _asked(settings)
+    precision = settings["trainer"].get("precision", "32-true")
     on_mps = accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available())
     if precision == "64-true" and on_mps and not on_gpus(settings):
         raise InputError("trainer.precision is 64-true, which mps does not have; trainer.accelerator=cpu does")
@@ -59,7 +65,7 @@ def check_machine(settings: Settings) -> None:
 
 
 def _check_devices(settings: Settings) -> None:
-    accelerator, devices = settings["trainer"].get("accelerator", "auto"), settings["trainer"].get("devices", 1)
+    accelerator, devices = _asked(settings)
     gpus = torch.cuda.device_count()
     if accelerator == "gpu" and gpus == 0:
         raise InputError(
@@ -67,8 +73,19 @@ def _check_devices(settings: Settings) -> None:
         )
     if accelerator == "mps" or devices == "auto":
         return
-    on_gpu = accelerator == "gpu" or (accelerator == "auto" and gpus > 0)
-    there_are, kind = (gpus, "GPUs") if on_gpu else (os.cpu_count() or 1, "CPU cores")
+    there_are, kind = (gpus, "GPUs") if on_gpus(settings) else (os.cpu_count() or 1, "CPU cores")
     wanted = max(devices) + 1 if isinstance(devices, list) else devices
     if wanted > there_are:
         raise InputError(f"trainer.devices is {devices}; there are {there_are} {kind}")
+
+
+def process_command(local_rank: int) -> tuple[list[str], str]:
+    """Return the command of a further process of this job, in its own run directory, and the folder to start it in."""
+    hydra = HydraConfig.get()
+    program = hydra.job.name.partition("_")[0]
+    overrides = [row for row in hydra.overrides.task if not row.startswith("hydra")]
+    beside = [override("hydra.run.dir", hydra.runtime.output_dir), f"hydra.job.name={program}_process_{local_rank}"]
+    if hydra.searchpath:
+        beside.append(override("hydra.searchpath", list(hydra.searchpath)))
+    name = ["--config-name", hydra.job.config_name] if hydra.job.config_name else []
+    return [sys.executable, "-m", "nsr.app.main", program, *name, *overrides, *beside], get_original_cwd()

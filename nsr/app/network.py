@@ -12,22 +12,22 @@ from nsr.models import Classifier, build_network
 from nsr.models.weights import load_state_dict_file
 from nsr.modes import network_mode
 
+SIZES = ("channels", "classes", "image_size")  # of the data that a network is made for
+
 
 def build_classifier(settings: Settings, description: DataDescription, *, exchange: bool = False) -> Classifier:
     """Make the network with its normalization in front, and the weights of model.weights in it.
 
     Args:
         settings: of the whole command.
-        description: of the data.
-        exchange: whether BatchNorm is made one over all processes.
+        exchange: convert BatchNorm to SyncBatchNorm.
     """
     own = dict(settings["model"])
     normalization, weights, output = own.pop("normalization", "data"), own.pop("weights", None), own.pop("output", None)
     check_choice("model.normalization", normalization, ("data", "none"))
     factory = locate(own, "model")
     own.pop("_target_")
-    sizes = {"channels": description.channels, "classes": description.classes, "image_size": description.image_size}
-    net = build_network(factory, instantiate(own, "model"), **sizes)
+    net = build_network(factory, instantiate(own, "model"), **{name: getattr(description, name) for name in SIZES})
     if weights is not None:
         load_state_dict_file(net, weights)
     if exchange:
@@ -44,11 +44,7 @@ def example_images(description: DataDescription) -> Tensor:
 
 
 def check_classifier(classifier: Classifier, description: DataDescription) -> None:
-    """Check that the network takes the images and gives logits of the classes.
-
-    Errors:
-        InputError: it does not.
-    """
+    """Raise InputError unless the network takes the images and returns logits of the classes."""
     example = example_images(description)
     try:
         with torch.no_grad(), network_mode(classifier, "eval"):

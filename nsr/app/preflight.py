@@ -1,4 +1,4 @@
-"""Everything that can go wrong before the first step, tried before a run directory is made.
+"""Try everything that can fail before the first step, before a run directory is made.
 
 What is made here (data, network, module, callbacks) is handed to the run: everything is made once.
 """
@@ -21,19 +21,17 @@ from nsr.app.build import (
     build_corruptions,
     build_data,
     build_module,
+    build_trainer,
     check_loggers,
-    cluster_environments,
-    max_epochs,
 )
 from nsr.app.checkpoints import load_network, with_checkpoint
-from nsr.app.composition import plain, without_hydra
-from nsr.app.instantiation import instantiate
+from nsr.app.composition import plain, selected_directory, without_hydra
 from nsr.app.machine import check_machine, processes
 from nsr.data import DataDescription, ImageData
 from nsr.data.batches import check_divides
 from nsr.errors import InputError
 from nsr.run.resumption import earlier_run
-from nsr.run.settings import BESIDE, OWN
+from nsr.run.settings import OWN
 from nsr.training.module import RobustClassifier
 
 ELSEWHERE = (
@@ -46,7 +44,7 @@ _ready: list[Job] = []  # of this process, for the job with the same settings
 
 @dataclass(frozen=True)
 class Job:
-    """What a run or an evaluation is made of."""
+    """The parts of a run or an evaluation."""
 
     settings: Mapping[str, Any]  # of the command, resolved; never changed
     data: ImageData
@@ -58,7 +56,7 @@ class Job:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The settings as they are written: with what is known of the data."""
+        """The settings as they are written, with the description of the data."""
         of_data = asdict(self.description)
         names = of_data.pop("class_names")
         of_data |= {name: list(of_data[name]) for name in ("mean", "std")}
@@ -67,15 +65,7 @@ class Job:
 
 
 def make_job(config: DictConfig, program: str) -> Job:
-    """Make everything that a command needs from its configuration, or take it from the preflight.
-
-    Args:
-        config: of the job.
-        program: 'train' or 'evaluate'.
-
-    Errors:
-        InputError: it cannot be made.
-    """
+    """Make everything that a command needs from its configuration, or take it from the preflight."""
     settings, saved = with_checkpoint(config) if program == "evaluate" else (plain(config), None)
     while _ready:
         job = _ready.pop()
@@ -86,7 +76,7 @@ def make_job(config: DictConfig, program: str) -> Job:
     description = data.describe()
     module = build_module(settings, description, augment=data.augment)
     if saved is not None:
-        load_network(module.net, saved, settings["checkpoint"])
+        load_network(module.net, saved, settings["checkpoint"], description=description)
     return Job(
         settings=settings,
         data=data,
@@ -99,10 +89,10 @@ def make_job(config: DictConfig, program: str) -> Job:
 
 
 def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> None:
-    """Try everything that the job of `config` (Hydra's part among it) needs, and keep it for the job.
+    """Try everything that the job of `config`, Hydra's settings included, needs, and keep it for the job.
 
     Errors:
-        InputError: in one line, where it cannot begin.
+        InputError: in one line, where the job cannot start.
     """
     quiet_lightning()
     directory = _check_directory(config, program, is_sweep)
@@ -115,12 +105,11 @@ def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> No
         check_loggers(settings)
     job = make_job(without_hydra(config), program)
     if not is_elsewhere:
-        _check_trainer(settings)
+        build_trainer(settings, directory, ())
     if program == "train" and not is_sweep:
         overrides = list(config.hydra.overrides.task)
-        record = {name: value for name, value in job.record.items() if name not in BESIDE}
         resume, changed = settings["resume"], settings["allow_changed_config"]
-        earlier_run(directory, record, resume=resume, changed=changed, overrides=overrides)
+        earlier_run(directory, job.record, resume=resume, changed=changed, overrides=overrides)
     job.data.preflight(("train", "test") if program == "train" else ("test",))  # last: it takes the longest
     _ready.append(job)
 
@@ -133,21 +122,10 @@ def quiet_lightning() -> None:
         logger.propagate = True
 
 
-def _check_trainer(settings: Mapping[str, Any]) -> None:
-    """The Trainer can be made with its flags; the real one gets loggers and callbacks, and is made by the run."""
-    further: dict[str, Any] = {"max_epochs": max_epochs(settings)} if "objective" in settings else {}
-    further["plugins"] = cluster_environments()
-    trainer = instantiate(settings["trainer"], "trainer", logger=False, enable_progress_bar=False, **further)
-    if not isinstance(trainer, pl.Trainer):
-        raise InputError(
-            f"trainer._target_ is {settings['trainer']['_target_']}; it must be a pytorch_lightning.Trainer"
-        )
-
-
 def _check_directory(config: DictConfig, program: str, is_sweep: bool) -> Path:
-    """The run directory, which can be made."""
+    """Return the run directory; InputError where it cannot be made."""
     name = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
-    directory = Path(str(config.hydra.sweep.dir if is_sweep else config.hydra.run.dir)).absolute()
+    directory = selected_directory(config, name)
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in directory.parts):
         raise InputError(f"{name} has a folder name of more than {LONGEST_NAME} bytes; give a shorter one")
     try:
@@ -155,8 +133,8 @@ def _check_directory(config: DictConfig, program: str, is_sweep: bool) -> Path:
         is_writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
     except (OSError, RuntimeError) as error:  # a loop of links
         raise InputError(f"{name} is {str(directory)!r}; it cannot be made ({error}): give another folder") from error
-    folders = (directory, *directory.parents)
-    broken = next((folder for folder in folders if folder.is_symlink() and not folder.exists()), None)
+    links = [folder for folder in (directory, *directory.parents) if folder.is_symlink()]
+    broken = next((link for link in links if not link.exists()), None)
     if not is_writable or broken is not None:
         why = f"{parent} is not writable" if broken is None else f"{broken} is a link to nothing"
         raise InputError(f"{name} is {str(directory)!r}; it cannot be made: {why}; give another folder")
