@@ -9,9 +9,16 @@ import torch
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from nsr.app.checkpoints import load_network, read_part, read_settings
 from nsr.app.instantiation import EXAMPLES, Settings, chosen, locate, make_callable, make_one, parameters, trial
-from nsr.app.network import SIZES, build_classifier, check_classifier, example_images
+from nsr.app.network import (
+    SIZES,
+    build_classifier,
+    check_classifier,
+    example_images,
+    load_network,
+    read_part,
+    read_settings,
+)
 from nsr.attacks import guarded
 from nsr.attacks.guard import GuardedAttack
 from nsr.data import DataDescription

@@ -2,7 +2,7 @@
 
 `check_command_line` composes the configuration before Hydra's own main does, which would make a run directory before a
 wrong value is found. In a sweep every value is checked before the first job starts. What only the network or the data
-can say (a layer pattern, a missing folder) comes next, from `nsr.app.preflight`, still before anything is made.
+can say (a layer pattern, a missing folder) comes next, from `nsr.app.job`, still before anything is made.
 """
 
 from __future__ import annotations
@@ -63,20 +63,7 @@ def check_command_line(program: str, arguments: Sequence[str] | None = None) -> 
         if not asks and not repeats:
             overrides = _checked(program, overrides, options)
     if arguments is None:
-        sys.argv[1:] = [*_flags(sys.argv[1:], options), *overrides]
-
-
-def _flags(arguments: Sequence[str], options: Namespace) -> list[str]:
-    """The arguments without overrides, and without --config-dir, which has become an override."""
-    kept = [argument for argument in arguments if argument not in options.overrides]
-    if options.config_dir is None:
-        return kept
-    kept = [argument for argument in kept if not argument.startswith(("--config-dir=", "-cd="))]
-    for flag in ("--config-dir", "-cd"):
-        if flag in kept:
-            place = kept.index(flag)
-            del kept[place : place + 2]
-    return kept
+        sys.argv[1:] = [*(argument for argument in sys.argv[1:] if argument not in options.overrides), *overrides]
 
 
 def _checked(program: str, overrides: list[str], options: Namespace) -> list[str]:
@@ -91,7 +78,7 @@ def _checked(program: str, overrides: list[str], options: Namespace) -> list[str
         configurations = [compose_checked(program, row, options.config_name) for row in jobs(overrides)]
         if options.multirun:
             _check_optuna(configurations[0], overrides)
-        from nsr.app.preflight import preflight  # torch is loaded here
+        from nsr.app.job import preflight  # torch is loaded here
 
         preflight(configurations[0], program, is_sweep=options.multirun)
     return overrides

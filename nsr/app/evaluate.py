@@ -12,8 +12,7 @@ from omegaconf import DictConfig
 
 from nsr import __version__
 from nsr.app.build import build_trainer
-from nsr.app.job import progress, run_test, started_job, write_config
-from nsr.app.preflight import Job
+from nsr.app.job import Job, progress, run_test, started_job, write_config
 from nsr.evaluation import report
 from nsr.evaluation.cache import ResultCache, fingerprint, images_fingerprint, network_fingerprint
 from nsr.evaluation.corrupted import corruption_metrics, measure_corruptions

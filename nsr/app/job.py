@@ -1,13 +1,18 @@
-"""Shared by the two commands: the start, configuration file, tests and progress of one job."""
+"""The job of a command: made, tried before a run directory is made, started.
+
+The preflight hands what it made (data, network, module, callbacks) to the job: everything is made once.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import yaml
@@ -16,18 +21,140 @@ from hydra.utils import get_original_cwd
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import RichProgressBar
 
+from nsr.app import build
 from nsr.app.command_line import run_directory
-from nsr.app.composition import plain
+from nsr.app.composition import plain, selected_directory, without_hydra
 from nsr.app.configuration import unusual_epsilon
-from nsr.app.machine import check_machine
-from nsr.app.preflight import Job, make_job, quiet_lightning
+from nsr.app.machine import check_machine, processes
+from nsr.app.network import load_network, with_checkpoint
 from nsr.callbacks import ProgressRows
+from nsr.data import DataDescription, ImageData
+from nsr.data.batches import check_divides
+from nsr.errors import InputError
 from nsr.run.directory import read_yaml
 from nsr.run.processes import global_rank
+from nsr.run.resumption import Earlier, earlier_run
 from nsr.run.settings import OWN, SCHEMA
 from nsr.run.status import recorded_status
+from nsr.training.module import RobustClassifier
 
 log = logging.getLogger(__name__)
+ELSEWHERE = (
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+    "hydra_plugins.hydra_ray_launcher",
+)
+LONGEST_NAME = 255  # of a folder, in bytes, on the file systems in use
+_ready: list[Job] = []  # of this process, for the job with the same settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of a run or an evaluation."""
+
+    settings: Mapping[str, Any]  # of the command, resolved; never changed
+    data: ImageData
+    description: DataDescription
+    module: RobustClassifier
+    callbacks: Mapping[str, pl.Callback]
+    analyses: Mapping[str, Any]
+    corruptions: Any
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The settings as they are written, with the description of the data."""
+        of_data = asdict(self.description)
+        names = of_data.pop("class_names")
+        of_data |= {name: list(of_data[name]) for name in ("mean", "std")}
+        own = {name: value for name, value in self.settings.items() if name not in OWN}
+        return {**own, "data": {**own["data"], **of_data}, "class_names": list(names)}
+
+    def earlier(self, directory: Path, overrides: Sequence[str]) -> Earlier | None:
+        """Return the run that the directory holds, None where there is none; InputError where it does not fit."""
+        resume, changed = self.settings["resume"], self.settings["allow_changed_config"]
+        return earlier_run(directory, self.record, resume=resume, changed=changed, overrides=list(overrides))
+
+
+def make_job(config: DictConfig, program: str) -> Job:
+    """Make everything that a command needs from its configuration, or take it from the preflight."""
+    settings, saved = with_checkpoint(config) if program == "evaluate" else (plain(config), None)
+    while _ready:
+        job = _ready.pop()
+        if job.settings == settings:
+            return job
+    pl.seed_everything(settings["seed"], workers=True, verbose=False)
+    data = build.build_data(settings, splits=("train", "test") if program == "train" else ("test",))
+    description = data.describe()
+    module = build.build_module(settings, description, augment=data.augment)
+    if saved is not None:
+        load_network(module.net, saved, settings["checkpoint"], description=description)
+    return Job(
+        settings=settings,
+        data=data,
+        description=description,
+        module=module,
+        callbacks=build.build_callbacks(settings, module),
+        analyses=build.build_analyses(settings, module),
+        corruptions=build.build_corruptions(settings, data),
+    )
+
+
+# ---------------------------------------------------------------- before the run directory is made
+
+
+def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> None:
+    """Try everything that the job of `config`, Hydra's settings included, needs, and keep it for the job.
+
+    Errors:
+        InputError: in one line, where the job cannot start.
+    """
+    quiet_lightning()
+    directory = _check_directory(config, program, is_sweep)
+    settings = plain(without_hydra(config))
+    is_elsewhere = is_sweep and str(config.hydra.launcher._target_).startswith(ELSEWHERE)
+    if not is_elsewhere:
+        check_machine(settings)  # what other machines have is checked by each job there
+    if program == "train":
+        check_divides(settings["data"].get("batch_size", 128), processes(settings))
+        build.check_loggers(settings)
+    job = make_job(without_hydra(config), program)
+    if not is_elsewhere:
+        build.build_trainer(settings, directory, ())
+    if program == "train" and not is_sweep:
+        job.earlier(directory, config.hydra.overrides.task)
+    job.data.preflight(("train", "test") if program == "train" else ("test",))  # last: it takes the longest
+    _ready.append(job)
+
+
+def _check_directory(config: DictConfig, program: str, is_sweep: bool) -> Path:
+    """Return the run directory; InputError where it cannot be made."""
+    name = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
+    directory = selected_directory(config, name)
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in directory.parts):
+        raise InputError(f"{name} has a folder name of more than {LONGEST_NAME} bytes; give a shorter one")
+    try:
+        parent = next(folder for folder in (directory, *directory.parents) if folder.exists())
+        is_writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise InputError(f"{name} is {str(directory)!r}; it cannot be made ({error}): give another folder") from error
+    links = [folder for folder in (directory, *directory.parents) if folder.is_symlink()]
+    broken = next((link for link in links if not link.exists()), None)
+    if not is_writable or broken is not None:
+        why = f"{parent} is not writable" if broken is None else f"{broken} is a link to nothing"
+        raise InputError(f"{name} is {str(directory)!r}; it cannot be made: {why}; give another folder")
+    if program == "evaluate" and (directory / "metrics.csv").exists():
+        raise InputError(f"{name} is {str(directory)!r}, which already holds a run; give another folder")
+    return directory
+
+
+# ---------------------------------------------------------------- in the run directory
+
+
+def quiet_lightning() -> None:
+    """Switch Lightning's own log handlers off."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
 
 
 def write_config(directory: Path, job: Job, *, extended_from: int | None = None) -> None:

@@ -14,9 +14,8 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 
 from nsr import loggers
 from nsr.app.build import build_loggers, build_trainer, max_epochs
-from nsr.app.checkpoints import load_network
-from nsr.app.job import progress, run_test, started_job, write_config
-from nsr.app.preflight import Job
+from nsr.app.job import Job, progress, run_test, started_job, write_config
+from nsr.app.network import load_network
 from nsr.callbacks import RunRecords, SensitivityLogger, TrainingChecks
 from nsr.callbacks.checkpoints import PLACE, Checkpoints, Extension, Interruption, PlainCheckpointIO
 from nsr.errors import InputError
@@ -26,7 +25,7 @@ from nsr.models.weights import read_checkpoint
 from nsr.run.directory import read_json
 from nsr.run.files import validated, write_json
 from nsr.run.processes import global_rank, leave_processes
-from nsr.run.resumption import Earlier, earlier_run, readable_checkpoint, remove_records
+from nsr.run.resumption import Earlier, readable_checkpoint, remove_records
 from nsr.run.settings import SCHEMA, flat
 from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.training.compilation import Compilation
@@ -106,11 +105,10 @@ def _report(job: Job, directory: Path, results: Mapping[str, Any], checks: Train
 
 def _earlier(job: Job, directory: Path) -> Earlier:
     """Find what there is to resume. The first process decides; the others may find what it has just written."""
-    resume, changed = job.settings["resume"], job.settings["allow_changed_config"]
     if global_rank() != 0:
-        return Earlier(readable_checkpoint(directory) if resume else None, read_json(directory / "metrics.json"))
-    overrides = list(HydraConfig.get().overrides.task)
-    earlier = earlier_run(directory, job.record, resume=resume, changed=changed, overrides=overrides)
+        checkpoint = readable_checkpoint(directory) if job.settings["resume"] else None
+        return Earlier(checkpoint, read_json(directory / "metrics.json"))
+    earlier = job.earlier(directory, HydraConfig.get().overrides.task)
     if earlier is None:
         return Earlier(None)
     if (epoch := earlier.extended_from) is not None:
