@@ -90,7 +90,8 @@ def _copied(value: Any, place: str, depth: int, counted: Iterator[int]) -> Any:
 def _check_target(part: str, place: str, target: Any) -> None:
     if not isinstance(target, str) or not all(name.isidentifier() for name in target.split(".")):
         raise InputError(f"the checkpoint's {place} names {_shown(target)}, which is no class: refused")
-    if not (_is_model(target) if part == "model" else _is_data_set(target) and place == part):
+    is_ours = _is_model(target) if part == "model" else _is_data_set(target) and place == part
+    if not is_ours:
         ours = "networks of nsr, torchvision and timm" if part == "model" else "data sets of nsr"
         raise InputError(
             f"the checkpoint's {place} is {target}, which is none of the {ours}, and was not imported; if you trust "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,24 +9,14 @@ from torch import nn
 from torchmetrics import Metric, MetricCollection
 
 from nsr.app.instantiation import EXAMPLES, Settings, chosen, locate, make_callable, make_one, parameters, trial
-from nsr.app.network import (
-    SIZES,
-    build_classifier,
-    check_classifier,
-    example_images,
-    load_network,
-    read_part,
-    read_settings,
-)
+from nsr.app.network import example_images, network_of
 from nsr.attacks import guarded
 from nsr.attacks.guard import GuardedAttack
 from nsr.data import DataDescription
-from nsr.errors import InputError
 from nsr.evaluation.curve import expanded
 from nsr.evaluation.masking_checks import check_measured
 from nsr.evaluation.probes import PROBES
 from nsr.evaluation.suite import AttackSuite
-from nsr.models import Classifier
 from nsr.modes import network_mode
 
 
@@ -47,27 +36,14 @@ def build_attack(settings: Settings, attack: Settings, place: str, net: nn.Modul
     if "checkpoints" in own and "checkpoints" not in named:
         # the threat model stands beside them for the table; the attack within has its own
         own = {name: value for name, value in own.items() if name not in ("norm", "epsilon") or name in named}
-        further["networks"] = [_network_of(path, settings, place, description) for path in own.pop("checkpoints") or ()]
+        trusted, paths = settings["trusted"], own.pop("checkpoints") or ()
+        further["networks"] = [network_of(path, f"{place}.checkpoints", trusted, description) for path in paths]
     made = guarded(make_callable(own, place, **further), norm=settings["norm"], epsilon=settings["epsilon"])
     if isinstance(made, GuardedAttack):
         images, labels = torch.full_like(example_images(description), 0.5), torch.zeros(EXAMPLES, dtype=torch.int64)
         with trial(place, "the attack"), network_mode(net, "eval"):
             made(net, images, labels, generator=torch.Generator().manual_seed(0))
     return made
-
-
-def _network_of(path: Any, settings: Settings, place: str, description: DataDescription) -> Classifier:
-    """The network of a checkpoint, with its own normalization."""
-    saved, source = read_settings(path)
-    model = read_part("model", source, path, trusted=settings["trusted"]) | {"weights": None}
-    theirs: Any = {name: (source.get("data") or {}).get(name) for name in (*SIZES, "mean", "std")}
-    network = build_classifier({"model": model}, replace(description, **theirs))
-    load_network(network, saved, path)
-    try:
-        check_classifier(network, description)
-    except InputError as error:
-        raise InputError(f"{place}.checkpoints: {str(path)!r} cannot be used on these data: {error}") from error
-    return network
 
 
 def build_suite(settings: Settings, net: nn.Module, description: DataDescription) -> AttackSuite:

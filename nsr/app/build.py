@@ -18,17 +18,7 @@ from torch import Tensor
 
 from nsr import loggers
 from nsr.app.attacks import build_attack, build_metrics, build_suite
-from nsr.app.instantiation import (
-    EXAMPLES,
-    Settings,
-    chosen,
-    in_place,
-    instantiate,
-    locate,
-    make_callable,
-    make_one,
-    trial,
-)
+from nsr.app.instantiation import Settings, chosen, in_place, instantiate, locate, make_callable, make_one, trial
 from nsr.app.machine import process_command, processes, shares_batches
 from nsr.app.network import build_classifier, check_classifier, example_images
 from nsr.compat import leave_signals_alone, start_processes_with
@@ -107,7 +97,7 @@ def _training_parts(settings: Settings, classifier: Classifier, description: Dat
 
 def _try_training(module: RobustClassifier, settings: Settings, example: Tensor) -> None:
     """Try objective, stabilizer, optimizer and schedule once; the objective's terms are known afterwards."""
-    labels = torch.arange(EXAMPLES)
+    labels = torch.arange(len(example))
     net: Any = module.net
     with torch.no_grad(), network_mode(net, "eval"):
         logits, features = module.train_extractor(example)
@@ -135,10 +125,8 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
     for name, neutral in (("accumulate_grad_batches", 1), ("gradient_clip_val", None)):
         value = settings["trainer"].get(name, neutral)
         if value not in (None, neutral) and not module.automatic_optimization:
-            raise InputError(
-                f"trainer.{name} is {value}; this objective makes its own optimizer steps, in which it has no meaning: "
-                "leave it out"
-            )
+            why = "this objective makes its own optimizer steps, in which it has no meaning"
+            raise InputError(f"trainer.{name} is {value}; {why}: leave it out")
 
 
 # ---------------------------------------------------------------- around the module
@@ -155,10 +143,8 @@ def build_callbacks(settings: Settings, module: RobustClassifier) -> dict[str, p
     for name, place, own in chosen(settings, "callbacks"):
         callback = make_one(own, place, pl.Callback, "a pytorch_lightning Callback")
         if hasattr(callback, "check"):
-            try:
+            with trial(place, "the callback"):
                 callback.check(module, max_epochs(settings))
-            except InputError as error:
-                raise InputError(in_place(place, error)) from error
         made[name] = callback
     return made
 
@@ -211,17 +197,16 @@ def build_trainer(
 def build_analyses(settings: Settings, module: RobustClassifier) -> dict[str, Any]:
     """Make the analyses of an evaluation, checked against the hooked layers."""
     if settings.get("analysis") and processes(settings) > 1:
-        raise InputError(
-            f"trainer.devices is {settings['trainer']['devices']}; analyses work on one: give trainer.devices=1, the "
-            "attacks that are finished come from the cache"
-        )
-    analyses = {name: instantiate(own, place) for name, place, own in chosen(settings, "analysis")}
-    for name, analysis in analyses.items():
+        fix = "give trainer.devices=1, the attacks that are finished come from the cache"
+        raise InputError(f"trainer.devices is {settings['trainer']['devices']}; analyses work on one: {fix}")
+    made = {}
+    for name, place, own in chosen(settings, "analysis"):
+        made[name] = analysis = instantiate(own, place)
         if not hasattr(analysis, "run"):
-            raise InputError(f"analysis.{name} is a {type(analysis).__name__}; it must have a method run(context)")
+            raise InputError(f"{place} is a {type(analysis).__name__}; it must have a method run(context)")
         if hasattr(analysis, "check"):
             analysis.check(module.extractor.layers, (settings.get("evaluation") or {}).get("n_examples"))
-    return analyses
+    return made
 
 
 def build_corruptions(settings: Settings, data: ImageData) -> Corruptions | None:

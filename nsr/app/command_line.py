@@ -115,9 +115,8 @@ def _agreed_directory(program: str, overrides: Sequence[str], config_name: str |
         return []
     of_slurm = slurm_directory()
     if is_started_from_outside() and of_slurm is None:
-        raise InputError(
-            "hydra.run.dir is not given; the processes of torchrun need it to share one: hydra.run.dir=FOLDER"
-        )
+        why = "the processes of torchrun need it to share one"
+        raise InputError(f"hydra.run.dir is not given; {why}: hydra.run.dir=FOLDER")
     if override_value(overrides, "resume") != AUTO and of_slurm is None:
         return []
     new = selected_directory(compose_checked(program, overrides, config_name), "hydra.run.dir")

@@ -101,17 +101,14 @@ def compose_checked(program: str, overrides: Sequence[str], config_name: str | N
         try:
             OmegaConf.select(config, "epsilon")
         except InterpolationResolutionError as error:
-            raise InputError(
-                f"epsilon is not given, and data.epsilon has none for norm={config.norm}; give a radius: epsilon=8/255"
-            ) from error
+            why = f"epsilon is not given, and data.epsilon has none for norm={config.norm}"
+            raise InputError(f"{why}; give a radius: epsilon=8/255") from error
         try:
-            # a missing value stays '???' in the container, and is reported as missing
-            settings = plain(without_hydra(config))
-            known = compose(program)
+            settings = plain(without_hydra(config))  # a missing value stays '???', and is reported as missing
         except OmegaConfBaseException as error:
             raise InputError(_first_line(error)) from error
         check_settings(settings, program)
-        check_names(settings, {str(key): None for key in known}, OmegaConf.to_yaml(config), program)
+        check_names(settings, map(str, compose(program)), OmegaConf.to_yaml(config), program)
         return config
 
 
@@ -128,15 +125,12 @@ def selected_directory(config: DictConfig, name: str) -> Path:
 
 def with_folder(overrides: Sequence[str], folder: str) -> list[str]:
     """Return the overrides with the folder of --config-dir, which must exist, in Hydra's search path."""
-    path = Path(folder).absolute()
-    if not path.is_dir():
-        raise InputError(
-            f"--config-dir is {folder!r}; it must be a folder of configurations, such as my_conf/experiment/"
-        )
+    if not Path(folder).is_dir():
+        form = "it must be a folder of configurations, such as my_conf/experiment/"
+        raise InputError(f"--config-dir is {folder!r}; {form}")
     given = [row for row in overrides if row.startswith("hydra.searchpath=")]
-    folders = [f"file://{path}"]
-    for row in given:
-        folders += [str(entry) for entry in OmegaConf.create(row.partition("=")[2])]
+    further = [str(entry) for row in given for entry in OmegaConf.create(row.partition("=")[2])]
+    folders = [f"file://{Path(folder).absolute()}", *further]
     return [*(row for row in overrides if row not in given), override("hydra.searchpath", folders)]
 
 

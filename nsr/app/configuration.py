@@ -6,7 +6,7 @@ preflight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import log
 from typing import Any
 
@@ -26,11 +26,7 @@ NEEDED = {
 
 
 def check_settings(settings: Mapping[str, Any], program: str) -> None:
-    """Check a resolved configuration of plain values for 'train' or 'evaluate'.
-
-    Errors:
-        InputError: in one line, for the first setting that cannot be used.
-    """
+    """Check a resolved configuration of plain values; InputError for the first setting that cannot be used."""
     # the shortest names first: epsilon itself, before the attacks that take it over
     leaves = dict(sorted(flat(settings), key=lambda leaf: leaf[0].count(".")))
     for name, value in leaves.items():
@@ -55,11 +51,7 @@ def check_settings(settings: Mapping[str, Any], program: str) -> None:
 
 
 def check_complete(settings: Mapping[str, Any], program: str) -> None:
-    """Check that every setting and part that the command needs is there; what they look up may not resolve yet.
-
-    Errors:
-        InputError: one is missing, or a part is no mapping with a `_target_`.
-    """
+    """Check that every setting and part that the command needs is there; their interpolations may not resolve yet."""
     for name in NEEDED[program]:
         if name not in settings:
             raise InputError(f"{name} is missing; {program}.py needs it: leave ~{name} out")
@@ -134,15 +126,12 @@ def unusual_epsilon(norm: str, epsilon: Any, customary: Mapping[str, Any]) -> st
     )
 
 
-def check_names(settings: Mapping[str, Any], known: Mapping[str, Any], text: str, program: str) -> None:
-    """Check that every top-level setting is one that the command reads, or that another one looks up.
+def check_names(settings: Mapping[str, Any], known: Iterable[str], text: str, program: str) -> None:
+    """Raise InputError for a top-level setting that neither the command nor another setting reads.
 
     Args:
         known: the settings of the command without overrides.
         text: the unresolved configuration, in which `${NAME}` looks a setting up.
-
-    Errors:
-        InputError: nothing reads the setting.
     """
     allowed = {*known, "data", "model", "train_attack", "callbacks", "logger", "corruptions", "analysis"}
     for name in settings:

@@ -45,13 +45,9 @@ def on_gpus(settings: Settings) -> bool:
 
 
 def check_machine(settings: Settings) -> None:
-    """Check that this machine has the devices and the precision that are asked for.
-
-    Errors:
-        InputError: it lacks them; Lightning would take another precision, or a much slower one.
-    """
-    _check_devices(settings)
+    """Raise InputError where this machine lacks the devices or the precision; Lightning might take another one."""
     accelerator, _ = _asked(settings)
+    _check_devices(settings)
     precision = settings["trainer"].get("precision", "32-true")
     on_mps = accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available())
     if precision == "64-true" and on_mps and not on_gpus(settings):
@@ -59,18 +55,16 @@ def check_machine(settings: Settings) -> None:
     if precision == "16-mixed" and not on_gpus(settings) and not on_mps:
         raise InputError("trainer.precision is 16-mixed, which needs a GPU; bf16-mixed works on a CPU")
     if precision == "bf16-mixed" and on_gpus(settings) and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise InputError(
-            f"trainer.precision is bf16-mixed, which {torch.cuda.get_device_name()} does not have; 16-mixed works there"
-        )
+        gpu = torch.cuda.get_device_name()
+        raise InputError(f"trainer.precision is bf16-mixed, which {gpu} does not have; 16-mixed works there")
 
 
 def _check_devices(settings: Settings) -> None:
     accelerator, devices = _asked(settings)
     gpus = torch.cuda.device_count()
     if accelerator == "gpu" and gpus == 0:
-        raise InputError(
-            "trainer.accelerator is gpu; there is none that torch can use here, trainer.accelerator=cpu works"
-        )
+        fix = "trainer.accelerator=cpu works"
+        raise InputError(f"trainer.accelerator is gpu; there is none that torch can use here, {fix}")
     if accelerator == "mps" or devices == "auto":
         return
     there_are, kind = (gpus, "GPUs") if on_gpus(settings) else (os.cpu_count() or 1, "CPU cores")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,11 +65,9 @@ def check_classifier(classifier: Classifier, description: DataDescription) -> No
     except InputError:
         raise
     except Exception as error:  # of any network
-        kind, size = type(classifier.net).__name__, " x ".join(map(str, example.shape[1:]))
-        raise InputError(
-            f"{kind} takes no images of {size}: {' '.join(str(error).split())}; choose another model, or another "
-            "data.image_size"
-        ) from error
+        size, reason = " x ".join(map(str, example.shape[1:])), " ".join(str(error).split())
+        fix = "choose another model, or another data.image_size"
+        raise InputError(f"{type(classifier.net).__name__} takes no images of {size}: {reason}; {fix}") from error
     check_logits(logits, torch.zeros(EXAMPLES, dtype=torch.int64), classes=description.classes)
 
 
@@ -112,10 +111,8 @@ def read_settings(path: Any) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """Return a checkpoint of nsr and the settings of its run, all plain values; InputError where it is none."""
     saved = read_checkpoint(path)
     if not isinstance(saved, Mapping) or not {"nsr_settings", "state_dict"} <= set(saved):
-        raise InputError(
-            f"{str(path)!r} is no checkpoint of nsr; for a plain state_dict give "
-            "model=NAME model.weights=FILE data=NAME"
-        )
+        fix = "for a plain state_dict give model=NAME model.weights=FILE data=NAME"
+        raise InputError(f"{str(path)!r} is no checkpoint of nsr; {fix}")
     settings = plain_copy(saved["nsr_settings"], "settings")
     if not isinstance(settings, dict):
         raise InputError(f"{str(path)!r} is no checkpoint of nsr: its settings are no mapping")
@@ -163,8 +160,22 @@ def load_network(
         ) from error
 
 
+def network_of(path: Any, place: str, trusted: Sequence[str], description: DataDescription) -> Classifier:
+    """Return the network of a checkpoint, with its own normalization, for the data of the description."""
+    saved, source = read_settings(path)
+    model = read_part("model", source, path, trusted=trusted) | {"weights": None}
+    theirs: Any = {name: (source.get("data") or {}).get(name) for name in (*SIZES, "mean", "std")}
+    network = build_classifier({"model": model}, replace(description, **theirs))
+    load_network(network, saved, path)
+    try:
+        check_classifier(network, description)
+    except InputError as error:
+        raise InputError(f"{place}: {str(path)!r} cannot be used on these data: {error}") from error
+    return network
+
+
 def _check_threat_model(settings: Mapping[str, Any]) -> None:
-    """Every attack gets these, and Hydra makes it too: a number, a name, names of layers and nothing else."""
+    """Raise InputError where these settings, which Hydra hands to every attack, hold anything but plain values."""
     try:
         norm = check_choice("norm", settings.get("norm"), NORMS)
         check_epsilon("epsilon", settings.get("epsilon"), norm=norm)

@@ -127,9 +127,9 @@ def _check_epochs(settings: Mapping[str, Any], checkpoint: Path) -> None:
     """A run is not resumed for fewer epochs than it has."""
     epochs = read_checkpoint(checkpoint)[PLACE]["epochs"]
     if epochs > max_epochs(settings):
+        wanted = settings["trainer"]["max_epochs"]
         raise InputError(
-            f"trainer.max_epochs is {settings['trainer']['max_epochs']}, but {checkpoint} is already of epoch "
-            f"{epochs}; give at least as many"
+            f"trainer.max_epochs is {wanted}, but {checkpoint} is already of epoch {epochs}; give at least as many"
         )
 
 
