@@ -129,9 +129,6 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
             raise InputError(f"trainer.{name} is {value}; {why}: leave it out")
 
 
-# ---------------------------------------------------------------- around the module
-
-
 def max_epochs(settings: Settings) -> int:
     """Return the epochs of the Trainer: free training replays each batch, so takes fewer (Shafahi et al. 2019)."""
     return -(-settings["trainer"]["max_epochs"] // int((settings.get("objective") or {}).get("replays", 1)))

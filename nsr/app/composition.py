@@ -199,10 +199,10 @@ def _explain(program: str, name: str, overrides: Sequence[str], error: Exception
 
 def _known_names(name: str, overrides: Sequence[str]) -> list[str]:
     try:
-        config = compose(name, list(overrides))
+        settings: Any = OmegaConf.to_container(compose(name, list(overrides)))
     except (HydraException, OmegaConfBaseException):
         return [*GROUPS]
-    return [*GROUPS, *(leaf for leaf, _ in flat(OmegaConf.to_container(config, resolve=False)))]  # type: ignore[arg-type]
+    return [*GROUPS, *(leaf for leaf, _ in flat(settings))]
 
 
 def _first_line(error: Exception) -> str:

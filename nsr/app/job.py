@@ -87,18 +87,8 @@ def make_job(config: DictConfig, program: str) -> Job:
     module = build.build_module(settings, description, augment=data.augment)
     if saved is not None:
         load_network(module.net, saved, settings["checkpoint"], description=description)
-    return Job(
-        settings=settings,
-        data=data,
-        description=description,
-        module=module,
-        callbacks=build.build_callbacks(settings, module),
-        analyses=build.build_analyses(settings, module),
-        corruptions=build.build_corruptions(settings, data),
-    )
-
-
-# ---------------------------------------------------------------- before the run directory is made
+    callbacks, analyses = build.build_callbacks(settings, module), build.build_analyses(settings, module)
+    return Job(settings, data, description, module, callbacks, analyses, build.build_corruptions(settings, data))
 
 
 def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> None:
@@ -144,9 +134,6 @@ def _check_directory(config: DictConfig, program: str, is_sweep: bool) -> Path:
     if program == "evaluate" and (directory / "metrics.csv").exists():
         raise InputError(f"{name} is {str(directory)!r}, which already holds a run; give another folder")
     return directory
-
-
-# ---------------------------------------------------------------- in the run directory
 
 
 def quiet_lightning() -> None:

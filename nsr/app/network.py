@@ -71,9 +71,6 @@ def check_classifier(classifier: Classifier, description: DataDescription) -> No
     check_logits(logits, torch.zeros(EXAMPLES, dtype=torch.int64), classes=description.classes)
 
 
-# ---------------------------------------------------------------- checkpoints of nsr
-
-
 def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
     """Return the settings of an evaluation and its checkpoint, which fills in what the command left open.
 
