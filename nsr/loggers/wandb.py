@@ -18,7 +18,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 
 from nsr.compat import wandb_flush_settings
 from nsr.loggers.fault_tolerant import HangError, call_within, reason, tolerate_failures
-from nsr.loggers.sensitivities import COLUMNS, TABLE, SensitivityRecord
+from nsr.metrics.layer_summary import COLUMNS, TABLE, SensitivityRecord
 from nsr.run.processes import global_rank
 from nsr.sensitivity import sensitivity_histogram
 
