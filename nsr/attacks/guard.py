@@ -22,7 +22,7 @@ Attack = Callable[..., Tensor]  # (net, images, labels) -> images, and optionall
 
 
 def guarded(attack: Attack, *, norm: str = "linf", epsilon: float | str | None, seed: int = 0) -> Any:
-    """The attack inside a `GuardedAttack`; unchanged where it says by `restores_network` that it needs none.
+    """The attack inside a `GuardedAttack`; unchanged where its `restores_network` is True.
 
     Args:
         attack: (net, images, labels) -> images; `generator=` is passed where the signature names it.

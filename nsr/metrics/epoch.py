@@ -1,4 +1,4 @@
-"""Per-epoch metrics: what training and validation accumulate, and the one result that an epoch gives."""
+"""Per-epoch metrics: what training and validation accumulate, and the result of an epoch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ACCURACY = {"clean": "clean_accuracy", "adversarial": "robust_accuracy"}  # of t
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Everything that one validation gives: callbacks and loggers take this object."""
+    """Results of one validation; callbacks and loggers take this object."""
 
     epoch: int  # 0: before training
     train: Mapping[str, float]  # {'train/loss': ...} of the same epoch; empty before training
