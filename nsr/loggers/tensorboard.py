@@ -51,7 +51,10 @@ class FaultTolerantTensorBoardLogger(TensorBoardLogger):
 
 
 def tensorboard_logger(*, save_dir: str) -> TensorBoardLogger | DummyLogger:
-    """Lightning's TensorBoardLogger in `save_dir`/tensorboard, where a resumed run adds a file; a dummy where unwritable."""
+    """Lightning's TensorBoardLogger, files in `save_dir`/tensorboard, or a dummy where it cannot write.
+
+    A resumed run adds a file to the earlier ones; TensorBoard shows them as one run.
+    """
     logger = FaultTolerantTensorBoardLogger(save_dir=save_dir)
     try:
         _ = logger.experiment  # Lightning would make it in the middle of its own setup
