@@ -145,41 +145,37 @@ class NetworkSensitivity(_NeuronSums):
         return sensitivities
 
 
-class Mean(_Sums):
-    """Mean of a value over samples; unlike torchmetrics' own it copies nothing to the device."""
+class _Ratio(_Sums):
+    """A total over samples, divided by their number."""
 
     total: Tensor
 
     def __init__(self, **settings: Any):
         super().__init__({"total": torch.zeros((), dtype=torch.float64)}, **settings)
 
-    def update(self, value: Tensor, samples: int) -> None:
-        """Add a batch's mean, a scalar, and the number of samples that it is the mean of."""
-        self.total = self.total + value.detach().double() * samples
-        self.count = self.count + samples
-
     def compute(self) -> Tensor:
         """Return a scalar, float64."""
         return self.total / self.count
 
 
-class Accuracy(_Sums):
-    """Fraction of correctly classified images, from integer counts."""
+class Mean(_Ratio):
+    """Mean of a value over samples; unlike torchmetrics' own it copies nothing to the device."""
+
+    def update(self, value: Tensor, samples: int) -> None:
+        """Add a batch's mean, a scalar, and the number of samples that it is the mean of."""
+        self.total = self.total + value.detach().double() * samples
+        self.count = self.count + samples
+
+
+class Accuracy(_Ratio):
+    """Fraction of correctly classified images, in [0, 1]."""
 
     higher_is_better = True
-    correct: Tensor
-
-    def __init__(self, **settings: Any):
-        super().__init__({"correct": torch.zeros((), dtype=torch.int64)}, **settings)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: (batch, class) and (batch,)."""
-        self.correct = self.correct + (logits.argmax(1) == labels).sum()
+        self.total = self.total + (logits.argmax(1) == labels).sum()
         self.count = self.count + len(labels)
-
-    def compute(self) -> Tensor:
-        """Return a fraction in [0, 1], float64."""
-        return self.correct.double() / self.count
 
 
 class ClassCounts(Metric):
