@@ -5,6 +5,7 @@ Hydra would report a wrong name in several lines and without a guess at the righ
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,6 +83,12 @@ for resolver in (evaluation_directory, times, fraction_of, sweep, chosen, run_na
     OmegaConf.register_new_resolver(f"nsr.{resolver.__name__}", resolver, replace=True)
 
 
+@functools.cache
+def _known(program: str) -> dict[str, Any]:
+    """Return the names of a program's settings, composed once a process."""
+    return {str(key): None for key in compose(program)}
+
+
 def compose_checked(program: str, overrides: Sequence[str], config_name: str | None = None) -> DictConfig:
     """Compose and check a configuration, Hydra's own settings among it.
 
@@ -111,11 +118,11 @@ def compose_checked(program: str, overrides: Sequence[str], config_name: str | N
         try:
             # a missing value stays '???' in the container, and is reported as missing
             settings = plain(without_hydra(config))
-            known = compose(program)
+            known = _known(program)
         except OmegaConfBaseException as error:
             raise InputError(_first_line(error)) from error
         check_settings(settings, program)
-        check_names(settings, {str(key): None for key in known}, OmegaConf.to_yaml(config), program)
+        check_names(settings, known, OmegaConf.to_yaml(config), program)
         _check_directory(config)
         return config
 
