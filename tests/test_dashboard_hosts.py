@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hanging_host import host_that_hangs_later, silent_host
+from tests.failures import host_that_hangs_later, silent_host, small_disk
 from tests.offline_runs import WANDB, offline_history, offline_run
-from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent

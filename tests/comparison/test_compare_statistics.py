@@ -32,32 +32,16 @@ def made(count: int = 5, seeds: int = 3, *, noise: float = 0.02) -> pandas.DataF
         for seed in range(seeds):
             robust = 0.2 + 0.1 * place + noise * draw.standard_normal()
             sensitivity = 1 - robust + noise * draw.standard_normal()
-            rows.append(
-                {
-                    "run": f"{objective}/{seed}",
-                    "method": objective,
-                    "objective": objective,
-                    "stabilized": False,
-                    "adversarial": objective != "natural",
-                    "seed": seed,
-                    "status": "finished",
-                    "clean_accuracy": 0.9,
-                    "fgsm_accuracy": robust + 0.1,
-                    "pgd_accuracy": robust,
-                    "absolute": sensitivity,
-                    "absolute/a": sensitivity,
-                    "absolute/b": -sensitivity,
-                    "relative": sensitivity**2,
-                    "relative/a": sensitivity**2,
-                    "relative/b": 0.5,
-                }
-            )
+            row = {"run": f"{objective}/{seed}", "method": objective, "objective": objective, "seed": seed}
+            row |= {"stabilized": False, "adversarial": objective != "natural", "status": "finished"}
+            row |= {"clean_accuracy": 0.9, "fgsm_accuracy": robust + 0.1, "pgd_accuracy": robust}
+            row |= {"absolute": sensitivity, "absolute/a": sensitivity, "absolute/b": -sensitivity}
+            row |= {"relative": sensitivity**2, "relative/a": sensitivity**2, "relative/b": 0.5}
+            rows.append(row)
     return pandas.DataFrame(rows)
 
 
 # ---------------------------------------------------------------- over seeds
-
-
 def test_means_and_deviations_over_finished_runs():
     runs = made()
     runs.loc[(runs["method"] == "pgd") & (runs["seed"] == 2), "status"] = "running"
@@ -97,9 +81,8 @@ def test_pairs_are_of_equal_seeds():
 
 def test_one_pair_has_no_interval_and_none_no_difference():
     runs = made()
-    one = paired_differences(runs[(runs["method"] != "fast") | (runs["seed"] == 0)], "pgd").set_index(
-        ["method", "metric"]
-    )
+    chosen = runs[(runs["method"] != "fast") | (runs["seed"] == 0)]
+    one = paired_differences(chosen, "pgd").set_index(["method", "metric"])
     found = one.loc[("fast", "pgd_accuracy")]
     assert found["pairs"] == 1 and found["difference"] < 0
     assert numpy.isnan(found["low"]) and numpy.isnan(found["high"])
@@ -109,8 +92,6 @@ def test_one_pair_has_no_interval_and_none_no_difference():
 
 
 # ---------------------------------------------------------------- rank correlation
-
-
 @given(st.data())
 @settings(max_examples=50, deadline=None)
 def test_weights_are_repetitions(data):
@@ -183,8 +164,6 @@ def test_correlations_of_each_layer_and_of_the_adversarially_trained():
 
 
 # ---------------------------------------------------------------- choices
-
-
 def test_robustness_is_read_from_the_strongest_attack_that_all_runs_have():
     runs = made().assign(autoattack_accuracy=0.01, worst_case_accuracy=0.0)
     assert strongest_attack(runs) == "autoattack_accuracy"
