@@ -61,9 +61,8 @@ CANDIDATES = {
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
 
+
 # ---------------------------------------------------------------- runs
-
-
 def select() -> None:
     perform(
         {"stage": "select", "name": name, "seed": seed, "overrides": ["objective=pgd", *overrides]}
@@ -112,9 +111,8 @@ def run(job: dict[str, Any]) -> None:
         directory = Path(job.get("directory") or folder) / "run"
         overrides = [*COMMON, *job["overrides"], f"seed={job['seed']}", f"hydra.run.dir={directory}"]
         command = [sys.executable, str(ROOT / "train.py"), *overrides]
-        ended = subprocess.run(
-            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True, text=True
-        )
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
         if ended.returncode == 0:
             row = {"status": "finished", **results(directory, tests=job["stage"] == "confirm")}
         else:
@@ -161,8 +159,6 @@ def bits(correct: Sequence[float]) -> str:
 
 
 # ---------------------------------------------------------------- rows
-
-
 def rows(path: Path = ROWS) -> list[dict[str, Any]]:
     """One row per started run, its later row merged into the first."""
     latest: dict[tuple[Any, ...], dict[str, Any]] = {}

@@ -230,9 +230,7 @@ def tables(runs: Runs, result: Comparison) -> Iterator[str]:
     cells = []
     for name, by_seed in runs.items():
         texts = [spread(column) for column in values[name]]
-        texts = [
-            f"**{text}**" if text.startswith(f"{top:.2f} ") else text for text, top in zip(texts, best, strict=True)
-        ]
+        texts = [f"**{t}**" if t.startswith(f"{top:.2f} ") else t for t, top in zip(texts, best, strict=True)]
         sensitivities = [[sensitivity(run, measure) for run in by_seed.values()] for measure in MEASURES]
         texts += [spread(column, digits) for column, digits in zip(sensitivities, (4, 3, 3), strict=True)]
         cells.append([label(name), str(len(by_seed)), *texts])

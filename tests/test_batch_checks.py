@@ -1,4 +1,4 @@
-"""Images, labels and logits are looked at once, at the boundary; what is wrong is one line."""
+"""Images, labels and logits are checked once, at the boundary; errors are one line."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ import re
 import pytest
 import torch
 
-from nsr.errors import InputError, check_batch, check_logits
+from nsr.errors import check_batch, check_logits
+from tests.conftest import refusal
 
 IMAGES = torch.linspace(0, 1, 24).view(4, 1, 2, 3)
 LABELS = torch.tensor([0, 1, 2, 1])
-
-
-def refusal(check, *arguments, **settings) -> str:
-    with pytest.raises(InputError) as caught:
-        check(*arguments, **settings)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -37,8 +31,8 @@ def test_a_good_batch_passes(dtype, label_dtype):
         (IMAGES > 0.5, "images are torch.bool"),
         (IMAGES[:0], r"images have shape \(0, 1, 2, 3\)"),
         (IMAGES.flatten()[:4], r"images have shape \(4,\)"),
-        (IMAGES - 0.01, r"outside \[0, 1\]: they go from -0.01 to 0.99; the normalisation is the model's first layer"),
-        (IMAGES + 0.01, r"outside \[0, 1\]: they go from 0.01 to 1.01"),
+        (IMAGES - 0.01, r"outside \[0, 1\]: they range from -0.01 to 0.99; the normalization is the model's"),
+        (IMAGES + 0.01, r"outside \[0, 1\]: they range from 0.01 to 1.01"),
         (IMAGES * 255, "from 0 to 255"),
         (torch.where(IMAGES == 1, math.nan, IMAGES), "nan"),
         (torch.where(IMAGES == 1, math.inf, IMAGES), "inf"),

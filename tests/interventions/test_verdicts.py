@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nsr.interventions.bootstrap import contrast_interval
-from nsr.interventions.effects import Effects, Row
+from nsr.interventions.effects import Effects, Row, contrast_interval
 from nsr.interventions.report import contrast, tables
 from nsr.interventions.verdicts import p_value, verdicts
 
