@@ -184,13 +184,16 @@ def copy_project(folder: Path) -> None:
 
 
 def tests_of(mutant: Mutant, recorded: dict[str, Any]) -> list[str]:
-    """The tests that run the mutant's function, the shortest first."""
+    """The tests that run the mutant's function (its file, where it is outside functions), the shortest first."""
     nodes = ast.walk(ast.parse((ROOT / mutant.file).read_text()))
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     around = [node for node in functions if node.lineno <= mutant.line <= (node.end_lineno or 0)]
-    inner = max(around, key=lambda node: node.lineno)
-    body = range(inner.body[0].lineno, (inner.end_lineno or 0) + 1)
-    found = {test for line in body for test in recorded["lines"][mutant.file].get(str(line), [])}
+    lines = recorded["lines"][mutant.file]
+    if around:
+        inner = max(around, key=lambda node: node.lineno)
+        body = range(inner.body[0].lineno, (inner.end_lineno or 0) + 1)
+        lines = {line: tests for line, tests in lines.items() if int(line) in body}
+    found = {test for tests in lines.values() for test in tests}
     return sorted(found, key=lambda test: recorded["seconds"][test])
 
 

@@ -18,7 +18,7 @@ from benchmarks import methods
 from benchmarks.common import DOCS, interval, names, sign, spread, t_interval, table
 from nsr.comparison.frames import sensitivity_columns
 from nsr.comparison.plots import drawn, robustness
-from nsr.comparison.result import Comparison, compare
+from nsr.comparison.statistics import Comparison, compare
 from nsr.plotting import save
 
 PAGE = DOCS / "third_claim.md"

@@ -11,70 +11,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nsr.errors import InputError
 
 if TYPE_CHECKING:
-    import pandas
+    from nsr.comparison.frames import read_runs
+    from nsr.comparison.statistics import compare
 
-    from nsr.comparison.result import Comparison
-
-
-def read_runs(*places: str | Path, allow_different: bool = False) -> pandas.DataFrame:
-    """Read one row per run: its method, status, accuracies and sensitivities, as they are now.
-
-    Args:
-        places: run directories, folders of sweeps, or patterns; runs may still be running.
-        allow_different: whether runs may differ in data or threat model; the column `conditions` then lists how.
-
-    Returns:
-        Columns run, method (a label, the same for runs that differ in their seed alone), objective, stabilized,
-        adversarial (whether the objective trains on adversarial examples), seed, status (finished, running, failed,
-        interrupted, unfinished, no evaluation, unreadable), detail (the reason), conditions, epoch, best_epoch,
-        evaluation (where the accuracies come from), worst_case_of (the attacks of the worst case), command (that
-        finishes what is missing); ATTACK_accuracy of best.ckpt on the test set, each from the newest measurement that
-        has it, as a fraction; absolute, relative and mean_activation, means over layers at the best epoch on
-        validation images, absolute/LAYER for one layer, absolute_before before training.
-
-    Errors:
-        InputError: a place is missing or holds no run; runs differ in data or threat model.
-    """
-    from nsr.comparison import frames
-
-    return frames.read_runs(places, allow_different=allow_different)
+__all__ = ["compare", "main", "read_runs"]
 
 
-def compare(
-    runs: pandas.DataFrame,
-    *,
-    baseline: str | None = None,
-    accuracy: str | None = None,
-    labels: Mapping[str, str] | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Comparison:
-    """Compare methods over their seeds, paired with a baseline, and correlate sensitivity with robust accuracy.
+def __getattr__(name: str) -> Any:
+    """Import the functions on first use: pandas and scipy would slow down `--help`."""
+    if name in ("compare", "read_runs"):
+        from nsr.comparison import frames, statistics
 
-    Args:
-        runs: from `read_runs`; unfinished ones are left out.
-        baseline: the method that others are paired with at equal seeds; None: PGD training alone, else the first.
-        accuracy: the attack that robustness is read from; None: the strongest that every finished run has.
-        labels: {method: another name for it}.
-        resamples, seed: of the bootstrap over methods.
-
-    Returns:
-        Data frames `runs`, `methods` (mean, _std and _n of each metric), `differences` (paired, with t-intervals) and
-        `correlations` (Spearman's, among all runs and among the adversarially trained); `notes`, a list of texts.
-
-    Errors:
-        InputError: an unknown method or attack.
-    """
-    from nsr.comparison import result
-
-    return result.compare(runs, baseline=baseline, accuracy=accuracy, labels=labels, resamples=resamples, seed=seed)
+        return {"compare": statistics.compare, "read_runs": frames.read_runs}[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -128,6 +84,8 @@ def run(options: Any) -> None:
     labels = [label.rpartition("=") for label in options.label]  # METHOD may contain '=' itself
     if any(not method or not text for method, _, text in labels):
         raise InputError(f"--label is {options.label!r}; it must be METHOD=TEXT")
+    from nsr.comparison.frames import read_runs
+    from nsr.comparison.statistics import compare
     from nsr.comparison.writing import show, write
 
     result = compare(

@@ -19,7 +19,7 @@ from nsr.app.train import train
 from nsr.loggers import finish, log_sensitivities
 from nsr.metrics.layer_summary import LayerSummaries
 from nsr.metrics.sensitivity import LayerSensitivity
-from nsr.run.settings import BESIDE, flat
+from nsr.run.directory import BESIDE, flat
 from tests.conftest import TINY, job
 from tests.offline_runs import assert_sensitivities, offline_history, offline_records, offline_run, rows_of
 

@@ -21,8 +21,8 @@ from nsr.app.evaluate import evaluate
 from nsr.attacks import AdaptiveAttack, AutoAttack, GradientAttack, Momentum, TransferAttack
 from nsr.errors import InputError
 from nsr.evaluation.cache import ResultCache
-from nsr.evaluation.intervals import mcnemar, wilson
-from nsr.evaluation.suite import AttackSuite
+from nsr.evaluation.masking_checks import mcnemar
+from nsr.evaluation.suite import AttackSuite, wilson
 from nsr.features import FeatureExtractor, capture_features
 from tests.conftest import TINY, job, made
 

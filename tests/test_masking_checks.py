@@ -15,8 +15,7 @@ from nsr.app.evaluate import evaluate
 from nsr.app.rules import MASKING_CHECKS
 from nsr.attacks import AutoAttack, GradientAttack, UniformDraws
 from nsr.errors import InputError, RunStopped
-from nsr.evaluation.masking_checks import RULES, evaluate_checks
-from nsr.evaluation.probes import PROBES
+from nsr.evaluation.masking_checks import PROBES, RULES, evaluate_checks
 from nsr.evaluation.report import show_checks
 from nsr.evaluation.suite import AttackSuite
 from nsr.features import FeatureExtractor

@@ -178,7 +178,7 @@ def test_two_processes_judge_alarms_as_one_does(command, tmp_path):
         assert len(json.loads((tmp_path / name / "checks.json").read_text())) == 4
     saved = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("one", "two")]
     (before, after), (two_before, two_after) = (each["callbacks"]["TrainingChecks"]["history"] for each in saved)
-    assert before.pop("stillest")[1] == pytest.approx(two_before.pop("stillest")[1], rel=1e-9)
+    assert before.pop("least_sensitive")[1] == pytest.approx(two_before.pop("least_sensitive")[1], rel=1e-9)
     assert before == two_before  # of the same weights
     assert (after["images"], after["strong_images"]) == (11, 4)  # images 0, 3, 6, 9 of three batches
     assert (two_after["images"], two_after["strong_images"]) == (11, 4)

@@ -14,16 +14,21 @@ import pytest
 import torch
 
 from nsr.app.command_line import one_line_errors
+from nsr.app.composition import compose_checked, plain, without_hydra
 from nsr.app.train import train
 from nsr.callbacks.checkpoints import PlainCheckpointIO
 from nsr.errors import InputError, RunStopped
 from nsr.run.commands import override
-from nsr.run.directory import process_status
+from nsr.run.directory import changes, check_unused, process_status, recorded_status
 from nsr.run.files import whole_rows, write_json
-from nsr.run.resumption import check_unused, newest_unfinished, readable_checkpoint, resumed_command
-from nsr.run.settings import changes
+from nsr.run.resumption import (
+    Earlier,
+    earlier_run,
+    newest_unfinished,
+    readable_checkpoint,
+    resumed_command,
+)
 from nsr.run.signals import Interrupted, Signals, interruptible
-from nsr.run.status import recorded_status
 from nsr.training.module import RobustClassifier
 from tests.conftest import TINY, job
 
@@ -308,7 +313,7 @@ def test_whose_run_it_is(tmp_path, monkeypatch):
 
 
 def test_a_run_gives_signs_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr("nsr.run.status.HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr("nsr.run.directory.HEARTBEAT_SECONDS", 0.01)
     with recorded_status(tmp_path, "train.py", []):
         os.utime(tmp_path / "status.json", (0, 0))
         deadline = time.monotonic() + 10
@@ -416,3 +421,32 @@ def test_changes_name_what_was_and_what_is():
     recorded = {"seed": 0, "train_attack": {"steps": 10}, "logger": {"csv": {"name": "a"}}, "choices": {"data": "x"}}
     found = changes(recorded, {"seed": 1, "train_attack": {"steps": 10, "norm": "l2"}, "logger": {}, "resume": "auto"})
     assert found == {"seed": (0, 1), "train_attack.norm": ("nothing", "l2")}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "further", "new"),
+    [
+        ("cosine", [], None),
+        ("one_cycle", [], None),
+        ("cosine", ["scheduler.T_max=2"], True),
+        ("cosine", ["scheduler=constant"], True),
+        ("constant", [], False),
+    ],
+)
+def test_a_schedule_that_has_ended_needs_another_one_for_further_epochs(tmp_path, schedule, further, new):
+    command = [f"scheduler={schedule}", "trainer.max_epochs=3"]
+    recorded = plain(without_hydra(compose_checked("train", command)))
+    write_json(tmp_path / "config.yaml", {**recorded, "overrides": command})  # JSON is YAML
+    write_json(tmp_path / "status.json", {"status": "finished", "program": "train.py", "overrides": command})
+    write_json(tmp_path / "metrics.json", {"best_epoch": 3})
+    overrides = resumed_command([f"resume={tmp_path}", "trainer.max_epochs=5", *further])
+    settings = plain(without_hydra(compose_checked("train", overrides)))
+    if new is None:
+        with pytest.raises(InputError) as caught:
+            earlier_run(tmp_path, settings, resume=str(tmp_path), changed=False, overrides=overrides)
+        assert "ends with its 3 epochs" in str(caught.value)
+        assert "scheduler=constant, or scheduler.T_max=2 for cosine" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    else:
+        found = earlier_run(tmp_path, settings, resume=str(tmp_path), changed=False, overrides=overrides)
+        assert found == Earlier(None, None, 3, new)

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import nsr
 from nsr.attacks import GradientAttack
-from nsr.callbacks.heat_map import draw_heat_map
+from nsr.callbacks.sensitivity import draw_heat_map
 from nsr.data.batches import images_and_labels
 from nsr.errors import InputError
 from nsr.features import capture_features

@@ -43,7 +43,7 @@ def history(*epochs: dict, **common) -> list[Epoch]:
         "training": 0.55,
         "most_predicted": 0.15,
         "expected": 0.1,
-        "stillest": ("relu", 1.0, 1.0),
+        "least_sensitive": ("relu", 1.0, 1.0),
         **common,
     }
     made = [{**ordinary, "number": number, **epoch} for number, epoch in enumerate(epochs)]
@@ -99,7 +99,7 @@ def test_catastrophic_overfitting(epochs, triggered):
 def test_its_evidence_are_the_figures():
     epochs = history(*robust(0.9, 0.3, 0.4, 0.018))  # before training anything is possible, and means nothing
     _, evidence = RULES["catastrophic_overfitting"].evaluate(epochs, classes=CLASSES)
-    assert "2.0 % of the right validation images" in evidence
+    assert "2.0 % of the correctly classified validation images" in evidence
     assert "accuracy 1.8 %, at best 40.0 % in epoch 2" in evidence
     assert "in training 55.0 %" in evidence
 
@@ -183,21 +183,21 @@ def test_single_class(epochs, triggered):
     assert is_raised("single_class", history(*epochs)) is triggered
 
 
-STILL = {"stillest": ("still", 1e-5, 0.1), "clean": 0.1, "robust": 0.1}
+STILL = {"least_sensitive": ("still", 1e-5, 0.1), "clean": 0.1, "robust": 0.1}
 
 
 @pytest.mark.parametrize(
     ("epochs", "triggered"),
     [
         ([{}, *[STILL] * 3], True),
-        ([{}, *[{**STILL, "stillest": ("still", 0.0, 0.1), "clean": 0.12, "robust": 0.12}] * 3], True),
+        ([{}, *[{**STILL, "least_sensitive": ("still", 0.0, 0.1), "clean": 0.12, "robust": 0.12}] * 3], True),
         ([{}, *[STILL] * 2], False),
         ([{}, STILL, {}, *[STILL] * 2], False),  # it recovers, and the count begins anew
         ([{}, STILL, {}, *[STILL] * 3], True),
         ([{}, *[{**STILL, "clean": 0.5, "robust": 0.5}] * 7], False),  # it learns
-        ([{}, *[{**STILL, "stillest": ("still", 0.05, 0.1)}] * 7], False),  # it moves
+        ([{}, *[{**STILL, "least_sensitive": ("still", 0.05, 0.1)}] * 7], False),  # it moves
         ([{}, *[{**STILL, "robust": 0.05}] * 7], False),  # the attack does something
-        ([{}, *[{**STILL, "stillest": None}] * 3], None),  # no stabiliser
+        ([{}, *[{**STILL, "least_sensitive": None}] * 3], None),  # no stabiliser
     ],
 )
 def test_a_constant(epochs, triggered):

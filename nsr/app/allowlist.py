@@ -13,7 +13,7 @@ from typing import Any
 from nsr import data, models
 from nsr.app.configuration import mappings
 from nsr.errors import InputError
-from nsr.models.named import torchvision_classifiers
+from nsr.models.build import torchvision_classifiers
 
 DEPTH, VALUES = 20, 10_000  # a run of ours has 3 levels and some 150 values
 # arguments that fetch or read weights: a checkpoint has its own

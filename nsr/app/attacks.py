@@ -14,8 +14,7 @@ from nsr.attacks import guarded
 from nsr.attacks.guard import GuardedAttack
 from nsr.data import DataDescription
 from nsr.evaluation.curve import expanded
-from nsr.evaluation.masking_checks import check_measured
-from nsr.evaluation.probes import PROBES
+from nsr.evaluation.masking_checks import PROBES, check_measured
 from nsr.evaluation.suite import AttackSuite
 from nsr.modes import network_mode
 

@@ -31,8 +31,7 @@ from nsr.modes import network_mode
 from nsr.objectives import compute_terms
 from nsr.run.processes import is_started_from_outside, observe
 from nsr.training.free import classifier_type
-from nsr.training.module import RobustClassifier
-from nsr.training.optimizers import make_optimizer
+from nsr.training.module import RobustClassifier, make_optimizer
 
 
 def build_data(settings: Settings, *, splits: tuple[str, ...]) -> ImageData:

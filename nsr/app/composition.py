@@ -23,8 +23,8 @@ from nsr.app.configuration import check_complete, check_names, check_settings
 from nsr.app.rules import NORMS
 from nsr.errors import InputError, check_choice, did_you_mean, fraction
 from nsr.run.commands import override
+from nsr.run.directory import flat
 from nsr.run.processes import local_processes, machines
-from nsr.run.settings import flat
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # a wheel holds the folder inside the package; in a checkout it stands beside it

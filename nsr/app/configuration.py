@@ -12,7 +12,7 @@ from typing import Any
 
 from nsr.app.rules import MASKING_CHECKS, NORMS, RULES, TARGET_RULES, TRAINING_CHECKS, choice, dotted, list_of
 from nsr.errors import InputError, check_epsilon, did_you_mean, fraction
-from nsr.run.settings import flat
+from nsr.run.directory import flat
 
 FAR = 3  # times the customary radius, or a third of it
 REQUIRED = {

@@ -17,8 +17,7 @@ from nsr.evaluation import report
 from nsr.evaluation.cache import ResultCache, fingerprint, images_fingerprint, network_fingerprint
 from nsr.evaluation.corrupted import corruption_metrics, measure_corruptions
 from nsr.evaluation.curve import expanded, write_curve
-from nsr.evaluation.masking_checks import evaluate_checks
-from nsr.evaluation.probes import PROBES
+from nsr.evaluation.masking_checks import PROBES, evaluate_checks
 from nsr.interventions import AnalysisContext
 from nsr.run.checks import stop_where_triggered
 from nsr.run.files import write_json

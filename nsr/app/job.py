@@ -31,11 +31,10 @@ from nsr.callbacks import ProgressRows
 from nsr.data import DataDescription, ImageData
 from nsr.data.batches import check_divides
 from nsr.errors import InputError
-from nsr.run.directory import read_yaml
+from nsr.run.directory import OWN, read_yaml, recorded_status
+from nsr.run.files import SCHEMA
 from nsr.run.processes import global_rank
 from nsr.run.resumption import Earlier, earlier_run
-from nsr.run.settings import OWN, SCHEMA
-from nsr.run.status import recorded_status
 from nsr.training.module import RobustClassifier
 
 log = logging.getLogger(__name__)

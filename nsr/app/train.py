@@ -22,11 +22,10 @@ from nsr.errors import InputError
 from nsr.evaluation import report
 from nsr.evaluation.curve import write_curve
 from nsr.models.weights import read_checkpoint
-from nsr.run.directory import read_json
-from nsr.run.files import validated, write_json
+from nsr.run.directory import flat, read_json
+from nsr.run.files import SCHEMA, validated, write_json
 from nsr.run.processes import global_rank, leave_processes
 from nsr.run.resumption import Earlier, readable_checkpoint, remove_records
-from nsr.run.settings import SCHEMA, flat
 from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.training.compilation import Compilation
 
@@ -84,7 +83,7 @@ def _train(job: Job, directory: Path, earlier: Earlier, signals: Signals) -> dic
 def _callbacks(job: Job, directory: Path, earlier: Earlier) -> list[pl.Callback]:
     """Those between the checkpoints, which come first, and the checks."""
     return [
-        *([Extension(earlier.new_schedule)] if earlier.extended_from is not None else []),
+        *([Extension()] if earlier.new_schedule else []),
         *([Compilation()] if job.settings["compile"] else []),
         *([LearningRateMonitor("epoch")] if any(job.settings.get("logger") or {}) else []),
         *job.callbacks.values(),

@@ -7,11 +7,4 @@ from nsr.callbacks.records import RunRecords
 from nsr.callbacks.sensitivity import SensitivityLogger
 from nsr.callbacks.weight_perturbation import AdversarialWeightPerturbation
 
-__all__ = [
-    "AdversarialWeightPerturbation",
-    "ProgressRows",
-    "Ramp",
-    "RunRecords",
-    "SensitivityLogger",
-    "TrainingChecks",
-]
+__all__ = ["AdversarialWeightPerturbation", "ProgressRows", "Ramp", "RunRecords", "SensitivityLogger", "TrainingChecks"]

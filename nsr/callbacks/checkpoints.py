@@ -1,4 +1,4 @@
-"""best.ckpt and last.ckpt, and the end of a run that a signal asks to end: exactly where a run can go on."""
+"""best.ckpt and last.ckpt, and the end of a run that a signal interrupts: each where the run can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from torch import distributed
 from nsr.compat import broadcast_no_signals, restore_loader_state
 from nsr.errors import RunStopped
 from nsr.run.signals import Interrupted, Signals
+from nsr.training.module import is_training
 
 PLACE = "nsr_place"  # in a checkpoint: {"epochs": finished, "batches": trained on since}
 NOT_BEGUN = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
 
 
 class PlainCheckpointIO(TorchCheckpointIO):
-    """Straight into the file and onto the disk; Lightning's own holds it in memory and in the system's /tmp before."""
+    """Writes straight to the disk; Lightning's own first copies the checkpoint to memory and to the system's /tmp."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -34,12 +35,11 @@ class PlainCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(pl.Callback):
-    """best.ckpt by validated robust accuracy, the earlier of equals; last.ckpt of every epoch, previous.ckpt before it.
+    """Writes best.ckpt by validated robust accuracy (the first of equals), last.ckpt of every epoch, previous.ckpt.
 
-    Written where an epoch has wholly ended, as the next begins: Lightning's own callback does it in the middle of its
-    bookkeeping, from where a run validates once more or steps its scheduler twice. Under another name first, and
-    renamed when it is whole; best.ckpt is the same file. To stand before the callbacks that change the weights at
-    the end of training.
+    An epoch is saved as the next begins: Lightning's own callback saves in the middle of its bookkeeping, and a run
+    resumed from there validates once more or steps its scheduler twice. Files are renamed when they are complete;
+    best.ckpt is the same file as last.ckpt. Must come before the callbacks that change the weights at the end.
     """
 
     def __init__(self, folder: Path):
@@ -49,12 +49,10 @@ class Checkpoints(pl.Callback):
         self._is_best = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        robust = pl_module.result.validation["validation/robust_accuracy"]
-        self._is_best = self.best is None or robust > self.best
-        if self._is_best:
-            self.best = robust
+        if is_training(trainer):
+            robust = pl_module.result.validation["validation/robust_accuracy"]
+            self._is_best = self.best is None or robust > self.best
+            self.best = robust if self._is_best else self.best
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.current_epoch > self.place["epochs"]:
@@ -64,7 +62,7 @@ class Checkpoints(pl.Callback):
         self.save(trainer, epochs=trainer.fit_loop.epoch_progress.current.completed)
 
     def save(self, trainer: pl.Trainer, *, epochs: int, batches: int = 0) -> None:
-        """Writes last.ckpt of this place; called in every process."""
+        """Write last.ckpt of this place; called in every process."""
         self.place = {"epochs": epochs, "batches": batches}
         partial = self.folder / "last.ckpt.partial"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,13 +76,14 @@ class Checkpoints(pl.Callback):
                     _rename(last, self.folder / "previous.ckpt", keep=True)
                 _rename(partial, last)
         except (OSError, RuntimeError) as error:
-            if not trainer.is_global_zero or not _is_of_the_disk(error):
+            reason = " ".join(str(error).split())
+            is_of_the_disk = isinstance(error, OSError) or "write" in reason or "file" in reason  # torch: RuntimeError
+            if not trainer.is_global_zero or not is_of_the_disk:
                 raise
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
-            raise RunStopped(
-                f"no checkpoint can be written to {self.folder}: {' '.join(str(error).split())}; the one before is kept"
-            ) from error
+            text = f"no checkpoint can be written to {self.folder}: {reason}; the one before is kept"
+            raise RunStopped(text) from error
         trainer.strategy.barrier()
         self._is_best = False
 
@@ -93,14 +92,14 @@ class Checkpoints(pl.Callback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self.place = dict(checkpoint[PLACE])
-        trainer.num_sanity_val_steps = 0  # what there was before training is recorded
+        trainer.num_sanity_val_steps = 0  # epoch 0 is recorded already
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.place["batches"] == 0:
             trainer.fit_loop.restarting = False  # nothing of the epoch is done: it begins as any other
             progress = trainer.fit_loop.epoch_progress
-            progress.current.ready = progress.total.ready  # Lightning is one behind, and another resumption misled
-        else:  # a scheduler that asks for the run's steps has the loader made before Lightning has its state
+            progress.current.ready = progress.total.ready  # Lightning is one behind, which misleads the next resumption
+        else:  # a scheduler that asks for the run's steps makes the loader before Lightning has its state
             restore_loader_state(trainer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,18 +110,9 @@ class Checkpoints(pl.Callback):
 
 
 class Extension(pl.Callback):
-    """Begins a new schedule with the further epochs of a finished run, where they get one of their own.
-
-    Args:
-        new_schedule: whether they do; else the run's schedule continues.
-    """
-
-    def __init__(self, new_schedule: bool):
-        self.new_schedule = new_schedule
+    """Starts a new schedule with the further epochs of a finished run; without it the old one continues."""
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        if not self.new_schedule:
-            return
         checkpoint["lr_schedulers"] = []
         pl_module.steps_before = checkpoint["global_step"]
         for state in checkpoint["optimizer_states"]:
@@ -131,11 +121,11 @@ class Extension(pl.Callback):
 
 
 class Interruption(pl.Callback):
-    """Ends the run where a signal asks for it, after the step or the batch of validation at hand, with a checkpoint.
+    """Ends an interrupted run after the current step or batch of validation, with a checkpoint.
 
-    All processes of a run agree, by a number that each step exchanges among their hosts: the devices are not waited
-    for. Lightning's own way broadcasts from inside a signal handler, in the midst of other exchanges, and reads a
-    number off the device each step; it is switched off. To stand after all other callbacks.
+    All processes agree by a number that they exchange each step between hosts, without waiting for the devices.
+    Lightning's own exchange is switched off: it broadcasts from inside a signal handler, during other exchanges, and
+    waits for the device each step. Must come after all other callbacks.
     """
 
     def __init__(self, signals: Signals, checkpoints: Checkpoints):
@@ -160,15 +150,15 @@ class Interruption(pl.Callback):
             self._leave(trainer, number, batches=batch_idx + 1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if _is_training(trainer) and (number := self._agreed()):
+        if is_training(trainer) and (number := self._agreed()):
             self._leave(trainer, number, batches=int(trainer.num_training_batches))
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if _is_training(trainer) and (number := self._agreed()):
+        if is_training(trainer) and (number := self._agreed()):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, WeightAveraging):  # it has put the averages in the weights' place
+                if isinstance(callback, WeightAveraging):  # the averages are in place of the weights
                     callback.on_validation_epoch_end(trainer, pl_module)
             self._leave(trainer, number, batches=int(trainer.num_training_batches))
 
@@ -183,7 +173,7 @@ class Interruption(pl.Callback):
         raise Interrupted(number)
 
     def _agreed(self) -> int:
-        """The signal that some process has received, 0 where none has."""
+        """Return the signal that some process has received, 0 where none has."""
         if self._hosts is None:
             return self.signals.received
         number = torch.tensor(self.signals.received)
@@ -192,17 +182,13 @@ class Interruption(pl.Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if self.checkpoints.place["batches"] == trainer.num_training_batches:
-            # all batches are trained on: the epoch goes on with its validation, from the beginning
+            # all batches are trained on: the epoch resumes at the beginning of its validation
             begun = {"total": {**NOT_BEGUN, "ready": 1, "started": 1}, "current": NOT_BEGUN, "is_last_batch": False}
             checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = begun
 
 
-def _is_training(trainer: pl.Trainer) -> bool:
-    return bool(trainer.state.fn == "fit" and not trainer.sanity_checking)
-
-
 def _rename(path: Path, to: Path, *, keep: bool = False) -> None:
-    """Puts a file in another's place, at once; with `keep` it stays where it is too, without a copy where possible."""
+    """Replace the file `to` atomically; with `keep`, `path` stays too, without a copy where possible."""
     if keep:
         further = to.with_name(f"{to.name}.partial")
         further.unlink(missing_ok=True)
@@ -212,8 +198,3 @@ def _rename(path: Path, to: Path, *, keep: bool = False) -> None:
             shutil.copyfile(path, further)
         path = further
     path.replace(to)
-
-
-def _is_of_the_disk(error: BaseException) -> bool:
-    """torch tells a full disk as a RuntimeError of its own."""
-    return isinstance(error, OSError) or "write" in str(error) or "file" in str(error)

@@ -1,9 +1,9 @@
-"""Checks of training: signs that it goes wrong, recorded each epoch; chosen ones end the run."""
+"""The checks of training, evaluated and recorded each epoch; chosen ones end the run."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +14,17 @@ from torch import Generator
 from nsr.attacks import GradientAttack
 from nsr.callbacks.training_checks import RULES, Epoch, Verdict
 from nsr.data.batches import EvaluationBatches, images_and_labels, place_of
-from nsr.errors import RunStopped, check_choice
+from nsr.errors import check_choice
 from nsr.metrics.epoch import EpochResult
-from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.modes import full_precision
 from nsr.randomness import draw_seed
-from nsr.run.checks import Check
+from nsr.run.checks import Check, stop_where_triggered
 from nsr.run.files import write_json
 
 if TYPE_CHECKING:
     from nsr.training.module import RobustClassifier
 
 log = logging.getLogger(__name__)
-
 PROBE_STEPS = 10
 
 
@@ -38,7 +36,7 @@ class TrainingChecks(pl.Callback):
 
     Args:
         directory: where checks.json is rewritten each epoch; None: nowhere.
-        stop_on: the checks that end the run, after the epoch in which they are triggered, with RunStopped.
+        stop_on: the checks that end the run with RunStopped, after the epoch in which they are triggered.
     """
 
     def __init__(self, directory: Path | None = None, *, stop_on: Sequence[str] = ("collapsed_network",)):
@@ -49,10 +47,10 @@ class TrainingChecks(pl.Callback):
         self.first: dict[str, tuple[int, str]] = {}  # {check: epoch in which it was first triggered, evidence then}
         self._now: dict[str, Verdict] = {}
         self._probed = torch.zeros(2, dtype=torch.int64)  # images robust to the probe, images
-        self._stopped = ""
+        self._ending: list[Check] = []
 
     def results(self) -> list[Check]:
-        """Return every check; one that was triggered stays so, with its evidence of then."""
+        """Return every check; one that was triggered stays so, with the evidence of that epoch."""
         found = []
         for name, rule in RULES.items():
             triggered, evidence = self._now.get(name, (None, "not evaluated: no epoch yet"))
@@ -60,8 +58,6 @@ class TrainingChecks(pl.Callback):
                 triggered, evidence = True, f"epoch {self.first[name][0]}: {self.first[name][1]}"
             found.append(Check(name, rule.title, triggered, evidence, rule.meaning))
         return found
-
-    # ---------------------------------------------------------------- the run
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._probed = torch.zeros(2, dtype=torch.int64, device=pl_module.device)
@@ -96,21 +92,19 @@ class TrainingChecks(pl.Callback):
         epoch = self._epoch(trainer, pl_module, pl_module.result)
         self.history.append(epoch)
         self._now = {name: rule.evaluate(self.history, classes=pl_module.classes) for name, rule in RULES.items()}
-        new = [name for name, (triggered, _) in self._now.items() if triggered and name not in self.first]
+        triggered = [name for name, (state, _) in self._now.items() if state]
+        new = [name for name in triggered if name not in self.first]
         self.first |= {name: (epoch.number, self._now[name][1]) for name in new}
-        checks = {check.name: check.in_one_line() for check in self.results()}
-        ending = [name for name, (triggered, _) in self._now.items() if triggered and name in self.stop_on]
-        if ending:
-            self._stopped = f"checks.stop_on: {' | '.join(checks[name] for name in ending)}"
-            trainer.should_stop = True  # this epoch's checkpoint is still written
+        checks = {check.name: check for check in self.results()}
+        if ending := [checks[name] for name in triggered if name in self.stop_on]:
+            self._ending, trainer.should_stop = ending, True  # this epoch's checkpoint is still written
         if trainer.is_global_zero:
-            for name in new:  # what ends the run is reported then, in one line of its own
-                log.log(logging.INFO if name in ending else logging.WARNING, checks[name])
+            for name in new:  # a check that ends the run is reported at its end, in a line of its own
+                log.log(logging.INFO if name in self.stop_on else logging.WARNING, checks[name].in_one_line())
             self._record(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._stopped:
-            raise RunStopped(self._stopped)
+        stop_where_triggered(self._ending, self.stop_on)
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": [epoch._asdict() for epoch in self.history], "before": self.before, "first": self.first}
@@ -119,10 +113,8 @@ class TrainingChecks(pl.Callback):
         self.history = [Epoch(**epoch) for epoch in state_dict["history"]]
         self.before, self.first = dict(state_dict["before"]), dict(state_dict["first"])
 
-    # ---------------------------------------------------------------- metrics
-
     def _epoch(self, trainer: pl.Trainer, module: RobustClassifier, result: EpochResult) -> Epoch:
-        """The metrics of the epoch just validated, the same in every process."""
+        """Return the metrics of the epoch just validated, the same in every process."""
         images, most = sum(result.labelled), max(range(len(result.predicted)), key=result.predicted.__getitem__)
         clean, robust = (result.validation[f"validation/{kind}_accuracy"] for kind in ("clean", "robust"))
         passed, probed = trainer.strategy.reduce(self._probed, reduce_op="sum").tolist()
@@ -136,14 +128,14 @@ class TrainingChecks(pl.Callback):
             training=result.train["train/robust_accuracy"] if result.epoch and _as_wide(module) else None,
             most_predicted=result.predicted[most] / images,
             expected=result.labelled[most] / images,
-            stillest=self._stillest(module, result),
+            least_sensitive=self._least_sensitive(module, result),
         )
 
-    def _stillest(self, module: RobustClassifier, result: EpochResult) -> tuple[str, float, float] | None:
+    def _least_sensitive(self, module: RobustClassifier, result: EpochResult) -> tuple[str, float, float] | None:
         if module.stabilizer is None:
             return None
         layers = [layer.name for layer in module.train_extractor.layers]
-        now = _means(result.sensitivities, layers)
+        now = {layer: float(result.sensitivities[layer].absolute.mean()) for layer in layers}
         if result.epoch == 0:
             self.before = now
         if not self.before:
@@ -161,19 +153,15 @@ class TrainingChecks(pl.Callback):
 
 
 def _evenly(trainer: pl.Trainer, number: int | None) -> slice:
-    """Every so many-th image of all validation images: the first ones may be of one class."""
+    """Return every n-th image of all n batches of validation images: the first ones may be of one class."""
     batches = getattr(trainer.val_dataloaders, "batch_sampler", None)
     if number is None or not isinstance(batches, EvaluationBatches):
         return slice(None)
     return slice(-number * batches.batch_size % batches.batches, None, batches.batches)
 
 
-def _means(sensitivities: Mapping[str, LayerSensitivity], layers: Sequence[str]) -> dict[str, float]:
-    return {layer: float(sensitivities[layer].absolute.mean()) for layer in layers}
-
-
 def _as_wide(module: RobustClassifier) -> bool:
-    """Whether the training attack may do at least what validation's may, so that their accuracies can be compared."""
+    """Return whether training's ball contains validation's, so that their accuracies can be compared."""
     if "adversarial" not in module.views or getattr(module.train_attack, "scale", 1.0) < 1:
         return False
     training, validation = _ball(module.train_attack), _ball(module.validation_attack)
@@ -181,6 +169,6 @@ def _as_wide(module: RobustClassifier) -> bool:
 
 
 def _ball(attack: Any) -> Any:
-    """(norm, epsilon) of an attack or of the one that an ensemble uses; None where it has none."""
+    """Return (norm, epsilon) of an attack, or of the one that an ensemble uses; None where it has none."""
     attack = getattr(attack, "attack", attack)
     return (attack.norm, attack.epsilon) if hasattr(attack, "norm") and hasattr(attack, "epsilon") else None

@@ -1,7 +1,4 @@
-"""Progress where standard output is no terminal: a row per epoch, and one now and then in an evaluation.
-
-On a terminal Lightning's own RichProgressBar shows the progress.
-"""
+"""Progress where standard output is no terminal (there it is Lightning's RichProgressBar): rows of text."""
 
 from __future__ import annotations
 
@@ -34,19 +31,16 @@ class ProgressRows(pl.Callback):
             return
         clean, robust = (100 * result.validation[f"validation/{kind}_accuracy"] for kind in ("clean", "robust"))
         total = trainer.max_epochs or 0
+        accuracies = f"clean {clean:5.1f} %  robust {robust:5.1f} %"
         if result.epoch == 0:
-            print(f"epoch 0/{total}  clean {clean:5.1f} %  robust {robust:5.1f} %  before training", flush=True)
+            print(f"epoch 0/{total}  {accuracies}  before training", flush=True)
             return
-        values = {name.removeprefix("train/"): value for name, value in result.train.items()}
-        terms = [f"{name} {value:.3f}" for name, value in values.items() if not name.endswith("_accuracy")]
+        values = {name: value for name, value in result.train.items() if not name.endswith("_accuracy")}
+        terms = [f"{name.removeprefix('train/')} {value:.3f}" for name, value in values.items()]
         loss = terms[0] + (f" ({', '.join(terms[1:])})" if len(terms) > 2 else "")
         took = time.perf_counter() - self._epoch_started
         left = (time.perf_counter() - self._started) / (result.epoch - self._first) * (total - result.epoch)
-        time_left = f"{took:.1f} s, {left:.0f} s left"
-        print(
-            f"epoch {result.epoch}/{total}  {loss}  clean {clean:5.1f} %  robust {robust:5.1f} %  {time_left}",
-            flush=True,
-        )
+        print(f"epoch {result.epoch}/{total}  {loss}  {accuracies}  {took:.1f} s, {left:.0f} s left", flush=True)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         self._time_left = TimeLeft(pl_module.suite.work, int(trainer.num_test_batches[0]))  # type: ignore[union-attr]
@@ -63,16 +57,10 @@ class ProgressRows(pl.Callback):
 
 
 class TimeLeft:
-    """Seconds to the end of an evaluation, each row by its own mean: attacks differ a thousandfold.
-
-    Args:
-        rows: what is measured of each batch.
-        batches: number of batches.
-    """
+    """Seconds to the end of an evaluation of `batches`, by the mean of each row: attacks differ a thousandfold."""
 
     def __init__(self, rows: Sequence[str], batches: int):
-        self.batches = batches
-        self.finished = dict.fromkeys(rows, 0)
+        self.batches, self.finished = batches, dict.fromkeys(rows, 0)
         self.seconds: dict[str, list[float]] = {row: [] for row in rows}
 
     def add(self, row: str, seconds: float | None) -> None:
@@ -83,13 +71,10 @@ class TimeLeft:
 
     def left(self) -> float | None:
         """Return the seconds left; None while a row that is left has not been timed."""
-        seconds = 0.0
-        for row, finished in self.finished.items():
-            if finished < self.batches:
-                if not self.seconds[row]:
-                    return None
-                seconds += (self.batches - finished) * fmean(self.seconds[row])
-        return seconds
+        left = {row: self.batches - finished for row, finished in self.finished.items() if finished < self.batches}
+        if not all(self.seconds[row] for row in left):
+            return None
+        return sum((batches * fmean(self.seconds[row]) for row, batches in left.items()), start=0.0)
 
 
 def duration(seconds: float | None) -> str:

@@ -1,12 +1,13 @@
-"""The files of a run that need no logger: metrics.csv, timing.json; what a checkpoint holds to resume them."""
+"""The files of a run that need no logger, metrics.csv and timing.json, and their resumption from a checkpoint."""
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from nsr.errors import RunStopped
 from nsr.run.files import append_rows, write_json
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv")  # that grow with the epochs
 
 
-class RunRecords(pl.Callback):
+class RunRecords(Callback):
     """Appends a row per epoch to metrics.csv, without times, so that runs can be compared byte by byte.
 
-    Times go to timing.json. A checkpoint gets the run's configuration as plain values, to be rebuilt from, and the
+    Times go to timing.json. A checkpoint holds the run's configuration as plain values, to be rebuilt from, and the
     sizes of the records: a run that resumes from it first cuts off what was written later.
 
     Args:
@@ -36,18 +37,20 @@ class RunRecords(pl.Callback):
         self._learning_rate = 0.0
         self._sizes: dict[str, int] = {}  # of the records when the checkpoint was written
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter() - self.seconds.get("fit", 0.0)
         check_same_settings(self.settings, trainer.strategy)
-        if trainer.is_global_zero:
-            for name, size in self._sizes.items():
-                _cut(self.directory / name, size)
+        for name, size in self._sizes.items() if trainer.is_global_zero else ():
+            path = self.directory / name
+            if not path.exists() or path.stat().st_size < size:
+                raise RunStopped(f"{path} is shorter than when the checkpoint was written; the run cannot be resumed")
+            os.truncate(path, size)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_started = time.perf_counter()
         self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]  # at the beginning of the epoch
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         result = pl_module.result
         if trainer.state.fn != "fit" or not trainer.is_global_zero or result is None:
             return
@@ -56,24 +59,20 @@ class RunRecords(pl.Callback):
         columns = ["epoch", "learning_rate", *pl_module.train_metrics.names, *result.validation]
         append_rows(self.directory / "metrics.csv", columns, [[row.get(column, "") for column in columns]])
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds["epochs"].append(round(time.perf_counter() - self._epoch_started, 3))
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds["fit"] = round(time.perf_counter() - self._started, 3)
         if trainer.is_global_zero:
             write_json(self.directory / "timing.json", self.seconds)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["nsr_settings"] = self.settings
         paths = [self.directory / name for name in RECORDS]
         checkpoint["nsr_records"] = {path.name: path.stat().st_size for path in paths if path.exists()}
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._sizes = dict(checkpoint.get("nsr_records", {}))
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,11 +82,3 @@ class RunRecords(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds = {"epochs": list(state_dict["epochs"]), "fit": state_dict["fit"]}
         self._learning_rate = state_dict["learning_rate"]
-
-
-def _cut(path: Path, size: int) -> None:
-    """Cut a file to its first `size` bytes."""
-    if not path.exists() or path.stat().st_size < size:
-        raise RunStopped(f"{path} is shorter than when the checkpoint was written; the run cannot be resumed")
-    with path.open("r+b") as file:
-        file.truncate(size)

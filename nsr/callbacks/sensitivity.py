@@ -1,4 +1,4 @@
-"""Sensitivities of every captured layer after each validation, in files and loggers; epoch 0 is before training."""
+"""Sensitivities of every hooked layer after each validation, in files and loggers; epoch 0 is before training."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Generator, Tensor, nn
 
-from nsr.callbacks.heat_map import draw_heat_map
 from nsr.data.batches import images_and_labels
 from nsr.errors import InputError, check_batch, check_choice, check_number
 from nsr.features import FeatureExtractor
@@ -20,30 +19,31 @@ from nsr.metrics.layer_summary import LayerSummaries
 from nsr.metrics.sensitivity import LayerSensitivity, NetworkSensitivity, network_sums
 from nsr.models import select_output
 from nsr.modes import full_precision
+from nsr.plotting import new_figure, save, styled
 from nsr.randomness import draw_seed
-from nsr.run.records import write_layers, write_sensitivities
+from nsr.run.files import write_layers, write_sensitivities
 from nsr.training.module import RobustClassifier
 
+KINDS = ("absolute sensitivity (activation units)", "relative sensitivity (fraction of activation)")
 DRAWING_FRACTION = 0.01  # of the time, for heat maps before the end
 FIRST_DRAWING_SECONDS = 1.0  # assumed for the first one, which imports matplotlib
 
 
-class SensitivityLogger(pl.Callback):
+class SensitivityLogger(Callback):
     """Writes sensitivity.csv, layers.csv and a heat map, and logs sensitivities to the Trainer's loggers.
 
-    With a `RobustClassifier` the values are those of its validation: no pass is made for them. Any other
-    LightningModule whose `forward(images)` returns logits is measured here, on its first validation loader, in float32
-    and eval mode: a clean pass, the attack and an adversarial pass a batch. Batches are (images, labels, ...) or
-    mappings, see `images_and_labels`; images are (batch, channel, height, width) with pixels in [0, 1]. For epoch 0,
-    before training, the Trainer needs num_sanity_val_steps=-1.
+    A `RobustClassifier` measures them itself in its validation. Any other LightningModule whose `forward(images)`
+    returns logits is measured here, on its first validation loader, in float32 and eval mode: a clean pass, the attack
+    and an adversarial pass per batch. Batches are (images, labels, ...) or mappings, see `images_and_labels`; images
+    are (batch, channel, height, width) in [0, 1]. For epoch 0 the Trainer needs num_sanity_val_steps=-1.
 
     Args:
         attack: of another module: attack(net, images, labels, generator=...) -> images.
         layers: names or patterns of its layers; None: the activations.
-        output: index or key of the logits in what it returns; None: the tensor, the first entry of a tuple, 'logits'
-            of a mapping or dataclass.
-        list_top: number of most sensitive neurons listed a layer.
-        per_layer: log each layer's metrics and histogram, and not their means over layers and one table alone.
+        output: index or key of the logits in its output; None: the tensor, the first entry of a tuple, 'logits' of a
+            mapping or dataclass.
+        list_top: number of most sensitive neurons listed per layer.
+        per_layer: log each layer's metrics and histogram too, beside their means over layers and one table.
         directory: of the files; None: the logger's, or the Trainer's default_root_dir.
         seed: of the attack's draws.
 
@@ -73,7 +73,7 @@ class SensitivityLogger(pl.Callback):
         self._metric: NetworkSensitivity | None = None
         self._drawn, self._drawing_seconds = 0.0, FIRST_DRAWING_SECONDS
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not isinstance(pl_module, RobustClassifier) and self.attack is None:
             raise InputError(
                 f"SensitivityLogger has no attack to measure {type(pl_module).__name__} with; give attack=..., such as "
@@ -81,14 +81,14 @@ class SensitivityLogger(pl.Callback):
             )
         self._where = self.directory or Path(trainer.log_dir or trainer.default_root_dir)
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._metric is not None:
             self._metric.reset()
 
     def on_validation_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -99,17 +99,14 @@ class SensitivityLogger(pl.Callback):
         images, labels = images_and_labels(batch)
         check_batch(images, labels)
         extractor, metric = self._measurement(pl_module, images)
-        seed = draw_seed(self.seed, 1, batch_idx, trainer.global_rank)
-        generator = Generator(images.device).manual_seed(seed)
+        generator = Generator(images.device).manual_seed(draw_seed(self.seed, 1, batch_idx, trainer.global_rank))
         assert self.attack is not None
         with full_precision(images.device):
             _, clean = extractor(images)
             _, adversarial = extractor(self.attack(extractor.net, images, labels, generator=generator))
             metric.update(*network_sums(extractor.layers, clean, adversarial), len(labels))
 
-    def _measurement(
-        self, pl_module: pl.LightningModule, images: Tensor
-    ) -> tuple[FeatureExtractor, NetworkSensitivity]:
+    def _measurement(self, pl_module: LightningModule, images: Tensor) -> tuple[FeatureExtractor, NetworkSensitivity]:
         """Return the extractor and the metric, built at the first batch."""
         if self._extractor is None or self._metric is None:
             net = _Logits(pl_module, self.output)
@@ -118,7 +115,7 @@ class SensitivityLogger(pl.Callback):
             self._metric = NetworkSensitivity(layers).to(images.device)
         return self._extractor, self._metric
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not _is_recorded(trainer):
             return
         if isinstance(pl_module, RobustClassifier):
@@ -131,7 +128,7 @@ class SensitivityLogger(pl.Callback):
             self._record(trainer, validation, sensitivities)
 
     def _record(
-        self, trainer: pl.Trainer, validation: Mapping[str, float], sensitivities: Mapping[str, LayerSensitivity]
+        self, trainer: Trainer, validation: Mapping[str, float], sensitivities: Mapping[str, LayerSensitivity]
     ) -> None:
         epoch = 0 if trainer.sanity_checking else trainer.current_epoch + 1
         summaries = self.summaries.add(epoch, sensitivities)
@@ -149,15 +146,14 @@ class SensitivityLogger(pl.Callback):
         elif self._drawing_seconds <= DRAWING_FRACTION * (now - self._drawn):
             self._draw(trainer)
 
-    def _draw(self, trainer: pl.Trainer) -> None:
-        started = time.perf_counter()
-        draw_heat_map(self._where / "sensitivity", self.summaries.history)
-        picture = self._where / "sensitivity.png"
-        log_picture(trainer.loggers, "sensitivity/heat_map", picture, step=trainer.global_step)
+    def _draw(self, trainer: Trainer) -> None:
+        started, path = time.perf_counter(), self._where / "sensitivity"
+        draw_heat_map(path, self.summaries.history)
+        log_picture(trainer.loggers, "sensitivity/heat_map", path.with_suffix(".png"), step=trainer.global_step)
         self._drawn = time.perf_counter()
         self._drawing_seconds = self._drawn - started
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self.summaries.history:
             self._draw(trainer)
         if self._extractor is not None:
@@ -179,14 +175,40 @@ class _Logits(nn.Module):
         self.net, self.output = net, output
 
     def forward(self, images: Tensor) -> Tensor:
-        result = self.net(images)
-        output = self.output
-        if output is None and not isinstance(result, Tensor):
+        result, output = self.net(images), self.output
+        if output is None:
             output = 0 if isinstance(result, (tuple, list)) else "logits"
         return select_output(result, output)
 
 
-def _is_recorded(trainer: pl.Trainer) -> bool:
+def _is_recorded(trainer: Trainer) -> bool:
     """Return whether the validation is part of training and covers all images."""
     covers_all = not trainer.sanity_checking or trainer.num_sanity_val_steps == float("inf")
     return trainer.state.fn == "fit" and covers_all
+
+
+def draw_heat_map(path: Path, history: Sequence[tuple[int, dict[str, list[float]]]]) -> None:
+    """Draw PATH.png and PATH.pdf: one row per layer, the first on top, and one column per epoch.
+
+    Args:
+        path: without its suffix.
+        history: (epoch, {layer: [absolute, relative]}), by epoch.
+    """
+    layers = list(history[-1][1])
+    epochs = [epoch for epoch, _ in history]
+    height = 0.6 + max(0.55, 0.13 * len(layers))
+    with styled():
+        figure = new_figure(height=2 * height)
+        panels = figure.subplots(2, sharex=True)
+        for kind, (axes, title) in enumerate(zip(panels, KINDS, strict=True)):
+            values = [[means[layer][kind] for _, means in history] for layer in layers]
+            image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis")
+            axes.grid(visible=False)
+            axes.set_yticks(range(len(layers)), layers, fontsize=6)
+            axes.set_ylabel("layer")
+            figure.colorbar(image, ax=axes).ax.tick_params(labelsize=6)
+            axes.set_title(title, fontsize=7, loc="left")
+        step = max(1, -(-len(epochs) // 8))
+        panels[-1].set_xticks(range(0, len(epochs), step), epochs[::step])
+        panels[-1].set_xlabel("epoch (0: before training)")
+        save(figure, path)

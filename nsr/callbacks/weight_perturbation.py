@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation (AWP): each step's gradient is taken where the weights are worst nearby.
+"""Adversarial weight perturbation (AWP): each step's gradient is taken at the worst weights nearby.
 
     v_l = gamma * || w_l || * g_l / || g_l ||,  g = grad L(w; x', y);  w <- w - step along grad L(w + v)
 
@@ -21,16 +21,16 @@ from nsr.modes import batch_norm_mode
 
 
 def weight_perturbation(weight: Tensor, gradient: Tensor, gamma: float) -> Tensor:
-    """gamma * || w || * g / || g ||, shaped as `weight`; zero where the gradient is zero."""
+    """Return gamma * || w || * g / || g ||, shaped as `weight`; zero where the gradient is zero."""
     return gamma * torch.linalg.vector_norm(weight) * unit(gradient[None])[0]
 
 
 class AdversarialWeightPerturbation(pl.Callback):
     """Perturbs the weights before a step's passes and restores them exactly after its backward pass.
 
-    The ascent is of the objective alone; a stabilizer's term is computed at the perturbed weights and not ascended. Its
-    gradient is averaged over processes, its passes leave BatchNorm's running statistics untouched. The optimizer, and
-    so weight decay, sees the weights without perturbation (the authors' code decays the perturbed ones).
+    The objective alone is ascended; a stabilizer's term is computed at the perturbed weights. The ascent's gradient is
+    averaged over processes, its passes leave BatchNorm's running statistics untouched. The optimizer, and so weight
+    decay, takes the weights without perturbation (the authors' code decays the perturbed ones).
 
     Args:
         gamma: size of the perturbation relative to each weight's norm.
@@ -52,11 +52,10 @@ class AdversarialWeightPerturbation(pl.Callback):
             raise InputError("callbacks has awp, which has no meaning with objective=free; remove one of them")
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        if stage != "fit":
-            return
-        self.check(pl_module, 1)
-        self._module = pl_module
-        pl_module.before_passes.append(self.perturb)
+        if stage == "fit":
+            self.check(pl_module, 1)
+            self._module = pl_module
+            pl_module.before_passes.append(self.perturb)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if self.perturb in pl_module.before_passes:
@@ -64,12 +63,12 @@ class AdversarialWeightPerturbation(pl.Callback):
         self._module = None
 
     def perturb(self, views: Mapping[str, Tensor], labels: Tensor) -> None:
-        """Perturbs the network's weights to where the objective on {view: images} is larger."""
+        """Perturb the network's weights to where the objective on {view: images} is larger."""
         module = self._module
         if module.current_epoch < self.warmup:
             return
-        weights = [weight for name, weight in module.net.named_parameters() if weight.ndim > 1 and "weight" in name]
-        weights = [weight for weight in weights if weight.requires_grad]
+        named = [(name, weight) for name, weight in module.net.named_parameters() if weight.requires_grad]
+        weights = [weight for name, weight in named if weight.ndim > 1 and "weight" in name]
         with batch_norm_mode(module.net, "batch"):
             loss = module.compute_objective(views, labels)
         # a weight that the loss does not use, such as another head's, stays as it is
@@ -86,7 +85,7 @@ class AdversarialWeightPerturbation(pl.Callback):
         self.restore()  # so that no checkpoint of a run that ends in the middle of a step holds perturbed weights
 
     def restore(self) -> None:
-        """Restores the weights."""
+        """Undo the perturbation exactly."""
         with torch.no_grad():
             for weight, value in self._unperturbed:
                 weight.copy_(value)
@@ -94,7 +93,7 @@ class AdversarialWeightPerturbation(pl.Callback):
 
 
 def _averaged(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """The mean over processes, exchanged as one flat tensor."""
+    """Average over processes, exchanged as one flat tensor."""
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return list(gradients)
     flat = torch.cat([gradient.flatten() for gradient in gradients])

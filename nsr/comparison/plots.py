@@ -1,11 +1,17 @@
-"""Plots of a comparison for a column of a paper (3.3 inches), and the same on a dark background for a dashboard."""
+"""Plots of a comparison for a column of a paper (3.3 inches), and the same on a dark background for a dashboard.
+
+A method keeps its color and marker in every plot. Both follow the objective, filled and with a solid line where a
+stabilizer is set. The colors are those of Okabe and Ito, gray and olive, which color-blind readers can distinguish on a
+dark background as on white.
+"""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import pandas
@@ -13,18 +19,57 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nsr.comparison.frames import MEASURES, layers_of
-from nsr.comparison.result import Comparison
-from nsr.comparison.statistics import attack_columns, finished
-from nsr.comparison.styles import MARKERS, METHOD_COLORS, Style, method_styles
+from nsr.comparison.settings import OBJECTIVES
+from nsr.comparison.statistics import Comparison, attack_columns, finished
 from nsr.comparison.tables import attack_name
-from nsr.plotting import DARK, PAPER, new_figure, save, styled
+from nsr.plotting import COLORS, DARK, PAPER, new_figure, save, styled
 
 LINE = 0.125  # height of a legend's line, inches
 UNITS = {
     "absolute": "absolute sensitivity\n(activation units)",
     "relative": "relative sensitivity\n(fraction of activation)",
 }
+INK = "ink"  # the theme's, for natural training
+METHOD_COLORS = (*COLORS, "#8C8C8C", "#999933")
+PALETTE = (INK, *METHOD_COLORS, *METHOD_COLORS)
+MARKERS = "osD^vp*<>hdP"
 Theme = Mapping[str, str]
+
+
+class Style(NamedTuple):
+    """The color and marker of a method."""
+
+    color: str
+    marker: str
+    filled: bool
+
+    def points(self, theme: Theme, size: float) -> dict[str, Any]:
+        """Return matplotlib's settings for its points, `size` points wide, and the line through them."""
+        color = theme.get(self.color, self.color)
+        return {
+            "marker": self.marker,
+            "markersize": size * (1.6 if self.marker == "*" else 1),  # a star fills little of its width
+            "markerfacecolor": color if self.filled else theme["background"],
+            "color": color,
+            "linestyle": "-" if self.filled else (0, (4, 1.5)),
+            **dict.fromkeys(("markeredgewidth", "linewidth"), 0.8),
+        }
+
+
+def method_styles(runs: pandas.DataFrame) -> dict[str, Style]:
+    """Return {method: style} by objective; a user's objectives, and further methods of one, take free styles."""
+    objectives = list(dict.fromkeys(runs["objective"]))
+    places = {objective: OBJECTIVES.index(objective) for objective in objectives if objective in OBJECTIVES}
+    free = cycle([place for place in range(len(MARKERS)) if place not in places.values()])
+    places |= {objective: next(free) for objective in objectives if objective not in places}
+    taken: set[tuple[str, bool]] = set()
+    found: dict[str, Style] = {}
+    for row in runs.drop_duplicates("method").to_dict("records"):
+        kind = row["objective"], bool(row["stabilized"])
+        place = next(free) if kind in taken else places[row["objective"]]
+        taken.add(kind)
+        found[str(row["method"])] = Style(PALETTE[place], MARKERS[place], kind[1])
+    return found
 
 
 def write_plots(comparison: Comparison, folder: Path) -> list[str]:
@@ -38,9 +83,7 @@ def write_plots(comparison: Comparison, folder: Path) -> list[str]:
     return names
 
 
-def drawn(
-    draw: Callable[..., Figure | None], comparison: Comparison, theme: Mapping[str, str] = PAPER
-) -> Figure | None:
+def drawn(draw: Callable[..., Figure | None], comparison: Comparison, theme: Theme = PAPER) -> Figure | None:
     """Draw a plot in a theme; None where there is nothing to draw."""
     with styled(theme):
         return draw(comparison, theme)
@@ -53,8 +96,7 @@ def accuracy(comparison: Comparison, theme: Theme) -> Figure | None:
     methods = list(dict.fromkeys(runs["method"]))
     if not names:
         return None
-    row = 0.11 + 0.035 * len(names)
-    figure = new_figure(height=0.7 + row * len(methods) + LINE * -(-len(names) // 3))
+    figure = new_figure(height=0.7 + (0.11 + 0.035 * len(names)) * len(methods) + LINE * -(-len(names) // 3))
     axes = figure.subplots()
     offsets = numpy.linspace(-0.28, 0.28, len(names)) if len(names) > 1 else numpy.zeros(1)
     half = min(0.16, 0.28 / len(names))  # half of a bar's height
@@ -64,16 +106,12 @@ def accuracy(comparison: Comparison, theme: Theme) -> Figure | None:
         for place, method in enumerate(methods):
             values = 100 * runs[runs["method"] == method][name].dropna()
             height = place + offsets[number]
-            points: dict[str, Any] = {
-                "marker": marker,
-                "color": color,
-                "label": attack_name(name) if place == 0 else None,
-            }
-            axes.plot(values, [height] * len(values), linestyle="", markersize=2.4, alpha=0.8, **points)
+            points: dict[str, Any] = {"marker": marker, "color": color, "markersize": 2.4, "alpha": 0.8}
+            points["label"] = None if place else attack_name(name)
+            axes.plot(values, [height] * len(values), linestyle="", **points)
             axes.plot([values.mean()] * 2, [height - half, height + half], color=theme["ink"], linewidth=0.8)
     axes.set_yticks(range(len(methods)), [textwrap.fill(method, 24) for method in methods])
-    axes.set_ylim(len(methods) - 0.5, -0.5)
-    axes.set_xlim(-2, 102)
+    axes.set(xlim=(-2, 102), ylim=(len(methods) - 0.5, -0.5))
     axes.grid(visible=False, axis="y")
     figure.supxlabel("accuracy on the test set (%): one point per seed, bars at means", fontsize=7)
     figure.legend(loc="outside upper center", ncols=min(3, len(names)), handletextpad=0.2, columnspacing=1.0)
@@ -111,21 +149,15 @@ def layers(comparison: Comparison, theme: Theme) -> Figure | None:
     for axes, measure in zip(panels, MEASURES, strict=False):
         for row in methods.to_dict("records"):
             _line(axes, row, measure, names, styles[row["method"]], theme)
-        before = untrained(comparison.runs, measure, names)
-        if before is not None:
-            axes.plot(range(len(names)), before, ":", color=theme["ink"], linewidth=1, label="untrained")
-        axes.set_ylabel(UNITS[measure])
-        axes.set_ylim(bottom=0)
+        before = [f"{measure}_before/{layer}" for layer in names]
+        if set(before) <= set(comparison.runs):
+            means = comparison.runs[before].mean().tolist()
+            axes.plot(range(len(names)), means, ":", color=theme["ink"], linewidth=1, label="untrained")
+        axes.set(ylabel=UNITS[measure], ylim=(0, None))
     panels[1].set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0)
     panels[1].set_xlabel("layer, from the image to the logits")
     _legend(figure, panels[0])
     return figure
-
-
-def untrained(runs: pandas.DataFrame, measure: str, names: Sequence[str]) -> list[float] | None:
-    """Return each layer's mean over runs before training, None where a layer has none."""
-    columns = [f"{measure}_before/{layer}" for layer in names]
-    return runs[columns].mean().tolist() if set(columns) <= set(runs) else None
 
 
 def _line(axes: Axes, row: Mapping[str, Any], measure: str, names: Sequence[str], style: Style, theme: Theme) -> None:
@@ -143,13 +175,12 @@ def _mark_natural(axes: Axes, runs: pandas.DataFrame, measure: str, accuracy: st
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    columns = _legend_columns(labels)
     spacing = {"handletextpad": 0.4, "columnspacing": 1.0, "labelspacing": 0.3}
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, **spacing)
+    figure.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(labels), **spacing)
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
-    """Return as many columns as fit side by side."""
+    """Return the number of columns that fit side by side."""
     longest = max(map(len, labels), default=0)
     return 3 if longest <= 14 else 2 if longest <= 28 else 1
 

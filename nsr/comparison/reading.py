@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nsr.comparison.settings import Identity, identity, images_and_ball, test_attacks
+from nsr.comparison.settings import Identity, identity, images_and_ball
 from nsr.errors import InputError
 from nsr.run.commands import command, override, trusted_override
 from nsr.run.directory import process_status, read_checked, read_json, read_settings, read_yaml, run_status
 from nsr.run.files import layer_means, whole_rows
 
 TRAINING_END = "end of training"
-WORST = "worst_case"
+WORST = "worst_case_accuracy"
+UNREADABLE = Identity("?", None, False, -1, {}, {}, {}, frozenset())
 
 
 class Run(NamedTuple):
     """The content of a run directory.
 
-    status is finished, running, failed, interrupted, unfinished (nothing says whether it still runs), no evaluation
-    (trained, and the accuracies are missing) or unreadable. metrics are fractions by the names of the files,
-    `clean_accuracy`; sensitivity is {before or best: {layer: [absolute, relative, mean activation]}} on validation
-    images.
+    status is finished, running, failed, interrupted, unfinished (it is unknown whether it still runs), no evaluation
+    (trained, and the accuracies are missing) or unreadable. metrics are fractions, such as `clean_accuracy`;
+    sensitivity is {before or best: {layer: [absolute, relative, mean activation]}} on validation images.
     """
 
     directory: Path
     status: str
     detail: str
-    identity: Identity | None = None  # None where its settings cannot be read
-    settings: Mapping[str, Any] = {}
+    identity: Identity = UNREADABLE
+    settings: Mapping[str, Any] = {}  # {} where they cannot be read
     measured: Mapping[str, Any] = {}  # the settings of the measurement that the accuracies come from
     metrics: Mapping[str, float] = {}
     sources: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Measurement(NamedTuple):
 
 
 def read_run(directory: Path) -> Run:
-    """Read everything that is there of a run; half-written files count as not there yet, damaged ones are named."""
+    """Read the files of a run; half-written ones count as missing, damaged ones are named in the detail."""
     try:
         return _read_run(directory)
     except Exception as error:  # one odd run must not hide the others
@@ -62,10 +62,11 @@ def _read_run(directory: Path) -> Run:
     problems: list[str] = []
     attempt = partial(_attempt, problems, directory)
     settings = attempt("config.yaml", read_settings, {})
-    final = attempt("metrics.json", _existing, {})
+    final = attempt("metrics.json", read_checked, {})
     is_readable = not problems
     epochs = attempt("metrics.csv", _epochs, [])
-    measurements = list(_measurements(directory, settings, final, problems)) if settings else []
+    evaluations = _evaluations(directory)
+    measurements = list(_measurements(evaluations, settings, final, problems)) if settings else []
     status, detail = run_status(
         directory,
         _progress(settings, epochs),
@@ -73,36 +74,40 @@ def _read_run(directory: Path) -> Run:
         is_measured=bool(measurements),
         is_readable=is_readable,
     )
-    best_epoch = None
+    best_epoch, sensitivity = None, {}
     if status == "finished":
         best_epoch = final["best_epoch"] if type(final.get("best_epoch")) is int else _best_epoch(epochs)
-    sensitivity = attempt("sensitivity.csv", partial(_sensitivity, best_epoch), {})
+    if best_epoch is not None:
+        sensitivity = attempt("sensitivity.csv", partial(_sensitivity, best_epoch), {})
+    validated = next((row for row in epochs if row["epoch"] == best_epoch), epochs[-1] if epochs else {"epoch": 0})
     measured, metrics, sources = _merged(measurements)
-    is_evaluated, evaluation = _unfinished_evaluation(directory, settings)
+    is_evaluated, missing = _unfinished_evaluation(directory, settings, evaluations)
     if status == "no evaluation" and not is_evaluated:
-        evaluation = evaluate_command(directory, settings)
+        missing = evaluate_command(directory, settings)
     elif status in ("failed", "interrupted") and (directory / "status.json").exists():
-        evaluation = command("train", override("resume", directory))
-    remarks = [*(["an evaluation is running"] if is_evaluated else []), *_triggered(directory, measurements), *problems]
+        missing = command("train", override("resume", directory))
+    remarks = ["an evaluation is running" if is_evaluated else "", _triggered(directory, measurements), *problems]
     return Run(
-        directory=directory,
-        status=status,
+        directory,
+        status,
         detail="; ".join(filter(None, [detail, *remarks])),
-        identity=identity(settings, measured) if settings else None,
+        identity=identity(settings, measured) if settings else UNREADABLE,
         settings=settings,
         measured=measured,
-        metrics=metrics | _validated(epochs, best_epoch),
+        metrics=metrics | {name: value for name, value in validated.items() if name != "epoch"},
         sources=sources,
         sensitivity=sensitivity,
         epoch=epochs[-1]["epoch"] if epochs else 0,
         best_epoch=best_epoch,
         is_evaluated=is_evaluated,
-        command=evaluation,
+        command=missing,
     )
 
 
 def _attempt(problems: list[str], folder: Path, name: str, read: Callable[[Path], Any], default: Any) -> Any:
-    """Return what is read of a file, or the default where it is damaged, noting the reason."""
+    """Return the content of a file; the default where it is missing or damaged, which is noted with the reason."""
+    if not (folder / name).exists() and name != "config.yaml":
+        return default
     try:
         return read(folder / name)
     except InputError as error:
@@ -112,11 +117,6 @@ def _attempt(problems: list[str], folder: Path, name: str, read: Callable[[Path]
     return default
 
 
-def _existing(path: Path) -> dict[str, Any]:
-    """Return the content of a file of metrics, {} where there is none yet."""
-    return read_checked(path) if path.exists() else {}
-
-
 def evaluate_command(directory: Path, settings: Mapping[str, Any], *overrides: str) -> str:
     """Return the command that evaluates a run's best checkpoint."""
     checkpoint = override("checkpoint", directory / "checkpoints" / "best.ckpt")
@@ -124,15 +124,15 @@ def evaluate_command(directory: Path, settings: Mapping[str, Any], *overrides: s
 
 
 def _measurements(
-    directory: Path, settings: Mapping[str, Any], final: Mapping[str, Any], problems: list[str]
+    evaluations: Sequence[Path], settings: Mapping[str, Any], final: Mapping[str, Any], problems: list[str]
 ) -> Iterator[Measurement]:
     """Yield the finished ones of best.ckpt, oldest first: the run's own at its end, then those of evaluate.py."""
     if final:
         yield Measurement(TRAINING_END, settings, _accuracies(final, settings))
-    for folder in _evaluations(directory):
+    for folder in evaluations:
         own = read_yaml(folder / "config.yaml") or {}
         is_best = Path(str(own.get("checkpoint"))).name == "best.ckpt"
-        metrics = _attempt(problems, folder, "evaluation.json", _existing, {}) if is_best else {}
+        metrics = _attempt(problems, folder, "evaluation.json", read_checked, {}) if is_best else {}
         if accuracies := _accuracies(metrics, own):
             yield Measurement(folder.name, own, accuracies)
 
@@ -151,33 +151,32 @@ def _merged(measurements: list[Measurement]) -> tuple[dict[str, Any], dict[str, 
     """
     if not measurements:
         return {}, {}, ()
-    newest, worst = measurements[-1], f"{WORST}_accuracy"
+    newest = measurements[-1]
     same = images_and_ball(newest.settings)
     alike = [one for one in measurements if images_and_ball(one.settings) == same]
-    attacks = {name: attack for one in alike for name, attack in test_attacks(one.settings).items()}
-    metrics = {name: value for one in alike for name, value in one.metrics.items() if name != worst}
-    if worst in newest.metrics:
-        metrics[worst] = newest.metrics[worst]
-    source = {name: one.name for one in alike for name in one.metrics}
-    measured = {**newest.settings, "test_attacks": attacks, "worst_case_of": sorted(test_attacks(newest.settings))}
-    return measured, metrics, tuple(dict.fromkeys(source.values()))
+    attacks = [one.settings.get("test_attacks") or {} for one in alike]
+    merged = {name: attack for own in attacks for name, attack in own.items()}
+    measured = {**newest.settings, "test_attacks": merged, "worst_case_of": sorted(attacks[-1])}
+    metrics = {name: value for one in alike for name, value in one.metrics.items() if name != WORST}
+    metrics |= {name: value for name, value in newest.metrics.items() if name == WORST}
+    sources = {name: one.name for one in alike for name in one.metrics}
+    return measured, metrics, tuple(dict.fromkeys(sources.values()))
 
 
 def _accuracies(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, float]:
     """Return {ATTACK_accuracy: fraction} of the attacks that measured; other metrics are the user's own."""
-    names = [f"{name}_accuracy" for name in (*test_attacks(settings), "corruptions", WORST)]
-    found = {name: metrics.get(f"test/{name}") for name in names}
+    names = [f"{name}_accuracy" for name in (*(settings.get("test_attacks") or ()), "corruptions")]
+    found = {name: metrics.get(f"test/{name}") for name in (*names, WORST)}
     return {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
 
 
 def _epochs(path: Path) -> list[dict[str, Any]]:
     """Return the epoch and the validated accuracies of each row of metrics.csv."""
     names = ("clean_accuracy", "robust_accuracy")
-    rows = list(whole_rows(path)) if path.exists() else []
     return [
         {"epoch": int(row["epoch"])}
         | {f"validation_{name}": float(row[f"validation/{name}"]) for name in names if row.get(f"validation/{name}")}
-        for row in rows
+        for row in whole_rows(path)
     ]
 
 
@@ -188,12 +187,6 @@ def _progress(settings: Mapping[str, Any], epochs: list[dict[str, Any]]) -> str:
     return f"{done} of {-(-wanted // replays)}" if type(wanted) is int and wanted > 0 else done
 
 
-def _validated(epochs: list[dict[str, Any]], best_epoch: int | None) -> dict[str, float]:
-    """Return the validated accuracies of the best epoch, of the latest one while there is none."""
-    row = next((row for row in epochs if row["epoch"] == best_epoch), epochs[-1] if epochs else {})
-    return {name: value for name, value in row.items() if name != "epoch"}
-
-
 def _best_epoch(epochs: list[dict[str, Any]]) -> int | None:
     """Find it by validated robust accuracy, the earlier of equals, as checkpoints are chosen; epoch 0 is untrained."""
     name = "validation_robust_accuracy"
@@ -201,24 +194,24 @@ def _best_epoch(epochs: list[dict[str, Any]]) -> int | None:
     return max(trained, key=lambda row: row[name])["epoch"] if trained else None
 
 
-def _sensitivity(best_epoch: int | None, records: Path) -> dict[str, dict[str, list[float]]]:
-    if best_epoch is None or not records.exists():
-        return {}
+def _sensitivity(best_epoch: int, records: Path) -> dict[str, dict[str, list[float]]]:
     return {"before": layer_means(records, 0), "best": layer_means(records, best_epoch)}
 
 
-def _triggered(directory: Path, measurements: list[Measurement]) -> Iterator[str]:
-    """Yield the checks that the newest evaluation triggered."""
-    if measurements and measurements[-1].name != TRAINING_END:
-        checks = read_json(directory / "evaluations" / measurements[-1].name / "checks.json")
-        checks = [check for check in checks if isinstance(check, dict)] if isinstance(checks, list) else []
-        if names := [str(check.get("name")) for check in checks if check.get("triggered")]:
-            yield f"checks triggered: {', '.join(names)}"
+def _triggered(directory: Path, measurements: list[Measurement]) -> str:
+    """Return a remark on the checks that the newest evaluation triggered, "" where there are none."""
+    if not measurements or measurements[-1].name == TRAINING_END:
+        return ""
+    checks = read_json(directory / "evaluations" / measurements[-1].name / "checks.json")
+    checks = [check for check in checks if isinstance(check, dict)] if isinstance(checks, list) else []
+    names = [str(check.get("name")) for check in checks if check.get("triggered")]
+    return f"checks triggered: {', '.join(names)}" if names else ""
 
 
-def _unfinished_evaluation(directory: Path, settings: Mapping[str, Any]) -> tuple[bool, str]:
+def _unfinished_evaluation(
+    directory: Path, settings: Mapping[str, Any], evaluations: Sequence[Path]
+) -> tuple[bool, str]:
     """Return whether the newest evaluation of best.ckpt still runs, and its command where it ended without a result."""
-    evaluations = _evaluations(directory)
     if not evaluations or (evaluations[-1] / "evaluation.json").exists():
         return False, ""
     marker = read_json(evaluations[-1] / "status.json")

@@ -1,10 +1,16 @@
-"""Settings of runs: those that define a method, those that make runs comparable, and those in which runs differ."""
+"""Settings of runs: those that define a method, those that make runs comparable, those in which runs differ.
+
+The label of a method is its objective, its stabilizer and the settings that distinguish it from other methods.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from nsr.errors import InputError, fraction
@@ -101,35 +107,23 @@ def method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def conditions(settings: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that must agree for metrics to be comparable: data, threat model, attacks that measure.
-
-    Args:
-        settings: of the run.
-        measured: of the measurement that its accuracies come from, {} where there is none yet.
-    """
-    found = {
-        **flat(_data_identity(settings["data"]), "data."),
-        **flat({name: settings.get(name) for name in ("norm", "epsilon")}),
-        **flat({"validation_attack": settings.get("validation_attack") or {}}),
-    }
+    """Return the settings that must agree for metrics to be comparable: data, threat model, attacks that measure."""
+    threat_model = {name: settings.get(name) for name in ("norm", "epsilon", "validation_attack")}
+    found = flat({"data": _data_identity(settings["data"]), **threat_model})
     if measured:
         found |= {f"evaluation.{name}": value for name, value in images_and_ball(measured).items()}
-        found |= flat({"test_attacks": {name: attack for name, attack in test_attacks(measured).items() if attack}})
+        attacks = measured.get("test_attacks") or {}
+        found |= flat({"test_attacks": {name: attack for name, attack in attacks.items() if attack}})
     return {name: value for name, value in found.items() if not name.endswith(".seed")}
 
 
 def images_and_ball(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the measurements in one row must share: the test images, the norm and the radius."""
-    ball = flat({name: measured.get(name) for name in ("norm", "epsilon")})
+    """Return the settings that the measurements in one row must share: the test images, the norm and the radius."""
     evaluation = measured.get("evaluation") or {}
     count = evaluation.get("n_examples")
-    images = {"n_examples": count, "subset": evaluation.get("subset") if count else None}
-    return {**flat(_data_identity(measured.get("data") or {}), "data."), **ball, **images}
-
-
-def test_attacks(measured: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return {name: its settings} of the attacks that measure."""
-    return measured.get("test_attacks") or {}
+    ball = {name: measured.get(name) for name in ("norm", "epsilon")}
+    found = flat({"data": _data_identity(measured.get("data") or {}), **ball})
+    return found | {"n_examples": count, "subset": evaluation.get("subset") if count else None}
 
 
 def text_key(value: Any) -> str:
@@ -138,7 +132,7 @@ def text_key(value: Any) -> str:
 
 
 def differing(records: Sequence[Flat], *, preferred: Iterable[str] = (), absent_counts: bool = True) -> list[str]:
-    """Return the fewest names that tell records apart: choices, then preferred names, then others where it takes them.
+    """Return the fewest names that distinguish records: choices, then preferred names, then others where needed.
 
     Args:
         records: settings, with `choices.GROUP` among them.
@@ -146,19 +140,19 @@ def differing(records: Sequence[Flat], *, preferred: Iterable[str] = (), absent_
         absent_counts: whether a name that a record lacks differs from one that it has.
     """
 
-    def kinds(name: str, among: Sequence[Flat] = records) -> int:
-        """Return the number of different values."""
-        return len({text_key(record.get(name, ABSENT)) for record in among if absent_counts or name in record})
+    def differs(name: str, among: Sequence[Flat] = records) -> bool:
+        values = {text_key(record.get(name, ABSENT)) for record in among if absent_counts or name in record}
+        return len(values) > 1
 
     def is_needed(name: str) -> bool:
         """Return whether records that agree in the kept names differ in this one."""
         alike: dict[str, list[Flat]] = {}
         for record in records:
             alike.setdefault(text_key([record.get(other, ABSENT) for other in kept]), []).append(record)
-        return any(kinds(name, group) > 1 for group in alike.values())
+        return any(differs(name, group) for group in alike.values())
 
     names = sorted(dict.fromkeys(name for record in records for name in record), key=_importance)
-    names = [name for name in names if kinds(name) > 1]
+    names = [name for name in names if differs(name)]
     groups, preferred = {name.partition(".")[0] for name in names}, set(preferred)
     kept = [name for name in names if name.startswith("choices.") and name.partition(".")[2] in groups]
     kept += [name for name in names if name in preferred and f"choices.{name}" not in kept]
@@ -168,6 +162,62 @@ def differing(records: Sequence[Flat], *, preferred: Iterable[str] = (), absent_
     for name in others:
         kept += [name] if is_needed(name) else []
     return sorted(kept, key=_importance)
+
+
+def refusal(records: Mapping[Path, Flat], name: str, further: Sequence[str]) -> str:
+    """Return the message on runs that cannot be compared, as they differ in the setting `name`, and in further ones."""
+    (first, value), *others = [(directory, record[name]) for directory, record in records.items() if name in record]
+    second, other = next(holder for holder in others if text_key(holder[1]) != text_key(value))
+    name, *more = (each.removeprefix("choices.") for each in (name, *further))
+    so_do = f" (so do {', '.join(more)})" if more else ""
+    return (
+        f"the runs differ in data or threat model: {name} is {value!r} in {first} and {other!r} in "
+        f"{second}{so_do}; compare them separately, or show them together with --allow-different (allow_different=True)"
+    )
+
+
+def method_labels(
+    runs: Mapping[Path, Identity], records: Mapping[Path, Flat], different: Sequence[str]
+) -> dict[Path, str]:
+    """Return the label of each run's method: runs of one label differ in nothing but the seed and the measurement.
+
+    A label is as long as it takes to distinguish the methods.
+
+    Args:
+        records: {run: its further settings}.
+        different: names of further settings in which runs differ; those that differ are of different methods.
+    """
+    further = {run: {name: records[run].get(name, ABSENT) for name in different} for run in runs}
+    keys = {run: text_key({**own.method, **further[run]}) for run, own in runs.items()}
+    methods: dict[str, Path] = {}  # {key: its first run}
+    for run, key in keys.items():
+        methods.setdefault(key, run)
+    bases = {key: " + ".join(filter(None, [runs[run].objective, runs[run].stabilizer])) for key, run in methods.items()}
+    labels: dict[str, str] = {}
+    for base in dict.fromkeys(bases.values()):
+        alike = {key: run for key, run in methods.items() if bases[key] == base}
+        settings = {key: {**runs[run].method, **runs[run].choices, **further[run]} for key, run in alike.items()}
+        preferred = [*different, *(name for run in alike.values() for name in runs[run].typed)]
+        names = differing(list(settings.values()), preferred=preferred)
+        for key, values in settings.items():
+            label = _label(base, {name: values[name] for name in names if name in values})
+            again = sum(other.partition(" #")[0] == label for other in labels.values())
+            labels[key] = f"{label} #{again + 1}" if again else label
+    return {run: labels[key] for run, key in keys.items()}
+
+
+def setting_text(name: str, value: Any) -> str:
+    """Return a setting as it is read: 'test_attacks.pgd.steps=40', 'model=resnet18', 'model=MyNetwork'."""
+    if name.endswith("_target_"):
+        return f"{name.removesuffix('._target_')}={str(value).rpartition('.')[2]}"
+    return f"{name.removeprefix('choices.')}={_text(value)}"
+
+
+def table_order(objective: str, stabilized: bool, label: str) -> tuple[Any, ...]:
+    """Return a key to sort methods by: shipped objectives first, without the stabilizer first, then the label."""
+    known = OBJECTIVES.index(objective) if objective in OBJECTIVES else len(OBJECTIVES)
+    words = re.split(r"(\d+(?:\.\d+)?)", label)  # every second one a number: 2 before 16
+    return known, objective, stabilized, [float(word) if place % 2 else word for place, word in enumerate(words)]
 
 
 def _data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,3 +232,29 @@ def _importance(name: str) -> tuple[int, int, bool]:
     section = name.removeprefix("choices.").partition(".")[0]
     place = ORDER.index(section) if section in ORDER else len(ORDER)
     return place, name.count("."), not name.endswith("_target_")
+
+
+def _label(base: str, values: Mapping[str, Any]) -> str:
+    """Return 'pgd(clean_weight=0.5) + sns(weight=2) max_epochs=20 + awp'."""
+    objective, plus, stabilizer = base.partition(" + ")
+    parts: dict[str, list[str]] = {"objective": [], "stabilizer": [], "": []}
+    for name, value in values.items():
+        section, _, leaf = name.partition(".")
+        if section == "callbacks" and leaf.endswith("._target_"):
+            parts[""].append(f"+ {leaf.removesuffix('._target_')}")
+        elif section in parts and leaf != "_target_":
+            parts[section].append(setting_text(leaf, value))
+        elif name == "choices.train_attack" or (section == "train_attack" and f"objective.{leaf}" not in values):
+            parts["objective"].append(setting_text(name if leaf == "_target_" else name.partition(".")[2], value))
+        else:
+            parts[""].append(setting_text(leaf if section == "trainer" else name, value))
+    first, second = (f"({', '.join(parts[part])})" if parts[part] else "" for part in ("objective", "stabilizer"))
+    return " ".join([f"{objective}{first}{plus}{stabilizer}{second}", *parts[""]])
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"[{' '.join(map(_text, value))}]" if isinstance(value, list) else str(value)

@@ -1,11 +1,12 @@
-"""Metrics over seeds, differences at equal seeds, and rank correlations with a bootstrap over methods.
+"""The comparison of methods: metrics over seeds, differences at equal seeds, rank correlations with a bootstrap.
 
-All take a frame with one row per run: `method`, `seed`, `status`, and metrics as fractions; runs that have not finished
-are left out.
+All functions take a frame with one row per run: `method`, `seed`, `status`, and metrics as fractions; runs that have
+not finished are left out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,11 +15,24 @@ import pandas
 from scipy.stats import t
 
 from nsr.comparison.frames import MEASURES, layers_of
-from nsr.errors import InputError
+from nsr.errors import InputError, check_choice, check_number
 
 FEWEST_METHODS = 3  # of a rank correlation
 RESAMPLES = 2000
 LEVEL = 0.95
+WORST = "worst_case_accuracy"
+
+
+class Comparison(NamedTuple):
+    """A comparison as data frames, with notes."""
+
+    runs: pandas.DataFrame
+    methods: pandas.DataFrame  # mean, _std and _n of each metric
+    differences: pandas.DataFrame  # from the baseline at equal seeds, with t-intervals
+    correlations: pandas.DataFrame  # Spearman's, of sensitivity with robust accuracy
+    accuracy: str | None  # the column that robustness is read from
+    baseline: str | None
+    notes: list[str]
 
 
 class Correlation(NamedTuple):
@@ -30,6 +44,54 @@ class Correlation(NamedTuple):
     methods: int
     runs: int
     resamples: int  # those with more than one method and a rank order
+
+
+def compare(
+    runs: pandas.DataFrame,
+    *,
+    baseline: str | None = None,
+    accuracy: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    among: Mapping[str, pandas.Series] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Compare methods over their seeds, paired with a baseline, and correlate sensitivity with robust accuracy.
+
+    Args:
+        runs: from `read_runs`; unfinished ones are left out.
+        baseline: the method that others are paired with at equal seeds; None: PGD training alone, else the first.
+        accuracy: the attack that robustness is read from; None: the strongest that every finished run has.
+        labels: {method: another name for it}.
+        among: {a set of runs, in words: mask of rows} to correlate; None: all, and the adversarially trained ones.
+        resamples, seed: of the bootstrap over methods.
+
+    Errors:
+        InputError: an unknown method or attack.
+    """
+    check_number("resamples", resamples, lowest=100, whole=True)
+    runs = runs.assign(method=_renamed(runs, labels or {}))
+    notes, done = [], finished(runs)
+    found = [text for text in runs.get("conditions", pandas.Series(dtype=str)).dropna().unique() if text]
+    if found:
+        differ = "these runs differ in data or threat model, so their metrics are not comparable"
+        notes.append(f"{differ}: {'; '.join(found)}")
+    if WORST in runs and "worst_case_of" in runs and done["worst_case_of"].nunique() > 1:
+        runs = runs.drop(columns=WORST)
+        notes.append("worst case left out: it covers different attacks in different runs")
+    baseline = _baseline(done, baseline)
+    if accuracy is not None:
+        names = [name.removesuffix("_accuracy") for name in attack_columns(runs)]
+        accuracy = f"{check_choice('accuracy', accuracy.removesuffix('_accuracy'), names)}_accuracy"
+    robust = accuracy or strongest_attack(runs)
+    related = differences = pandas.DataFrame()
+    if robust is not None:
+        related = correlations(runs, robust, among=among, resamples=resamples, seed=seed)
+    elif len(runs):
+        notes.append("no correlation: no attack was evaluated in every finished run")
+    if baseline is not None:
+        differences = paired_differences(runs, baseline)
+    return Comparison(runs, over_seeds(runs), differences, related, robust, baseline, notes)
 
 
 def over_seeds(runs: pandas.DataFrame) -> pandas.DataFrame:
@@ -61,9 +123,8 @@ def paired_differences(runs: pandas.DataFrame, baseline: str) -> pandas.DataFram
     """
     rows = []
     names = metric_names(runs)
-    seeds = {
-        method: group.groupby("seed")[names].mean() for method, group in finished(runs).groupby("method", sort=False)
-    }
+    groups = finished(runs).groupby("method", sort=False)
+    seeds = {method: group.groupby("seed")[names].mean() for method, group in groups}
     for method, means in seeds.items():
         if method != baseline and baseline in seeds:
             differences = means - seeds[baseline]  # by seed
@@ -76,8 +137,7 @@ def paired_differences(runs: pandas.DataFrame, baseline: str) -> pandas.DataFram
 def mean_interval(differences: numpy.ndarray) -> dict[str, Any]:
     """Return the mean of paired differences (pair,) and its 95 % interval, Student's t."""
     pairs = len(differences)
-    mean = float(differences.mean()) if pairs else float("nan")
-    half = float("nan")
+    mean, half = float(differences.mean()) if pairs else math.nan, math.nan
     if pairs > 1:
         half = float(t.ppf((1 + LEVEL) / 2, pairs - 1) * differences.std(ddof=1) / pairs**0.5)
     return {"difference": mean, "low": mean - half, "high": mean + half, "pairs": pairs}
@@ -95,9 +155,7 @@ def correlations(
 
     Args:
         accuracy: the column of the accuracy.
-        among: {which runs, in words: mask of rows}; None: all runs, and the adversarially trained ones.
-        resamples: of the bootstrap over methods.
-        seed: of the bootstrap.
+        among, resamples, seed: as in `compare`.
 
     Returns:
         Columns among, measure, layer ('mean' or its name), correlation, low, high, methods, runs, resamples, note: the
@@ -112,8 +170,7 @@ def correlations(
                 row = {"among": which, "measure": measure, "layer": layer}
                 if column in runs:
                     rows.append(row | _noted(finished(runs[mask]), column, accuracy, resamples=resamples, seed=seed))
-    columns = ["among", "measure", "layer", *Correlation._fields, "note"]
-    return pandas.DataFrame(rows, columns=columns)
+    return pandas.DataFrame(rows, columns=["among", "measure", "layer", *Correlation._fields, "note"])
 
 
 def rank_correlation(
@@ -144,7 +201,7 @@ def rank_correlation(
     counts = (draws[:, :, None] == numpy.arange(len(names))).sum(1)  # (resample, method)
     found = weighted_spearman(counts[:, member].astype(float), first, second)
     found = found[numpy.isfinite(found) & ((counts > 0).sum(1) > 1)]
-    low, high = numpy.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(found) else (float("nan"),) * 2
+    low, high = numpy.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(found) else (math.nan, math.nan)
     return Correlation(whole, float(low), float(high), len(names), len(first), len(found))
 
 
@@ -196,11 +253,31 @@ def finished(runs: pandas.DataFrame) -> pandas.DataFrame:
 def _noted(runs: pandas.DataFrame, column: str, accuracy: str, *, resamples: int, seed: int) -> dict[str, Any]:
     """Return the correlation, or a note why there is none."""
     measured = runs.dropna(subset=[column, accuracy])
+    values = measured[column], measured[accuracy], measured["method"].tolist()
     try:
-        found = rank_correlation(
-            measured[column], measured[accuracy], measured["method"].tolist(), resamples=resamples, seed=seed
-        )
+        found = rank_correlation(*values, resamples=resamples, seed=seed)
     except InputError as error:
         return {"methods": measured["method"].nunique(), "runs": len(measured), "note": str(error)}
     note = "" if numpy.isfinite(found.correlation) else "all values are equal"
     return {**found._asdict(), "note": note}
+
+
+def _renamed(runs: pandas.DataFrame, labels: Mapping[str, str]) -> pandas.Series:
+    """Return the method of each run under the user's own labels."""
+    there = list(dict.fromkeys(runs["method"]))
+    for name in labels:
+        check_choice("label", name, there)
+    renamed = runs["method"].map(lambda name: labels.get(name, name))
+    if renamed.nunique() < len(there):
+        twice = next(text for name, text in labels.items() if (renamed[runs["method"] != name] == text).any())
+        raise InputError(f"label {twice!r} is given to several methods; each needs its own")
+    return renamed
+
+
+def _baseline(done: pandas.DataFrame, wanted: str | None) -> str | None:
+    """Return the method to compare with: the requested one, PGD training alone, or the first."""
+    methods = list(dict.fromkeys(done["method"]))
+    if wanted is not None:
+        return check_choice("baseline", wanted, methods)
+    plain = done[(done["objective"] == "pgd") & ~done["stabilized"].astype(bool)]["method"].tolist()
+    return next(iter([*plain, *methods]), None)

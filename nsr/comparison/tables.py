@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas
 
 from nsr.comparison.frames import MEASURES, layers_of
-from nsr.comparison.result import Comparison
-from nsr.comparison.statistics import attack_columns
+from nsr.comparison.statistics import Comparison, attack_columns
 
 MISSING = "-"
 MUST = "autoattack_accuracy"  # a column even where no run has it
 WIDE = 8  # layers that fit side by side
+RUN_COLUMNS = ("run", "method", "seed", "status", "detail")
 SHOWN = {"absolute": "absolute", "relative": "relative", "mean_activation": "activation"}
 
 
@@ -49,27 +49,18 @@ def sheets(comparison: Comparison) -> list[Sheet]:
 
 def accuracies(comparison: Comparison) -> Sheet:
     """Tabulate accuracies: clean, under each attack, worst case; the best mean of each column is marked."""
-    methods, runs = comparison.methods, comparison.runs
-    names = attack_columns(runs.assign(**{MUST: runs.get(MUST)}))
-    columns = [_column(methods, name, percent=True, mark_best=True) for name in names]
-    return Sheet(
-        "accuracy on the test set, %: mean +- standard deviation over seeds, highest mean in bold",
-        ["method", "seeds", *(attack_name(name) for name in names)],
-        _transposed([*_method_columns(methods), *columns]),
-        texts=1,
-    )
+    names = attack_columns(dict.fromkeys([*comparison.runs, MUST]))
+    title = "accuracy on the test set, %: mean +- standard deviation over seeds, highest mean in bold"
+    return _over_seeds(comparison.methods, title, names, [attack_name(name) for name in names])
 
 
 def sensitivities(comparison: Comparison) -> Sheet:
     """Tabulate means over layers, at the best epoch and before training."""
-    methods, runs = comparison.methods, comparison.runs
-    names = [f"{measure}{when}" for when in ("", "_before") for measure in MEASURES if f"{measure}{when}" in runs]
+    names = [f"{measure}{when}" for when in ("", "_before") for measure in MEASURES]
+    names = [name for name in names if name in comparison.runs]
     headings = [SHOWN[name.removesuffix("_before")] + (", untrained" * name.endswith("_before")) for name in names]
-    return Sheet(
-        "neuron sensitivity on validation images, mean over layers: mean +- standard deviation over seeds",
-        ["method", "seeds", *headings],
-        _transposed([*_method_columns(methods), *(_column(methods, name) for name in names)]),
-    )
+    title = "neuron sensitivity on validation images, mean over layers: mean +- standard deviation over seeds"
+    return _over_seeds(comparison.methods, title, names, headings)
 
 
 def by_layer(comparison: Comparison, measure: str) -> Sheet:
@@ -80,7 +71,7 @@ def by_layer(comparison: Comparison, measure: str) -> Sheet:
     if len(layers) > WIDE:
         rows = [[Cell(layer), *column] for layer, column in zip(layers, columns, strict=True)]
         return Sheet(title, ["layer", *methods["method"]], rows)
-    return Sheet(title, ["method", *layers], _transposed([_method_columns(methods)[0], *columns]))
+    return Sheet(title, ["method", *layers], list(zip(map(Cell, methods["method"]), *columns, strict=True)))
 
 
 def differences(comparison: Comparison) -> Sheet:
@@ -88,31 +79,34 @@ def differences(comparison: Comparison) -> Sheet:
     frame, runs = comparison.differences, comparison.runs
     names = [name for name in (*attack_columns(runs), *MEASURES[:2]) if name in runs]
     title = f"difference from {comparison.baseline} at equal seeds, accuracies in points: mean [95 % t-interval]"
-    if frame.empty:
-        return Sheet(title, ["method"], [])
     rows = []
-    for method, group in frame.groupby("method", sort=False):
+    for method, group in frame.groupby("method", sort=False) if len(frame) else ():
         found = group.set_index("metric")
-        cells = [Cell(_interval(found.loc[name], scale=100 if name in attack_columns(runs) else 1)) for name in names]
-        rows.append([Cell(str(method)), Cell(str(found.loc[names, "pairs"].max())), *cells])
+        texts = [
+            str(method),
+            str(found.loc[names, "pairs"].max()),
+            *(_interval(name, found.loc[name]) for name in names),
+        ]
+        rows.append([Cell(text) for text in texts])
     return Sheet(title, ["method", "pairs", *(SHOWN.get(name) or attack_name(name) for name in names)], rows)
 
 
 def correlated(comparison: Comparison) -> Sheet:
     """Tabulate Spearman's correlation of sensitivity and robust accuracy."""
+    frame, measures = comparison.correlations, MEASURES[:2]
     name = attack_name(comparison.accuracy or "")
     title = f"Spearman correlation of sensitivity with accuracy under {name}: [95 % interval, bootstrap over methods]"
     rows = []
-    for which, group in comparison.correlations.groupby("among", sort=False) if len(comparison.correlations) else ():
+    for which, group in frame.groupby("among", sort=False) if len(frame) else ():
         if group["note"].nunique() == 1 and group["note"].iloc[0]:
-            rows.append([Cell(str(which)), Cell(group["note"].iloc[0]), *[Cell("")] * (2 + len(MEASURES[:2]))])
+            rows.append([str(which), group["note"].iloc[0], "", "", *[""] * len(measures)])
             continue
         for layer, pair in group.groupby("layer", sort=False):
             by_measure = pair.set_index("measure")
-            counts = [Cell(str(int(pair[name].max()))) for name in ("methods", "runs")]
-            texts = [_correlation(by_measure, measure) for measure in MEASURES[:2]]
-            rows.append([Cell(str(which)), Cell(str(layer)), *counts, *map(Cell, texts)])
-    return Sheet(title, ["among", "layer", "methods", "runs", *MEASURES[:2]], rows, texts=2)
+            counts = [str(int(pair[name].max())) for name in ("methods", "runs")]
+            rows.append([str(which), str(layer), *counts, *(_correlation(by_measure, name) for name in measures)])
+    cells = [[Cell(text) for text in row] for row in rows]
+    return Sheet(title, ["among", "layer", "methods", "runs", *measures], cells, texts=2)
 
 
 def others(comparison: Comparison) -> Sheet:
@@ -120,10 +114,10 @@ def others(comparison: Comparison) -> Sheet:
     frame = comparison.runs
     chosen = frame[(frame["status"] != "finished") | frame.get("detail", pandas.Series("", frame.index)).ne("")]
     rows = [
-        [Cell(_run_text(name, row[name])) for name in ("run", "method", "seed", "status", "detail")]
+        [Cell(MISSING if name == "seed" and row[name] < 0 else str(row[name])) for name in RUN_COLUMNS]
         for row in chosen.to_dict("records")
     ]
-    return Sheet("unfinished runs and remarks", ["run", "method", "seed", "status", "remark"], rows, texts=5)
+    return Sheet("unfinished runs and remarks", [*RUN_COLUMNS[:-1], "remark"], rows, texts=5)
 
 
 def commands(comparison: Comparison) -> list[str]:
@@ -150,25 +144,26 @@ def spread(mean: float, deviation: float, digits: int) -> str:
     return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" +- {deviation:.{digits}f}")
 
 
-def _method_columns(methods: pandas.DataFrame) -> list[list[Cell]]:
-    """Return the names and how many runs have finished, '1 of 2' where some have not."""
-    counts = [
-        str(done) if done == total else f"{done} of {total}"
-        for done, total in zip(methods["finished"], methods["runs"], strict=True)
-    ]
-    return [[Cell(name) for name in methods["method"]], [Cell(count) for count in counts]]
+def _over_seeds(methods: pandas.DataFrame, title: str, names: Sequence[str], headings: Sequence[str]) -> Sheet:
+    """Return a row per method: how many of its runs have finished ('1 of 2' where some have not), then its metrics."""
+    pairs = zip(methods["finished"], methods["runs"], strict=True)
+    counts = [str(done) if done == total else f"{done} of {total}" for done, total in pairs]
+    columns = [map(Cell, methods["method"]), map(Cell, counts), *(_column(methods, name) for name in names)]
+    return Sheet(title, ["method", "seeds", *headings], list(zip(*columns, strict=True)))
 
 
-def _column(methods: pandas.DataFrame, name: str, *, percent: bool = False, mark_best: bool = False) -> list[Cell]:
+def _column(methods: pandas.DataFrame, name: str) -> list[Cell]:
+    """Return a metric of each method; accuracies in percent, the best marked."""
     if name not in methods:
         return [Cell(MISSING)] * len(methods)
-    scale = 100 if percent else 1
+    is_accuracy = name.endswith("_accuracy")
+    scale = 100 if is_accuracy else 1
     means, deviations = scale * methods[name], scale * methods[f"{name}_std"]
-    digits = 2 if percent else decimals(means.tolist())
+    digits = 2 if is_accuracy else decimals(means.tolist())
     cells = []
     for mean, deviation, count, done in zip(means, deviations, methods[f"{name}_n"], methods["finished"], strict=True):
         fewer = f" (of {count})" if 0 < count < done else ""
-        best = mark_best and math.isclose(mean, means.max(), rel_tol=1e-9)
+        best = is_accuracy and math.isclose(mean, means.max(), rel_tol=1e-9)
         cells.append(Cell(f"{spread(mean, deviation, digits)}{fewer}", best))
     return cells
 
@@ -180,25 +175,9 @@ def _correlation(by_measure: pandas.DataFrame, measure: str) -> str:
     return row["note"] or f"{row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
-def _interval(row: Mapping[str, Any], *, scale: int) -> str:
-    values = [scale * row[name] for name in ("difference", "low", "high")]
-    if math.isnan(values[0]):
+def _interval(name: str, row: Mapping[str, Any]) -> str:
+    scale, digits = (100, 2) if name.endswith("_accuracy") else (1, 4)
+    mean, low, high = (f"{scale * row[part]:+.{digits}f}" for part in ("difference", "low", "high"))
+    if math.isnan(row["difference"]):
         return MISSING
-    digits = 2 if scale == 100 else 4
-    mean, low, high = (f"{value:+.{digits}f}" for value in values)
-    return mean if math.isnan(values[1]) else f"{mean} [{low}, {high}]"
-
-
-def _run_text(name: str, value: Any) -> str:
-    return MISSING if name == "seed" and value < 0 else str(value)
-
-
-def _transposed(columns: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def notes(comparison: Comparison) -> Iterator[str]:
-    """Yield the notes below the tables."""
-    yield from comparison.notes
-    if comparison.accuracy is None and len(comparison.runs):
-        yield "no correlation: no attack was evaluated in every finished run"
+    return mean if math.isnan(row["low"]) else f"{mean} [{low}, {high}]"

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nsr.comparison.result import Comparison
-from nsr.comparison.tables import Sheet, commands, notes, sheets
+from nsr.comparison.statistics import Comparison
+from nsr.comparison.tables import Sheet, commands, sheets
 
 UNWRAPPED = 40  # characters of a method that stay on one line on a narrow screen
 SHOWN_COMMANDS = 5  # on the screen; in a sweep every run lacks the same
+UNFINISHED = "runs that are unfinished, or lack an evaluation or an attack"
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -29,31 +30,29 @@ def show(comparison: Comparison) -> None:
     """Print all tables, then notes and the commands that finish what is missing."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=1000)  # as wide as a table needs
+        console.width = 1000  # as wide as a table needs
     for sheet in sheets(comparison):
         console.print(screen_table(sheet))
-    for note in notes(comparison):
-        console.print(Text(printable(f"note  {note}")), soft_wrap=True)
-    missing = commands(comparison)
-    if missing:
-        console.print(
-            Text(f"\nruns that are unfinished, or lack an evaluation or an attack: {len(missing)}; to finish them:")
-        )
-    for command in missing[:SHOWN_COMMANDS]:
-        console.print(Text(f"  {command}"), soft_wrap=True)
+    lines = [printable(f"note  {note}") for note in comparison.notes]
+    if missing := commands(comparison):
+        lines += [f"\n{UNFINISHED}: {len(missing)}; to finish them:"]
+        lines += [f"  {command}" for command in missing[:SHOWN_COMMANDS]]
     if len(missing) > SHOWN_COMMANDS:
-        console.print(Text(f"  ... {len(missing) - SHOWN_COMMANDS} more: the column command of comparison.csv"))
+        lines.append(f"  ... {len(missing) - SHOWN_COMMANDS} more: the column command of comparison.csv")
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
 
 
 def write(comparison: Comparison, folder: Path) -> list[str]:
     """Write CSV files (comparison has one row per run), comparison.md and comparison.tex, and return their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    frames = {"comparison": comparison.runs, "methods": comparison.methods, "differences": comparison.differences}
-    for name, frame in {**frames, "correlations": comparison.correlations}.items():
-        frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
-    (folder / "comparison.md").write_text(markdown(comparison))
-    (folder / "comparison.tex").write_text(latex(comparison))
-    return [*(f"{name}.csv" for name in (*frames, "correlations")), "comparison.md", "comparison.tex"]
+    frames = ("comparison.csv", "methods.csv", "differences.csv", "correlations.csv")
+    for name, frame in zip(frames, comparison[:4], strict=True):
+        frame.to_csv(folder / name, index=False, lineterminator="\n")
+    texts = {"comparison.md": markdown(comparison), "comparison.tex": latex(comparison)}
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return [*frames, *texts]
 
 
 def screen_table(sheet: Sheet) -> Table:
@@ -73,17 +72,9 @@ def markdown(comparison: Comparison) -> str:
     parts = ["# Comparison", ""]
     for sheet in sheets(comparison):
         parts += [f"## {sheet.title}", "", *markdown_table(sheet), ""]
-    parts += [f"* {note}" for note in notes(comparison)]
-    missing = commands(comparison)
-    if missing:
-        parts += [
-            "",
-            "Runs that are unfinished, or lack an evaluation or an attack; to finish them:",
-            "",
-            "```",
-            *missing,
-            "```",
-        ]
+    parts += [f"* {note}" for note in comparison.notes]
+    if missing := commands(comparison):
+        parts += ["", f"{UNFINISHED.capitalize()}; to finish them:", "", "```", *missing, "```"]
     return "\n".join(parts).rstrip() + "\n"
 
 

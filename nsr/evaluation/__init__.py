@@ -1,1 +1,1 @@
-"""Measuring a network: the suite of attacks, its finished chunks, intervals, tables and files."""
+"""Evaluation of a network: attack suite, result cache, masking checks, tables and files."""

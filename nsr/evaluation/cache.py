@@ -24,11 +24,11 @@ class ResultCache:
 
     Args:
         folder: of the files; made where it is missing.
-        identity: what must be equal for a result to be reused: network, images, threat model, seed; plain values.
+        identity: values that must be equal for a result to be reused: network, images, threat model, seed.
         attacks: {name: its settings}; a result is reused for these settings alone.
 
     Errors:
-        InputError: the folder is no folder or caches another evaluation; the difference is named.
+        InputError: the folder is a file, cannot be made, or caches another evaluation; the difference is named.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], attacks: Mapping[str, Any]):
@@ -36,13 +36,17 @@ class ResultCache:
         self.places = {name: folder / f"{name}-{fingerprint(settings)[:8]}" for name, settings in attacks.items()}
         record = folder / "evaluation.json"
         if record.exists():
-            _check_same(json.loads(record.read_text()), dict(identity), folder)
-        else:
-            make_folder("evaluation.cache", folder)
-            write_json(record, dict(identity))
+            _check_same(json.loads(record.read_text()), identity, folder)
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            wanted = f"it must be a folder that can be made ({error.strerror})"
+            raise InputError(f"evaluation.cache is {str(folder)!r}; {wanted}") from None
+        write_json(record, dict(identity))
 
     def read(self, attack: str, number: int) -> Any:
-        """Return what `write` was given; None where the batch is not finished."""
+        """Return the cached result of a batch, None where there is none."""
         path = self._path(attack, number)
         return json.loads(path.read_text()) if path.exists() else None
 
@@ -73,8 +77,8 @@ def network_fingerprint(net: nn.Module) -> str:
 def images_fingerprint(images: Any) -> str:
     """Return a hash of a data set's labels and images, or of the images' paths where they are not in memory."""
     digest = hashlib.sha256(images.labels.numpy().tobytes())
-    content = images.paths if hasattr(images, "paths") else images.images.numpy()
-    digest.update("\n".join(map(str, content)).encode() if hasattr(images, "paths") else content.tobytes())
+    is_on_disk = hasattr(images, "paths")
+    digest.update("\n".join(map(str, images.paths)).encode() if is_on_disk else images.images.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -86,17 +90,3 @@ def _check_same(written: Mapping[str, Any], wanted: Mapping[str, Any], folder: P
             f"{folder} caches another evaluation: {', '.join(different)} differ ({name} was {written.get(name)!r} and "
             f"is {wanted.get(name)!r}); set evaluation.cache to another folder, or leave it out"
         )
-
-
-def make_folder(name: str, folder: Path) -> None:
-    """Make a folder and its parents.
-
-    Errors:
-        InputError: it is a file, or cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{name} is {str(folder)!r}; it must be a folder that can be made ({error.strerror})"
-        ) from None

@@ -11,8 +11,7 @@ import pytorch_lightning as pl
 from nsr.data.corruptions import Corruptions
 from nsr.data.module import ImageData
 from nsr.evaluation.cache import ResultCache
-from nsr.evaluation.intervals import wilson
-from nsr.evaluation.suite import AttackSuite
+from nsr.evaluation.suite import AttackSuite, wilson
 from nsr.training.module import RobustClassifier
 
 

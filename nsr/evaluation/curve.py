@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nsr.errors import InputError, check_number, fraction
-from nsr.evaluation.suite import CURVE
+from nsr.evaluation.suite import CURVE, with_interval
 from nsr.run.files import write_rows
 
 NORMS = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}
@@ -37,7 +37,6 @@ def write_curve(directory: Path, metrics: Mapping[str, float], settings: Mapping
     """Write curve.csv and curve.png, curve.pdf: accuracy with its 95 % interval at each radius.
 
     Args:
-        directory: of the evaluation.
         metrics: {test/NAME_accuracy, _low, _high: fraction}.
         settings: of the command.
     """
@@ -45,29 +44,24 @@ def write_curve(directory: Path, metrics: Mapping[str, float], settings: Mapping
     names = [name for name in attacks if name.startswith(CURVE)]
     if not names:
         return
-    rows = [[0.0, *_row(metrics, "clean")]] + [[attacks[name]["epsilon"], *_row(metrics, name)] for name in names]
+    radii = {"clean": 0.0} | {name: attacks[name]["epsilon"] for name in names}
+    rows = [[radius, *with_interval(metrics, f"test/{name}")] for name, radius in radii.items()]
     write_rows(directory / "curve.csv", ["epsilon", "accuracy", "low", "high"], rows)
-    first = attacks[names[0]]
-    marked = fraction("epsilon", settings["epsilon"])
-    _draw(directory, rows, norm=first["norm"], steps=first["steps"], marked=marked)
+    _draw(directory, rows, attacks[names[0]], fraction("epsilon", settings["epsilon"]))
 
 
-def _row(metrics: Mapping[str, float], name: str) -> list[float]:
-    return [metrics[f"test/{name}_{what}"] for what in ("accuracy", "low", "high")]
-
-
-def _draw(directory: Path, rows: list[list[float]], *, norm: str, steps: int, marked: float) -> None:
+def _draw(directory: Path, rows: list[list[float]], attack: Mapping[str, Any], epsilon: float) -> None:
     from nsr.plotting import new_figure, save, styled
 
     radii = [row[0] for row in rows]
-    accuracy, low, high = ([100 * row[column] for row in rows] for column in (1, 2, 3))
+    accuracy, low, high = ([100 * row[place] for row in rows] for place in (1, 2, 3))
     with styled():
         figure = new_figure(height=2.3)
         axes = figure.subplots()
         axes.fill_between(radii, low, high, alpha=0.25, linewidth=0)
         axes.plot(radii, accuracy, marker="o")
-        axes.axvline(marked, color="0.5", linestyle=":", linewidth=0.8)
-        axes.annotate("threat model", (marked, 100), rotation=90, ha="right", va="top")
-        axes.set(xlabel=f"epsilon ({NORMS[norm]}, pixels in [0, 1])", ylabel=f"accuracy under PGD-{steps} (%)")
-        axes.set(xlim=(0, None), ylim=(0, 102))
+        axes.axvline(epsilon, color="0.5", linestyle=":", linewidth=0.8)
+        axes.annotate("threat model", (epsilon, 100), rotation=90, ha="right", va="top")
+        axes.set(xlabel=f"epsilon ({NORMS[attack['norm']]}, pixels in [0, 1])", xlim=(0, None), ylim=(0, 102))
+        axes.set_ylabel(f"accuracy under PGD-{attack['steps']} (%)")
         save(figure, directory / "curve")

@@ -1,18 +1,24 @@
 """Checks for gradient masking: signs that measured robustness is not real, with evidence and the usual meaning.
 
-Every check compares rows that were measured alone; where its rows were not measured it is not evaluated. Sources:
+Every check compares rows that were measured alone, of attacks or of probes, which flag images; where its rows were not
+measured it is not evaluated. Sources:
 Athalye, Carlini and Wagner 2018; Carlini et al. 2019; Croce and Hein 2020. docs/checks.md has the table of thresholds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from scipy.stats import binomtest
+from torch import Generator, Tensor, nn
 
+from nsr.attacks import GradientAttack
 from nsr.errors import InputError
-from nsr.evaluation.intervals import mcnemar
+from nsr.losses import cross_entropy
+from nsr.modes import frozen_parameters
 from nsr.run.checks import Check
 
 POINTS = 0.01  # of accuracy: smaller differences do not trigger, however many images show them
@@ -23,12 +29,18 @@ P_VALUE = 0.01  # of McNemar's test
 ZERO_GRADIENTS = 0.05  # of the correctly classified images
 NONDETERMINISTIC = 0.005  # of the images, between two passes
 ABOVE_CHANCE = 0.05  # of accuracy at epsilon 1
+PASSES = 5  # two may draw the same: a batch resized to one of three sizes
+DETERMINISTIC = 1e-3  # of the largest logit: a larger difference between two passes is no rounding
+
+
+Rows = Mapping[str, Tensor]  # {row: (image,) bool}
+Finding = tuple[bool, str]  # whether a check is triggered, and its evidence
 
 
 class _Rule(NamedTuple):
     title: str
     rows: tuple[str, ...]
-    evaluate: Callable[..., tuple[bool, str]]
+    evaluate: Callable[[Rows, int], Finding]  # of the rows and the number of classes
     meaning: str
 
 
@@ -36,17 +48,16 @@ def evaluate_checks(outcomes: Mapping[str, Tensor], *, classes: int) -> list[Che
     """Evaluate every check whose rows are there.
 
     Args:
-        outcomes: {row: (image,) 1 where the image is classified correctly, or where a probe found what it looks for}.
+        outcomes: {row: (image,) 1 where the image is classified correctly, or where a probe flags it}.
         classes: number of classes.
     """
     found = []
     for name, rule in RULES.items():
         missing = [row for row in rule.rows if row not in outcomes]
-        if missing:
-            found.append(Check(name, rule.title, None, f"not measured: {', '.join(missing)}", rule.meaning))
-        else:
-            triggered, evidence = rule.evaluate(*(outcomes[row].bool() for row in rule.rows), classes=classes)
-            found.append(Check(name, rule.title, triggered, evidence, rule.meaning))
+        triggered, evidence = None, f"not measured: {', '.join(missing)}"
+        if not missing:
+            triggered, evidence = rule.evaluate({row: outcomes[row].bool() for row in rule.rows}, classes)
+        found.append(Check(name, rule.title, triggered, evidence, rule.meaning))
     return found
 
 
@@ -65,81 +76,110 @@ def check_measured(stop_on: Iterable[str], rows: Collection[str]) -> None:
             )
 
 
-def _stronger(name: str, other: str, *, points: float = POINTS) -> Callable[..., tuple[bool, str]]:
-    """Whether attack `name` lowers accuracy below attack `other`, by more than the points and beyond the noise."""
+def mcnemar(first_only: int, second_only: int) -> float:
+    """Return the exact two-sided p-value of McNemar's test that two attacks are equally strong.
 
-    def judge(first: Tensor, second: Tensor, *, classes: int) -> tuple[bool, str]:
-        gap = (int(second.sum()) - int(first.sum())) / len(first)
-        p_value = mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
-        evidence = (
-            f"{name} {100 * _fraction(first):.2f} %, {other} {100 * _fraction(second):.2f} %; McNemar p {p_value:.2g} "
-            f"(triggered beyond {100 * points:g} points at p < {P_VALUE:g})"
-        )
-        return gap > points and p_value < P_VALUE, evidence
-
-    return judge
+    Args:
+        first_only, second_only: images that are robust to one attack and not to the other.
+    """
+    different = first_only + second_only
+    return 1.0 if different == 0 else float(binomtest(first_only, different, 0.5).pvalue)
 
 
-def _fools_more(name: str, other: str, *, fraction: float = POINTS) -> Callable[..., tuple[bool, str]]:
-    """Whether attack `name` fools images that attack `other` does not."""
-
-    def judge(first: Tensor, second: Tensor, *, classes: int) -> tuple[bool, str]:
-        only = int((second & ~first).sum())
-        evidence = (
-            f"{name} fools {only} images that {other} does not (triggered beyond {100 * fraction:g} % of {len(first)})"
-        )
-        return only > fraction * len(first), evidence
-
-    return judge
-
-
-def _above_chance(right: Tensor, *, classes: int) -> tuple[bool, str]:
-    limit = 1 / classes + ABOVE_CHANCE
-    return _fraction(right) > limit, f"{100 * _fraction(right):.2f} % are right (triggered above {100 * limit:.0f} %)"
-
-
-def _zero(clean: Tensor, zero: Tensor, *, classes: int) -> tuple[bool, str]:
-    of_right = int((clean & zero).sum()) / max(1, int(clean.sum()))
-    return (
-        of_right > ZERO_GRADIENTS,
-        f"{100 * of_right:.1f} % of the correctly classified images (triggered above {100 * ZERO_GRADIENTS:g} %)",
+def _stronger(rows: Rows, classes: int, *, points: float = POINTS) -> Finding:
+    """Compare accuracies: the first attack's is lower by more than the points and beyond the noise."""
+    (name, first), (other, second) = rows.items()
+    gap = (int(second.sum()) - int(first.sum())) / len(first)
+    p_value = mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
+    return gap > points and p_value < P_VALUE, (
+        f"{name} {100 * _fraction(first):.2f} %, {other} {100 * _fraction(second):.2f} %; McNemar p {p_value:.2g} "
+        f"(triggered beyond {100 * points:g} points at p < {P_VALUE:g})"
     )
 
 
-def _nondeterministic(changed: Tensor, *, classes: int) -> tuple[bool, str]:
-    return (
-        _fraction(changed) > NONDETERMINISTIC,
-        f"{100 * _fraction(changed):.1f} % of the images (triggered above {100 * NONDETERMINISTIC:g} %)",
-    )
+def _fools_more(rows: Rows, classes: int, *, fraction: float = POINTS) -> Finding:
+    """Count the images that the first attack fools and the second does not."""
+    (name, first), (other, second) = rows.items()
+    only = int((second & ~first).sum())
+    evidence = f"{name} fools {only} images that {other} does not"
+    return only > fraction * len(first), f"{evidence} (triggered beyond {100 * fraction:g} % of {len(first)})"
+
+
+def _above_chance(rows: Rows, classes: int) -> Finding:
+    (accuracy,), limit = map(_fraction, rows.values()), 1 / classes + ABOVE_CHANCE
+    evidence = f"{100 * accuracy:.2f} % are correctly classified (triggered above {100 * limit:.0f} %)"
+    return accuracy > limit, evidence
+
+
+def _zero_gradients(rows: Rows, classes: int) -> Finding:
+    correct, zero = rows.values()
+    found = int((correct & zero).sum()) / max(1, int(correct.sum()))
+    evidence = f"{100 * found:.1f} % of the correctly classified images (triggered above {100 * ZERO_GRADIENTS:g} %)"
+    return found > ZERO_GRADIENTS, evidence
+
+
+def _nondeterministic(rows: Rows, classes: int) -> Finding:
+    (changed,) = map(_fraction, rows.values())
+    evidence = f"{100 * changed:.1f} % of the images (triggered above {100 * NONDETERMINISTIC:g} %)"
+    return changed > NONDETERMINISTIC, evidence
 
 
 def _fraction(flags: Tensor) -> float:
     return int(flags.sum()) / len(flags)
 
 
+def zero_gradient(net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+    """Flag images at which the loss has no gradient at all."""
+    with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(net):
+        inputs = images.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(net(inputs), labels).sum(), inputs)
+    return (gradient == 0).flatten(1).all(1)
+
+
+def nondeterministic(net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+    """Flag images for which some of five passes give other logits than the first."""
+    with torch.no_grad():
+        first = net(images)
+        others = torch.stack([net(images) for _ in range(PASSES - 1)])  # (pass, image, class)
+    return (others - first).abs().amax((0, 2)) > DETERMINISTIC * first.abs().amax(1)
+
+
+def epsilon_one(net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+    """Flag images classified correctly under PGD-40 with epsilon 1, which can turn any image into any other."""
+    adversarial = GradientAttack(epsilon=1, steps=40)(net, images, labels, generator=generator)
+    with torch.no_grad():
+        return (net(images).argmax(1) == labels) & (net(adversarial).argmax(1) == labels)
+
+
+# {row: probe(net, images, labels, generator=...) -> (image,) bool}
+PROBES: dict[str, Callable[..., Tensor]] = {
+    probe.__name__: probe for probe in (zero_gradient, nondeterministic, epsilon_one)
+}
+
+
 RULES = {
     "weak_attack": _Rule(
         "more steps and restarts lower accuracy",
         ("pgd100", "pgd"),
-        _stronger("pgd100", "pgd", points=WEAK_ATTACK_POINTS),
+        partial(_stronger, points=WEAK_ATTACK_POINTS),
         "the weaker attack has not converged: report the stronger one, and try more",
     ),
     "fgsm_stronger_than_pgd": _Rule(
         "one step is stronger than many",
         ("fgsm", "pgd"),
-        _stronger("fgsm", "pgd"),
+        _stronger,
         "gradients lead astray near the image: masked or shattered gradients",
     ),
     "square_stronger_than_pgd": _Rule(
         "an attack without gradients is stronger",
         ("square", "pgd"),
-        _fools_more("square", "pgd", fraction=SQUARE_FRACTION),
+        partial(_fools_more, fraction=SQUARE_FRACTION),
         "masked gradients: the loss surface hides what queries find",
     ),
     "random_stronger_than_pgd": _Rule(
         "random points are stronger",
         ("uniform", "pgd"),
-        _fools_more("uniform", "pgd"),
+        _fools_more,
         "masked gradients: no attack should lose to chance",
     ),
     "unbounded_attack_fails": _Rule(
@@ -151,7 +191,7 @@ RULES = {
     "zero_gradients": _Rule(
         "input gradients are zero",
         ("clean", "zero_gradient"),
-        _zero,
+        _zero_gradients,
         "saturated logits or a step that has no gradient: gradient attacks cannot see; try apgd_dlr, cw, square",
     ),
     "nondeterministic": _Rule(
@@ -163,7 +203,7 @@ RULES = {
     "adaptive_stronger_than_autoattack": _Rule(
         "the attack that knows the defense beats AutoAttack",
         ("adaptive", "autoattack"),
-        _stronger("adaptive", "autoattack"),
+        _stronger,
         "the defense is tuned to attacks on the loss",
     ),
 }

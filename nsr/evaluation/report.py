@@ -1,8 +1,8 @@
-"""What a finished run or evaluation prints and writes: tables and files."""
+"""The tables and files of a finished run or evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,12 +13,11 @@ from torch import Tensor
 
 from nsr.evaluation.corrupted import CorruptionAccuracy
 from nsr.evaluation.curve import NORMS, expanded
-from nsr.evaluation.suite import CURVE
+from nsr.evaluation.suite import CURVE, with_interval
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.run.checks import Check
 from nsr.run.commands import command, override, trusted_override
-from nsr.run.files import append_rows, layer_means, write_json, write_rows
-from nsr.run.records import SENSITIVITY_COLUMNS, write_sensitivities
+from nsr.run.files import SENSITIVITY_COLUMNS, append_rows, layer_means, write_json, write_rows, write_sensitivities
 from nsr.sensitivity import most_sensitive
 
 
@@ -31,94 +30,76 @@ def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
     """
     shown = {"clean": "clean"}
     for name, own in expanded(settings["test_attacks"]).items():
-        if own is None:
-            continue
-        attack = suite.attacks[name]
-        norm = getattr(attack, "norm", None) or settings["norm"]
-        epsilon = own.get("epsilon", settings["epsilon"])
-        radius = f"{epsilon:.4g}" if isinstance(epsilon, float) else str(epsilon)
-        prefix = "curve: " if name.startswith(CURVE) else ""
-        shown[name] = f"{prefix}{getattr(attack, 'title', name)}, {NORMS.get(norm, norm)} {radius}"
+        if own is not None:
+            attack = suite.attacks[name]
+            norm = getattr(attack, "norm", None) or settings["norm"]
+            epsilon = own.get("epsilon", settings["epsilon"])
+            radius = f"{epsilon:.4g}" if isinstance(epsilon, float) else str(epsilon)
+            prefix = "curve: " if name.startswith(CURVE) else ""
+            shown[name] = f"{prefix}{getattr(attack, 'title', name)}, {NORMS.get(norm, norm)} {radius}"
     return {**shown, "worst_case": "worst case of all"}
 
 
-def accuracy_table(title: str, columns: Mapping[str, Mapping[str, float]], attacks: Mapping[str, str]) -> Table:
-    """Return a row per attack, a column per checkpoint.
-
-    Args:
-        columns: {heading: {ATTACK_accuracy: fraction}}.
-        attacks: {ATTACK: its title}.
-    """
+def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table whose first column holds words, the others numbers."""
     table = Table(title=title)
-    table.add_column("attack")
-    for heading in columns:
-        table.add_column(heading, justify="right")
-    for attack, shown in attacks.items():
-        table.add_row(shown, *(f"{100 * metrics[f'{attack}_accuracy']:.2f} %" for metrics in columns.values()))
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def accuracy_table(columns: Mapping[str, Mapping[str, float]], attacks: Mapping[str, str]) -> Table:
+    """Return a row per attack of {ATTACK: its title}, a column per checkpoint of {heading: its metrics}."""
+    rows = (
+        [shown, *(f"{100 * metrics[f'{attack}_accuracy']:.2f} %" for metrics in columns.values())]
+        for attack, shown in attacks.items()
+    )
+    return _table("accuracy on the test set", ["attack", *columns], rows)
 
 
 def evaluation_table(metrics: Mapping[str, float], attacks: Mapping[str, str], which: str) -> Table:
-    """Return a row per attack: accuracy over all images and its 95 % interval.
-
-    Args:
-        metrics: {ATTACK_accuracy, ATTACK_low, ATTACK_high: fraction}.
-        attacks: {ATTACK: its title}.
-        which: description of the images.
-    """
-    table = Table(
-        title=f"{which}\nfloat32, eval mode; each attack alone on every image classified correctly without one"
-    )
-    table.add_column("attack")
-    for heading in ("accuracy", "95 % interval"):
-        table.add_column(heading, justify="right")
+    """Return a row per attack: accuracy over all images, which are described by `which`, and its 95 % interval."""
+    rows = []
     for attack, shown in attacks.items():
-        accuracy, low, high = (100 * metrics[f"{attack}_{what}"] for what in ("accuracy", "low", "high"))
-        table.add_row(shown, f"{accuracy:.2f} %", f"{low:.1f} to {high:.1f} %")
-    return table
+        accuracy, low, high = (100 * value for value in with_interval(metrics, attack))
+        rows.append([shown, f"{accuracy:.2f} %", f"{low:.1f} to {high:.1f} %"])
+    title = f"{which}\nfloat32, eval mode; each attack alone on every image classified correctly without one"
+    return _table(title, ["attack", "accuracy", "95 % interval"], rows)
 
 
 def metrics_table(metrics: Mapping[str, float]) -> Table | str:
-    """Return the user's own metrics, a row each; nothing where there are none.
-
-    Args:
-        metrics: {ROW_METRIC: value}, the accuracies and their intervals among them.
-    """
+    """Return the user's own metrics, those beside accuracies and their intervals, a row each; "" where none are."""
     own = {name: value for name, value in metrics.items() if not name.endswith(("_accuracy", "_low", "_high"))}
-    if not own:
-        return ""
-    table = Table("metric", title="further metrics")
-    table.add_column("value", justify="right")
-    for name, value in own.items():
-        table.add_row(name, f"{value:.4f}")
-    return table
+    rows = [[name, f"{value:.4f}"] for name, value in own.items()]
+    return _table("further metrics", ["metric", "value"], rows) if rows else ""
 
 
 def before_after_table(records: Path, best_epoch: int) -> Table:
-    """Mean sensitivity of each layer before training and at the best epoch, from a run's sensitivity.csv."""
-    means = {epoch: layer_means(records, epoch) for epoch in (0, best_epoch)}
-    table = Table(title=f"sensitivity under the validation attack, before training and after epoch {best_epoch}")
-    table.add_column("mean over the layer's neurons")
-    for figure in SENSITIVITY_COLUMNS[3:]:
-        for when in ("before", "after"):
-            table.add_column(f"{figure.replace('_', ' ')}\n{when}", justify="right")
-    for layer, before in means[0].items():
-        pairs = zip(before, means[best_epoch][layer], strict=True)
-        table.add_row(layer, *(f"{value:.4f}" for pair in pairs for value in pair))
-    return table
+    """Return each layer's mean sensitivity before training and at the best epoch, from a run's sensitivity.csv."""
+    before, after = layer_means(records, 0), layer_means(records, best_epoch)
+    names = [name.replace("_", " ") for name in SENSITIVITY_COLUMNS[3:]]
+    headings = [f"{name}\n{when}" for name in names for when in ("before", "after")]
+    rows = []
+    for layer in before:
+        pairs = zip(before[layer], after[layer], strict=True)
+        rows.append([layer, *(f"{value:.4f}" for pair in pairs for value in pair)])
+    title = f"sensitivity under the validation attack, before training and after epoch {best_epoch}"
+    return _table(title, ["mean over the layer's neurons", *headings], rows)
 
 
 def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, list_top: int) -> Table:
-    """Each layer's means, and its most sensitive neurons by id with their absolute sensitivity."""
-    table = Table(title="sensitivity under the attack of sensitivity_attack, all test images")
-    for heading in ("layer", "neurons", "absolute", "relative", "activation"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
-    table.add_column("most sensitive neurons, id (absolute)")
+    """Return each layer's means, and its most sensitive neurons by id with their absolute sensitivity."""
+    rows = []
     for layer, metrics in sensitivities.items():
         ids = most_sensitive(metrics.absolute, list_top).tolist()
         named = ", ".join(f"{neuron} ({float(metrics.absolute[neuron]):.3g})" for neuron in ids)
         means = [f"{value:.4f}" for value in metrics.means().values()]
-        table.add_row(layer, str(len(metrics.absolute)), *means, named)
+        rows.append([layer, str(len(metrics.absolute)), *means, named])
+    headings = ["layer", "neurons", "absolute", "relative", "activation", "most sensitive neurons, id (absolute)"]
+    table = _table("sensitivity under the attack of sensitivity_attack, all test images", headings, rows)
+    table.columns[-1].justify = "left"
     return table
 
 
@@ -133,11 +114,12 @@ def show_run(
     if any(check.triggered for check in checks):
         show_checks(checks, "checks of this training")
     best, last = int(results["best_epoch"]), int(results["last_epoch"])
-    columns = {f"best (epoch {best})": _part(results, "test/"), f"last (epoch {last})": _part(results, "test_last/")}
+    metrics = _part(results, "test/")
+    columns = {f"best (epoch {best})": metrics, f"last (epoch {last})": _part(results, "test_last/")}
     checkpoint = override("checkpoint", str(relative(directory / "checkpoints" / "best.ckpt")))
     show(
-        accuracy_table("accuracy on the test set", columns, attacks),
-        metrics_table(_part(results, "test/")),
+        accuracy_table(columns, attacks),
+        metrics_table(metrics),
         before_after_table(directory / "sensitivity.csv", best),
         f"\nrun directory  {relative(directory)}",
         "               metrics.json, metrics.csv, sensitivity.csv, checks.json, images.csv, config.yaml, checkpoints/",
@@ -154,14 +136,14 @@ def write_evaluation(
 ) -> None:
     """Write evaluation.json (metrics), evaluation.csv (a row per attack), sensitivity.csv (per neuron), images.csv.
 
-    corruptions.csv has a row for each corruption and severity, where some were measured.
+    Where corruptions were measured, corruptions.csv has a row for each corruption and severity.
     """
     write_outcomes(directory / "images.csv", outcomes)
     if corrupted:
         append_rows(directory / "corruptions.csv", CorruptionAccuracy._fields, corrupted)
     write_json(directory / "evaluation.json", dict(metrics))
     attacks = [name.removeprefix("test/").removesuffix("_low") for name in metrics if name.endswith("_low")]
-    rows = [[name, *(metrics[f"test/{name}_{what}"] for what in ("accuracy", "low", "high"))] for name in attacks]
+    rows = [[name, *with_interval(metrics, f"test/{name}")] for name in attacks]
     append_rows(directory / "evaluation.csv", ["attack", "accuracy", "low", "high"], rows)
     write_sensitivities(directory / "sensitivity.csv", "", sensitivities)
 
@@ -176,9 +158,10 @@ def show_evaluation(
     list_top: int,
 ) -> None:
     """Print the end of an evaluation: accuracies, sensitivities with the most sensitive neurons, the files."""
+    metrics = _part(metrics, "test/")
     show(
-        evaluation_table(_part(metrics, "test/"), attacks, which),
-        metrics_table(_part(metrics, "test/")),
+        evaluation_table(metrics, attacks, which),
+        metrics_table(metrics),
         most_sensitive_table(sensitivities, list_top=list_top) if sensitivities else "",
         f"\nwritten to  {relative(directory)}  evaluation.json, evaluation.csv, sensitivity.csv, images.csv",
     )
@@ -188,17 +171,16 @@ def show_corruptions(rows: Sequence[CorruptionAccuracy]) -> None:
     """Print a row per corruption, a column per severity, and the mean of all; nothing where none were measured."""
     if not rows:
         return
-    severities = sorted({row.severity for row in rows})
-    table = Table(title="accuracy on corrupted images, by severity")
-    for heading in ("corruption", *map(str, severities), "mean"):
-        table.add_column(heading, justify="left" if heading == "corruption" else "right")
     by_name: dict[str, list[float]] = {}
     for row in rows:
         by_name.setdefault(row.corruption, []).append(row.accuracy)
     by_name["mean"] = [fmean(column) for column in zip(*by_name.values(), strict=True)]
-    for name, accuracies in by_name.items():
-        table.add_row(name, *(f"{100 * value:.2f} %" for value in (*accuracies, fmean(accuracies))))
-    show(table)
+    headings = ["corruption", *(str(severity) for severity in sorted({row.severity for row in rows})), "mean"]
+    cells = (
+        [name, *(f"{100 * value:.2f} %" for value in (*accuracies, fmean(accuracies)))]
+        for name, accuracies in by_name.items()
+    )
+    show(_table("accuracy on corrupted images, by severity", headings, cells))
 
 
 def show_checks(checks: Sequence[Check], title: str = "checks: the measured robustness may not be real") -> None:
@@ -210,12 +192,10 @@ def show_checks(checks: Sequence[Check], title: str = "checks: the measured robu
         for heading in ("check", "evidence", "usually means"):
             table.add_column(heading, overflow="fold")
         for check in triggered:
-            cells = (f"{check.title} ({check.name})", check.evidence, check.meaning)
-            table.add_row(*cells)
+            table.add_row(f"{check.title} ({check.name})", check.evidence, check.meaning)
         show(table)
-    show(
-        f"checks      {len(triggered)} triggered, {passed} passed, {others} not evaluated; checks.json has the evidence"
-    )
+    counts = f"{len(triggered)} triggered, {passed} passed, {others} not evaluated"
+    show(f"checks      {counts}; checks.json has the evidence")
 
 
 def write_outcomes(path: Path, outcomes: Mapping[str, Tensor]) -> None:
@@ -228,7 +208,7 @@ def show(*parts: Any) -> None:
     """Print tables and lines to standard output; where that is no terminal, as wide as they need."""
     console = Console(highlight=False, markup=False)  # names and paths may hold brackets
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=160)
+        console.width = 160
     for part in filter(None, parts):
         console.print(part, soft_wrap=isinstance(part, str))
 

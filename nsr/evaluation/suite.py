@@ -2,22 +2,23 @@
 
 An image counts as robust to an attack where it is classified correctly without and the attack does not change that. No
 attack profits from what another has found; the images that are robust to all of them are a row of their own,
-`worst_case`. Batches of images are what is finished, cached and dealt out to processes: the results of a batch depend
-on its number alone.
+`worst_case`. Batches of images are measured, cached and distributed over processes as units: the results of a batch
+depend on its number alone.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
+from scipy.stats import binomtest
 from torch import Generator, Tensor, distributed, nn
 from torchmetrics import Metric
 
 from nsr.evaluation.cache import ResultCache
-from nsr.evaluation.intervals import wilson
 from nsr.features import FeatureExtractor
 from nsr.layers import Layer
 from nsr.metrics.epoch import flat_values
@@ -26,18 +27,14 @@ from nsr.randomness import draw_seed
 
 Attack = Callable[..., Tensor]
 CURVE = "curve_x"  # prefix of rows at other radii than the threat model's: no part of the worst case
+SUMS = ("difference", "activation")
+# of a batch: correct (image,) bool, logits (image, class) where the user's own metrics need them; or SUMS (neuron,)
+Result = dict[str, Tensor]
 Pieces = dict[int, dict[str, Tensor]]  # {number of a batch: {row: values of its images}}
 
 
-class Outcome(NamedTuple):
-    """One row of a batch."""
-
-    correct: Tensor  # (image,) bool
-    logits: Tensor | None = None  # (image, class), where the user's own metrics need them
-
-
 class AttackSuite:
-    """Which images are robust to which attack.
+    """The attacks of a test, and the images that are robust to each.
 
     Args:
         attacks: {name: attack(net, images, labels, generator=...) -> images}.
@@ -60,9 +57,8 @@ class AttackSuite:
         self.attacks, self.sensitivity_attack, self.seed = dict(attacks), sensitivity_attack, seed
         self.probes, self.extra = dict(probes or {}), dict(metrics or {})
         self.cache: ResultCache | None = None
-        self.finished: Callable[[str, float | None], None] = lambda row, seconds: (
-            None
-        )  # called after each batch of a row
+        # called after each batch of a row; seconds are None where the cache had it
+        self.finished: Callable[[str, float | None], None] = lambda row, seconds: None
         self.outcomes: dict[str, Tensor] = {}  # {row: (image,) uint8, 1 where the image is classified correctly}
         self.probed: dict[str, Tensor] = {}  # {probe: (image,) uint8}
         self.metrics: dict[str, float] = {}
@@ -77,7 +73,7 @@ class AttackSuite:
 
     @property
     def work(self) -> list[str]:
-        """What is measured of each batch: rows, probes and sensitivity."""
+        """The measurements of each batch: rows, probes and sensitivity."""
         return [*self.names, *self.probes, *(["sensitivity"] if self.sensitivity_attack is not None else [])]
 
     def start(self, layers: Sequence[Layer], device: torch.device) -> None:
@@ -90,65 +86,45 @@ class AttackSuite:
     ) -> None:
         """Measure the `number`-th batch of the whole test set."""
         images, labels = batch
+        keys = ("correct", "logits") if self.extra else ("correct",)
 
-        def clean() -> Outcome:
-            with torch.no_grad():
-                logits = net(images)
-            return Outcome(logits.argmax(1) == labels, logits if self.extra else None)
+        def generator() -> Generator:
+            return Generator(images.device).manual_seed(draw_seed(self.seed, 1, number))
 
-        rows = {"clean": self._cached("clean", number, clean, images.device)}
+        cached = partial(self._cached, number, images.device)
+        rows = {"clean": cached("clean", keys, partial(_classify, net, images, labels))}
         for name, attack in self.attacks.items():
-
-            def attacked(attack: Attack = attack) -> Outcome:
-                return self._attacked(net, images, labels, attack, rows["clean"], number)
-
-            rows[name] = self._cached(name, number, attacked, images.device)
+            rows[name] = cached(name, keys, partial(_attack, attack, net, images, labels, rows["clean"], generator()))
+        flags = {name: row["correct"] for name, row in rows.items()}
         for name, probe in self.probes.items():
-
-            def probed(probe: Callable[..., Tensor] = probe) -> Outcome:
-                return Outcome(probe(net, images, labels, generator=self._generator(images, number)))
-
-            rows[name] = self._cached(name, number, probed, images.device)
-        piece = {name: row.correct.to(torch.uint8) for name, row in rows.items()}
+            measure = partial(_probe, probe, net, images, labels, generator())
+            flags[name] = cached(name, ["correct"], measure)["correct"]
+        piece = {name: values.to(torch.uint8) for name, values in flags.items()}
         if self.extra:
-            piece |= {f"logits/{name}": rows[name].logits for name in self.names}  # type: ignore[misc]
-            piece["labels"] = labels
+            piece |= {f"logits/{name}": row["logits"] for name, row in rows.items()} | {"labels": labels}
         self._pieces[number] = {name: values.cpu() for name, values in piece.items()}
-        if self.sensitivity_attack is not None:
-            self._measure_sensitivity(net, extractor, images, labels, number)
+        if self.sensitivity_attack is not None and self._sums is not None:
+            measure = partial(_sensitivity, self.sensitivity_attack, net, images, labels, extractor, generator())
+            sums = cached("sensitivity", SUMS, measure)
+            self._sums.update(sums["difference"].double(), sums["activation"].double(), len(labels))
 
-    def _attacked(
-        self, net: nn.Module, images: Tensor, labels: Tensor, attack: Attack, clean: Outcome, number: int
-    ) -> Outcome:
-        """The outcome of an attack on the images that are classified correctly without one."""
-        chosen = clean.correct.nonzero()[:, 0]
-        correct, found = clean.correct.clone(), None if clean.logits is None else clean.logits.clone()
-        if len(chosen):
-            adversarial = attack(net, images[chosen], labels[chosen], generator=self._generator(images, number))
-            with torch.no_grad():
-                logits = net(adversarial)
-            correct[chosen] = logits.argmax(1) == labels[chosen]
-            if found is not None:
-                found[chosen] = logits
-        return Outcome(correct, found)
-
-    def _measure_sensitivity(
-        self, net: nn.Module, extractor: FeatureExtractor, images: Tensor, labels: Tensor, number: int
-    ) -> None:
-        assert self.sensitivity_attack is not None
-        assert self._sums is not None
-        saved = self.cache.read("sensitivity", number) if self.cache else None
-        started = time.perf_counter() if saved is None else None
-        if saved is None:
-            adversarial = self.sensitivity_attack(net, images, labels, generator=self._generator(images, number))
-            with torch.no_grad():
-                sums = network_sums(extractor.layers, extractor(images)[1], extractor(adversarial)[1])
-            saved = dict(zip(("difference", "activation"), (values.tolist() for values in sums), strict=True))
+    def _cached(
+        self, number: int, device: torch.device, name: str, keys: Sequence[str], measure: Callable[[], Result]
+    ) -> Result:
+        """Return a batch's result, rounded as in the cache: read from there, else measured and cached."""
+        saved = self.cache.read(name, number) if self.cache else None
+        seconds = None
+        if saved is None or any(key not in saved for key in keys):
+            started = time.perf_counter()
+            if name != "sensitivity":
+                torch.manual_seed(draw_seed(self.seed, 2, number))  # for networks that draw: the same for any row
+            measured = measure()
+            saved = {key: _plain(measured[key]) for key in keys}
             if self.cache:
-                self.cache.write("sensitivity", number, saved)
-        self.finished("sensitivity", None if started is None else time.perf_counter() - started)
-        difference, activation = (torch.tensor(values, device=images.device).double() for values in saved.values())
-        self._sums.update(difference, activation, len(labels))
+                self.cache.write(name, number, saved)
+            seconds = time.perf_counter() - started
+        self.finished(name, seconds)
+        return {key: _tensor(saved[key], device) for key in keys}
 
     def finish(self) -> None:
         """Combine the batches of all processes into `outcomes`, `probed`, `metrics` and `sensitivities`."""
@@ -157,42 +133,63 @@ class AttackSuite:
         self.outcomes = {name: together[name] for name in self.names}
         self.probed = {name: together[name] for name in self.probes}
         self.sensitivities = {} if self._sums is None else self._sums.compute()
-        self.metrics = accuracies(self.outcomes) | self._extra(together)
+        own = {
+            f"{row}_{name}": metric.clone().cpu()(together[f"logits/{row}"], together["labels"])
+            for name, metric in self.extra.items()
+            for row in self.names
+        }
+        self.metrics = accuracies(self.outcomes) | flat_values(own)  # the user's own: {ROW_METRIC: value}
 
-    def _extra(self, together: Mapping[str, Tensor]) -> dict[str, float]:
-        """{ROW_METRIC: value} of the user's own metrics, over all images at once."""
-        values = {}
-        for name, metric in self.extra.items():
-            for row in self.names:
-                fresh = metric.clone().cpu()
-                values[f"{row}_{name}"] = fresh(together[f"logits/{row}"], together["labels"])
-        return flat_values(values)
 
-    def _generator(self, images: Tensor, number: int) -> Generator:
-        return Generator(images.device).manual_seed(draw_seed(self.seed, 1, number))
+def _classify(net: nn.Module, images: Tensor, labels: Tensor) -> Result:
+    with torch.no_grad():
+        logits = net(images)
+    return {"correct": logits.argmax(1) == labels, "logits": logits}
 
-    def _cached(self, name: str, number: int, measure: Callable[[], Outcome], device: torch.device) -> Outcome:
-        """The outcome of a batch: from the cache, else measured and cached."""
-        saved = self.cache.read(name, number) if self.cache else None
-        needs_logits = bool(self.extra) and name in self.names
-        if saved is not None and ("logits" in saved) >= needs_logits:
-            self.finished(name, None)
-            logits = torch.tensor(saved["logits"], device=device) if needs_logits else None
-            return Outcome(torch.tensor([flag == "1" for flag in saved["correct"]], device=device), logits)
-        started = time.perf_counter()
-        torch.manual_seed(draw_seed(self.seed, 2, number))  # for networks that draw: the same draws for any row
-        outcome = measure()
-        if self.cache:
-            content: dict[str, Any] = {"correct": "".join("1" if flag else "0" for flag in outcome.correct.tolist())}
-            if outcome.logits is not None:
-                content["logits"] = outcome.logits.tolist()
-            self.cache.write(name, number, content)
-        self.finished(name, time.perf_counter() - started)
-        return outcome
+
+def _attack(
+    attack: Attack, net: nn.Module, images: Tensor, labels: Tensor, clean: Result, generator: Generator
+) -> Result:
+    """Attack the images that are classified correctly without an attack; the others keep their clean result."""
+    chosen = clean["correct"].nonzero()[:, 0]
+    result = {key: values.clone() for key, values in clean.items()}
+    if len(chosen):
+        found = _classify(net, attack(net, images[chosen], labels[chosen], generator=generator), labels[chosen])
+        for key, values in result.items():
+            values[chosen] = found[key].to(values.dtype)
+    return result
+
+
+def _probe(probe: Attack, net: nn.Module, images: Tensor, labels: Tensor, generator: Generator) -> Result:
+    return {"correct": probe(net, images, labels, generator=generator)}
+
+
+def _sensitivity(
+    attack: Attack, net: nn.Module, images: Tensor, labels: Tensor, extractor: FeatureExtractor, generator: Generator
+) -> Result:
+    adversarial = attack(net, images, labels, generator=generator)
+    with torch.no_grad():
+        sums = network_sums(extractor.layers, extractor(images)[1], extractor(adversarial)[1])
+    return dict(zip(SUMS, sums, strict=True))
+
+
+def _plain(values: Tensor) -> Any:
+    """Return a text of 0 and 1 for flags, a list of numbers for others."""
+    return "".join("01"[flag] for flag in values.tolist()) if values.dtype == torch.bool else values.tolist()
+
+
+def _tensor(plain: Any, device: torch.device) -> Tensor:
+    return torch.tensor([flag == "1" for flag in plain] if isinstance(plain, str) else plain, device=device)
+
+
+def wilson(correct: int, images: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval (Wilson 1927) of a fraction: over other images like these, not over seeds."""
+    interval = binomtest(correct, images).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def accuracies(outcomes: Mapping[str, Tensor]) -> dict[str, float]:
-    """{NAME_accuracy: fraction of the images, NAME_low and NAME_high: its 95 % Wilson interval}, worst_case last.
+    """Return {NAME_accuracy: fraction, NAME_low and NAME_high: its 95 % Wilson interval}, worst_case last.
 
     Args:
         outcomes: {row: (image,) 1 where the image is classified correctly}.
@@ -206,8 +203,13 @@ def accuracies(outcomes: Mapping[str, Tensor]) -> dict[str, float]:
     return found
 
 
+def with_interval(metrics: Mapping[str, float], name: str) -> list[float]:
+    """Return NAME_accuracy and its interval, NAME_low and NAME_high."""
+    return [metrics[f"{name}_{part}"] for part in ("accuracy", "low", "high")]
+
+
 def all_pieces(pieces: Pieces) -> list[dict[str, Tensor]]:
-    """The batches of all processes, in their order in the test set."""
+    """Return the batches of all processes, in their order in the test set."""
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         gathered: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(gathered, pieces)

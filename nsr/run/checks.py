@@ -23,11 +23,7 @@ class Check(NamedTuple):
 
 
 def stop_where_triggered(checks: Iterable[Check], stop_on: Collection[str]) -> None:
-    """End the command where a check of `stop_on` was triggered.
-
-    Errors:
-        RunStopped: in one line.
-    """
+    """Raise RunStopped, in one line, where a check of `stop_on` was triggered."""
     ending = [check.in_one_line() for check in checks if check.triggered and check.name in stop_on]
     if ending:
         raise RunStopped(f"checks.stop_on: {' | '.join(ending)}")

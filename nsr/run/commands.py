@@ -19,10 +19,9 @@ PLAIN = re.compile(r"(?!(true|false|null|nan|inf)\Z)(\.{0,2}/|[a-z_])[a-z0-9_./-
 
 
 def command(program: str, *overrides: str) -> str:
-    """Return a shell command that starts a program of nsr from the working directory.
+    """Return a shell command that starts 'train', 'evaluate' or 'compare' from the working directory.
 
     Args:
-        program: 'train', 'evaluate' or 'compare'.
         overrides: arguments, unquoted for the shell; see `override`.
     """
     return " ".join([_start(program), *map(shell_quoted, overrides)])
@@ -41,7 +40,7 @@ def trusted_override(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _targets(settings: Any) -> list[str]:
-    """List every `_target_`, at any depth."""
+    """Return every `_target_`, at any depth."""
     if isinstance(settings, list):
         return [name for entry in settings for name in _targets(entry)]
     if not isinstance(settings, Mapping):
@@ -77,7 +76,7 @@ def _start(program: str) -> str:
         return f"nsr-{program}"
     is_here = Path.cwd() == CHECKOUT
     if program == "compare":
-        return "python -m nsr.compare" if is_here else f"PYTHONPATH={shell_quoted(str(CHECKOUT))} python -m nsr.compare"
+        return ("" if is_here else f"PYTHONPATH={shell_quoted(str(CHECKOUT))} ") + "python -m nsr.compare"
     return f"python {program}.py" if is_here else f"python {shell_quoted(str(CHECKOUT / f'{program}.py'))}"
 
 
@@ -88,10 +87,7 @@ def _hydra(value: Any) -> str:
         return repr(value)
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_hydra, value))}]"
-    return _quoted(str(value))
-
-
-def _quoted(text: str) -> str:
+    text = str(value)
     if PLAIN.fullmatch(text):
         return text
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # no interpolation

@@ -1,12 +1,17 @@
-"""Run directories: which there are, their settings, and the status of each: finished, running, failed."""
+"""Run directories: which there are, their settings as plain values, and their status.json, written and read.
+
+status.json has the state of a run or an evaluation (running, finished, interrupted, failed) and its command.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -14,12 +19,16 @@ from typing import Any
 import yaml
 
 from nsr.errors import InputError
-from nsr.run.files import SCHEMA
+from nsr.run.files import SCHEMA, write_json
+from nsr.run.signals import Interrupted
 
 HEARTBEAT_SECONDS = 60.0  # a running process touches its status.json this often
 SILENT_SECONDS = 600.0  # without a heartbeat, after which a process counts as dead
+UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 RUN_FILES = ("config.yaml", "status.json", "train.log")  # an evaluation has another log
 SECTIONS = ("data", "objective", "trainer")  # without which settings are not those of a run
+OWN = ("resume", "allow_changed_config")  # settings without effect on what is trained
+BESIDE = ("schema", "choices", "overrides", "extended")  # entries of config.yaml beside the settings
 
 
 def find_runs(places: Iterable[str | Path]) -> list[Path]:
@@ -47,9 +56,8 @@ def _runs_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
     try:
         entries = sorted(folder.iterdir(), key=lambda entry: (len(entry.name), entry.name))  # 2 before 10
         is_run = _is_run(folder)
-    except OSError:  # not readable for this user: listed with the reason
-        yield folder
-        return
+    except OSError:
+        is_run = True  # not readable for this user: listed with the reason
     if is_run:
         yield folder
         return
@@ -59,9 +67,8 @@ def _runs_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    if any((folder / name).exists() for name in ("evaluate.log", "evaluation.json")):
-        return False
-    return any((folder / name).exists() for name in RUN_FILES)
+    is_evaluation = any((folder / name).exists() for name in ("evaluate.log", "evaluation.json"))
+    return not is_evaluation and any((folder / name).exists() for name in RUN_FILES)
 
 
 def read_json(path: Path) -> Any:
@@ -105,16 +112,36 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of every leaf; a list is a leaf."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return {name: (before, now)} of every setting that differs, but for the logger's, which make no other run."""
+    ignored = {*OWN, *BESIDE, "logger"}
+    before, now = (
+        {name: value for name, value in flat(part) if name.partition(".")[0] not in ignored}
+        for part in (recorded, settings)
+    )
+    pairs = {name: (before.get(name, "nothing"), now.get(name, "nothing")) for name in before | now}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def run_status(
     directory: Path, progress: str, *, is_trained: bool, is_measured: bool, is_readable: bool
 ) -> tuple[str, str]:
     """Return (status, remark) of a run; `nsr.compare.read_runs` lists the statuses.
 
     Args:
-        progress: how far it is.
-        is_trained: whether its last epoch has ended.
-        is_measured: whether the accuracies of its best checkpoint are there.
-        is_readable: whether its settings and its metrics.json can be read.
+        progress: how many epochs are done, in words.
+        is_trained: the last epoch has ended.
+        is_measured: the accuracies of the best checkpoint are there.
+        is_readable: the settings and metrics.json can be read.
     """
     if is_measured and is_trained:
         return "finished", ""
@@ -131,11 +158,10 @@ def run_status(
 def process_status(path: Path) -> tuple[str, str]:
     """Return (status, reason) from a status.json; a process that is dead or silent has failed.
 
-    A process on another machine, or whose number another one has by now, is known by its heartbeat alone. An earlier
-    start of this very SLURM job is over, whatever it left behind.
+    A process on another machine, or whose number another one has by now, is judged by its heartbeat alone.
     """
-    marker = read_json(path)
-    marker = marker if isinstance(marker, dict) else {}
+    content = read_json(path)
+    marker = content if isinstance(content, dict) else {}
     status = str(marker.get("status", ""))
     if status != "running":
         return status, str(marker.get("reason", ""))
@@ -144,12 +170,10 @@ def process_status(path: Path) -> tuple[str, str]:
     job, recorded = job_of_slurm(), marker.get("job")
     if job is not None and isinstance(recorded, list) and recorded != job and recorded[:1] == job[:1]:
         return "failed", "its job was started again"
-    try:
+    with suppress(OSError):
         silent = time.time() - path.stat().st_mtime
-    except OSError:
-        silent = 0.0
-    if silent > SILENT_SECONDS:
-        return "failed", f"no heartbeat for {round(silent / 60)} min, killed?"
+        if silent > SILENT_SECONDS:
+            return "failed", f"no heartbeat for {round(silent / 60)} min, killed?"
     return status, ""
 
 
@@ -175,7 +199,53 @@ def _age(directory: Path) -> str:
     """Return the time since the latest change of a file at the top of the run directory."""
     changes = [path.stat().st_mtime for path in directory.iterdir() if path.is_file()]
     seconds = max(0, round(time.time() - max(changes, default=directory.stat().st_mtime)))
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
+    unit, size = next((pair for pair in UNITS if seconds >= 2 * pair[1]), ("s", 1))
+    return f"{seconds // size} {unit}"
+
+
+def check_unused(directory: Path) -> None:
+    """Raise InputError where a living process other than this one writes into the directory."""
+    marker = read_json(directory / "status.json") or {}
+    is_own = (marker.get("process"), marker.get("host")) == (os.getpid(), socket.gethostname())
+    if process_status(directory / "status.json")[0] == "running" and not is_own:
+        where = f"process {marker.get('process')} on {marker.get('host')}"
+        raise InputError(f"{directory} is in use by {where}; wait for its end, or end it first")
+
+
+@contextmanager
+def recorded_status(directory: Path, program: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Write status.json as the block begins and as it ends; a process killed outright leaves `running`.
+
+    Args:
+        program: 'train.py' or 'evaluate.py'.
+
+    Errors:
+        InputError: a living process writes into the directory.
+    """
+    path = directory / "status.json"
+    check_unused(directory)
+    origin = {"program": program, "overrides": list(overrides), "process": os.getpid(), "host": socket.gethostname()}
+    write_json(path, {"status": "running", **origin, "job": job_of_slurm()})
+    ended = threading.Event()
+    threading.Thread(target=_touch, args=(path, ended), daemon=True).start()
+    try:
+        yield
+    except Interrupted as interruption:
+        write_json(path, {"status": "interrupted", "reason": str(interruption), **origin})
+        raise
+    except BaseException as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        with suppress(OSError):  # a full disk is the error that is shown
+            write_json(path, {"status": "failed", "reason": reason, **origin})
+        raise
+    else:
+        write_json(path, {"status": "finished", **origin})
+    finally:
+        ended.set()
+
+
+def _touch(path: Path, ended: threading.Event) -> None:
+    """Touch the file each minute, a sign of life, until the event is set."""
+    while not ended.wait(HEARTBEAT_SECONDS):
+        with suppress(OSError):
+            os.utime(path)

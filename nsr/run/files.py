@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-SCHEMA = 1  # version of config.yaml, metrics.json and evaluation.json, in their key `schema`
+if TYPE_CHECKING:
+    from nsr.metrics.layer_summary import LayerSummary
+    from nsr.metrics.sensitivity import LayerSensitivity
+
+SCHEMA = 1  # of config.yaml, metrics.json and evaluation.json, in their key `schema`; raised with each change
+SENSITIVITY_COLUMNS = ("epoch", "layer", "neuron", "absolute", "relative", "mean_activation")
 
 
 def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -36,6 +41,23 @@ def write_json(path: Path, content: Any) -> None:
     partial.replace(path)
 
 
+def write_layers(path: Path, epoch: int, summaries: Mapping[str, LayerSummary]) -> None:
+    """Add a row for each layer to a layers.csv; ids of the most sensitive neurons are separated by spaces."""
+    columns = ["epoch", "layer", *next(iter(summaries.values()))._fields]
+    ids = {layer: " ".join(map(str, summary.most_sensitive)) for layer, summary in summaries.items()}
+    append_rows(path, columns, [[epoch, layer, *each[:-1], ids[layer]] for layer, each in summaries.items()])
+
+
+def write_sensitivities(path: Path, epoch: int | str, sensitivities: Mapping[str, LayerSensitivity]) -> None:
+    """Add a row for each neuron of each layer to a sensitivity.csv."""
+    rows = [
+        [epoch, layer, neuron, *values]
+        for layer, sensitivity in sensitivities.items()
+        for neuron, values in enumerate(zip(*(measure.tolist() for measure in sensitivity), strict=True))
+    ]
+    append_rows(path, SENSITIVITY_COLUMNS, rows)
+
+
 def whole_rows(path: Path, *, starting: str = "") -> Iterator[dict[str, str]]:
     """Yield the complete rows of a CSV file: a last line without a line end is still being written.
 
@@ -50,18 +72,17 @@ def whole_rows(path: Path, *, starting: str = "") -> Iterator[dict[str, str]]:
                 yield dict(zip(columns, values, strict=True))
 
 
-def ratio(difference: float, activation: float) -> float:
-    """Return difference / activation, 0 where both are 0."""
-    return 0.0 if difference == 0 else difference / activation if activation > 0 else float("inf")
-
-
 def layer_means(records: Path, epoch: int) -> dict[str, list[float]]:
     """Return {layer: [absolute, relative, mean activation]} of one epoch of a sensitivity.csv."""
     rows: dict[str, list[tuple[float, float]]] = {}
     for row in whole_rows(records, starting=f"{epoch},"):
         rows.setdefault(row["layer"], []).append((float(row["absolute"]), float(row["mean_activation"])))
     means = {layer: [fmean(values) for values in zip(*neurons, strict=True)] for layer, neurons in rows.items()}
-    return {layer: [absolute, ratio(absolute, active), active] for layer, (absolute, active) in means.items()}
+    return {layer: [absolute, _ratio(absolute, active), active] for layer, (absolute, active) in means.items()}
+
+
+def _ratio(difference: float, activation: float) -> float:
+    return 0.0 if difference == 0 else difference / activation if activation > 0 else float("inf")
 
 
 def validated(records: Path, epoch: float) -> dict[str, float]:

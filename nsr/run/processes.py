@@ -1,8 +1,4 @@
-"""Several processes of one run: which this is, how further ones are started, what they leave behind.
-
-Lightning's DDP does the work; under Hydra it would start a further process with the command line of the first, which in
-a sweep is the whole sweep. This file loads neither torch, Lightning nor Hydra before it needs them.
-"""
+"""Several processes of one run: their ranks, their start from outside, their end. Loads torch only where needed."""
 
 from __future__ import annotations
 
@@ -19,28 +15,23 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]  # the folder to import nsr from
-OF_A_RUN = (
-    *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-    *("PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
-)
+OF_A_RUN = ["LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"]
 SECONDS_TO_END = 30.0  # for a run one of whose processes has ended
 
 
 def global_rank() -> int:
-    """Return the number of this process among all of the run, known before any of them has met another."""
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # in Lightning's order
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
+    """Return the number of this process among all of the run, also before they are connected."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # in Lightning's order
+    return int(next((os.environ[name] for name in names if name in os.environ), 0))
 
 
 def is_started_from_outside() -> bool:
-    """Return whether torchrun or srun starts every process, and not the first one the others."""
+    """Return whether torchrun or srun starts every process; otherwise the first one starts the others."""
     return "TORCHELASTIC_RUN_ID" in os.environ or _is_srun()
 
 
 def _is_srun() -> bool:
-    """Whether this is one of several tasks of SLURM; a shell of a batch job has the variables too, but is no task."""
+    """Return whether this is one of several tasks of SLURM; the shell of a batch job has the variables, but is none."""
     several = int(os.environ.get("SLURM_NTASKS", "1")) > 1
     return several and "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
 
@@ -75,16 +66,13 @@ def make_importable() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([*known, *(path for path in paths if path not in known)])
 
 
-# ---------------------------------------------------------------- processes that the first one starts
-
-
 class Observer(threading.Thread):
-    """Reports that a further process has died; kills the run where it does not end of that.
+    """Reports that a further process has died, and kills the run if it has not ended 30 seconds later.
 
     Lightning's own kills the first process at once, and with it a whole sweep, and an error that was about to be shown.
     """
 
-    left = threading.Event()  # set where the run is over
+    left = threading.Event()  # set when the run is over
 
     def __init__(self, processes: Sequence[subprocess.Popen[Any]]):
         super().__init__(daemon=True)
@@ -113,17 +101,17 @@ def observe(processes: Sequence[subprocess.Popen[Any]]) -> None:
 
 
 def leave_processes(trainer: Any, *, orderly: bool) -> None:
-    """End what a run of several processes leaves in this one: the next job of a sweep starts its own.
+    """End the processes that a run has started: the next job of a sweep starts its own.
 
     Args:
         trainer: of the run; None where it was not made.
-        orderly: whether the others come to their end by themselves; else they are killed.
+        orderly: wait for the others to end by themselves; else they are killed.
     """
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
     from torch import distributed
 
     Observer.left.set()
-    launched = list(getattr(getattr(trainer, "strategy", None) and trainer.strategy.launcher, "procs", []))
+    launched = list(getattr(getattr(getattr(trainer, "strategy", None), "launcher", None), "procs", []))
     for process in launched:
         with suppress(subprocess.TimeoutExpired):
             process.wait(SECONDS_TO_END if orderly else 0)
@@ -140,11 +128,7 @@ def leave_processes(trainer: Any, *, orderly: bool) -> None:
 
 
 def check_same_settings(settings: Mapping[str, Any], strategy: Any) -> None:
-    """Check that all processes of a run have equal settings; the first alone knows of its sweep's group.
-
-    Errors:
-        RuntimeError: they differ.
-    """
+    """Raise RuntimeError where a process has other settings than the first, which alone knows its sweep's group."""
     compared = {name: value for name, value in settings.items() if name != "logger"}
     mine = hashlib.sha256(json.dumps(compared, sort_keys=True, default=str).encode()).hexdigest()
     if strategy.broadcast(mine) != mine:

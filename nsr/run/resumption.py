@@ -6,8 +6,6 @@ command. Either way it resumes in its own directory, from last.ckpt, else from p
 
 from __future__ import annotations
 
-import os
-import socket
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +13,8 @@ from typing import Any, NamedTuple
 
 from nsr.errors import InputError
 from nsr.run.commands import override, parse_value
-from nsr.run.directory import process_status, read_json, read_yaml
+from nsr.run.directory import OWN, changes, check_unused, process_status, read_json, read_yaml
 from nsr.run.processes import is_started_from_outside
-from nsr.run.settings import OWN, changes
 
 AUTO = "auto"
 NAMED = 5  # differences in one line
@@ -37,18 +34,14 @@ class Earlier(NamedTuple):
 def earlier_run(
     directory: Path, settings: Mapping[str, Any], *, resume: Any, changed: bool, overrides: Sequence[str] = ()
 ) -> Earlier | None:
-    """Return what there is of the run of these settings; None where there is no run.
+    """Return what the directory holds of the run of a command's settings and overrides; None where it holds no run.
 
     Args:
-        directory: of the run.
-        settings: of the command.
-        resume: config.resume.
-        changed: whether settings may differ from the recorded ones.
-        overrides: of the command.
+        resume, changed: config.resume, config.allow_changed_config.
 
     Errors:
-        InputError: another run's directory, one that is in use, one that is not finished and not to be resumed, fewer
-            epochs than there are, a schedule that ends before the further epochs.
+        InputError: another run's directory, one in use, one that is not finished and not to be resumed, a schedule
+            that ends before the further epochs.
     """
     recorded = read_yaml(directory / "config.yaml")
     if recorded is None:
@@ -57,60 +50,41 @@ def earlier_run(
     different = changes(recorded, settings)
     results = read_json(directory / "metrics.json")
     if results is not None and resume and _is_extension(different):
-        return _extension(directory, recorded, settings, different, overrides)
+        new_schedule = _has_new_schedule(directory, recorded, settings, overrides)
+        return Earlier(readable_checkpoint(directory), None, different["trainer.max_epochs"][0], new_schedule)
     if different and (results is not None or not (resume and changed)):
         names = [f"{name} was {before} and is {now}" for name, (before, now) in different.items()]
         if len(names) > NAMED + 1:
             names[NAMED:] = [f"{len(names) - NAMED} more"]
         fix = "give allow_changed_config=true to resume all the same, or" if resume and results is None else "set"
-        raise InputError(
-            f"{directory} holds a run of other settings: {'; '.join(names)}; {fix} hydra.run.dir to another"
-        )
+        problem = f"of other settings: {'; '.join(names)}; {fix}"
+        raise InputError(f"{directory} holds a run {problem} hydra.run.dir to another")
     if results is None and not resume:
-        raise InputError(
-            f"{directory} holds a run that is not finished; {override('resume', str(directory))} resumes it, or set "
-            "hydra.run.dir to another"
-        )
+        problem = f"that is not finished; {override('resume', str(directory))} resumes it, or set"
+        raise InputError(f"{directory} holds a run {problem} hydra.run.dir to another")
     return Earlier(None if results else readable_checkpoint(directory), results)
 
 
 def _is_extension(different: Mapping[str, tuple[Any, Any]]) -> bool:
-    """Whether nothing but the epochs and the schedule has changed, and there are more epochs."""
+    """Return whether only epochs and schedule have changed, to more epochs."""
     before, now = different.get("trainer.max_epochs", (0, 0))
     return now > before and all(name == "trainer.max_epochs" or name.startswith("scheduler.") for name in different)
 
 
-def _extension(
-    directory: Path,
-    recorded: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    different: Mapping[str, tuple[Any, Any]],
-    overrides: Sequence[str],
-) -> Earlier:
-    before, now = different["trainer.max_epochs"]
+def _has_new_schedule(
+    directory: Path, recorded: Mapping[str, Any], settings: Mapping[str, Any], overrides: Sequence[str]
+) -> bool:
+    """Return whether the further epochs have a schedule of their own; InputError where they must, and have none."""
     typed = [row for row in overrides if row not in recorded.get("overrides", [])]
-    new_schedule = any(name_of(row).partition(".")[0] == "scheduler" for row in typed)
-    schedule = settings.get("scheduler") or {}
-    horizon = next((name for name in HORIZON if name in schedule), None)
-    if horizon is not None and not new_schedule:
+    if any(name_of(row).partition(".")[0] == "scheduler" for row in typed):
+        return True
+    if any(name in (settings.get("scheduler") or {}) for name in HORIZON):
+        before, now = (part["trainer"]["max_epochs"] for part in (recorded, settings))
         raise InputError(
             f"the schedule of {directory} ends with its {before} epochs; it must get another one for the "
             f"{now - before} further epochs: scheduler=constant, or scheduler.T_max={now - before} for cosine"
         )
-    return Earlier(readable_checkpoint(directory), None, before, new_schedule)
-
-
-def check_unused(directory: Path) -> None:
-    """Check that no living process but this one writes into the directory.
-
-    Errors:
-        InputError: one does.
-    """
-    marker = read_json(directory / "status.json") or {}
-    is_own = (marker.get("process"), marker.get("host")) == (os.getpid(), socket.gethostname())
-    if process_status(directory / "status.json")[0] == "running" and not is_own:
-        where = f"process {marker.get('process')} on {marker.get('host')}"
-        raise InputError(f"{directory} is in use by {where}; wait for its end, or end it first")
+    return False
 
 
 def readable_checkpoint(directory: Path) -> Path | None:
@@ -128,17 +102,20 @@ def remove_records(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------- the command
+def _resumed_directory(overrides: Sequence[str]) -> str | None:
+    """Return the run directory that `resume` names, None where it names none."""
+    resume = override_value(overrides, "resume")
+    return None if resume in ("null", "false", AUTO) else resume
 
 
 def resumed_command(overrides: Sequence[str]) -> list[str]:
     """Replace `resume=DIRECTORY` by what the run recorded and what the user changes of it."""
-    resume = override_value(overrides, "resume")
-    if resume in (None, "null", "false", AUTO):
+    resume = _resumed_directory(overrides)
+    if resume is None:
         return list(overrides)
-    if not str(resume).strip():
+    if not resume.strip():
         raise InputError("resume is ''; it must be auto or a run directory, runs/NAME/DATE")
-    directory = Path(str(resume)).expanduser().absolute()
+    directory = Path(resume).expanduser().absolute()
     marker = read_json(directory / "status.json")
     if marker is None or marker.get("program") != "train.py":
         raise InputError(f"resume={resume}: there is no run of train.py in {directory}; resume=auto looks for one")
@@ -149,33 +126,26 @@ def resumed_command(overrides: Sequence[str]) -> list[str]:
 
 
 def check_sweep(overrides: Sequence[str]) -> None:
-    """Check that a sweep is started by one process, and can be resumed where that is asked for.
-
-    Errors:
-        InputError: it cannot.
-    """
-    resume, folder = override_value(overrides, "resume"), override_value(overrides, "hydra.sweep.dir")
+    """Raise InputError unless a sweep is started by one process, and has a folder where `resume` is set."""
     if is_started_from_outside():
         raise InputError("a sweep is started by one process; start it without torchrun and srun, see docs/scale.md")
-    if resume not in (None, "null", "false", AUTO):
+    if (resume := _resumed_directory(overrides)) is not None:
         raise InputError(f"resume={resume} is one run; a sweep resumes with resume=auto hydra.sweep.dir=ITS_FOLDER")
-    if resume == AUTO and folder is None:
+    if override_value(overrides, "resume") == AUTO and override_value(overrides, "hydra.sweep.dir") is None:
         raise InputError("resume=auto of a sweep needs its folder: hydra.sweep.dir=runs/NAME/DATE of the first command")
 
 
 def newest_unfinished(folder: Path, overrides: Sequence[str]) -> Path | None:
     """Return the newest run of this very command below `folder` that is neither finished nor running."""
-    wanted = _of_the_run(overrides)
-    found = []
-    for path in folder.glob("*/status.json"):
+    for path in sorted(folder.glob("*/status.json"), reverse=True):
         marker = read_json(path) or {}
-        is_it = marker.get("program") == "train.py" and _of_the_run(marker.get("overrides", [])) == wanted
+        is_it = marker.get("program") == "train.py" and _own(marker.get("overrides", [])) == _own(overrides)
         if is_it and not (path.parent / "metrics.json").exists() and process_status(path)[0] != "running":
-            found.append(path.parent)
-    return max(found, key=lambda directory: directory.name, default=None)
+            return path.parent
+    return None
 
 
-def _of_the_run(overrides: Sequence[str]) -> set[str]:
+def _own(overrides: Sequence[str]) -> set[str]:
     return {str(row) for row in overrides if name_of(row) not in OWN and not row.startswith("hydra")}
 
 

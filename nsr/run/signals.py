@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: it ends where it can go on from, and says so by its exit code."""
+"""Signals that ask a run to end: it ends where it can be resumed, and its exit code names the signal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REQUEUE = signal.SIGUSR1  # that SLURM is asked to send ahead of the time limit:
 
 
 class Interrupted(BaseException):
-    """The run ends because a signal asks for it; no Exception, so that a sweep ends with it."""
+    """A signal ends the run; no Exception, so that a sweep ends with it."""
 
     def __init__(self, number: int):
         self.number = number
@@ -23,12 +23,12 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """As a shell has it: 130 for Ctrl-C, 143 for SIGTERM."""
+        """The exit code of a shell: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number
 
 
 def requeue() -> None:
-    """Asks SLURM to start this job once more; a task of an array alone, not the array."""
+    """Ask SLURM to start this job, or this task of an array, again."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
@@ -41,7 +41,7 @@ def requeue() -> None:
 
 
 class Signals:
-    """What has arrived. Once `patient`, a signal is kept for who asks; the second one, or one before, ends at once."""
+    """The signal received: once `patient`, the first one is kept; the second one, or one before, ends at once."""
 
     def __init__(self) -> None:
         self.patient = False
@@ -53,15 +53,13 @@ class Signals:
             raise Interrupted(number)
         self.received = number
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            name = signal.Signals(number).name
-            print(
-                f"{name}: finishing this step, then a checkpoint; once more ends at once", file=sys.stderr, flush=True
-            )
+            text = f"{signal.Signals(number).name}: finishing this step, then a checkpoint; once more ends at once"
+            print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def interruptible() -> Iterator[Signals]:
-    """Inside, SIGTERM, Ctrl-C and, of a SLURM job, SIGUSR1 become Interrupted; nothing outside of the main thread."""
+    """Turn SIGTERM, Ctrl-C and, in a SLURM job, SIGUSR1 into Interrupted; without effect outside the main thread."""
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals

@@ -1,9 +1,9 @@
-"""compile=true: the network's passes through torch.compile, from the start of training to its end.
+"""compile=true: the network's passes through torch.compile while it is trained.
 
 Compiled in place, after the layers were hooked: names of modules and keys of the state_dict stay, and the features are
 outputs of the compiled graphs. A run needs a graph for each kind of pass (training's, the stabilizer's, the attack's,
 validation's) and each state of autocast, with fixed sizes. So only passes over a full batch are compiled: the last,
-smaller batch would take a further graph of every kind. A compiler that is missing or fails ends the run in one line.
+smaller batch would take a further graph of every kind.
 
 The tests at the end of a run and every evaluation run as written: evaluate.py gives the same numbers.
 """
@@ -11,7 +11,8 @@ The tests at the end of a run and every evaluation run as written: evaluate.py g
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -27,11 +28,7 @@ SHOWN = 300  # characters of a compiler's message
 
 
 class Compilation(pl.Callback):
-    """Compiles the network of a RobustClassifier while it is trained.
-
-    Args:
-        backend: of torch.compile.
-    """
+    """Compiles the network of a RobustClassifier while it is trained, with this `backend` of torch.compile."""
 
     def __init__(self, backend: str | Callable[..., Any] = "inductor"):
         self.backend = backend
@@ -62,37 +59,32 @@ class Compilation(pl.Callback):
 
 
 def compile_in_place(net: nn.Module, *, sizes: Collection[int], backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile the passes of `net` over so many images; all others stay as written.
-
-    Args:
-        net: with its layers hooked already; names and state_dict stay.
-        sizes: numbers of images.
-        backend: of torch.compile.
+    """Compile the passes of `net`, whose layers are hooked already, over `sizes` images; all others stay as written.
 
     Errors:
-        RunStopped: in a pass, where the compiler is missing or fails.
+        RunStopped: here or in a pass, where the compiler is missing or fails.
     """
 
     def on_full_batches(compiled: Callable[..., Any], as_written: Callable[..., Any]) -> Callable[..., Any]:
         def call(images: Tensor) -> Any:
             if len(images) not in sizes:
                 return as_written(images)
-            try:
+            with _stopped_in_one_line():
                 return compiled(images)
-            except compiler_error() as error:
-                raise RunStopped(f"compile is true; the compiler failed: {in_one_line(error)}") from error
 
         return call
 
-    # random draws (dropout) as without compiler
-    options = {"fallback_random": True} if backend == "inductor" else None
-    try:
+    options = {"fallback_random": True} if backend == "inductor" else None  # random draws as without compiler
+    with _stopped_in_one_line():
         compile_call(net, on_full_batches, backend=backend, dynamic=False, options=options)
+
+
+@contextmanager
+def _stopped_in_one_line() -> Iterator[None]:
+    """Turn a compiler's error into RunStopped, without torch's advice on how to debug it."""
+    try:
+        yield
     except compiler_error() as error:
-        raise RunStopped(f"compile is true; the compiler failed: {in_one_line(error)}") from error
-
-
-def in_one_line(error: BaseException) -> str:
-    """Return a compiler's message without torch's advice on how to debug it."""
-    text = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())
-    return f"{type(error).__name__}: {text}"[:SHOWN]
+        text = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())
+        shown = f"{type(error).__name__}: {text}"[:SHOWN]
+        raise RunStopped(f"compile is true; the compiler failed: {shown}") from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nsr.attacks import KeptPerturbation
 from nsr.errors import InputError
@@ -18,49 +17,36 @@ from nsr.training.module import Batch, RobustClassifier
 
 
 def n_replays(objective: Any) -> int:
-    """How often the objective replays each batch; a run has that much fewer epochs, rounded up."""
+    """Return how often the objective replays each batch; a run has that much fewer epochs, rounded up."""
     return int(getattr(objective, "replays", 1))
 
 
 def classifier_type(objective: Any, train_attack: Any) -> type[RobustClassifier]:
-    """The LightningModule that trains with them.
-
-    Errors:
-        InputError: free training's objective with another attack, or its attack with another objective.
-    """
+    """Return the LightningModule that trains with them; InputError where only one of them is free training's."""
     is_free = hasattr(objective, "replays")
     if is_free != isinstance(train_attack, KeptPerturbation):
-        raise InputError(
-            "objective=free and train_attack=kept belong together; "
-            + ("remove train_attack" if is_free else "remove train_attack, or set another")
-        )
+        fix = "remove train_attack" if is_free else "remove train_attack, or set another"
+        raise InputError(f"objective=free and train_attack=kept belong together; {fix}")
     return FreeClassifier if is_free else RobustClassifier
 
 
 class FreeClassifier(RobustClassifier):
-    """RobustClassifier for free training: `objective` has `replays`, `train_attack` is a KeptPerturbation.
-
-    Errors:
-        InputError: another objective or attack.
-    """
-
-    replays: int
-    kept: KeptPerturbation
+    """RobustClassifier for free training; InputError without `replays` of the objective or a KeptPerturbation."""
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        train_attack: Any = self.train_attack
-        if classifier_type(self.objective, train_attack) is not FreeClassifier:
+        classifier_type(self.objective, self.train_attack)  # both are free training's, or none
+        if not isinstance(self.train_attack, KeptPerturbation):
             raise InputError("FreeClassifier needs objective=free and train_attack=kept; RobustClassifier takes others")
         self.automatic_optimization = False
-        self.replays, self.kept = n_replays(self.objective), train_attack
+        self.replays, self.kept = n_replays(self.objective), self.train_attack
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = self._begin(batch, batch_idx)
         optimizer: Any = self.optimizers()
         for _ in range(self.replays):
             adversarial = self.kept.perturbed(images).requires_grad_()
-            loss = self._weighted(self._loss({"clean": images, "adversarial": adversarial}, labels))
+            loss = self._loss({"clean": images, "adversarial": adversarial}, labels)
             optimizer.zero_grad()
             self.manual_backward(loss)
             assert adversarial.grad is not None
@@ -73,8 +59,7 @@ class FreeClassifier(RobustClassifier):
 
     def _step_scheduler(self, interval: str) -> None:
         if self.scheduler is not None and self.scheduler_interval == interval:
-            scheduler: Any = self.lr_schedulers()
-            scheduler.step()
+            self.lr_schedulers().step()  # type: ignore[union-attr]
 
     @property
     def optimizer_steps(self) -> int:
@@ -89,8 +74,6 @@ class FreeClassifier(RobustClassifier):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        perturbations: Tensor | None = checkpoint.get("perturbations")
-        if self._trainer is None or perturbations is None:
-            return  # loaded for evaluation
-        if len(perturbations) == self.trainer.world_size:
+        perturbations, trainer = checkpoint.get("perturbations"), self.attached_trainer  # no Trainer: for evaluation
+        if trainer is not None and perturbations is not None and len(perturbations) == trainer.world_size:
             self.kept.perturbation = torch.clone(perturbations[self.global_rank])

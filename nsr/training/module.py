@@ -1,11 +1,12 @@
 """One training step, one validation step, one test step: the page to read first.
 
-A training step runs `training_step` once: adversarial images from the attack, the passes that the objective and the
-stabilizer need, their terms, the sum. Each epoch gives one `EpochResult`, which callbacks and loggers take.
+A training step: adversarial images from the attack, the passes that the objective and the stabilizer need, their terms,
+the sum. Each epoch gives one `EpochResult`, which callbacks and loggers take.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -23,25 +24,28 @@ from nsr.metrics.sensitivity import network_sums
 from nsr.modes import batch_norm_mode, full_precision
 from nsr.objectives import Natural, compute_terms, required_inputs, required_views
 from nsr.randomness import draw_seed
-from nsr.training.optimizers import make_optimizer
 
 Attack = Callable[..., Tensor]  # attack(net, images, labels, generator=...) -> images
+Passes = tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]  # {view: logits}, {view: {layer: features}}
 STEPS_BETWEEN_CHECKS = 50  # of whether the loss is finite, which waits for the device
 
 
 class Suite(Protocol):
-    """What a test measures; `nsr.evaluation.suite.AttackSuite` is one."""
+    """The attacks of a test: emptied, fed with the numbered batches of the test set, combined over processes.
+
+    `nsr.evaluation.suite.AttackSuite` is one.
+    """
 
     metrics: dict[str, float]  # {NAME_accuracy: ...} of the latest test
 
-    def start(self, layers: Sequence[Layer], device: torch.device) -> None:
-        """Empty the results."""
+    def start(self, layers: Sequence[Layer], device: torch.device) -> None: ...
+    def measure(self, net: nn.Module, extractor: FeatureExtractor, batch: Batch, *, number: int) -> None: ...
+    def finish(self) -> None: ...
 
-    def measure(self, net: nn.Module, extractor: FeatureExtractor, batch: Batch, *, number: int) -> None:
-        """Measure the `number`-th batch of the whole test set."""
 
-    def finish(self) -> None:
-        """Combine the batches of all processes."""
+def is_training(trainer: pl.Trainer) -> bool:
+    """Return whether the Trainer fits, and is past the validation before training."""
+    return bool(trainer.state.fn == "fit" and not trainer.sanity_checking)
 
 
 class RobustClassifier(pl.LightningModule):
@@ -89,15 +93,13 @@ class RobustClassifier(pl.LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        self.net = net
+        self.net, self.classes = net, classes
         self.extractor = FeatureExtractor(net, layers, root=root)
-        self.classes = classes
         self.objective: Any = objective if objective is not None else Natural()
         self.train_attack, self.validation_attack, self.suite = train_attack, validation_attack, suite
         self.stabilizer: Any = stabilizer if getattr(stabilizer, "weight", 1) > 0 else None
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
-        self.augment = augment
-        self.seed = seed
+        self.augment, self.seed = augment, seed
         self.before_passes: list[Callable[[Mapping[str, Tensor], Tensor], None]] = []  # where AWP moves the weights
         self.inputs, self.views = required_inputs(self.objective), required_views(self.objective)
         attack_loss = getattr(self.objective, "attack_loss", None)
@@ -106,7 +108,7 @@ class RobustClassifier(pl.LightningModule):
         self.train_extractor = FeatureExtractor(net, self._layers_of_training(layers), root=root)
         if self.train_attack is None and (self.attacks or self.stabilizer is not None):
             raise InputError("train_attack is None; this objective or stabilizer needs adversarial images")
-        names = [*terms, *(["stabilizer"] if self.stabilizer is not None else [])] if terms else []
+        names = [*terms, "stabilizer"] if terms and self.stabilizer is not None else terms
         self.train_metrics = TrainingMetrics(names, self.views)
         self.validation_metrics = ValidationMetrics(layers, classes, metrics)
         self.result: EpochResult | None = None  # of the latest validation
@@ -116,7 +118,7 @@ class RobustClassifier(pl.LightningModule):
         self._checked: set[str] = set()
 
     def _layers_of_training(self, layers: Sequence[Layer]) -> list[Layer]:
-        """The hooked layers whose features the objective or the stabilizer takes."""
+        """Return the hooked layers whose features the objective or the stabilizer takes."""
         if any(name.endswith("_features") for name in self.inputs):
             return list(layers)
         if self.stabilizer is None:
@@ -137,6 +139,14 @@ class RobustClassifier(pl.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
+    def _checked_batch(self, stage: str, batch: Any) -> Batch:
+        """Return images and labels; the first batch of a stage is checked, later ones would make the device wait."""
+        images, labels = images_and_labels(batch)
+        if stage not in self._checked:
+            check_batch(images, labels, classes=self.classes)
+            self._checked.add(stage)
+        return images, labels
+
     # ---------------------------------------------------------------- training
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
@@ -147,68 +157,54 @@ class RobustClassifier(pl.LightningModule):
             views["adversarial"] = self.train_attack(self.net, images, labels)
         for prepare in self.before_passes:
             prepare(views, labels)
-        return self._weighted(self._loss(views, labels))
+        return self._loss(views, labels)
 
     def _begin(self, batch: Any, batch_idx: int) -> Batch:
         """Validate and augment the batch; seed every later draw of the step."""
-        images, labels = images_and_labels(batch)
-        self._check_once("train", images, labels)
-        loader = None if (trainer := self.attached_trainer) is None else trainer.train_dataloader
+        images, labels = self._checked_batch("train", batch)
+        loader = getattr(self.attached_trainer, "train_dataloader", None)
         weight = getattr(getattr(loader, "batch_sampler", None), "weight", None)
         self.batch_weight = 1.0 if weight is None else weight(batch_idx)
-        rank = 0 if trainer is None else self.global_rank
-        torch.manual_seed(draw_seed(self.seed, 0, self.current_epoch, batch_idx, rank))
+        torch.manual_seed(draw_seed(self.seed, 0, self.current_epoch, batch_idx, self.global_rank))
         return (images if self.augment is None else self.augment(images)), labels
 
-    def _weighted(self, loss: Tensor) -> Tensor:
-        """Scale a mean over this process's part of the batch, so that the mean over processes is that of the batch."""
-        return loss if self.batch_weight == 1.0 else loss * self.batch_weight
-
     def _loss(self, views: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-        """Sum the terms of objective and stabilizer on {view: images}, and record them."""
-        logits, features = self._passes(views)
-        terms = compute_terms(self.objective, self._inputs(views, labels, logits, features))
+        """Sum the terms of objective and stabilizer, and record them; weighted for the mean over processes."""
+        logits, features = self._passes(views, stabilized=self.stabilizes)
+        terms = self._terms(views, labels, logits, features)
         if self.stabilizes:
             terms["stabilizer"] = self.stabilizer(features["clean"], features["adversarial"])
         loss = torch.stack(list(terms.values())).sum()
         self.train_metrics.update(loss, terms, logits, labels, step=self.global_step)
-        return loss
+        return loss if self.batch_weight == 1.0 else loss * self.batch_weight
 
-    def _inputs(self, views: Mapping[str, Tensor], labels: Tensor, logits: Any, features: Any) -> dict[str, Any]:
-        """{name: value} of everything that an objective may ask for."""
+    def compute_objective(self, views: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """Compute the objective alone, a scalar, of {view: images (batch, channel, height, width)} and labels (batch,).
+
+        It leaves no trace in the metrics.
+        """
+        terms = self._terms(views, labels, *self._passes(views, stabilized=False))
+        return self.batch_weight * torch.stack(list(terms.values())).sum()
+
+    def _terms(self, views: Mapping[str, Tensor], labels: Tensor, logits: Any, features: Any) -> dict[str, Tensor]:
+        """Compute the objective's terms from everything that it may ask for."""
         inputs: dict[str, Any] = {"labels": labels, "net": self.net}
         for kind, values in (("images", views), ("logits", logits), ("features", features)):
             inputs |= {f"{view}_{kind}": value for view, value in values.items()}
-        return inputs
+        return compute_terms(self.objective, inputs)
 
-    def compute_objective(self, views: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-        """The objective's part of the loss, a scalar, without the stabilizer and without a trace in the metrics.
-
-        Args:
-            views: {'clean', 'adversarial': images (batch, channel, height, width)}.
-            labels: (batch,).
-        """
-        needs_features = any(name.endswith("_features") for name in self.inputs)
-        passes = {view: self.train_extractor(views[view]) if needs_features else (self.net(views[view]), {})
-                  for view in self.views}  # fmt: skip
-        logits, features = ({view: made[part] for view, made in passes.items()} for part in (0, 1))
-        terms = compute_terms(self.objective, self._inputs(views, labels, logits, features))
-        return self.batch_weight * torch.stack(list(terms.values())).sum()
-
-    def _passes(self, views: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """{view: logits} as the objective needs, {view: {layer: features}} as the stabilizer does; one pass a view."""
+    def _passes(self, views: Mapping[str, Tensor], *, stabilized: bool) -> Passes:
+        """Make one pass for each view of the objective and, where `stabilized`, of the stabilizer."""
         logits: dict[str, Tensor] = {}
         features: dict[str, dict[str, Tensor]] = {}
         for view in self.views:
             logits[view], features[view] = self.train_extractor(views[view])
-        if self.stabilizes:
-            handling = getattr(self.stabilizer, "batch_norm", "batch")
-            # last, so that its random draws disturb no other, and without a trace in BatchNorm
-            for view in ("clean", "adversarial"):
-                if view not in features:
-                    gradient = view == "adversarial" or getattr(self.stabilizer, "gradient_through_clean", True)
-                    with batch_norm_mode(self.net, handling), torch.set_grad_enabled(gradient):
-                        _, features[view] = self.train_extractor(views[view])
+        handling = getattr(self.stabilizer, "batch_norm", "batch")
+        # the stabilizer's passes last, so that their random draws disturb no other, and without a trace in BatchNorm
+        for view in [view for view in ("clean", "adversarial") if stabilized and view not in features]:
+            gradient = view == "adversarial" or getattr(self.stabilizer, "gradient_through_clean", True)
+            with batch_norm_mode(self.net, handling), torch.set_grad_enabled(gradient):
+                _, features[view] = self.train_extractor(views[view])
         return logits, features
 
     def on_train_start(self) -> None:
@@ -225,13 +221,7 @@ class RobustClassifier(pl.LightningModule):
             self.check_finite()
 
     def check_finite(self) -> None:
-        """Stop the run where a loss was not finite; called before a checkpoint could keep the broken weights.
-
-        All processes stop at the same check, or the others would wait for ever for the one that has left.
-
-        Errors:
-            RunStopped: a loss was not finite.
-        """
+        """Raise RunStopped, in every process, where a loss was not finite: before a checkpoint keeps broken weights."""
         step = self.train_metrics.first_not_finite()
         if step is not None:
             raise RunStopped(
@@ -242,7 +232,7 @@ class RobustClassifier(pl.LightningModule):
     # ---------------------------------------------------------------- validation
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor] | None:
-        """A clean pass, the attack and an adversarial pass, in float32 and eval mode whatever trained the network.
+        """Run a clean pass, the attack and an adversarial pass, in float32 and eval mode.
 
         Returns:
             {'loss': robust cross-entropy, 'clean_logits', 'adversarial_logits', 'labels', 'adversarial_images'}; None
@@ -251,13 +241,14 @@ class RobustClassifier(pl.LightningModule):
         place = place_of(self.trainer.val_dataloaders, batch_idx, rank=self.global_rank, size=self.trainer.world_size)
         if place is None:
             return None
-        images, labels = images_and_labels(batch)
-        self._check_once("validation", images, labels)
+        images, labels = self._checked_batch("validation", batch)
         with full_precision(self.device):
             clean_logits, clean = self.extractor(images)
             self.validation_metrics.update("clean", clean_logits, labels)
-            generator = Generator(self.device).manual_seed(draw_seed(self.seed, 1, place))
-            adversarial_images = self._validation_images(images, labels, generator)
+            adversarial_images = images
+            if self.validation_attack is not None:
+                generator = Generator(self.device).manual_seed(draw_seed(self.seed, 1, place))
+                adversarial_images = self.validation_attack(self.net, images, labels, generator=generator)
             logits, adversarial = self.extractor(adversarial_images)
             loss = self.validation_metrics.update("robust", logits, labels)
             sums = network_sums(self.extractor.layers, clean, adversarial)
@@ -265,13 +256,8 @@ class RobustClassifier(pl.LightningModule):
         outputs = {"clean_logits": clean_logits, "adversarial_logits": logits, "labels": labels}
         return {"loss": loss, **outputs, "adversarial_images": adversarial_images}
 
-    def _validation_images(self, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-        if self.validation_attack is None:
-            return images
-        return self.validation_attack(self.net, images, labels, generator=generator)
-
     def on_validation_epoch_end(self) -> None:
-        trained = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        trained = is_training(self.trainer)
         if trained:
             self.check_finite()
         counts = self.validation_metrics.class_counts.compute().tolist()
@@ -284,8 +270,7 @@ class RobustClassifier(pl.LightningModule):
             labelled=tuple(counts[1]),
         )
         if hasattr(self.stabilizer, "remember"):
-            absolute = {layer: values.absolute for layer, values in self.result.sensitivities.items()}
-            self.stabilizer.remember(absolute)
+            self.stabilizer.remember({layer: each.absolute for layer, each in self.result.sensitivities.items()})
         if trained:
             self.train_metrics.reset()
         self.validation_metrics.reset()
@@ -299,22 +284,17 @@ class RobustClassifier(pl.LightningModule):
         self.suite.start(self.extractor.layers, self.device)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """One batch under every attack of the suite."""
         assert self.suite is not None
         place = place_of(self.trainer.test_dataloaders, batch_idx, rank=self.global_rank, size=self.trainer.world_size)
         if place is None:
             return
-        images, labels = images_and_labels(batch)
-        self._check_once("test", images, labels)
         with full_precision(self.device):
-            self.suite.measure(self.net, self.extractor, (images, labels), number=place)
+            self.suite.measure(self.net, self.extractor, self._checked_batch("test", batch), number=place)
 
     def on_test_epoch_end(self) -> None:
         assert self.suite is not None
         self.suite.finish()
         self._log({f"{self.test_name}/{name}": value for name, value in self.suite.metrics.items()})
-
-    # ---------------------------------------------------------------- the rest
 
     def _log(self, values: Mapping[str, float], *, epoch: int | None = None) -> None:
         tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
@@ -331,12 +311,11 @@ class RobustClassifier(pl.LightningModule):
             return None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # an epoch that is not over: its sums so far, of each process
-        sums: Any = self.all_gather(self.train_metrics.sums())
+        sums: Any = self.all_gather(self.train_metrics.sums())  # so far in this epoch, of each process
         checkpoint["training_sums"] = sums.reshape(-1, sums.shape[-1]).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # a run may resume with another stabilizer, or without one
+        # a run can resume with another stabilizer, or without one
         own = {name: value for name, value in self.state_dict().items() if name.startswith("stabilizer.")}
         for part in {"state_dict", "current_model_state"} & checkpoint.keys():
             kept = {k: value for k, value in checkpoint[part].items() if not k.startswith("stabilizer.") or k in own}
@@ -348,17 +327,9 @@ class RobustClassifier(pl.LightningModule):
             sums = torch.cat([sums.sum(0, keepdim=True), torch.zeros_like(sums[:1]).repeat(trainer.world_size, 1)])
         self.train_metrics.load_sums(sums[self.global_rank])
 
-    def _check_once(self, stage: str, images: Tensor, labels: Tensor) -> None:
-        """Check the first batch of a stage; checking later ones would only make the device wait."""
-        if stage not in self._checked:
-            check_batch(images, labels, classes=self.classes)
-            self._checked.add(stage)
-
     def configure_optimizers(self) -> Any:
         if self.optimizer is None:
-            raise InputError(
-                "optimizer is None; training needs one, such as functools.partial(torch.optim.SGD, lr=0.1)"
-            )
+            raise InputError("optimizer is None; it must be one such as functools.partial(torch.optim.SGD, lr=0.1)")
         optimizer = make_optimizer(self.optimizer, self.net)
         if self.scheduler is None:
             return optimizer
@@ -372,3 +343,9 @@ class RobustClassifier(pl.LightningModule):
     def optimizer_steps(self) -> int:
         """Optimizer steps from the beginning of the schedule to the end of the run."""
         return int(self.trainer.estimated_stepping_batches) - self.steps_before
+
+
+def make_optimizer(factory: Callable[..., torch.optim.Optimizer], net: nn.Module) -> torch.optim.Optimizer:
+    """Call `factory` on the network if its first parameter is called `net`, else on the network's parameters."""
+    first = next(iter(inspect.signature(factory).parameters), "")
+    return factory(net if first == "net" else net.parameters())

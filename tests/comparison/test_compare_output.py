@@ -18,7 +18,6 @@ from matplotlib.image import imread
 
 from nsr.compare import compare, main, read_runs
 from nsr.comparison import plots
-from nsr.comparison.styles import method_styles
 from nsr.comparison.tables import Cell, Sheet, decimals, sheets, spread
 from nsr.comparison.writing import latex, latex_table, markdown, markdown_table
 from nsr.plotting import DARK, PAPER
@@ -259,16 +258,18 @@ def test_the_points_are_the_runs(figures, result):
 
 def test_methods_differ_without_color(result):
     """By marker and filling; further variants of one objective by another marker."""
-    shown = method_styles(result.runs)
+    shown = plots.method_styles(result.runs)
     assert len({(style.marker, style.filled) for style in shown.values()}) == len(shown) == 8
     variants = pandas.DataFrame(
         {"method": [f"pgd(steps={steps})" for steps in range(4)], "objective": "pgd", "stabilized": False}
     )
-    assert len({style.marker for style in method_styles(variants).values()}) == 4
-    assert len({style.color for style in method_styles(variants).values()}) == 4
+    assert len({style.marker for style in plots.method_styles(variants).values()}) == 4
+    assert len({style.color for style in plots.method_styles(variants).values()}) == 4
     both = pandas.concat([variants, pandas.DataFrame({"method": ["mart"], "objective": "mart", "stabilized": False})])
-    assert method_styles(both)["mart"].color not in {method_styles(both)[name].color for name in variants["method"]}
-    assert method_styles(variants)["pgd(steps=0)"] == method_styles(variants.iloc[:1])["pgd(steps=0)"]
+    assert plots.method_styles(both)["mart"].color not in {
+        plots.method_styles(both)[name].color for name in variants["method"]
+    }
+    assert plots.method_styles(variants)["pgd(steps=0)"] == plots.method_styles(variants.iloc[:1])["pgd(steps=0)"]
 
 
 @pytest.mark.slow

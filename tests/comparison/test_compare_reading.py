@@ -18,8 +18,8 @@ from nsr.app.evaluate import evaluate
 from nsr.app.train import train
 from nsr.compare import compare, main, read_runs
 from nsr.errors import InputError, RunStopped
+from nsr.run.directory import recorded_status
 from nsr.run.files import SCHEMA, layer_means, whole_rows
-from nsr.run.status import recorded_status
 from tests.conftest import TINY, job
 from tests.made_runs import make_evaluation, make_run
 
