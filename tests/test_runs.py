@@ -150,6 +150,7 @@ def test_somebody_elses_weights(trained, tmp_path):
     weights = {name.removeprefix("net.net."): value for name, value in saved.items() if name.startswith("net.net.")}
     torch.save(weights, tmp_path / "weights.pt")
     command = ["model=small_cnn", "model.width=4", f"model.weights={tmp_path / 'weights.pt'}", "data=digits"]
+    command += ["model.normalization=data"]
     evaluate(
         job("evaluate", tmp_path / "evaluation", *command, "test_attacks=[clean,fgsm,pgd]", "test_attacks.pgd.steps=2")
     )

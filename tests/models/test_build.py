@@ -132,7 +132,7 @@ def test_a_file_builds_its_network(path):
     assert path.read_text().startswith("# ")
     settings = OmegaConf.to_container(OmegaConf.load(path))
     assert {name: settings.pop(name) for name in ("normalization", "output", "weights")} == {
-        "normalization": "data",
+        "normalization": None,
         "output": None,
         "weights": None,
     }
