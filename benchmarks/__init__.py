@@ -1,1 +1,1 @@
-"""What the pages of docs/ and the figures of benchmarks/results/ were made with: `python -m benchmarks.NAME`."""
+"""Sources of the pages in docs/ and the numbers in benchmarks/results/: `python -m benchmarks.NAME`."""

@@ -1,10 +1,13 @@
-"""Paths, commit, result files and number formats of the benchmarks."""
+"""Paths, evidence (machine, versions, commit), result files and number formats of the benchmarks."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from math import nan
 from pathlib import Path
 from statistics import fmean, stdev
@@ -22,11 +25,41 @@ def commit() -> str:
     return name.stdout.decode().strip() + ("+changes" if changed else "")
 
 
+def machine() -> dict[str, Any]:
+    """Hardware, versions and commit."""
+    import torch
+
+    command = ["git", "rev-parse", "HEAD"]
+    return {
+        "commit": subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def installed(package: str) -> str | None:
+    """The version of a package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Append a row to a JSON Lines file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def append_row(name: str, row: Mapping[str, Any]) -> None:
+    """Print a row with its machine and append it to benchmarks/results/NAME.jsonl."""
+    row = {**row, **machine()}
+    append(RESULTS / f"{name}.jsonl", row)
+    print(json.dumps(row, indent=2), flush=True)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

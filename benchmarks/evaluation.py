@@ -20,7 +20,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from benchmarks.record import ROOT, append_row, installed
+from benchmarks.common import ROOT, append_row, installed
 from nsr.attacks import AutoAttack
 from nsr.models import Classifier, SmallCNN
 
@@ -55,10 +55,6 @@ def original(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return attack.run_standard_evaluation(images, labels, batch_size=len(images))[0]
 
 
-def through_nsr(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return AutoAttack(epsilon=EPSILON)(net, images, labels)
-
-
 def main(checkpoint: str, count: int) -> None:
     digits = load_digits()
     images = torch.tensor(digits.images[:count, None] / 16, dtype=torch.float32)
@@ -67,7 +63,7 @@ def main(checkpoint: str, count: int) -> None:
     seconds: dict[str, list[float]] = {"original": [], "nsr": []}
     for _ in range(REPEATS):
         outcomes = []
-        for name, attack in (("original", original), ("nsr", through_nsr)):
+        for name, attack in (("original", original), ("nsr", AutoAttack(epsilon=EPSILON))):
             started = time.perf_counter()
             adversarial = attack(net, images, labels)
             seconds[name].append(round(time.perf_counter() - started, 2))

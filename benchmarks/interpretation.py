@@ -78,14 +78,12 @@ def effects(rows: Rows, kind: str) -> str:
     shown = {"most_sensitive": "most sensitive", **CONTROLS, "least_sensitive": "least sensitive"}
     headings = ["layer", *shown.values(), *(f"most - {name}" for name in CONTROLS.values())]
     found = {control: select(rows, kind, control) for control in shown}
-    return lines_of(
-        headings,
-        (
-            [layer, *(f"{100 * by_layer[layer]['effect']:.1f}" for by_layer in found.values())]
-            + [contrast(found[control][layer]) for control in CONTROLS]
-            for layer in found["most_sensitive"]
-        ),
+    cells = (
+        [layer, *(f"{100 * by_layer[layer]['effect']:.1f}" for by_layer in found.values())]
+        + [contrast(found[control][layer]) for control in CONTROLS]
+        for layer in found["most_sensitive"]
     )
+    return "\n".join(table(headings, cells))
 
 
 def every_fraction(rows: Rows, kind: str, control: str) -> str:
@@ -93,7 +91,8 @@ def every_fraction(rows: Rows, kind: str, control: str) -> str:
     fractions = sorted({row["fraction"] for row in rows if row["control"] == "most_sensitive"})
     found = [select(rows, kind, control, fraction) for fraction in fractions]
     headings = ["layer", *(f"{100 * fraction:g} %" for fraction in fractions)]
-    return lines_of(headings, ([layer, *(contrast(by_layer[layer]) for by_layer in found)] for layer in found[0]))
+    cells = ([layer, *(contrast(by_layer[layer]) for by_layer in found)] for layer in found[0])
+    return "\n".join(table(headings, cells))
 
 
 def ranking(rows: Rows, record: dict[str, Any]) -> str:
@@ -112,7 +111,7 @@ def ranking(rows: Rows, record: dict[str, Any]) -> str:
         cells[-1] += [f"{sums[layer]['neurons']:.1f}", percent(sums[layer]["overlap"])]
         cells[-1] += [percent(by_layer[layer][squared]) for by_layer in ({layer: row}, squares)]
         cells[-1] += [f"{squares[layer]['neurons']:.1f}", percent(squares[layer]["overlap"])]
-    return lines_of(headings, cells)
+    return "\n".join(table(headings, cells))
 
 
 def verdict(rows: Rows) -> str:
@@ -152,10 +151,6 @@ def contrast(row: dict[str, Any]) -> str:
 
 def percent(fraction: float) -> str:
     return f"{100 * fraction:.0f} %"
-
-
-def lines_of(headings: list[str], rows: Any) -> str:
-    return "\n".join(table(headings, rows))
 
 
 def provenance(record: dict[str, Any]) -> str:

@@ -59,9 +59,8 @@ CANDIDATES = {
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
 
+
 # ---------------------------------------------------------------- runs
-
-
 def select() -> None:
     perform(
         {"stage": "select", "name": name, "seed": seed, "overrides": ["objective=pgd", *overrides]}
@@ -110,9 +109,8 @@ def run(job: dict[str, Any]) -> None:
         directory = Path(job.get("directory") or folder) / "run"
         overrides = [*COMMON, *job["overrides"], f"seed={job['seed']}", f"hydra.run.dir={directory}"]
         command = [sys.executable, str(ROOT / "train.py"), *overrides]
-        ended = subprocess.run(
-            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True, text=True
-        )
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
         if ended.returncode == 0:
             row = {"status": "finished", **results(directory, tests=job["stage"] == "confirm")}
         else:
@@ -159,8 +157,6 @@ def bits(correct: Sequence[float]) -> str:
 
 
 # ---------------------------------------------------------------- rows
-
-
 def rows(path: Path = ROWS) -> list[dict[str, Any]]:
     """One row per started run, its later row merged into the first."""
     latest: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -194,8 +190,6 @@ def paired(none: Mapping[int, Row], sns: Mapping[int, Row], key: str) -> str:
 
 
 # ---------------------------------------------------------------- the page
-
-
 def page(all_rows: Rows) -> str:
     """docs/results.md."""
     parts = (introduction(all_rows), selection(all_rows), confirmation(all_rows), unfinished(all_rows))
@@ -261,9 +255,7 @@ def confirmation(all_rows: Rows) -> Iterator[str]:
         ]
         cells += [paired(none, sns, key) for key in ("test/pgd_accuracy", "test_last/pgd_accuracy")]
         accuracies.append([objective, *cells])
-        relative = [
-            [fmean(layer[1] for layer in row["sensitivity"].values()) for row in found.values()] for found in pair
-        ]
+        relative = [[fmean(v[1] for v in row["sensitivity"].values()) for row in runs.values()] for runs in pair]
         sensitivities.append([objective, *(spread(values, digits=3) for values in relative)])
         verdicts[sign(*t_interval(gains(none, sns, "test/pgd_accuracy"))[1:])].append(objective)
     headings = ["clean, none", "clean, SNS", "PGD-40, none", "PGD-40, SNS", "PGD-40 difference", "of the last epoch"]

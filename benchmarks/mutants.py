@@ -39,7 +39,7 @@ from coverage import Coverage
 from mutmut.configuration import config
 from mutmut.mutation.file_mutation import create_mutations
 
-from benchmarks.record import RESULTS, ROOT, machine
+from benchmarks.common import RESULTS, ROOT, machine
 
 # imported once, before the forks; nsr and its tests are imported in each of them
 PRELOADED = ("torch", "torchvision", "pytorch_lightning", "torchmetrics", "hydra", "scipy.stats")

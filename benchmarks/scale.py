@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.record import ROOT, append_row
+from benchmarks.common import ROOT, append_row
 
 SETTINGS = ("logger=csv", "trainer.max_epochs=5", "test_attacks=[clean]", "data.batch_size=128")
 RUNS = {"one": ("2", "trainer.accelerator=cpu"), "two": ("1", "trainer=ddp_cpu")}  # {name: (threads, override)}

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.record import ROOT, append_row
+from benchmarks.common import ROOT, append_row
 
 # train.py with the two hooks of the callback timed; argv: file for the seconds, then train.py's arguments
 TIMED = """

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.record import machine
+from benchmarks.common import machine
 from nsr import models
 from nsr.attacks import GradientAttack
 from nsr.layers import find_layers

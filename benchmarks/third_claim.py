@@ -157,9 +157,7 @@ def exceptions(runs: Runs, result: Comparison) -> Iterator[str]:
     changes = {objective: own_change(runs, objective) for objective in methods.OBJECTIVES}
     signs = {key: {name: sign(*change[1:]) for name, change in found.items()} for key, found in changes.items()}
     lower = {measure: listed(key for key, found in signs.items() if found[measure] == -1) for measure in MEASURES[:2]}
-    rises, falls, same = (
-        listed(key for key, found in signs.items() if found["pgd"] == wanted) for wanted in (1, -1, 0)
-    )
+    rises, falls, same = (listed(key for key in signs if signs[key]["pgd"] == wanted) for wanted in (1, -1, 0))
     epochs = [run["best_epoch"] for run in runs["natural none"].values()]
     yield from (
         f"* SNS reduces sensitivity by design. Paired by seed it reduces the absolute one for {lower['absolute']}, the",
@@ -186,9 +184,7 @@ def tables(runs: Runs, result: Comparison) -> Iterator[str]:
     cells = []
     for name, by_seed in runs.items():
         texts = [spread(column) for column in values[name]]
-        texts = [
-            f"**{text}**" if text.startswith(f"{top:.2f} ") else text for text, top in zip(texts, best, strict=True)
-        ]
+        texts = [f"**{t}**" if t.startswith(f"{top:.2f} ") else t for t, top in zip(texts, best, strict=True)]
         sensitivities = [[sensitivity(run, measure) for run in by_seed.values()] for measure in MEASURES]
         texts += [spread(column, digits) for column, digits in zip(sensitivities, (4, 3, 3), strict=True)]
         cells.append([label(name), str(len(by_seed)), *texts])

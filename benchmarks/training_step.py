@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.record import append_row, installed
+from benchmarks.common import append_row, installed
 from benchmarks.step_times import (
     ATTACK_STEPS,
     CPU,
@@ -69,9 +69,8 @@ def rai_toolbox_pgd(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     from rai_toolbox.perturbations import gradient_ascent
 
     settings = {"epsilon": EPSILON, "lr": STEP_SIZE, "steps": ATTACK_STEPS}
-    adversarial, _ = gradient_ascent(
-        model=net, data=images, target=labels, optimizer=LinfProjectedOptim, use_best=False, **settings
-    )
+    settings |= {"optimizer": LinfProjectedOptim, "use_best": False}
+    adversarial, _ = gradient_ascent(model=net, data=images, target=labels, **settings)
     return adversarial.detach()
 
 

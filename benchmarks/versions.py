@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "versions.json"
+from benchmarks.common import RESULTS, ROOT
+
+OUT = RESULTS / "versions.json"
 EXTRAS = ["-r", "pyproject.toml", "--all-extras"]
 SETS = {
     "lowest": [*EXTRAS, "--resolution", "lowest-direct"],
@@ -74,10 +75,10 @@ def main(chosen: str, python: str) -> None:
             **results(report),
             "versions": {row["name"]: row["version"] for row in installed if row["name"] in bounds()},
         }
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    known = json.loads(OUT.read_text()) if OUT.exists() else []
     others = [row for row in known if (row["set"], row["python"]) != (entry["set"], entry["python"])]
     rows = sorted([*others, entry], key=lambda row: (row["set"], row["python"]))
-    RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
+    OUT.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.conftest import rows
 
 WANDB = str(Path(sys.executable).with_name("wandb"))
 
@@ -32,16 +33,10 @@ def offline_history(offline: Path) -> list[dict]:
     return [record["item"] for record in offline_records(offline, "history")]
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def assert_sensitivities(history: list[dict], run: Path) -> set[int]:
     """Means over layers and histograms are those of the run's own CSV files; the epochs, none of which is missing."""
     logged = {int(row["epoch"]): row for row in history if "sensitivity/absolute" in row}
-    layers, neurons = rows_of(run / "layers.csv"), rows_of(run / "sensitivity.csv")
+    layers, neurons = rows(run / "layers.csv"), rows(run / "sensitivity.csv")
     assert logged.keys() == {int(row["epoch"]) for row in layers}
     for epoch, row in logged.items():
         for name in ("absolute", "relative", "mean_activation"):

@@ -1,4 +1,4 @@
-"""Slow and obvious: what the library must give, written from the definitions. Nothing here imports nsr.
+"""Slow and obvious oracles, written from the definitions. Nothing here imports nsr.
 
 Small networks, an inventory of everything a network carries, double loops over samples and neurons.
 """
@@ -21,8 +21,6 @@ COSTLY_PROPERTY = settings(PROPERTY, max_examples=20)
 
 
 # ---------------------------------------------------------------- neuron sensitivity
-
-
 def outputs_of_neuron(features: Tensor, sample: int, neuron: int, neuron_dim: int) -> list[float]:
     """F_lm(x_i): every value that neuron m has on sample i."""
     return features[sample].select(neuron_dim if neuron_dim < 0 else neuron_dim - 1, neuron).flatten().tolist()
@@ -147,8 +145,6 @@ def slow_logit_pairing(logits: Tensor, other: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- a run
-
-
 def quiet_trainer(**settings_):
     """A Trainer that trains alone, on the CPU, and writes no file."""
     import pytorch_lightning as pl
@@ -197,8 +193,6 @@ def counted_passes(net: nn.Module, monkeypatch) -> Iterator[dict[str, int]]:
 
 
 # ---------------------------------------------------------------- what a network carries
-
-
 def hooks(net: nn.Module) -> dict[str, list[int]]:
     """{module: how many hooks of each kind}."""
     kinds = sorted(name for name in vars(nn.Module()) if name.endswith("_hooks"))
@@ -211,23 +205,17 @@ def inventory(net: nn.Module) -> dict[str, object]:
     """Everything a caller can see of a network, copied: compare two with `same_inventory`."""
     return {
         "parameters": {name: value.detach().clone() for name, value in net.named_parameters()},
-        "gradients": {
-            name: None if value.grad is None else value.grad.clone() for name, value in net.named_parameters()
-        },
+        "gradients": {name: copy.deepcopy(value.grad) for name, value in net.named_parameters()},
         "requires_grad": {name: value.requires_grad for name, value in net.named_parameters()},
         "buffers": {name: value.clone() for name, value in net.named_buffers()},
         "modes": {name: module.training for name, module in net.named_modules()},
-        "tracking": {
-            name: module.track_running_stats
-            for name, module in net.named_modules()
-            if hasattr(module, "track_running_stats")
-        },
+        "tracking": {name: getattr(module, "track_running_stats", None) for name, module in net.named_modules()},
         "hooks": hooks(net),
     }
 
 
 def same_inventory(before: dict[str, object], after: dict[str, object]) -> None:
-    """Asserts that two inventories are equal, tensors bit by bit."""
+    """Assert that two inventories are equal, tensors bit-identical."""
     assert before.keys() == after.keys()
     for what, entries in before.items():
         assert entries.keys() == after[what].keys(), what
@@ -237,9 +225,13 @@ def same_inventory(before: dict[str, object], after: dict[str, object]) -> None:
             assert same, f"{what} of {name!r} changed: {value} -> {other}"
 
 
+def assert_bit_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
 # ---------------------------------------------------------------- networks
-
-
 class ResidualNet(nn.Module):
     """BatchNorm overwritten by an in-place ReLU, one ReLU called twice, `out += shortcut`, an in-place dropout."""
 
@@ -264,23 +256,16 @@ class ResidualNet(nn.Module):
 
     def values(self, images: Tensor) -> dict[str, Tensor]:
         """Each module's output and the logits, with nothing done in place and without the modules' hooks."""
-        norm = [
-            lambda x, bn=bn: nn.functional.batch_norm(
-                x,
-                None if bn.training else bn.running_mean,
-                None if bn.training else bn.running_var,
-                bn.weight,
-                bn.bias,
-                bn.training,
-                eps=bn.eps,
-            )
-            for bn in (self.bn1, self.bn2)
-        ]
+
+        def normalized(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
+            statistics = (None, None) if bn.training else (bn.running_mean, bn.running_var)
+            return nn.functional.batch_norm(x, *statistics, bn.weight, bn.bias, bn.training, eps=bn.eps)
+
         conv1 = nn.functional.conv2d(images, self.conv1.weight, padding=1)
-        bn1 = norm[0](conv1)
+        bn1 = normalized(conv1, self.bn1)
         relu = bn1.clamp(min=0)
         conv2 = nn.functional.conv2d(relu, self.conv2.weight, padding=1)
-        bn2 = norm[1](conv2)
+        bn2 = normalized(conv2, self.bn2)
         relu2 = (bn2 + relu).clamp(min=0)
         hidden = relu2.mean((2, 3)) @ self.hidden.weight.T + self.hidden.bias
         tanh = hidden.tanh()
@@ -296,15 +281,27 @@ class TokenNet(nn.Module):
     def __init__(self, activation: str | nn.Module = "gelu", dim: int = 8, blocks: int = 2):
         super().__init__()
         self.embed = nn.Linear(4, dim)
-        layer = nn.TransformerEncoderLayer(
-            dim, 2, 2 * dim, dropout=0.0, activation=copy.deepcopy(activation), batch_first=True
-        )
+        settings_ = {"dropout": 0.0, "activation": copy.deepcopy(activation), "batch_first": True}
+        layer = nn.TransformerEncoderLayer(dim, 2, 2 * dim, **settings_)
         self.encoder = nn.TransformerEncoder(layer, blocks, enable_nested_tensor=False)
         self.head = nn.Linear(dim, 3)
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = images.flatten(1).unflatten(1, (-1, 4))  # (batch, token, 4)
         return self.head(self.encoder(self.embed(tokens)).mean(1))
+
+
+class Counting(nn.Module):
+    """`net`, with the number of its passes and of their images."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net, self.passes, self.images = net, 0, 0
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.passes += 1
+        self.images += len(values)
+        return self.net(values)
 
 
 class Raising(nn.Module):
@@ -333,6 +330,21 @@ def residual_net(seed: int = 0, **settings_: object) -> ResidualNet:
             nn.init.uniform_(bn.weight, 0.5, 1.5)
             nn.init.normal_(bn.bias, 0, 0.3)
     return net
+
+
+def mixed_net() -> ResidualNet:
+    """In training, with modules and a weight frozen by their owner, a gradient, and a hook of the caller."""
+    net = residual_net(dropout=0.3).train()
+    net.bn1.eval()
+    net.hidden.eval()
+    net.conv2.weight.requires_grad_(False)
+    net.fc.bias.grad = torch.full((3,), 7.0)
+    net.bn2.register_forward_hook(lambda module, inputs, output: None)
+    return net
+
+
+def seeded(seed: int = 5) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def some_images(count: int = 6, *, size: int = 6, channels: int = 1, seed: int = 0, dtype=torch.float32) -> Tensor:

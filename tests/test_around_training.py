@@ -1,9 +1,7 @@
-"""What stands around the step, in whole runs: ramps, averaged weights, early stopping, schedules."""
+"""Whole runs with ramps, averaged weights, early stopping and schedules."""
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,15 +11,11 @@ import torch
 from nsr.app.train import train
 from nsr.callbacks import Ramp
 from nsr.errors import InputError
+from nsr.models import Classifier
 from nsr.training.module import RobustClassifier
-from tests.conftest import TINY, job, made
+from tests.conftest import REPEATED, TINY, assert_repeats, evaluated, job, made, read_json, rows, without
 
 BATCHES = 2  # an epoch, in TINY
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def weights(path: Path, part: str = "state_dict") -> dict[str, torch.Tensor]:
@@ -30,46 +24,30 @@ def weights(path: Path, part: str = "state_dict") -> dict[str, torch.Tensor]:
 
 
 SLOW = pytest.mark.slow
+OBJECTIVES = ("free", "natural", "fast", "nfgsm", "alp", "mart", "ensemble_adversarial")
+TINY_ATTACK = without("train_attack.steps")  # of an objective that brings its own
 
 
 @pytest.mark.parametrize(
     "objective",
-    ["trades", *(pytest.param(name, marks=SLOW) for name in ("free", "natural", "fast", "nfgsm", "alp", "mart"))],
+    ["trades", *(pytest.param(name, marks=SLOW) for name in OBJECTIVES)],
 )
-def test_every_objective_trains_from_the_command_line(tmp_path, objective):
-    """With the stabiliser, and its terms in the records; weight 0 ends bit-equal to none."""
-    ends = {}
-    tiny = [override for override in TINY if override != "train_attack.steps=2"]
+def test_every_objective_trains_from_the_command_line(tmp_path, trained, objective):
+    """With the stabilizer, its terms in the records; weight 0 ends bit-identically to none."""
+    fixed, ends = trained / "checkpoints" / "best.ckpt", {}
+    own = [f"train_attack.checkpoints=[{fixed}]"] if objective == "ensemble_adversarial" else []
     for name, choice in (("sns", "sns"), ("zero", "sns stabilizer.weight=0"), ("none", "none")):
-        run = tmp_path / name
-        train(job("train", run, *tiny, f"objective={objective}", *f"stabilizer={choice}".split()))
-        ends[name] = weights(run / "checkpoints" / "last.ckpt")
+        choices = [f"objective={objective}", *own, *f"stabilizer={choice}".split()]
+        train(job("train", tmp_path / name, *TINY_ATTACK, *choices))
+        ends[name] = weights(tmp_path / name / "checkpoints" / "last.ckpt")
     assert all(torch.equal(ends["zero"][key], ends["none"][key]) for key in ends["none"])
     assert not all(torch.equal(ends["sns"][key], ends["none"][key]) for key in ends["none"])
+    assert ends["none"].keys() == weights(fixed).keys()  # fixed networks are no part of the checkpoint
     row = rows(tmp_path / "sns" / "metrics.csv")[-1]
     terms = [key for key in row if key.startswith("train/") and not key.endswith("accuracy") and key != "train/loss"]
     assert "train/stabilizer" in terms
     assert float(row["train/loss"]) == pytest.approx(sum(float(row[term]) for term in terms), rel=1e-5)
-    header = rows(tmp_path / "none" / "metrics.csv")[-1]
-    assert "train/stabilizer" not in header
-
-
-@pytest.mark.slow
-def test_ensemble_training_from_checkpoints(tmp_path, trained):
-    fixed = trained / "checkpoints" / "best.ckpt"
-    tiny = [override for override in TINY if override != "train_attack.steps=2"]
-    ends = {}
-    for name, choice in (("sns", "sns"), ("zero", "sns stabilizer.weight=0"), ("none", "none")):
-        choices = [
-            "objective=ensemble_adversarial",
-            f"train_attack.checkpoints=[{fixed}]",
-            *f"stabilizer={choice}".split(),
-        ]
-        train(job("train", tmp_path / name, *tiny, *choices))
-        ends[name] = weights(tmp_path / name / "checkpoints" / "last.ckpt")
-    assert ends["none"].keys() == weights(fixed).keys()  # what is fixed is no part of the checkpoint
-    assert all(torch.equal(ends["zero"][key], ends["none"][key]) for key in ends["none"])
-    assert not all(torch.equal(ends["sns"][key], ends["none"][key]) for key in ends["none"])
+    assert "train/stabilizer" not in rows(tmp_path / "none" / "metrics.csv")[-1]
 
 
 def test_the_ramps_follow_the_steps(tmp_path, monkeypatch):
@@ -92,9 +70,7 @@ def test_the_ramps_follow_the_steps(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_stabiliser_that_a_ramp_holds_at_nothing_costs_no_pass(monkeypatch, tmp_path):
-    from nsr.models import Classifier
-
+def test_a_stabilizer_at_the_start_of_its_ramp_costs_no_pass(monkeypatch, tmp_path):
     counted = {}
     forward = Classifier.forward
     for name, extra in {
@@ -102,9 +78,8 @@ def test_a_stabiliser_that_a_ramp_holds_at_nothing_costs_no_pass(monkeypatch, tm
         "held": ["callbacks=[stabilizer_ramp]", "callbacks.stabilizer_ramp.start=1", "trainer.max_epochs=2"],
     }.items():
         passes = []
-        monkeypatch.setattr(
-            Classifier, "forward", lambda self, x, p=passes: (p.append(self.training), forward(self, x))[1]
-        )
+        counting = lambda self, x, p=passes: (p.append(self.training), forward(self, x))[1]  # noqa: E731
+        monkeypatch.setattr(Classifier, "forward", counting)
         stopped = SimpleNamespace(first=None)
         end = RobustClassifier.on_train_batch_end
 
@@ -150,24 +125,15 @@ def test_averaged_weights_are_validated_kept_and_tested(tmp_path, monkeypatch):
     for name, value in expected[-1].items():
         torch.testing.assert_close(kept[f"net.{name}"], value, rtol=1e-5, atol=1e-6)
         assert not torch.equal(kept[f"net.{name}"], trajectory[-1][name])
-    from nsr.app.evaluate import evaluate
-
-    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    settings = [f"checkpoint={best}", "test_attacks=[clean,fgsm,pgd]", "test_attacks.pgd.steps=2"]
-    evaluate(job("evaluate", tmp_path / "evaluation", *settings))
-    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    repeated = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
-    assert repeated == {name: value for name, value in figures.items() if name.startswith("test/")}
+    checkpoint = f"checkpoint={tmp_path / 'run' / 'checkpoints' / 'best.ckpt'}"
+    assert_repeats(tmp_path / "run", evaluated(tmp_path / "evaluation", checkpoint, *REPEATED))
 
 
 @pytest.mark.slow
 def test_weight_perturbation_from_the_command_line(tmp_path):
     ends = []
-    for name, extra in (
-        ("plain", []),
-        ("awp", ["callbacks=[awp]"]),
-        ("late", ["callbacks=[awp]", "callbacks.awp.warmup=1"]),
-    ):
+    awp = ["callbacks=[awp]"]
+    for name, extra in {"plain": [], "awp": awp, "late": [*awp, "callbacks.awp.warmup=1"]}.items():
         train(job("train", tmp_path / name, *TINY, *extra))
         ends.append(weights(tmp_path / name / "checkpoints" / "last.ckpt"))
     plain, moved, late = ends
@@ -175,22 +141,18 @@ def test_weight_perturbation_from_the_command_line(tmp_path):
     assert all(torch.equal(plain[key], late[key]) for key in plain)
 
 
-def test_early_stopping_ends_a_run_whole(tmp_path):
+def test_early_stopping_ends_a_complete_run(tmp_path):
     # at this rate nothing is learnt: robust accuracy does not rise
     overrides = ["callbacks=[early_stopping]", "callbacks.early_stopping.patience=2", "trainer.max_epochs=9"]
     train(job("train", tmp_path / "run", *TINY, *overrides, "optimizer.lr=1e-12"))
-    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert figures["last_epoch"] == 3
-    assert "test_last/pgd_accuracy" in figures
+    metrics = read_json(tmp_path / "run" / "metrics.json")
+    assert metrics["last_epoch"] == 3
+    assert "test_last/pgd_accuracy" in metrics
 
 
 @pytest.mark.parametrize(
     ("scheduler", "epochs", "expected"),
-    [
-        ("cosine", 2, [1, 0.5]),
-        ("piecewise", 4, [1, 1, 0.1, 0.01]),
-        ("constant", 2, [1, 1]),
-    ],
+    [("cosine", 2, [1, 0.5]), ("piecewise", 4, [1, 1, 0.1, 0.01]), ("constant", 2, [1, 1])],
 )
 def test_schedules_of_epochs(tmp_path, scheduler, epochs, expected):
     train(job("train", tmp_path / "run", *TINY, f"scheduler={scheduler}", f"trainer.max_epochs={epochs}"))
@@ -200,7 +162,7 @@ def test_schedules_of_epochs(tmp_path, scheduler, epochs, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["pgd", "free objective.replays=3"])
-def test_one_cycle_goes_by_optimiser_steps(tmp_path, monkeypatch, objective):
+def test_one_cycle_counts_optimizer_steps(tmp_path, monkeypatch, objective):
     rates = []
     step = torch.optim.Adam.step
 
@@ -209,9 +171,8 @@ def test_one_cycle_goes_by_optimiser_steps(tmp_path, monkeypatch, objective):
         return step(self, *arguments, **settings)
 
     monkeypatch.setattr(torch.optim.Adam, "step", spy)
-    tiny = [override for override in TINY if override != "train_attack.steps=2"]
     overrides = ["scheduler=one_cycle", f"trainer.max_epochs={6 if 'free' in objective else 4}"]
-    train(job("train", tmp_path / "run", *tiny, *f"objective={objective}".split(), *overrides))
+    train(job("train", tmp_path / "run", *TINY_ATTACK, *f"objective={objective}".split(), *overrides))
     steps = 2 * BATCHES * 3 if "free" in objective else 4 * BATCHES
     assert len(rates) == steps  # free: six epochs of the command are two of three replays
     other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
@@ -227,8 +188,7 @@ def test_one_cycle_goes_by_optimiser_steps(tmp_path, monkeypatch, objective):
 
 
 def test_free_training_divides_the_epochs(tmp_path):
-    tiny = [override for override in TINY if override != "train_attack.steps=2"]
-    train(job("train", tmp_path / "run", *tiny, "objective=free", "objective.replays=4", "trainer.max_epochs=7"))
+    train(job("train", tmp_path / "run", *TINY_ATTACK, "objective=free", "objective.replays=4", "trainer.max_epochs=7"))
     assert [row["epoch"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["0", "1", "2"]
     settings = (tmp_path / "run" / "config.yaml").read_text()
     assert "max_epochs: 7" in settings  # what was asked for, so that it can be asked for again
@@ -238,7 +198,7 @@ def test_free_training_divides_the_epochs(tmp_path):
 
 
 @pytest.mark.parametrize("refresh", ["average", "epoch", "once"])
-def test_what_chooses_is_in_the_checkpoint(tmp_path, refresh):
+def test_the_stabilizer_scores_are_in_the_checkpoint(tmp_path, refresh):
     train(job("train", tmp_path / "run", *TINY, f"stabilizer.refresh={refresh}", "trainer.max_epochs=2"))
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     scores = saved["state_dict"]["stabilizer._extra_state"]
@@ -249,9 +209,6 @@ def test_what_chooses_is_in_the_checkpoint(tmp_path, refresh):
     written = [row for row in rows(tmp_path / "run" / "sensitivity.csv") if row["epoch"] == epoch]
     flat = torch.cat(list(scores.values())).tolist()
     assert flat == pytest.approx([float(row["absolute"]) for row in written], rel=1e-12)
-
-
-# ---------------------------------------------------------------- refused
 
 
 def test_a_ramp_of_nothing():

@@ -9,8 +9,6 @@ import torch
 
 from nsr.losses import boosted_cross_entropy, cross_entropy, kl_divergence, margin, precise
 
-# ---------------------------------------------------------------- by hand, one image at a time
-
 
 def softmax(row):
     exponentials = [math.exp(value - max(row)) for value in row]
@@ -48,11 +46,7 @@ def slow_kl_divergence(row, other):
     return value, of_p, [b - a for a, b in zip(p, q, strict=True)]
 
 
-OF_LABELS = {
-    cross_entropy: slow_cross_entropy,
-    margin: slow_margin,
-    boosted_cross_entropy: slow_boosted_cross_entropy,
-}
+OF_LABELS = {cross_entropy: slow_cross_entropy, margin: slow_margin, boosted_cross_entropy: slow_boosted_cross_entropy}
 by_name = pytest.mark.parametrize("loss", OF_LABELS, ids=lambda loss: loss.__name__)
 
 
@@ -65,9 +59,6 @@ def some_logits(classes, *, scale=1.0, count=7, seed=0, dtype=torch.float64):
 
 def close(got, expected, tolerance=1e-9):
     torch.testing.assert_close(got, torch.tensor(expected, dtype=got.dtype), rtol=tolerance, atol=tolerance)
-
-
-# ---------------------------------------------------------------- values and gradients
 
 
 @by_name
@@ -115,8 +106,6 @@ def test_the_margin_of_a_tie_is_zero_with_a_finite_gradient():
     assert gradient.isfinite().all()
     assert gradient.sum(1).tolist() == [0, 0]
 
-
-# ---------------------------------------------------------------- logits of a confident network
 
 CONFIDENT = torch.tensor([[1000.0, 0, 0], [-1000, 0, 0], [1000, -1000, 1000], [-1000, -1000, -1000], [0, 1000, -1000]])
 
@@ -167,9 +156,6 @@ def test_the_boosted_loss_does_not_lose_what_is_left_of_one():
     (gradient,) = torch.autograd.grad(got, logits)
     left = 1 / (1 + math.exp(-1))
     close(gradient, [[-1 - left, 2, left - 1]], 1e-6)
-
-
-# ---------------------------------------------------------------- half precision
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from reference import inventory, residual_net, same_inventory, some_images
+from reference import inventory, residual_net, same_inventory, seeded, some_images
 from torch import nn
 
 from nsr.attacks import GradientAttack, pgd
@@ -29,17 +29,11 @@ EPSILON, STEP_SIZE, STEPS = {"linf": 0.1, "l2": 0.4}, {"linf": 0.1, "l2": 0.8}, 
 both_norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 
 
-def seeded(seed=5):
-    return torch.Generator().manual_seed(seed)
-
-
 def close(got, expected):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
 # ---------------------------------------------------------------- the slow attack
-
-
 def log_softmax(row):
     return row - torch.log(sum(torch.exp(value) for value in row))
 
@@ -139,8 +133,6 @@ def slow_runs(net, images, labels, *, restarts, generator, norm, random_start, l
 
 
 # ---------------------------------------------------------------- losses and targets
-
-
 @both_norms
 @pytest.mark.parametrize("random_start", [False, True, "gaussian"])
 @pytest.mark.parametrize(("loss", "targeted"), AIMS)
@@ -181,8 +173,6 @@ def test_a_gaussian_start_is_normal_noise_put_back_into_ball_and_range(noise):
 
 
 # ---------------------------------------------------------------- a confident network
-
-
 @pytest.mark.parametrize("confidence", [60.0, 80.0])
 def test_a_small_gradient_steps_as_far_as_a_large_one(confidence):
     """In L2 by the step size and no further."""
@@ -196,8 +186,6 @@ def test_a_small_gradient_steps_as_far_as_a_large_one(confidence):
 
 
 # ---------------------------------------------------------------- restarts, the best iterate
-
-
 def best_of(iterates):
     """The first of the best: what has reached the aim before what has not, then the larger loss."""
     best = iterates[0]
@@ -250,8 +238,6 @@ def test_how_many_forward_passes(settings, expected):
 
 
 # ---------------------------------------------------------------- fast attacks with one step
-
-
 def single_task():
     net, images = residual_net(2).double().eval(), some_images(12, seed=2, dtype=torch.float64)
     images.view(-1)[::5] = images.view(-1)[::5].round()
@@ -278,8 +264,7 @@ def test_n_fgsm(epsilon):
     expected = (noisy + epsilon * gradient_sign(net, noisy, labels)).clamp(0, 1)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     difference = (got - images).abs()
-    assert got.ge(0).all()
-    assert got.le(1).all()
+    assert got.min() >= 0 and got.max() <= 1
     assert difference.max() <= 3 * epsilon + 1e-12
     assert difference.max() > 2 * epsilon
     assert difference.gt(epsilon).double().mean() > 0.2
@@ -307,20 +292,16 @@ def test_noise_narrower_than_the_ball():
 @pytest.mark.parametrize("keep_best", [False, True])
 def test_without_projection_l2_is_bounded_by_noise_and_steps(keep_best):
     net, images, labels = single_task()
-    attack = GradientAttack(
-        epsilon=0.3, steps=2, step_size=0.4, noise=0.5, norm="l2", projection=False, keep_best=keep_best
-    )
+    settings = {"noise": 0.5, "norm": "l2", "projection": False, "keep_best": keep_best}
+    attack = GradientAttack(epsilon=0.3, steps=2, step_size=0.4, **settings)
     got = attack(net, images, labels, generator=seeded())
     length = (got - images).flatten(1).norm(dim=1)
-    assert got.ge(0).all()
-    assert got.le(1).all()
+    assert got.min() >= 0 and got.max() <= 1
     assert length.max() <= 0.5 + 2 * 0.4 + 1e-12
     assert length.max() > 0.3
 
 
 # ---------------------------------------------------------------- scale
-
-
 @both_norms
 @pytest.mark.parametrize(
     ("settings", "half"),
@@ -357,8 +338,6 @@ def test_a_scale_of_0_gives_the_images_back(norm, settings):
 
 
 # ---------------------------------------------------------------- the loss of an objective, soft labels
-
-
 def test_the_loss_of_trades_is_kl_and_no_loss_is_cross_entropy():
     net, images, labels = some_task("linf", False)
     of_trades = attack_of("linf", random_start="gaussian")

@@ -14,9 +14,11 @@ from reference import (
     PROPERTY,
     Raising,
     inventory,
+    mixed_net,
     pattern_images,
     residual_net,
     same_inventory,
+    seeded,
     some_images,
     trained_net,
 )
@@ -33,12 +35,6 @@ AIMS = [  # loss, targeted
     *(("margin", targeted) for targeted in (False, True, "least_likely")),
     ("kl", False),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On networks of this size two threads only wait for each other: beside another busy process ten times as long."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +56,6 @@ def distance(adversarial, images, norm):
 
 
 # ---------------------------------------------------------------- against foolbox
-
-
 @pytest.fixture(scope="module")
 def foolbox():
     with warnings.catch_warnings():
@@ -106,8 +100,6 @@ def test_pgd_is_foolboxs(trained, foolbox, norm, epsilon, step_size, steps, targ
 
 
 # ---------------------------------------------------------------- against closed forms
-
-
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
 @pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize("epsilon", [0.05, 0.4])
@@ -140,9 +132,7 @@ def furthest_along(direction, image, epsilon):
 
 @pytest.mark.parametrize(("random_start", "loss"), [(False, "cross_entropy"), (True, "margin")])
 @pytest.mark.parametrize(("epsilon", "step_size", "steps"), [(0.5, 0.008, 400), (2.0, 0.014, 1000)])
-def test_l2_comes_within_a_thousandth_of_the_optimum_where_the_box_is_touched(
-    epsilon, step_size, steps, random_start, loss
-):
+def test_l2_comes_within_a_thousandth_of_the_optimum_in_the_box(epsilon, step_size, steps, random_start, loss):
     """Not nearer: shortened first and clipped then, an iterate ends inside the ball, by a fraction of the last step."""
     net, images, labels = linear_net(dtype=torch.float64), some_images(dtype=torch.float64), LABELS % 2
     weight = net[1].weight.detach()
@@ -188,8 +178,6 @@ def test_no_gradient_no_difference_and_no_nan(norm):
 
 
 # ---------------------------------------------------------------- inside ball and pixel range
-
-
 class Confident(nn.Module):
     """Linear and large: a confident network."""
 
@@ -204,7 +192,7 @@ class Confident(nn.Module):
         return self.linear(images.flatten(1))
 
 
-@settings(PROPERTY, max_examples=200)
+@settings(PROPERTY, max_examples=120)
 @given(
     norm=st.sampled_from(["linf", "l2", "l1"]),
     fraction=st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
@@ -229,46 +217,29 @@ def test_within_epsilon_and_the_pixel_range(
     loss, targeted = aim
     if loss == "kl" and random_start is False:
         random_start = "gaussian"  # without a random start it is refused
-    chosen = {
-        "loss": loss,
-        "targeted": targeted,
-        "restarts": restarts,
-        "keep_best": keep_best,
-        "epsilon": epsilon,
-        "steps": steps,
-        "step_size": step_size,
-        "norm": norm,
-        "random_start": random_start,
-        "mode": mode,
-    }
+    chosen = {"loss": loss, "targeted": targeted, "restarts": restarts, "keep_best": keep_best, "mode": mode}
+    chosen |= {"epsilon": epsilon, "steps": steps, "step_size": step_size, "norm": norm, "random_start": random_start}
     before, kept = inventory(net), images.clone()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "autocast"):
         got = pgd(net, images, LABELS, **chosen, generator=torch.Generator().manual_seed(seed))
     same_inventory(before, inventory(net))
     assert torch.equal(images, kept)
-    assert got.dtype == dtype
-    assert got.shape == images.shape
+    assert (got.dtype, got.shape, got.requires_grad) == (dtype, images.shape, False)
     assert got.isfinite().all()
-    assert not got.requires_grad
-    assert got.ge(0).all()
-    assert got.le(1).all()
+    assert got.min() >= 0 and got.max() <= 1
     pixel = torch.finfo(dtype).eps / 2  # rounding of a pixel in [0, 1]
-    rounding = {"linf": pixel, "l2": pixel * math.sqrt(36), "l1": pixel * 36}[norm] + (
-        norm != "linf"
-    ) * 4 * pixel * epsilon
+    rounding = pixel * {"linf": 1, "l2": math.sqrt(36) + 4 * epsilon, "l1": 36 + 4 * epsilon}[norm]
     assert distance(got, images, norm).max() <= epsilon + rounding
     if epsilon == 0 or (steps == 0 and not random_start):
         assert torch.equal(got, images)
 
 
-@pytest.mark.parametrize(
-    "chosen", [{"epsilon": 0, "steps": 2}, {"epsilon": 0.1, "steps": 0}, {"epsilon": 0.1, "steps": 2}]
-)
-def test_the_result_is_the_callers_own(chosen):
+@pytest.mark.parametrize(("epsilon", "steps"), [(0, 2), (0.1, 0), (0.1, 2)])
+def test_the_result_is_the_callers_own(epsilon, steps):
     """Written to, it must not change the clean images."""
     images = some_images()
     kept = images.clone()
-    pgd(residual_net(), images, LABELS, **chosen, random_start=False).fill_(0.5)
+    pgd(residual_net(), images, LABELS, epsilon=epsilon, steps=steps, random_start=False).fill_(0.5)
     assert torch.equal(images, kept)
 
 
@@ -282,8 +253,6 @@ def test_a_large_batch_does_not_drown_its_gradients_in_half_precision():
 
 
 # ---------------------------------------------------------------- the random start
-
-
 def kolmogorov(values):
     """The largest gap between the distribution of `values` and the uniform one on [0, 1]."""
     ordered = values.flatten().double().sort().values
@@ -292,9 +261,8 @@ def kolmogorov(values):
 
 
 def start(images, norm, epsilon, seed=0):
-    generator = torch.Generator().manual_seed(seed)
     labels = torch.zeros(len(images), dtype=torch.int64)
-    return pgd(nn.Flatten(), images, labels, epsilon=epsilon, steps=0, norm=norm, generator=generator)
+    return pgd(nn.Flatten(), images, labels, epsilon=epsilon, steps=0, norm=norm, generator=seeded(seed))
 
 
 def test_a_linf_start_is_uniform_in_the_cube():
@@ -324,7 +292,7 @@ def test_the_generator_decides_the_start(norm):
     state = torch.get_rng_state()
 
     def attacked(seed):
-        return pgd(net, images, LABELS, **SETTINGS, norm=norm, generator=torch.Generator().manual_seed(seed))
+        return pgd(net, images, LABELS, **SETTINGS, norm=norm, generator=seeded(seed))
 
     assert torch.equal(attacked(1), attacked(1))
     assert not torch.equal(attacked(1), attacked(2))
@@ -339,18 +307,6 @@ def test_the_generator_decides_the_start(norm):
 
 
 # ---------------------------------------------------------------- without a trace
-
-
-def mixed_net():
-    """In training, one BatchNorm and one weight frozen by their owner, some gradients there, a hook of the caller."""
-    net = residual_net(dropout=0.3).train()
-    net.bn1.eval()
-    net.conv2.weight.requires_grad_(False)
-    net.fc.bias.grad = torch.full((3,), 7.0)
-    net.bn2.register_forward_hook(lambda module, inputs, output: None)
-    return net
-
-
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("with_gradient", [False, True])
@@ -363,10 +319,8 @@ def test_no_trace(mode, norm, with_gradient):
     assert not torch.equal(got, kept)
     assert torch.equal(images, kept)
     assert torch.equal(labels, LABELS)
-    assert images.requires_grad == with_gradient
-    assert images.grad is None
-    assert not got.requires_grad
-    assert got.grad_fn is None
+    assert (images.requires_grad, images.grad) == (with_gradient, None)
+    assert (got.requires_grad, got.grad_fn) == (False, None)
     fgsm(net, images, labels, epsilon=0.1, mode=mode, norm=norm)
     same_inventory(before, inventory(net))
 
@@ -429,8 +383,6 @@ def test_gradients_are_enabled_where_they_are_off(context, norm, made_inside):
 
 
 # ---------------------------------------------------------------- the network's mode
-
-
 def without_running_statistics(net):
     """A copy whose BatchNorm layers use the batch only, whatever their mode."""
     counterpart = copy.deepcopy(net)
@@ -454,17 +406,13 @@ def test_mode_is_the_networks_during_the_attack(training):
 
 
 # ---------------------------------------------------------------- settings
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_an_attack_object_is_pgd_with_its_settings(norm):
     net, images = residual_net().eval(), some_images()
     attack = GradientAttack(**SETTINGS, norm=norm, mode="train")
     for _ in range(2):  # it carries nothing over
-        one = attack(net, images, LABELS, generator=torch.Generator().manual_seed(3))
-        other = pgd(
-            net, images, LABELS, **SETTINGS, norm=norm, mode="train", generator=torch.Generator().manual_seed(3)
-        )
+        one = attack(net, images, LABELS, generator=seeded(3))
+        other = pgd(net, images, LABELS, **SETTINGS, norm=norm, mode="train", generator=seeded(3))
         assert torch.equal(one, other)
 
 
@@ -478,7 +426,7 @@ def test_fractions_are_accepted_as_text():
     assert (attack.epsilon, attack.step_size) == (8 / 255, 2.5 * 8 / 255)
 
 
-def test_an_attack_tells_its_settings():
+def test_the_repr_of_an_attack_has_its_settings():
     text = repr(GradientAttack(epsilon="8/255", steps=10, norm="l2"))
     assert eval(text, {"GradientAttack": GradientAttack}).epsilon == 8 / 255
     assert "steps=10" in text
@@ -526,9 +474,8 @@ def test_a_wrong_setting_is_refused(change, match):
     if not {"noise", "projection"} & set(change):
         actions.append(lambda: pgd(net, images, LABELS, **{**GOOD, **change}))
     for action in actions:
-        with pytest.raises(InputError, match=match) as caught:
+        with pytest.raises(InputError, match=match):
             action()
-        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("attack", [pgd, fgsm])
@@ -551,9 +498,8 @@ def test_a_wrong_batch_is_refused(attack, change, labels, match):
     chosen = GOOD if attack is pgd else {"epsilon": 0.1}
     net = residual_net()
     before = inventory(net)
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(InputError, match=match):
         attack(net, change(some_images()), labels, **chosen)
-    assert "\n" not in str(caught.value)
     same_inventory(before, inventory(net))
 
 
@@ -571,14 +517,7 @@ def test_an_l2_epsilon_beyond_the_images_diameter_is_refused():
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"loss": "kl"},
-        {"keep_best": True},
-        {"targeted": "least_likely"},
-        {"keep_best": True, "steps": 0},
-    ],
+    "change", [{}, {"loss": "kl"}, {"keep_best": True}, {"targeted": "least_likely"}, {"keep_best": True, "steps": 0}]
 )
 def test_a_network_without_logits_is_refused(change):
     class Pair(nn.Module):
@@ -600,8 +539,6 @@ def test_labels_of_any_whole_number_type(dtype):
 
 
 # ---------------------------------------------------------------- torch.compile
-
-
 @pytest.mark.slow
 def test_a_compiled_network_is_attacked_like_the_eager_one():
     torch.compiler.reset()

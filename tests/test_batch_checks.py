@@ -1,4 +1,4 @@
-"""Images, labels and logits are looked at once, at the boundary; what is wrong is one line."""
+"""Images, labels and logits are checked once, at the boundary; errors are one line."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ import re
 import pytest
 import torch
 
-from nsr.errors import InputError, check_batch, check_logits
+from nsr.errors import check_batch, check_logits
+from tests.conftest import refusal
 
 IMAGES = torch.linspace(0, 1, 24).view(4, 1, 2, 3)
 LABELS = torch.tensor([0, 1, 2, 1])
-
-
-def refusal(check, *arguments, **settings) -> str:
-    with pytest.raises(InputError) as caught:
-        check(*arguments, **settings)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

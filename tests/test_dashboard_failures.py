@@ -10,8 +10,11 @@ from threading import Event
 import pytest
 from PIL import Image
 from pytorch_lightning.loggers.logger import DummyLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nsr.loggers import finish, log_picture, log_results, log_sensitivities, log_settings
+from nsr.compat import wandb_flush_settings
+from nsr.loggers import csv_logger, finish, log_picture, log_results, log_sensitivities, log_settings, wandb
+from nsr.loggers.tensorboard import tensorboard_logger
 from tests.offline_runs import offline_history, offline_records, offline_run
 
 TITLES = {"wandb": "W&B", "tensorboard": "TensorBoard", "foreign": "Foreign"}
@@ -19,14 +22,10 @@ TITLES = {"wandb": "W&B", "tensorboard": "TensorBoard", "foreign": "Foreign"}
 
 def make(kind: str, directory: Path):
     if kind == "tensorboard":
-        from nsr.loggers.tensorboard import tensorboard_logger
-
         return tensorboard_logger(save_dir=str(directory))
     if kind == "foreign":
         return type("Foreign", (DummyLogger,), {})()
-    from nsr.loggers.wandb import wandb_logger
-
-    return wandb_logger(save_dir=str(directory), mode="offline")
+    return wandb.wandb_logger(save_dir=str(directory), mode="offline")
 
 
 def log_everything(logger, directory: Path) -> None:
@@ -69,8 +68,6 @@ def test_whatever_a_logger_raises_is_logged_once(tmp_path, monkeypatch, caplog, 
 
 
 def test_a_call_that_hangs_disables_wandb(tmp_path, monkeypatch, caplog):
-    from nsr.loggers import wandb
-
     torn_down, awake = Event(), Event()
     monkeypatch.setattr(wandb, "HANG_SECONDS", 0.2)
     monkeypatch.setattr(wandb.wandb, "teardown", torn_down.set)
@@ -110,11 +107,7 @@ NETRC = f"machine api.wandb.ai login user password {KEY}"
         ({"WANDB_BASE_URL": "http://unreachable", "WANDB_API_KEY": KEY}, "", None, ["online", "offline"], 1),
     ],
 )
-def test_wandb_is_offline_without_a_key_or_a_network(
-    monkeypatch, tmp_path, caplog, environment, netrc, wanted, started, warnings
-):
-    from nsr.loggers import wandb
-
+def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path, caplog, environment, netrc, wanted, started, warnings):
     def start(save_dir, labels, mode):
         modes.append(mode)
         if mode == "online" and "WANDB_BASE_URL" in environment:
@@ -147,8 +140,6 @@ def test_only_the_first_of_all_processes_has_a_run(monkeypatch, tmp_path, rank):
 
 
 def test_the_private_setting_that_bounds_what_a_killed_run_loses_exists():
-    from nsr.compat import wandb_flush_settings
-
     assert wandb_flush_settings(1.0) == {"x_transaction_log_flush_interval": 1.0}
 
 
@@ -171,10 +162,6 @@ def test_a_resumed_run_keeps_its_wandb_id_and_a_failed_one_is_shown_as_failed(tm
 
 
 def test_a_resumed_run_keeps_its_rows(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    from nsr.loggers.csv import csv_logger
-
     for step in range(3):
         loggers = [csv_logger(save_dir=str(tmp_path)), make("tensorboard", tmp_path)]
         log_settings(loggers, {"seed": 0})

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hanging_host import host_that_hangs_later, silent_host
+from tests.failures import host_that_hangs_later, silent_host, small_disk
 from tests.offline_runs import WANDB, offline_history, offline_run
-from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -57,9 +56,8 @@ def timed(directory: Path, environment: dict[str, str], *, action: str = "", ste
     command = [sys.executable, "-c", PROGRAM, str(directory), str(step), action]
     printed = directory / "printed"  # no pipe, which a stopped process would keep open
     with printed.open("w") as file:
-        done = subprocess.run(
-            command, cwd=ROOT, env={**PLAIN, **environment}, stdout=file, stderr=file, timeout=300, check=False
-        )
+        places = {"cwd": ROOT, "env": {**PLAIN, **environment}, "stdout": file, "stderr": file}
+        done = subprocess.run(command, **places, timeout=300, check=False)
     ended = time.monotonic()  # the same clock in all processes
     text = printed.read_text()
     assert done.returncode == 0, text

@@ -16,9 +16,6 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 both_norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 
 
-# ---------------------------------------------------------------- the ensemble
-
-
 class Noting:
     """An attack that notes which network it was given and gives the images back."""
 
@@ -101,12 +98,8 @@ def test_scale_is_the_inner_attacks():
 
 @pytest.mark.parametrize("networks", [[], ()])
 def test_an_ensemble_of_none_is_refused(networks):
-    with pytest.raises(InputError, match="at least one fixed network") as caught:
+    with pytest.raises(InputError, match="at least one fixed network"):
         EnsembleAttack(attack=Noting(), networks=networks)
-    assert "\n" not in str(caught.value)
-
-
-# ---------------------------------------------------------------- the kept perturbation
 
 
 def sign(value):
@@ -233,6 +226,5 @@ def test_scale_is_of_epsilon_and_step(norm):
     ],
 )
 def test_a_wrong_setting_is_refused(change, match):
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(InputError, match=match):
         KeptPerturbation(**{"epsilon": 0.1, **change})
-    assert "\n" not in str(caught.value)

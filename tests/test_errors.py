@@ -9,36 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import PROPERTY
 
-from nsr.errors import (
-    InputError,
-    check_choice,
-    check_epsilon,
-    check_number,
-    check_top,
-    did_you_mean,
-    fraction,
-)
-
-
-def refusal(check, *arguments, **settings) -> str:
-    with pytest.raises(InputError) as caught:
-        check(*arguments, **settings)
-    text = str(caught.value)
-    assert text
-    assert "\n" not in text
-    return text
-
+from nsr.errors import check_choice, check_epsilon, check_number, check_top, did_you_mean, fraction
+from tests.conftest import refusal
 
 NAMES = (
-    "natural",
-    "trades",
-    "resnet18",
-    "optimizer",
-    "pgd",
-    "fashion_mnist",
-    "optimizer._target_",
-    "optimizer.lr",
-    "trainer.max_epochs",
+    *("natural", "trades", "resnet18", "optimizer", "pgd", "fashion_mnist"),
+    *("optimizer._target_", "optimizer.lr", "trainer.max_epochs"),
 )
 
 
@@ -64,9 +40,6 @@ def test_did_you_mean_suggests_close_names_alone(got, suggested):
     assert did_you_mean(got, []) == ""
 
 
-# ---------------------------------------------------------------- choices
-
-
 @pytest.mark.parametrize("value", ["eval", "train"])
 def test_choice_hands_an_allowed_value_back(value):
     assert check_choice("mode", value, ("eval", "train")) is value
@@ -83,8 +56,6 @@ def test_choice_refuses_with_name_value_and_choices(value):
     assert ("(did you mean 'eval'?)" in text) == (str(value).lower() in ("evil", "eval"))
     assert "eval, train" in text
 
-
-# ---------------------------------------------------------------- numbers
 
 BOUNDS = st.none() | st.integers(-3, 3)
 
@@ -123,9 +94,6 @@ def test_number_refusal_names_the_bounds_and_the_advice():
     assert refusal(check_number, "steps", math.nan).endswith("it must be a number")
 
 
-# ---------------------------------------------------------------- fractions
-
-
 @PROPERTY
 @given(numerator=st.integers(-300, 300), denominator=st.integers(1, 300))
 def test_fraction_is_the_division(numerator, denominator):
@@ -154,20 +122,12 @@ def test_fraction_refuses_a_slash_with_nothing_behind():
     refusal(fraction, "epsilon", "8/")
 
 
-# ---------------------------------------------------------------- epsilon and top
-
-
 @pytest.mark.parametrize(
     ("value", "norm", "pixels", "expected"),
     [
-        ("8/255", "linf", None, 8 / 255),
-        (0, "linf", None, 0.0),
-        (1, "linf", None, 1.0),
-        ("0.5", "l2", None, 0.5),
-        (8, "l2", None, 8.0),
-        (8, "l2", 64, 8.0),
-        (8, "l1", None, 8.0),
-        (64, "l1", 64, 64.0),
+        *(("8/255", "linf", None, 8 / 255), (0, "linf", None, 0.0), (1, "linf", None, 1.0)),
+        *(("0.5", "l2", None, 0.5), (8, "l2", None, 8.0), (8, "l2", 64, 8.0)),
+        *((8, "l1", None, 8.0), (64, "l1", 64, 64.0)),
     ],
 )
 def test_epsilon_is_a_float(value, norm, pixels, expected):
@@ -194,7 +154,7 @@ def test_epsilon_is_a_float(value, norm, pixels, expected):
         ([0.1], "linf", None),
     ],
 )
-def test_epsilon_out_of_range_is_told_the_units(value, norm, pixels):
+def test_epsilon_out_of_range_names_the_units(value, norm, pixels):
     text = refusal(check_epsilon, "epsilon", value, norm=norm, pixels=pixels)
     assert "pixels in [0, 1]" in text
     assert "8/255" in text

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 import shlex
-import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
-from conftest import job
 
 from nsr.app.composition import without_null
 from nsr.app.train import train
+from tests.conftest import in_a_process, job, read_json, rows
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, flags=re.DOTALL)
-COMMANDS = [
-    line for kind, block in BLOCKS if not kind for line in block.splitlines() if line.startswith("python train.py")
-]
-COMMANDS = [line for line in COMMANDS if "--config-dir" not in line and "MLFlow" not in line]
+LINES = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]
+COMMANDS = [line for line in LINES if re.match(r"python train.py(?!.*(--config-dir|MLFlow))", line)]
 QUICK = (
     *("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.accelerator=cpu", "validation_attack.steps=1"),
     "test_attacks.pgd.steps=2",
@@ -48,10 +43,9 @@ def test_every_command_of_the_page_trains(command, mine, tmp_path):
     overrides = without_null(shlex.split(command)[2:])
     logger = [] if any("logger" in row for row in overrides) else ["logger=none"]
     train(job("train", tmp_path / "run", *overrides, *logger, *QUICK))
-    results = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    results = read_json(tmp_path / "run" / "metrics.json")
     assert 0 <= results["test/clean_accuracy"] <= 1
-    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
-        (row,) = [row for row in csv.DictReader(file) if row["epoch"] == "1"]
+    row = rows(tmp_path / "run" / "metrics.csv")[1]
     if "feature_pairing" in command:
         assert {"train/cross_entropy", "train/pairing"} <= row.keys()
     if "metrics.f1" in command:
@@ -68,7 +62,7 @@ def test_an_attack_of_a_library_through_the_adapter(tmp_path):
     deepfool = "{_target_: foolbox.attacks.LinfDeepFoolAttack, steps: 3}"
     attack = f"{{_target_: nsr.attacks.LibraryAttack, epsilon: 0.15, attack: {deepfool}}}"
     train(job("train", tmp_path / "run", f"+test_attacks.deepfool={attack}", "logger=none", *QUICK))
-    assert "test/deepfool_accuracy" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert "test/deepfool_accuracy" in read_json(tmp_path / "run" / "metrics.json")
 
 
 @pytest.mark.parametrize("block", [block for kind, block in BLOCKS if kind == "python" and "trainer.fit" in block])
@@ -76,21 +70,24 @@ def test_every_library_example_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exec(compile(block, "extending.md", "exec"), {})
+        names: dict = {}
+        exec(compile(block, "extending.md", "exec"), names)
+    if "SensitivityLogger" in block:
+        directory = Path(names["trainer"].log_dir)
+        assert {row["epoch"] for row in rows(directory / "layers.csv")} == {"0", "1", "2", "3"}
+        assert {"sensitivity.csv", "sensitivity.png", "sensitivity.pdf"} <= {path.name for path in directory.iterdir()}
 
 
 @pytest.mark.slow
 def test_the_example_project_trains_and_its_printed_command_evaluates(tmp_path):
     """From its own folder, by --config-dir; the command that is printed at the end works as it is."""
     here = ROOT / "examples" / "own_project"
-    command = [sys.executable, str(ROOT / "train.py"), "--config-dir", "conf", "experiment=bars", "logger=none"]
-    run = [f"hydra.run.dir={tmp_path / 'run'}", "trainer.max_epochs=2"]
-    done = subprocess.run([*command, *run], cwd=here, capture_output=True, text=True, check=False)
+    settings = ["experiment=bars", "logger=none", f"hydra.run.dir={tmp_path / 'run'}", "trainer.max_epochs=2"]
+    done = in_a_process("train.py", "--config-dir", "conf", *settings, folder=here)
     assert done.returncode == 0, done.stderr
     assert "random_signs, L-infinity 0.1" in done.stdout
     assert "pgd_worst_class" in done.stdout
     (printed,) = re.findall(r"^try next +python (.*)$", done.stdout, flags=re.MULTILINE)
-    words = [*shlex.split(printed), "test_attacks=[clean]", "checks.enabled=false"]
-    done = subprocess.run([sys.executable, *words], cwd=here, capture_output=True, text=True, check=False)
+    done = in_a_process(*shlex.split(printed), "test_attacks=[clean]", "checks.enabled=false", folder=here)
     assert done.returncode == 0, done.stderr
     assert "all 128 test images" in done.stdout

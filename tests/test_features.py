@@ -15,30 +15,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import (
-    COSTLY_PROPERTY,
-    Raising,
-    TokenNet,
-    hooks,
-    inventory,
-    residual_net,
-    same_inventory,
-    some_images,
-)
+from reference import COSTLY_PROPERTY, Raising, TokenNet, hooks, inventory, residual_net, same_inventory, some_images
 from torch import Tensor, nn
 
-from nsr.errors import InputError
 from nsr.features import FeatureExtractor, capture_features
 from nsr.layers import Layer, find_layers
+from tests.conftest import refusal
 
 INNER = ["conv1", "bn1", "relu", "conv2", "bn2", "relu#2", "hidden", "dropout", "tanh"]  # in the order of the calls
 DEFAULT = ["relu", "relu#2", "tanh"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On networks of this size two threads only wait for each other: beside another busy process ten times as long."""
-    torch.set_num_threads(1)
 
 
 def captured(net, images, layers=None):
@@ -68,16 +53,7 @@ def part(features, names):
     return {name: features[name] for name in names}
 
 
-def refusal(action) -> str:
-    with pytest.raises(InputError) as caught:
-        action()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 # ---------------------------------------------------------------- values and names
-
-
 @both
 @pytest.mark.parametrize(
     ("layers", "names"),
@@ -156,7 +132,7 @@ def test_captures_nest():
 
 
 def test_capture_of_a_pass_of_a_part():
-    """A method of the network that is not its forward: nothing tells where a pass begins."""
+    """A method of the network that is not its forward: nothing shows where a pass begins."""
     net = nn.Sequential(nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True)), nn.Linear(3, 2))
     images = torch.rand(2, 4)
     linear = net[0][0](images)
@@ -176,28 +152,23 @@ def test_tuples_give_their_first_tensor(take):
 
 
 # ---------------------------------------------------------------- gradients
-
-
 @both
 def test_features_carry_their_gradients(take):
     net = residual_net().double().train()
     images = some_images(dtype=torch.float64).requires_grad_()
-    expected = net.values(images)
+    oracle = net.values(images)
     for name, value in take(net, images, "*").items():
         # the weights tell the positions apart: in a plain sum those after BatchNorm would cancel
         weights = torch.linspace(-1, 2, value.numel(), dtype=torch.float64).view_as(value)
         sources = [images, net.conv1.weight]
-        one, other = (
-            torch.autograd.grad((f * weights).sum(), sources, retain_graph=True) for f in (value, expected[name])
-        )
+        pair = (value, oracle[name])
+        one, other = (torch.autograd.grad((f * weights).sum(), sources, retain_graph=True) for f in pair)
         for gradient, wanted in zip(one, other, strict=True):
             assert wanted.ne(0).any()
             torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
 
 
 # ---------------------------------------------------------------- copies only where they are needed
-
-
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_find_layers_sees_what_is_overwritten(mode):
     """In-place dropout too, though it writes in training alone."""
@@ -226,15 +197,9 @@ OPERATIONS = {
     "view": (lambda x: x.view(-1).sub_(1).view_as(x), lambda x: x - 1),
     "no_grad": (no_grad_write, lambda x: x + 1),
 }
-MODULES = {
-    "linear": lambda: nn.Linear(4, 4),
-    "norm": lambda: nn.BatchNorm1d(4),
-    "relu": nn.ReLU,
-    "relu_": lambda: nn.ReLU(inplace=True),
-    "tanh": nn.Tanh,
-    "dropout": lambda: nn.Dropout(0.3),
-    "dropout_": lambda: nn.Dropout(0.3, inplace=True),
-}
+MODULES = dict(linear=lambda: nn.Linear(4, 4), norm=lambda: nn.BatchNorm1d(4), relu=nn.ReLU)
+MODULES |= dict(relu_=lambda: nn.ReLU(inplace=True), tanh=nn.Tanh)
+MODULES |= dict(dropout=lambda: nn.Dropout(0.3), dropout_=lambda: nn.Dropout(0.3, inplace=True))
 IN_PLACE = ("relu_", "dropout_", *OPERATIONS)
 
 
@@ -362,8 +327,6 @@ def test_a_write_that_no_name_shows_is_an_error():
 
 
 # ---------------------------------------------------------------- which layers
-
-
 @dataclass
 class Answer:
     logits: Tensor
@@ -461,9 +424,7 @@ def test_a_network_of_torch_fx_is_not():
         same_features(take(torch.fx.symbolic_trace(net), images), part(net.values(images), DEFAULT))
 
 
-@pytest.mark.parametrize(
-    "activation", ["relu", "gelu", pytest.param(nn.GELU(), id="GELU"), pytest.param(nn.ReLU(), id="ReLU")]
-)
+@pytest.mark.parametrize("activation", ["relu", "gelu", nn.GELU(), nn.ReLU()], ids=str)
 def test_a_token_model_gives_its_blocks(activation):
     """Whether the activation is a module or a function: nn.TransformerEncoderLayer's default is a function."""
     torch.manual_seed(0)
@@ -508,8 +469,6 @@ def test_names_refer_to_the_root():
 
 
 # ---------------------------------------------------------------- no trace
-
-
 @pytest.mark.parametrize("fails", [False, True])
 def test_find_layers_leaves_no_trace(fails):
     net, images = Raising(residual_net(dropout=0.5).train(), at=3 if fails else 99), some_images()
@@ -534,11 +493,10 @@ def test_find_layers_leaves_no_trace(fails):
 
 
 def test_find_layers_leaves_other_statistics_too():
-    """Spectral normalisation and an InstanceNorm that tracks write in training passes; neither is a BatchNorm."""
+    """Spectral normalization and an InstanceNorm that tracks write in training passes; neither is a BatchNorm."""
     spectral = nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 4, 3))
-    net = nn.Sequential(
-        spectral, nn.InstanceNorm2d(4, track_running_stats=True), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)
-    )
+    tracking = nn.InstanceNorm2d(4, track_running_stats=True)
+    net = nn.Sequential(spectral, tracking, nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
     before = inventory(net)
     find_layers(net, some_images())
     same_inventory(before, inventory(net))
@@ -635,15 +593,7 @@ def test_copies_of_extractors_and_hooked_networks(copied):
 
 
 # ---------------------------------------------------------------- torch.compile
-
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-
-
-@pytest.fixture
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def compiled_in_place(net, layers, backend):

@@ -1,4 +1,4 @@
-"""Somebody else's checkpoint, given to the command as a file: what it names is refused in a line, nothing of it ran."""
+"""A third-party checkpoint given to the command: foreign names are refused in one line, and nothing of it runs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
 
 from nsr.app.command_line import check_command_line
 from nsr.app.evaluate import evaluate
 from nsr.app.train import train
 from nsr.errors import InputError
-from tests.conftest import TINY, job
+from tests.conftest import TINY, evaluated, image_folder, job
 
 ATTACKS = ("test_attacks=[clean,fgsm]", "checks.enabled=false", "sensitivity_attack.steps=2", "trainer.accelerator=cpu")
 FOLDER = ("data=image_folder", "data.validation_images=4", "data.batch_size=4", "data.augmentation=none")
@@ -28,32 +26,23 @@ SMALL = tuple(entry for entry in TINY if not entry.startswith(("model.", "test_a
 
 @pytest.fixture
 def saved(trained) -> dict[str, Any]:
-    """What a true checkpoint holds, to be changed."""
+    """The content of a real checkpoint, to be changed."""
     return torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """Two classes of 8 x 8 images in colour: a folder that torchvision's networks can be trained on."""
-    root, random = tmp_path_factory.mktemp("images"), np.random.RandomState(0)
-    for split in ("train", "test"):
-        for bright, name in enumerate(("dark", "bright")):
-            (root / split / name).mkdir(parents=True)
-            for number in range(8):
-                pixels = random.randint(0, 128, (8, 8, 3)) + 127 * bright
-                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{number}.png")
-    return root
+    """A folder that torchvision's networks can be trained on."""
+    return image_folder(tmp_path_factory.mktemp("images") / "images", images=8)
 
 
 class Proof:
-    """What would show that something of a checkpoint was imported or called."""
+    """Evidence that a name of a checkpoint was imported or called."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch):
         self.trace = folder / "trace"
-        code = (
-            f"from pathlib import Path\n\n\ndef run(*arguments, **settings):\n    Path({str(self.trace)!r}).mkdir()\n"
-        )
-        (folder / "evil_module.py").write_text(f"{code}\n\nrun()\nPath({str(self.trace)!r}).rmdir()\n")
+        code = f"from pathlib import Path\ndef run(*arguments, **settings):\n    Path({str(self.trace)!r}).mkdir()\n"
+        (folder / "evil_module.py").write_text(f"{code}run()\nPath({str(self.trace)!r}).rmdir()\n")
         patch.syspath_prepend(folder)
         self.instantiated: list[Any] = []
         from hydra import utils
@@ -94,7 +83,7 @@ def refused(tmp_path, capsys, proof):
         assert text.count("\n") == 1, text
         assert not (tmp_path / "run").exists()
         with pytest.raises(InputError) as caught:
-            evaluate(job("evaluate", tmp_path / "run", *command))
+            evaluated(tmp_path / "run", *command)
         (tmp_path / "run" / "status.json").unlink()  # says that it failed, and why
         (tmp_path / "run").rmdir()  # and nothing else is there
         assert text == f"error: {caught.value}\n"
@@ -105,20 +94,13 @@ def refused(tmp_path, capsys, proof):
 
 
 # ---------------------------------------------------------------- attacks
-
-
 def harmful(trace: Path) -> dict[str, dict[str, Any]]:
     """Settings that make a directory, or fetch something, if hydra gets them."""
     make = f"__import__('os').mkdir({str(trace)!r})"
     source = f'#include <cstdlib>\nstruct A {{ A() {{ std::system("mkdir {trace}"); }} }} a;'
     inline = {"_target_": "torch.utils.cpp_extension.load_inline", "name": "evil", "cpp_sources": source}
     return {
-        "torch.hub.load": {
-            "_target_": "torch.hub.load",
-            "repo_or_dir": str(trace.parent),
-            "source": "local",
-            "model": "a",
-        },
+        "torch.hub.load": {**dict.fromkeys(("repo_or_dir", "model"), str(trace)), "_target_": "torch.hub.load"},
         "torch.utils.cpp_extension.load_inline": inline,
         "builtins.eval": {"_target_": "builtins.eval", "_args_": [make]},
         "os.mkdir": {"_target_": "os.mkdir", "path": str(trace)},
@@ -126,7 +108,8 @@ def harmful(trace: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-NAMES = list(harmful(Path("trace")))
+EVIL = "evil_module.run"
+NAMES = [EVIL, *(pytest.param(name, marks=pytest.mark.slow) for name in harmful(Path("trace")) if name != EVIL)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,18 +127,16 @@ def test_a_class_that_is_not_ours(refused, saved, proof, part, name):
 PLACES = ["width", "list", "deep", "weights", "normalization", "mean", "epsilon", "new"]
 
 
-@pytest.mark.parametrize(
-    ("place", "name"), [(place, name) for place in PLACES for name in NAMES if place == "width" or name == NAMES[-1]]
-)
-def test_a_class_below_ours(refused, saved, proof, place, name):
-    evil = {key: value for key, value in harmful(proof.trace)[name].items() if key != "_args_"}
+@pytest.mark.parametrize("place", PLACES)
+def test_a_class_below_ours(refused, saved, proof, place):
+    evil = harmful(proof.trace)[EVIL]
     settings = saved["nsr_settings"]
     if place in ("mean", "epsilon"):
         settings["data"][place] = {"linf": evil} if place == "epsilon" else [evil]
     else:
         below = {"list": [[evil]], "deep": {"a": [{"b": (evil,)}]}}.get(place, evil)
         settings["model"]["width" if place in ("list", "deep") else place] = below
-    assert f"is {name}, which is none of the" in refused(saved)
+    assert f"is {EVIL}, which is none of the" in refused(saved)
 
 
 @pytest.mark.parametrize("key", ["epsilon", "norm", "layers"])
@@ -222,10 +203,7 @@ def test_a_pickle_that_would_write_a_file(refused, saved, proof, place, tmp_path
         (lambda saved: saved["nsr_settings"].update(data=[]), "the checkpoint's data names no class; give data=NAME"),
         (lambda saved: saved["nsr_settings"].pop("norm"), "the checkpoint's norm is None"),
         (lambda saved: saved["nsr_settings"]["model"].update(width="a"), "width is 'a'"),
-        (
-            lambda saved: saved["nsr_settings"]["model"].update(normalization="x"),
-            "model.normalization is 'x'",
-        ),
+        (lambda saved: saved["nsr_settings"]["model"].update(normalization="x"), "model.normalization is 'x'"),
         (lambda saved: saved["nsr_settings"]["model"].update(depth=3), "model.depth is no argument of"),
     ],
 )
@@ -233,13 +211,11 @@ def test_settings_that_are_broken(tmp_path, saved, change, message):
     change(saved)
     torch.save(saved, tmp_path / "broken.ckpt")
     with pytest.raises(InputError) as caught:
-        evaluate(job("evaluate", tmp_path / "run", f"checkpoint={tmp_path / 'broken.ckpt'}", *ATTACKS))
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+        evaluated(tmp_path / "run", f"checkpoint={tmp_path / 'broken.ckpt'}", *ATTACKS)
+    assert message in str(caught.value)
 
 
 # ---------------------------------------------------------------- surrogates
-
-
 @pytest.mark.parametrize("entry", ["evaluate", "train"])
 def test_a_surrogates_class(saved, trained, tmp_path, proof, entry):
     saved["nsr_settings"]["model"]["width"] = [harmful(proof.trace)["evil_module.run"]]
@@ -247,55 +223,49 @@ def test_a_surrogates_class(saved, trained, tmp_path, proof, entry):
     command = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", *ATTACKS, "test_attacks=[clean,transfer]"]
     command += [f"test_attacks.transfer.checkpoints=[{tmp_path / 'theirs.ckpt'}]"]
     if entry == "train":
-        command = [
-            *TINY[:5],
-            "objective=ensemble_adversarial",
-            f"train_attack.checkpoints=[{tmp_path / 'theirs.ckpt'}]",
-        ]
+        command = [*TINY[:5], "objective=ensemble_adversarial"]
+        command += [f"train_attack.checkpoints=[{tmp_path / 'theirs.ckpt'}]"]
     with pytest.raises(InputError, match=r"model.width\[0\] is evil_module.run.*add trusted=\[evil_module.run\]"):
         (train if entry == "train" else evaluate)(job(entry, tmp_path / "run", *command))
     assert not proof.trace.exists() and "evil_module" not in sys.modules
 
 
 # ---------------------------------------------------------------- what the user trusts
-
-
-def own_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "from nsr.models import SmallCNN\n\n\nclass Net(SmallCNN):\n    pass\n"
-    (tmp_path / "evil_module.py").write_text(code)
+def test_a_trusted_class_is_made_and_logged(saved, tmp_path, monkeypatch, caplog):
+    (tmp_path / "evil_module.py").write_text("import nsr.models\nclass Net(nsr.models.SmallCNN):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "evil_module", raising=False)
-
-
-def test_a_trusted_class_is_made_and_told(saved, tmp_path, monkeypatch, caplog):
-    own_class(tmp_path, monkeypatch)
     saved["nsr_settings"]["model"]["_target_"] = "evil_module.Net"
     saved["nsr_settings"]["trusted"] = ["evil_module.Net"]  # the file's own word counts for nothing
     torch.save(saved, tmp_path / "own.ckpt")
     command = [f"checkpoint={tmp_path / 'own.ckpt'}", *ATTACKS, "evaluation.n_examples=20"]
     for number, trusted in enumerate(("[]", "[evil_module.Ne]", "[evil_module.Net.forward]")):
         with pytest.raises(InputError, match="the checkpoint's model is evil_module.Net, which is none"):
-            evaluate(job("evaluate", tmp_path / str(number), *command, f"trusted={trusted}"))
+            evaluated(tmp_path / str(number), *command, f"trusted={trusted}")
         assert "evil_module" not in sys.modules
     with caplog.at_level("INFO"):
-        evaluate(job("evaluate", tmp_path / "run", *command, "trusted=[evil_module.Net]"))
-    told = f"evil_module.Net of the checkpoint {str(tmp_path / 'own.ckpt')!r} is imported and called, as trusted allows"
-    assert [record.getMessage() for record in caplog.records if "trusted" in record.getMessage()] == [told]
+        evaluated(tmp_path / "run", *command, "trusted=[evil_module.Net]")
+    path = str(tmp_path / "own.ckpt")
+    logged = f"evil_module.Net of the checkpoint {path!r} is imported and called, as trusted allows"
+    assert [record.getMessage() for record in caplog.records if "trusted" in record.getMessage()] == [logged]
     assert (tmp_path / "run" / "evaluation.json").exists()
     sys.modules.pop("evil_module")
 
 
-@pytest.mark.parametrize("trusted", ["evil_module.Net", "[evil_module.*]", "[evil_module]", "[3]", "null", "['a b.c']"])
-@pytest.mark.parametrize("entry", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("entry", "trusted"),
+    [
+        ("train", "[evil_module]"),
+        *(("evaluate", text) for text in ("evil.Net", "[evil.*]", "[a]", "[3]", "null", "['a b.c']")),
+    ],
+)
 def test_trusted_is_a_list_of_exact_names(tmp_path, entry, trusted):
     with pytest.raises(InputError, match="it must be a (list such as|class or function)"):
         job(entry, tmp_path / "run", f"trusted={trusted}")
 
 
 # ---------------------------------------------------------------- torchvision and timm
-
-
-def figures(path: Path) -> tuple[float, float]:
+def accuracies(path: Path) -> tuple[float, float]:
     measured = json.loads(path.read_text())
     return measured["test/clean_accuracy"], measured["test/fgsm_accuracy"]
 
@@ -310,27 +280,27 @@ def figures(path: Path) -> tuple[float, float]:
     ],
 )
 def test_from_training_to_an_evaluation_of_the_checkpoint(library, name, layer, images, tmp_path):
-    """Nothing but the checkpoint is given the second time, and the figures are the run's own."""
+    """Nothing but the checkpoint is given the second time, and the accuracies are those of the run."""
     model = [*FOLDER, f"data.root={images}", f"model={library}", f"model.name={name}"]
     model += ["data.image_size=32"] if library == "timm" else []  # test_vit has patches of 16 x 16
     train(job("train", tmp_path / "run", *model, *SMALL, "test_attacks=[clean,fgsm]"))
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     saved = torch.load(best, weights_only=True)
     assert saved["global_step"] == 2
-    evaluate(job("evaluate", tmp_path / "again", f"checkpoint={best}", *ATTACKS))
-    expected = figures(tmp_path / "run" / "metrics.json")
-    assert figures(tmp_path / "again" / "evaluation.json") == expected
+    evaluated(tmp_path / "again", f"checkpoint={best}", *ATTACKS)
+    expected = accuracies(tmp_path / "run" / "metrics.json")
+    assert accuracies(tmp_path / "again" / "evaluation.json") == expected
     assert f"{layer}," in (tmp_path / "again" / "sensitivity.csv").read_text()
-    # its weights as somebody's plain state_dict, into the same network by name
+    # its weights as a third-party plain state_dict, into the same network by name
     state = {key.removeprefix("net.net."): value for key, value in saved["state_dict"].items() if "net.net." in key}
     torch.save(state, tmp_path / "weights.pt")
     weights = [f"model.weights={tmp_path / 'weights.pt'}", "model.normalization=data"]
-    evaluate(job("evaluate", tmp_path / "plain", *model, *weights, *ATTACKS))
-    assert figures(tmp_path / "plain" / "evaluation.json") == expected
+    evaluated(tmp_path / "plain", *model, *weights, *ATTACKS)
+    assert accuracies(tmp_path / "plain" / "evaluation.json") == expected
 
 
 def direct(images: Path, target: str, **arguments: Any) -> dict[str, Any]:
-    """The settings of somebody who named a library's builder, with weights from elsewhere asked for at each place."""
+    """Settings that name a library's builder, with weights from elsewhere requested at each place."""
     loaders = {"weights": "DEFAULT", "pretrained": True, "weights_backbone": "DEFAULT", "checkpoint_path": "/nowhere"}
     model = {"_target_": target, "normalization": "data", **loaders, **arguments}
     data = {"_target_": "nsr.data.ImageFolder", "root": str(images), "batch_size": 4, "validation_images": 4}
@@ -338,7 +308,7 @@ def direct(images: Path, target: str, **arguments: Any) -> dict[str, Any]:
     return {"model": model, "data": data, "norm": "linf", "epsilon": "8/255", "layers": None}
 
 
-@pytest.mark.parametrize("library", ["torchvision", "timm"])
+@pytest.mark.parametrize("library", [pytest.param("torchvision", marks=pytest.mark.slow), "timm"])
 def test_weights_from_elsewhere_are_forced_off(library, images, tmp_path, monkeypatch):
     import timm
 
@@ -365,7 +335,7 @@ def test_weights_from_elsewhere_are_forced_off(library, images, tmp_path, monkey
         ({"nsr_settings": settings, "state_dict": state}, {"nsr_settings": nested, "state_dict": inner})
     ):
         torch.save(content, tmp_path / "direct.ckpt")
-        evaluate(job("evaluate", tmp_path / f"run{number}", f"checkpoint={tmp_path / 'direct.ckpt'}", *ATTACKS))
+        evaluated(tmp_path / f"run{number}", f"checkpoint={tmp_path / 'direct.ckpt'}", *ATTACKS)
         assert (tmp_path / f"run{number}" / "evaluation.json").exists()
 
 
@@ -388,8 +358,7 @@ def refused_quickly(tmp_path):
     def give(settings: dict[str, Any]) -> str:
         torch.save({"nsr_settings": settings, "state_dict": {"net.net.a": torch.ones(1)}}, tmp_path / "theirs.ckpt")
         with pytest.raises(InputError) as caught:
-            evaluate(job("evaluate", tmp_path / "run", f"checkpoint={tmp_path / 'theirs.ckpt'}", *ATTACKS))
-        assert "\n" not in str(caught.value)
+            evaluated(tmp_path / "run", f"checkpoint={tmp_path / 'theirs.ckpt'}", *ATTACKS)
         return str(caught.value)
 
     return give
@@ -398,18 +367,9 @@ def refused_quickly(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["model=torchvision", "model.name=resnet18"],
-            "takes images of 3 channels, but data.channels is 1; model=timm",
-        ),
+        (["model=torchvision", "model.name=resnet18"], "takes images of 3 channels, but data.channels is 1;"),
         (["model=torchvision"], "model.name is missing; give it on the command line: model.name=..."),
-        (["model=torchvision", "model.name=resnet19", *FOLDER], "did you mean 'resnet1"),
-        (["model=torchvision", "model.name=vit_b_16", *FOLDER], "cannot be built for images of 3 x 8 x 8: Input shape"),
-        (
-            ["model=torchvision", "model.name=squeezenet1_1", *FOLDER],
-            "SqueezeNet takes no images of 3 x 8 x 8: Given input size",
-        ),
-        (["model=timm", "model.name=hf-hub:timm/resnet18"], "looks in a hub or a folder: refused"),
+        (["model=torchvision", "model.name=squeezenet1_1", *FOLDER], "SqueezeNet takes no images of 3 x 8 x 8: Given"),
         (["model=timm", "model.name=vit_tiny_patch16_224"], "VisionTransformer takes no images of 1 x 8 x 8: "),
     ],
 )
@@ -417,4 +377,4 @@ def test_what_the_command_says(arguments, message, images, tmp_path):
     root = [f"data.root={images}"] if "data=image_folder" in arguments else []
     with pytest.raises(InputError) as caught:
         train(job("train", tmp_path / "run", *arguments, *root, "trainer.accelerator=cpu", "logger=csv"))
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value)

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from reference import counted_passes, fit, slow_cross_entropy, slow_stabilizer_term
+from reference import assert_bit_equal, counted_passes, fit, slow_cross_entropy, slow_stabilizer_term
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
@@ -109,12 +109,8 @@ def assert_same_end(module, net, d, *, tolerance=1e-12):
     torch.testing.assert_close(module.kept.perturbation, d, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(
-    ("norm", "step_size"), [("linf", None), ("linf", 0.04), ("l2", 0.04)], ids=["paper", "smaller_steps", "l2"]
-)
-@pytest.mark.parametrize(
-    ("replays", "sizes"), [(1, (5, 5)), (3, (4, 6)), (3, (6, 4, 6))], ids=["two_steps", "growing", "shrinking"]
-)
+@pytest.mark.parametrize(("norm", "step_size"), [("linf", None), ("linf", 0.04), ("l2", 0.04)])
+@pytest.mark.parametrize(("replays", "sizes"), [(1, (5, 5)), (3, (4, 6)), (3, (6, 4, 6))])
 def test_steps_are_algorithm_1(replays, sizes, norm, step_size):
     module = free(replays=replays, kept=KeptPerturbation(epsilon=EPSILON, step_size=step_size, norm=norm))
     start = copy.deepcopy(module.net)
@@ -123,9 +119,8 @@ def test_steps_are_algorithm_1(replays, sizes, norm, step_size):
     assert_same_end(module, net, d)
     assert d.ne(0).any()
     if replays == 3:  # the clips of the images and of the perturbation matter
-        assert any(
-            ((images + d[: len(images)] < 0) | (images + d[: len(images)] > 1)).any() for images, _ in batches(*sizes)
-        )
+        moved_images = [images + d[: len(images)] for images, _ in batches(*sizes)]
+        assert any(((images < 0) | (images > 1)).any() for images in moved_images)
     assert d.shape == (max(sizes), 1, 6, 6)
     for buffer, wanted in zip(module.net.buffers(), net.buffers(), strict=True):  # one pass a replay feeds BatchNorm
         torch.testing.assert_close(buffer, wanted, rtol=0, atol=1e-12)
@@ -170,9 +165,6 @@ def test_one_forward_and_one_backward_pass_a_replay(replays, monkeypatch):
     assert module.global_step == 2 * replays
 
 
-# ---------------------------------------------------------------- a run
-
-
 def schedulers(interval):
     if interval is None:
         return {}
@@ -184,12 +176,6 @@ def schedulers(interval):
 def everything(module):
     state = {name: value.clone() for name, value in module.net.state_dict().items()}
     return {**state, "perturbation": module.kept.perturbation.clone()}
-
-
-def assert_bit_equal(first, second):
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -234,7 +220,7 @@ def test_a_checkpoint_of_other_processes_starts_a_new_perturbation(tmp_path):
     assert torch.equal(seen[0], batches(5)[0][0])
 
 
-def test_learning_rates_are_those_of_automatic_optimisation():
+def test_learning_rates_are_those_of_automatic_optimization():
     replays, sizes, epochs = 3, (4, 4), 2
     net = network()
     rates = {}
@@ -276,9 +262,8 @@ def test_a_run_of_so_many_steps_knows_its_steps():
 )
 def test_another_attack_or_objective_is_refused(objective, attack, match):
     net = network()
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(InputError, match=match):
         FreeClassifier(net, **settings_of(net, objective=objective, train_attack=attack))
-    assert "\n" not in str(caught.value)
 
 
 def test_which_module_trains_an_objective_and_how_many_epochs_it_saves():

@@ -65,9 +65,6 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-# ---------------------------------------------------------------- the numbers of the CPU
-
-
 # in float32 the sign of a gradient near 0 is a matter of rounding, so only the measurement is compared
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_attack_and_sensitivities_are_those_of_the_cpu(dtype, bound):
@@ -144,19 +141,10 @@ def fit(rank, world, port, folder):
         stabilizer=SensitivityStabilizer(),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     )
-    trainer = pl.Trainer(
-        accelerator=DEVICE.type,
-        devices=1,
-        num_nodes=world,
-        strategy=DDPStrategy(process_group_backend="gloo") if world > 1 else "auto",
-        precision="64-true",
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
+    strategy = DDPStrategy(process_group_backend="gloo") if world > 1 else "auto"
+    settings = {"accelerator": DEVICE.type, "devices": 1, "num_nodes": world, "strategy": strategy}
+    trainer = pl.Trainer(precision="64-true", max_epochs=2, **settings, **dict.fromkeys(quiet, False))
     sampler = DistributedSampler(data, world, rank, shuffle=False)
     trainer.fit(module, *(DataLoader(data, batch_size=12 // world, sampler=sampler) for _ in range(2)))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -176,9 +164,6 @@ def test_two_processes_on_one_gpu_train_as_one(tmp_path):
         assert two[0]["metrics"][name] == one["metrics"][name]
 
 
-# ---------------------------------------------------------------- a step does not wait for the device
-
-
 @needs_gpu
 def test_a_training_step_never_waits_for_the_device(forbid_waiting):
     module = training_module()
@@ -195,9 +180,6 @@ def test_counting_classes_never_waits_for_the_device(forbid_waiting):
     counts.update(logits, labels)
     forbid_waiting()
     counts.update(logits, labels)
-
-
-# ---------------------------------------------------------------- torch.compile
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -233,9 +215,6 @@ def test_features_of_cuda_graphs_outlive_the_next_pass_where_they_are_cloned():
                 torch.compiler.cudagraph_mark_step_begin()
                 found.append({name: values.clone() for name, values in graphs(images)[1].items()})
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-# ---------------------------------------------------------------- half precision
 
 
 def test_sensitivities_of_a_bf16_step_are_float32_and_those_reported_float64():

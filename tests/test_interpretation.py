@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import common, interpretation, interventions
+from benchmarks import interpretation, interventions
 
 EARLY = ["relu1", "layer1.0", "layer1.1", "layer1.2", "layer2.0"]
 SIZE, SENSITIVITY, SQUARED, ACTIVE = interpretation.CONTROLS
@@ -99,12 +99,3 @@ def test_the_examples_run(capsys):
     context = SimpleNamespace(net=names["net"], labels=labels, batches=lambda index: [(images[index], labels[index])])
     (line,) = names["MeanConfidence"]().run(context)
     assert re.fullmatch(r"mean confidence  0\.\d{3}", line)
-
-
-def test_formats():
-    above, below, neither = ({"contrast_low": low, "contrast_high": high} for low, high in ((1, 2), (-2, -1), (-1, 1)))
-    every = {"a": above, "b": below, "c": neither, "d": above}
-    assert [interpretation.layers_with(every, wanted) for wanted in (1, -1, 0)] == ["a, d", "b", "c"]
-    assert interpretation.layers_with({}, 1) == "none"
-    assert common.sign(float("nan"), float("nan")) == 0
-    assert interpretation.contrast({"contrast": 0.1, **above}) == "+10.0 [+100.0, +200.0]"

@@ -5,7 +5,6 @@ tests/endurance does this at many more points.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -15,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from nsr.run.files import whole_rows
+from tests.conftest import rows, without
 from tests.endurance.machines import directories, two_machines
 from tests.endurance.points import ATTACK, CHECKPOINT, ERROR, OPTIMIZER, TEST, VALIDATION, Point
 from tests.endurance.results import command
 from tests.endurance.training import EPOCHS, SECONDS, SETTINGS, contents, environment, run
+from tests.failures import remount, small_disk
 
 pytestmark = pytest.mark.slow
 
@@ -69,10 +71,7 @@ def train_until(line: str, number: int, *overrides: str) -> tuple[int, str]:
 
 
 CHAINS = {  # (point, exit code), one after another in the same run
-    "killed": [
-        (Point(CHECKPOINT, 2, moment="half written"), -9),
-        (Point(OPTIMIZER, 3, 3), -9),
-    ],
+    "killed": [(Point(CHECKPOINT, 2, moment="half written"), -9), (Point(OPTIMIZER, 3, 3), -9)],
     "asked to end": [
         (Point(ATTACK, 2, 4, "gradient step 2", ends=["SIGTERM", "SIGTERM"]), 143),  # the second ends it at once
         (Point(VALIDATION, 3, 1, "gradient step 1", ends=["SIGINT"]), 130),
@@ -130,11 +129,30 @@ def test_two_machines_and_a_process_that_fails(tmp_path):
     assert failed.returncode != 0
     assert point.hits() == [point.place]
     assert "ArithmeticError: process 1 was asked to fail here" in failed.stderr
-    with (directory / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["0", "1"]
-    assert all(float(row["validation/robust_accuracy"]) >= 0 for row in rows)
+    found = rows(directory / "metrics.csv")
+    assert [row["epoch"] for row in found] == ["0", "1"]
+    assert all(float(row["validation/robust_accuracy"]) >= 0 for row in found)
 
     exit_code, errors = train_until("epoch 2/", signal.SIGINT, f"resume={directory}")
     assert exit_code == 130, errors
     assert_finishes(directory, contents(expected))
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_the_run_resumes(tmp_path):
+    with small_disk(tmp_path / "disk", "320k") as disk:
+        directory = disk / "run"
+        settings = [*without("test_attacks."), "trainer.max_epochs=40", "test_attacks=[clean]"]
+        done = run(*settings, f"hydra.run.dir={directory}")
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        assert "No space left on device" in line and "kept" in line
+        written = list(whole_rows(directory / "metrics.csv"))
+        assert 2 < len(written) < 40
+        remount(disk, "size=8m")
+        done = run(f"resume={directory}")
+        assert done.returncode == 0, done.stderr
+        found = list(whole_rows(directory / "metrics.csv"))
+    assert [row["epoch"] for row in found] == [str(epoch) for epoch in range(41)]
+    known = [row for row in found if int(row["epoch"]) < len(written) - 1]
+    assert known == written[: len(known)]

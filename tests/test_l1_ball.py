@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import pattern_images, trained_net
+from reference import PROPERTY, pattern_images, trained_net
 from scipy.optimize import minimize
 
 from nsr.attacks import AutoAttack, GradientAttack, KeptPerturbation
@@ -31,7 +31,7 @@ def nearest_by_bisection(perturbation: np.ndarray, image: np.ndarray, epsilon: f
     return shrunk(high)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(PROPERTY, max_examples=80)
 @given(seed=st.integers(0, 10_000), epsilon=st.floats(0.01, 12), size=st.sampled_from([0.1, 1.0, 5.0]))
 def test_the_projection_is_the_nearest_point(seed, epsilon, size):
     generator = torch.Generator().manual_seed(seed)

@@ -11,17 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from nsr.app.composition import compose_checked, without_hydra
-from nsr.app.job import Job, make_job
+from nsr.app.job import Job
 from nsr.errors import InputError
 from nsr.models import SmallCNN
+from tests.conftest import made
 
 GRAY = {"a": 40, "b": 80, "c": 120, "d": 160, "z": 40}
 MODEL = ("model=small_cnn", "model.width=2", "test_attacks=[clean]")
-
-
-def made(program: str, *overrides: str) -> Job:
-    return make_job(without_hydra(compose_checked(program, list(overrides))), program)
 
 
 def folder(root: Path, names: str) -> Path:

@@ -36,9 +36,6 @@ def in_a_fresh_process(code: str) -> str:
     return done.stdout.strip()
 
 
-# ---------------------------------------------------------------- names
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_each_public_name_can_be_imported_and_is_documented(name):
     namespace: dict[str, object] = {}
@@ -76,7 +73,7 @@ def public(module):
             continue
         if inspect.isfunction(thing) or inspect.isclass(thing):
             yield f"{module.__name__}.{name}", thing
-        if inspect.isclass(thing):
+        if inspect.isclass(thing) and not getattr(thing, "_is_protocol", False):  # which documents all its methods
             for inner, method in vars(thing).items():
                 overrides = any(hasattr(base, inner) for base in thing.__mro__[1:])  # its base documents it
                 if inspect.isfunction(method) and not inner.startswith("_") and not overrides:
@@ -97,47 +94,25 @@ def test_each_setting_is_in_its_docstring(name):
         assert re.search(rf"\b{parameter}\b", getattr(nsr, name).__doc__), parameter
 
 
-# ---------------------------------------------------------------- what an import loads
+CORE = ("sensitivity", "features", "modes", "attacks", "stabilizer", "objectives", "interventions")
+HEAVY = {"pytorch_lightning", "torchmetrics", "torchvision", "hydra", "wandb", "matplotlib", "pandas", "captum"}
 
 
-def test_import_is_light():
+@pytest.mark.parametrize(
+    ("code", "unwanted"),
+    [
+        ("import nsr.errors, nsr.app.configuration", {"torch", "numpy", *HEAVY}),
+        ("from nsr.app.composition import compose_checked; compose_checked('train', [])", {"torch", "wandb"}),
+        (f"import {', '.join(f'nsr.{name}' for name in CORE)}", HEAVY),  # all of the library but its metrics
+        ("import nsr.comparison.plots, nsr.comparison.writing", {"torch"}),
+        pytest.param("import nsr.app.train", {"wandb", "tensorboard"}, marks=pytest.mark.slow),
+    ],
+)
+def test_nothing_loads_more_than_it_needs(code, unwanted):
     """The command line checks a configuration before it loads torch."""
-    code = "import sys, nsr, nsr.errors, nsr.app.configuration; print(*sorted(sys.modules))"
-    loaded = set(in_a_fresh_process(code).split())
-    assert "nsr.app.configuration" in loaded
-    assert not loaded & {"torch", "numpy", "pytorch_lightning", "torchmetrics", "hydra", "wandb"}
-
-
-def test_the_library_core_needs_torch_alone():
-    """All of it but the metrics, which are torchmetrics'."""
-    names = ["sensitivity", "features", "modes", "attacks", "stabilizer", "objectives", "interventions"]
-    code = f"import sys, {', '.join(f'nsr.{name}' for name in names)}; print(*sorted(sys.modules))"
-    loaded = {name.partition(".")[0] for name in in_a_fresh_process(code).split()}
-    assert "torch" in loaded
-    assert not loaded & {"pytorch_lightning", "torchmetrics", "torchvision", "hydra", "wandb"}
-    assert not loaded & {"matplotlib", "pandas", "captum"}  # loaded by the picture, the frame, the ranking
-
-
-# ---------------------------------------------------------------- together, as a newcomer would
-
-
-def test_the_names_work_together():
-    net, images, labels = residual_net().eval(), some_images(), torch.tensor([0, 1, 2, 0, 1, 2])
-    adversarial = nsr.pgd(net, images, labels, epsilon="8/255", steps=3)
-    with nsr.capture_features(net) as features:
-        net(images)
-        clean = dict(features)
-        net(adversarial)
-        attacked = dict(features)
-    assert list(clean) == ["relu", "relu#2", "tanh"]
-    for name in clean:
-        sensitivity = nsr.neuron_sensitivity(clean[name], attacked[name])
-        expected = (clean[name] - attacked[name]).abs().transpose(0, 1).flatten(1).mean(1)
-        torch.testing.assert_close(sensitivity, expected)
-        assert nsr.most_sensitive(sensitivity, 1).tolist() == [expected.argmax().item()]
-        metric = nsr.NeuronSensitivity()
-        metric.update(clean[name], attacked[name])
-        torch.testing.assert_close(metric.compute(), expected.double(), rtol=1e-6, atol=0)
+    loaded = {name.partition(".")[0] for name in in_a_fresh_process(f"{code}; import sys; print(*sys.modules)").split()}
+    assert "nsr" in loaded
+    assert not loaded & unwanted
 
 
 def test_a_training_loop():

@@ -55,11 +55,11 @@ def graphs():
         yield counted
 
 
-@pytest.mark.parametrize("stabilised", [False, True])
+@pytest.mark.parametrize("stabilized", [False, True])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_step_holds_no_more_than_its_training_graphs(name, stabilised):
+def test_a_step_holds_no_more_than_its_training_graphs(name, stabilized):
     objective, settings = OBJECTIVES[name]
-    module = module_of(objective(), stabilizer=SensitivityStabilizer(weight=1.0) if stabilised else None)
+    module = module_of(objective(), stabilizer=SensitivityStabilizer(weight=1.0) if stabilized else None)
     module.train_attack = GradientAttack(epsilon=0.1, steps=3, **settings)
     module.train()
     images, labels = batch(32)

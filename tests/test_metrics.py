@@ -78,12 +78,9 @@ def computed_with(metric, *others):
     gathered = iter(zip(*states, strict=True))
     metric.dist_sync_fn = lambda state, group=None: list(next(gathered))
     metric.distributed_available_fn = lambda: True
-    figures = metric.compute()
+    values = metric.compute()
     assert next(gathered, None) is None, "every state takes part"
-    return figures
-
-
-# ---------------------------------------------------------------- any split into batches
+    return values
 
 
 @COSTLY_PROPERTY
@@ -120,7 +117,7 @@ def test_a_layer_of_one_neuron_keeps_its_axis():
     assert alone.compute().shape == (1,)
     network = NetworkSensitivity([Layer("conv", 1)])
     network.update(*network_sums(network.layers, {"conv": clean[:, :1]}, {"conv": adversarial[:, :1]}), len(clean))
-    assert [figure.shape for figure in network.compute()["conv"]] == [(1,)] * 3
+    assert [value.shape for value in network.compute()["conv"]] == [(1,)] * 3
 
 
 def test_reset_copies_and_graphs():
@@ -142,21 +139,18 @@ def test_unknown_kind_is_refused():
         NeuronSensitivity(kind="abs")
 
 
-# ---------------------------------------------------------------- the whole network
-
-
 @COSTLY_PROPERTY
 @given(cuts=st.lists(st.integers(0, SAMPLES), max_size=4), dtype=st.sampled_from(list(TOLERANCE)))
 def test_network_is_each_layer(cuts, dtype):
     made = features(dtype=dtype)
-    figures = network_measured(made, parts(cuts)).compute()
-    assert list(figures) == [layer.name for layer in LAYERS]
+    values = network_measured(made, parts(cuts)).compute()
+    assert list(values) == [layer.name for layer in LAYERS]
     for layer in LAYERS:
         for kind in ("absolute", "relative"):
             alone = measured(NeuronSensitivity(kind=kind, neuron_dim=layer.neuron_dim), made[layer.name], parts(cuts))
-            assert torch.equal(getattr(figures[layer.name], kind), alone.compute())
+            assert torch.equal(getattr(values[layer.name], kind), alone.compute())
         mean_activation = slow_mean_activation(made[layer.name][0], neuron_dim=layer.neuron_dim)
-        close(figures[layer.name].mean_activation, mean_activation, TOLERANCE[dtype])
+        close(values[layer.name].mean_activation, mean_activation, TOLERANCE[dtype])
 
 
 def test_network_ignores_other_entries_and_takes_them_in_any_order():
@@ -178,9 +172,6 @@ def test_layer_means_are_of_the_layer(absolute, activation, relative):
     made = LayerSensitivity(*(torch.tensor(each, dtype=torch.float64) for each in (absolute, absolute, activation)))
     means = [sum(values) / len(values) for values in (absolute, activation)]
     assert made.means() == {"absolute": means[0], "relative": relative, "mean_activation": means[1]}
-
-
-# ---------------------------------------------------------------- any number of processes
 
 
 # torchmetrics says so of a process that has seen no batch; its empty sums are what is meant
@@ -209,8 +200,8 @@ def test_two_processes_measure_a_network(cut):
     whole = network_measured(made, parts([])).compute()
     ranks = [network_measured(made, pieces) for pieces in ([slice(0, cut)], [slice(cut, SAMPLES)][: cut < SAMPLES])]
     got = computed_with(ranks[1], ranks[0])
-    for name, figures in whole.items():
-        for a, b in zip(got[name], figures, strict=True):
+    for name, values in whole.items():
+        for a, b in zip(got[name], values, strict=True):
             close(a, b, 1e-12)
 
 
@@ -223,9 +214,6 @@ def test_processes_exchange_three_vectors_whatever_the_number_of_layers():
     alone = NeuronSensitivity(neurons=3)
     assert [list(state.shape) for state in alone.metric_state.values()] == [[3], [3], []]
     assert [state.dtype for state in alone.metric_state.values()] == [torch.float64, torch.float64, torch.int64]
-
-
-# ---------------------------------------------------------------- accuracy
 
 
 @COSTLY_PROPERTY

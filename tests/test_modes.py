@@ -1,4 +1,4 @@
-"""What is changed for a moment is put back exactly, after an exception too."""
+"""Modes that are changed for a moment are restored exactly, after an exception too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from reference import inventory, residual_net, same_inventory, some_images
+from reference import inventory, mixed_net, residual_net, same_inventory, some_images
 from torch import nn
 
 from nsr.errors import InputError
@@ -17,19 +17,6 @@ modes = pytest.mark.parametrize("mode", ["batch", "frozen", "update"])
 
 class Broken(Exception):
     pass
-
-
-def mixed_net():
-    """A net whose sub-modules are in different modes, one BatchNorm frozen on purpose, one weight too."""
-    net = residual_net().train()
-    net.bn1.eval()
-    net.hidden.eval()
-    net.conv2.weight.requires_grad_(False)
-    net.fc.bias.grad = torch.ones(3)
-    return net
-
-
-# ---------------------------------------------------------------- train and eval, requires_grad
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -86,9 +73,6 @@ def test_mode_is_put_back_where_a_module_refuses_it():
     assert [module.training for module in net.modules()] == [True, True, True, False]
 
 
-# ---------------------------------------------------------------- BatchNorm
-
-
 def normalized(net, images, *, with_batch):
     """The logits by hand, with the batch's or the running statistics."""
     other = copy.deepcopy(net)
@@ -123,9 +107,8 @@ def test_the_running_statistics_of_a_frozen_layer_stay_in_use(mode):
     net, images = residual_net().train(), some_images()
     net.bn1.eval()
     before = inventory(net)["buffers"]
-    expected = nn.functional.batch_norm(
-        net.conv1(images), net.bn1.running_mean, net.bn1.running_var, net.bn1.weight, net.bn1.bias
-    )
+    bn = net.bn1
+    expected = nn.functional.batch_norm(net.conv1(images), bn.running_mean, bn.running_var, bn.weight, bn.bias)
     got = []
     net.bn1.register_forward_hook(lambda module, inputs, output: got.append(output.clone()))
     with batch_norm_mode(net, mode):

@@ -17,10 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {
-    "nsr-train": "nsr.app.main:train",
-    "nsr-evaluate": "nsr.app.main:evaluate",
-    "nsr-compare": "nsr.compare:main",
+COMMANDS = {f"nsr-{name}": f"nsr.app.main:{name}" for name in ("train", "evaluate")} | {
+    "nsr-compare": "nsr.compare:main"
 }
 DECLARED = re.findall(r'"([a-z-]+[<>=!~][^"]*)"', (ROOT / "pyproject.toml").read_text())
 PINNED = re.findall(r"^[a-z].*$", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)

@@ -20,8 +20,8 @@ from tests.conftest import TINY, job, made
 
 
 def test_half_precision_trains_and_float32_measures(tmp_path, monkeypatch):
-    """In bf16 the taps of training are bf16; validation's are float32, its sums float64 of float32 differences, and
-    its sensitivities those that a run in float32 measures on the same weights."""
+    """Hooked layers of bf16 training are bf16; those of validation float32, its sums float64 of float32 differences,
+    and its sensitivities those that a run in float32 measures on the same weights."""
     seen = set()
     tapped = FeatureExtractor.__call__
 
@@ -62,7 +62,6 @@ def test_half_precision_trains_and_float32_measures(tmp_path, monkeypatch):
 def refused(*overrides: str) -> str:
     with pytest.raises(InputError) as caught:
         preflight(compose_checked("train", list(overrides)), "train")
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -80,8 +79,8 @@ def test_bfloat16_on_a_gpu_without(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: asked.append(including_emulation))
     for accelerator in ("auto", "gpu"):
-        told = refused("trainer.precision=bf16-mixed", f"trainer.accelerator={accelerator}")
-        assert told == "trainer.precision is bf16-mixed, which Tesla T4 does not have; 16-mixed works there"
+        text = refused("trainer.precision=bf16-mixed", f"trainer.accelerator={accelerator}")
+        assert text == "trainer.precision is bf16-mixed, which Tesla T4 does not have; 16-mixed works there"
     assert asked == [False, False]  # emulated, it is slower than float32
 
 
@@ -89,9 +88,8 @@ def test_float64_on_mps():
     assert "which mps does not have" in refused("trainer.precision=64-true", "trainer.accelerator=mps")
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_what_a_cpu_has(precision, tmp_path):
     directory = f"hydra.run.dir={tmp_path / 'run'}"
-    preflight(
-        compose_checked("train", [f"trainer.precision={precision}", "trainer.accelerator=cpu", directory]), "train"
-    )
+    settings = [f"trainer.precision={precision}", "trainer.accelerator=cpu", directory]
+    preflight(compose_checked("train", settings), "train")

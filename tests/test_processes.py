@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 from nsr.models import SmallCNN
+from tests.conftest import assert_same_rows, in_a_process, rows
 
 ROOT = Path(__file__).parent.parent
 IMAGES = 101  # in batches of 16: seven, the last of 5, so that one process has a batch more than the other
@@ -22,7 +22,7 @@ IMAGES = 101  # in batches of 16: seven, the last of 5, so that one process has 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory) -> list[str]:
-    """Somebody's weights and a folder of 101 test images."""
+    """Third-party weights and a folder of 101 test images."""
     root = tmp_path_factory.mktemp("two")
     draws = np.random.default_rng(0)
     for split, count in (("train", 30), ("test", IMAGES)):
@@ -40,26 +40,9 @@ def command(tmp_path_factory) -> list[str]:
 
 
 def run(entry: str, directory: Path, *overrides: str) -> None:
-    program = [sys.executable, str(ROOT / entry), *overrides, f"hydra.run.dir={directory}"]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=directory.parent, check=False, timeout=300)
+    done = in_a_process(entry, *overrides, f"hydra.run.dir={directory}", folder=directory.parent)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def assert_same_sensitivities(first: Path, second: Path) -> None:
-    one, two = rows(first), rows(second)
-    assert len(one) == len(two) > 0
-    for left, right in zip(one, two, strict=True):
-        assert [left[key] for key in ("epoch", "layer", "neuron")] == [
-            right[key] for key in ("epoch", "layer", "neuron")
-        ]
-        for key in ("absolute", "relative", "mean_activation"):
-            assert float(left[key]) == pytest.approx(float(right[key]), rel=1e-9), left
 
 
 @pytest.mark.slow
@@ -74,7 +57,7 @@ def test_two_processes_measure_what_one_does(command, tmp_path):
             assert value * IMAGES == pytest.approx(round(value * IMAGES), abs=1e-9)
         else:
             assert value == pytest.approx(two[name], rel=1e-6)
-    assert_same_sensitivities(tmp_path / "one" / "sensitivity.csv", tmp_path / "two" / "sensitivity.csv")
+    assert_same_rows(tmp_path / "one" / "sensitivity.csv", tmp_path / "two" / "sensitivity.csv")
 
 
 @pytest.mark.slow
@@ -89,15 +72,8 @@ def test_two_processes_train_and_leave_one_run(command, tmp_path):
     assert [row["epoch"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["0", "1"]
     run("train.py", tmp_path / "one", *training)
     # before training both have the same weights, so epoch 0 must agree
-    before = [
-        [row for row in rows(tmp_path / name / "sensitivity.csv") if row["epoch"] == "0"] for name in ("run", "one")
-    ]
-    for left, right in zip(*before, strict=True):
-        assert float(left["absolute"]) == pytest.approx(float(right["absolute"]), rel=1e-9)
-    layers = [[row for row in rows(tmp_path / name / "layers.csv") if row["epoch"] == "0"] for name in ("run", "one")]
-    for left, right in zip(*layers, strict=True):
-        assert left["most_sensitive"] == right["most_sensitive"]
-        assert float(left["gini"]) == pytest.approx(float(right["gini"]), rel=1e-9)
+    for name in ("sensitivity.csv", "layers.csv"):
+        assert_same_rows(tmp_path / "run" / name, tmp_path / "one" / name, epoch="0")
     accuracies = [rows(tmp_path / name / "metrics.csv")[0] for name in ("run", "one")]
     assert accuracies[0]["validation/clean_accuracy"] == accuracies[1]["validation/clean_accuracy"]
     assert accuracies[0]["validation/robust_accuracy"] == accuracies[1]["validation/robust_accuracy"]
@@ -150,28 +126,17 @@ def test_a_foreign_module_on_two_processes(tmp_path):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
         assert done.returncode == 0, done.stderr
-    one, two = (
-        [row for row in rows(tmp_path / name / "sensitivity.csv") if row["epoch"] == "0"] for name in ("1", "2")
-    )
-    assert len(one) == len(two) == 6
-    for left, right in zip(one, two, strict=True):
-        assert float(left["absolute"]) == pytest.approx(float(right["absolute"]), rel=1e-9)
-        assert float(left["mean_activation"]) == pytest.approx(float(right["mean_activation"]), rel=1e-9)
+    assert_same_rows(tmp_path / "1" / "sensitivity.csv", tmp_path / "2" / "sensitivity.csv", epoch="0")
     assert [row["epoch"] for row in rows(tmp_path / "2" / "layers.csv")] == ["0", "1"]
 
 
 @pytest.mark.slow
-def test_two_processes_judge_alarms_as_one_does(command, tmp_path):
+def test_two_processes_evaluate_checks_as_one_does(command, tmp_path):
     """The classes predicted are added up, and so is a probe that each makes of a part of the images."""
     training = [
         *(*command, "data.batch_size=6", "data.validation_images=11", "data.evaluation_batch_size=4"),
-        *(
-            "trainer.max_epochs=1",
-            "logger=csv",
-            "train_attack.steps=1",
-            "validation_attack=fgsm",
-            "test_attacks=[clean]",
-        ),
+        *("trainer.max_epochs=1", "logger=csv", "train_attack.steps=1", "validation_attack=fgsm"),
+        "test_attacks=[clean]",
     ]
     run("train.py", tmp_path / "two", *training, "trainer.devices=2", "trainer.strategy=ddp")
     run("train.py", tmp_path / "one", *training)
@@ -186,7 +151,7 @@ def test_two_processes_judge_alarms_as_one_does(command, tmp_path):
 
 
 def exchange(rank: int, folder: str) -> None:
-    """One of two processes: what they make of each other's sensitivities and gradients."""
+    """One of two processes that exchange sensitivities and gradients."""
     from torch import distributed
 
     from nsr.callbacks.weight_perturbation import _averaged

@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands compose, its example runs."""
+"""The README: its commands compose, its example runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from nsr.app.composition import compose_checked, jobs
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 HELP = "".join((ROOT / "conf" / "hydra" / "help" / f"{entry}.yaml").read_text() for entry in ("train", "evaluate"))
+PAGES = (README + HELP).replace("\\\n", " ")
 COMMANDS = sorted(
     {
         (entry, " ".join(word for word in arguments.split("  ")[0].split() if word not in ("-m", "\\")))
-        for entry, arguments in re.findall(
-            r"python (train|evaluate)\.py((?: +[^\s#]+)*)", (README + HELP).replace("\\\n", " ")
-        )
+        for entry, arguments in re.findall(r"python (train|evaluate)\.py((?: +[^\s#]+)*)", PAGES)
         if "--" not in arguments and "[" not in arguments.split("=")[0]
     }
 )
@@ -29,10 +28,6 @@ def overrides_of(arguments: str) -> list[str]:
     return [word.replace("FOLDER", "/folder").replace("FILE", "/file.pt").replace("RUN/", "runs/") for word in words]
 
 
-def test_there_are_commands():
-    assert len(COMMANDS) >= 10
-
-
 @pytest.mark.parametrize(("entry", "arguments"), COMMANDS)
 def test_every_command_composes(entry, arguments):
     for job in jobs(overrides_of(arguments)):
@@ -40,9 +35,8 @@ def test_every_command_composes(entry, arguments):
 
 
 def test_the_example_runs(capsys):
-    (example,) = [
-        code for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "import torch" in code
-    ]
+    examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (example,) = [code for code in examples if "import torch" in code]
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
     assert names["loss"].requires_grad
@@ -51,5 +45,6 @@ def test_the_example_runs(capsys):
 
 
 def test_make_targets_exist():
+    assert len(COMMANDS) >= 10
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert set(re.findall(r"(?:`|^)make ([a-z]+)", README, flags=re.MULTILINE)) <= {*targets}

@@ -1,9 +1,11 @@
-"""A run that is interrupted anywhere ends with an exit code that says so, and goes on as if nothing had happened."""
+"""A run that is interrupted anywhere ends with an exit code that says so, and resumes bit-identically."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -30,32 +32,19 @@ from nsr.run.resumption import (
 )
 from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.training.module import RobustClassifier
-from tests.conftest import TINY, job
+from tests.conftest import job, without
+from tests.endurance.training import contents
 
-RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv", "metrics.json", "checks.json", "images.csv")
-SETTINGS = [
-    *(row for row in TINY if not row.startswith("train_attack.")),
-    "trainer.max_epochs=3",
-    "trainer.limit_train_batches=4",
-    "logger=csv",
-]
-PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "nsr_place", "current_model_state", "callbacks")
+SETTINGS = [*without("train_attack."), "trainer.max_epochs=3", "trainer.limit_train_batches=4"]
+SLOW = pytest.mark.slow
+STEPS = "train_attack.steps=2"
 CHOICES = {
-    "sns": ["train_attack.steps=2", "scheduler=one_cycle", "stabilizer.refresh=average", "data.augmentation=crop_flip"],
-    "averages": [
-        "train_attack.steps=2",
-        "callbacks=[ema,awp,stabilizer_ramp]",
-        "callbacks.ema.decay=0.7",
-        "objective=trades",
-    ],
+    "sns": [STEPS, "scheduler=one_cycle", "stabilizer.refresh=average", "data.augmentation=crop_flip"],
+    "averages": [STEPS, "callbacks=[ema,awp,stabilizer_ramp]", "callbacks.ema.decay=0.7", "objective=trades"],
     "free": ["objective=free", "objective.replays=2", "trainer.max_epochs=6", "scheduler=cosine"],
     "epoch": [
-        "train_attack.steps=2",
-        "stabilizer.refresh=epoch",
-        "optimizer=sgd",
-        "scheduler=piecewise",
-        "scheduler.milestones=[2]",
-        "callbacks=[epsilon_ramp]",
+        *(STEPS, "stabilizer.refresh=epoch", "callbacks=[epsilon_ramp]", "optimizer=sgd"),
+        *("scheduler=piecewise", "scheduler.milestones=[2]"),
     ],
 }
 
@@ -77,20 +66,21 @@ def again(directory: Path, *overrides: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict[str, Path]:
-    """Runs that nothing interrupts, made as they are asked for."""
-    return {}
+def uninterrupted(tmp_path_factory):
+    """Run a choice once, without interruption."""
+    made: dict[str, Path] = {}
 
+    def make(choice: str) -> Path:
+        if choice not in made:
+            made[choice] = tmp_path_factory.mktemp("whole") / choice
+            run(made[choice], *CHOICES[choice])
+        return made[choice]
 
-def uninterrupted(whole: dict[str, Path], choice: str, tmp_path_factory: Any) -> Path:
-    if choice not in whole:
-        whole[choice] = tmp_path_factory.mktemp("whole") / choice
-        run(whole[choice], *CHOICES[choice])
-    return whole[choice]
+    return make
 
 
 def ask_to_end(monkeypatch: Any, step: str, call: int) -> None:
-    """SIGTERM in the middle of the so many-th call of a step, and never again."""
+    """SIGTERM in the middle of the given call of a step, and never again."""
     original = getattr(RobustClassifier, step)
     calls = []
 
@@ -104,63 +94,36 @@ def ask_to_end(monkeypatch: Any, step: str, call: int) -> None:
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    for name in RECORDS:
-        assert (first / name).read_bytes() == (second / name).read_bytes(), name
-    for name in ("best.ckpt", "last.ckpt"):
-        saved = [torch.load(run / "checkpoints" / name, weights_only=True) for run in (first, second)]
-        for one in saved:
-            one["callbacks"].pop("RunRecords")  # seconds
-        for part in PARTS:
-            assert_equal(*(one.get(part) for one in saved), part)
+    assert contents(first) == contents(second)
 
 
-def told_to_the_dashboard(directory: Path) -> list[tuple[str, str, str]]:
+def logged_metrics(directory: Path) -> list[tuple[str, str, str]]:
     """(epoch, name, value) of each figure of an epoch, over all segments of the run."""
-    told = []
+    logged = []
     for path in directory.glob("csv*/metrics.csv"):
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["epoch"]]
-        told += [
+        logged += [
             (row["epoch"], name, value)
             for row in rows
             for name, value in row.items()
             if value and name not in ("epoch", "step")
         ]
-    return sorted(told)
-
-
-def assert_equal(one: Any, other: Any, place: str) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), place
-        for key in one:
-            assert_equal(one[key], other[key], f"{place}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), place
-        for number, pair in enumerate(zip(one, other, strict=True)):
-            assert_equal(*pair, f"{place}.{number}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), place
-    else:
-        assert one == other, place
+    return sorted(logged)
 
 
 # the validation before training has one batch, and so has each epoch's: the third is the second epoch's
 @pytest.mark.parametrize(
     ("step", "call"),
     [
-        ("_begin", 2),
-        ("_begin", 8),
-        pytest.param("_begin", 9, marks=pytest.mark.slow),
-        pytest.param("_begin", 12, marks=pytest.mark.slow),
-        ("validation_step", 3),
+        *(("_begin", 2), ("_begin", 8), ("validation_step", 3)),
+        *(pytest.param("_begin", call, marks=SLOW) for call in (9, 12)),
     ],
-    ids=["in an epoch", "at the end of an epoch", "at its beginning", "at the end", "in validation"],
+    ids=["in an epoch", "at the end of an epoch", "in validation", "at its beginning", "at the end"],
 )
-@pytest.mark.parametrize(
-    "choice", ["sns", *(pytest.param(name, marks=pytest.mark.slow) for name in CHOICES if name != "sns")]
-)
-def test_an_interrupted_run_goes_on_bit_by_bit(choice, step, call, whole, tmp_path, tmp_path_factory, monkeypatch):
-    expected = uninterrupted(whole, choice, tmp_path_factory)
+@pytest.mark.parametrize("choice", ["sns", *(pytest.param(name, marks=SLOW) for name in CHOICES if name != "sns")])
+def test_an_interrupted_run_resumes_bit_identically(choice, step, call, uninterrupted, tmp_path, monkeypatch):
+    expected = uninterrupted(choice)
     with monkeypatch.context() as patch:
         ask_to_end(patch, step, call)
         with pytest.raises(Interrupted) as interruption:
@@ -169,38 +132,43 @@ def test_an_interrupted_run_goes_on_bit_by_bit(choice, step, call, whole, tmp_pa
     assert not (tmp_path / "run" / "metrics.json").exists()
     run(tmp_path / "run", *CHOICES[choice])
     assert_same_run(expected, tmp_path / "run")
-    assert told_to_the_dashboard(tmp_path / "run") == told_to_the_dashboard(expected)
+    assert logged_metrics(tmp_path / "run") == logged_metrics(expected)
 
 
-# ---------------------------------------------------------------- what a run goes on from
+# ---------------------------------------------------------------- what a run resumes from
+@pytest.fixture(scope="module")
+def interrupted_once(tmp_path_factory) -> Path:
+    """A run that has ended after its second epoch and a step."""
+    directory = tmp_path_factory.mktemp("interrupted") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        ask_to_end(patch, "_begin", 9)
+        with pytest.raises(Interrupted):
+            run(directory, *CHOICES["sns"])
+    return directory
 
 
 @pytest.fixture
-def interrupted(tmp_path, monkeypatch) -> Path:
-    """A run that has ended after its second epoch and a step."""
-    with monkeypatch.context() as patch:
-        ask_to_end(patch, "_begin", 9)
-        with pytest.raises(Interrupted):
-            run(tmp_path / "run", *CHOICES["sns"])
-    return tmp_path / "run"
+def interrupted(interrupted_once, tmp_path) -> Path:
+    """Its copy."""
+    return shutil.copytree(interrupted_once, tmp_path / "run")
 
 
-def test_where_the_last_checkpoint_is_broken_the_one_before_is_taken(interrupted, whole, tmp_path_factory):
+def test_where_the_last_checkpoint_is_broken_the_one_before_is_taken(interrupted, uninterrupted):
     last = interrupted / "checkpoints" / "last.ckpt"
     kept = last.read_bytes()
-    last.unlink()  # it shares its bytes with no other file once it is written anew
+    last.unlink()  # it shares its bytes with no other file once it is written again
     last.write_bytes(kept[: len(kept) // 2])
     assert readable_checkpoint(interrupted) == interrupted / "checkpoints" / "previous.ckpt"
     run(interrupted, *CHOICES["sns"])
-    assert_same_run(uninterrupted(whole, "sns", tmp_path_factory), interrupted)
+    assert_same_run(uninterrupted("sns"), interrupted)
 
 
-def test_rows_after_the_checkpoint_are_cut_off(interrupted, whole, tmp_path_factory):
+def test_rows_after_the_checkpoint_are_cut_off(interrupted, uninterrupted):
     for name in ("metrics.csv", "sensitivity.csv", "layers.csv"):
         with (interrupted / name).open("a") as file:
             file.write("3,half a ro")
     run(interrupted, *CHOICES["sns"])
-    assert_same_run(uninterrupted(whole, "sns", tmp_path_factory), interrupted)
+    assert_same_run(uninterrupted("sns"), interrupted)
 
 
 def test_records_that_are_shorter_than_the_checkpoint_knows(interrupted):
@@ -209,17 +177,15 @@ def test_records_that_are_shorter_than_the_checkpoint_knows(interrupted):
         run(interrupted, *CHOICES["sns"])
 
 
-@pytest.mark.slow
-def test_a_run_without_checkpoint_begins_anew(interrupted, whole, tmp_path_factory):
+@SLOW
+def test_a_run_without_checkpoint_restarts(interrupted, uninterrupted):
     for path in (interrupted / "checkpoints").iterdir():
         path.unlink()
     run(interrupted, *CHOICES["sns"])
-    assert_same_run(uninterrupted(whole, "sns", tmp_path_factory), interrupted)
+    assert_same_run(uninterrupted("sns"), interrupted)
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(
-    tmp_path, monkeypatch, whole, tmp_path_factory
-):
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch, uninterrupted):
     original, written = PlainCheckpointIO.save_checkpoint, []
 
     def full(self: Any, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
@@ -231,28 +197,26 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_bef
 
     with monkeypatch.context() as patch:
         patch.setattr(PlainCheckpointIO, "save_checkpoint", full)
-        with pytest.raises(
-            RunStopped, match="no checkpoint can be written to .*No space left on device; the one before"
-        ):
+        with pytest.raises(RunStopped, match="no checkpoint can be written to .*No space left on device; the one"):
             run(tmp_path / "run", *CHOICES["sns"])
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     run(tmp_path / "run", *CHOICES["sns"])
-    assert_same_run(uninterrupted(whole, "sns", tmp_path_factory), tmp_path / "run")
+    assert_same_run(uninterrupted("sns"), tmp_path / "run")
 
 
-def test_a_finished_run_tells_its_result_and_runs_no_more(whole, tmp_path_factory, capsys):
-    finished = uninterrupted(whole, "sns", tmp_path_factory)
+def test_a_finished_run_reports_its_result_and_runs_no_more(uninterrupted, capsys):
+    finished = uninterrupted("sns")
     before = (finished / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     capsys.readouterr()
-    told = run(finished, *CHOICES["sns"])
+    result = run(finished, *CHOICES["sns"])
     (row,) = [row for row in whole_rows(finished / "metrics.csv") if row["epoch"] == "3"]
-    assert told == max(float(row["validation/robust_accuracy"]) for row in whole_rows(finished / "metrics.csv"))
+    assert result == max(float(row["validation/robust_accuracy"]) for row in whole_rows(finished / "metrics.csv"))
     assert "finished already" in capsys.readouterr().out
     assert (finished / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
     assert row
 
 
-def test_other_settings_are_named_and_taken_only_where_told(interrupted):
+def test_other_settings_are_named_and_used_only_on_request(interrupted):
     longer = [*CHOICES["sns"], "scheduler=constant", "trainer.max_epochs=4"]
     with pytest.raises(InputError, match=r"scheduler._target_ was .*; give allow_changed_config=true to resume"):
         run(interrupted, *longer)
@@ -260,8 +224,8 @@ def test_other_settings_are_named_and_taken_only_where_told(interrupted):
     assert [row["epoch"] for row in whole_rows(interrupted / "metrics.csv")] == ["0", "1", "2", "3", "4"]
 
 
-@pytest.mark.slow
-def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
+@SLOW
+def test_a_finished_run_resumes_for_more_epochs(tmp_path):
     fewer = [*CHOICES["averages"], "scheduler=constant"]
     run(tmp_path / "run", *fewer)
     (tmp_path / "run" / "metrics.json").unlink()  # as if it had been killed while it was tested
@@ -271,10 +235,11 @@ def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("step", "call"), [("_begin", 2), ("validation_step", 3)], ids=["in an epoch", "in validation"]
+    ("step", "call"),
+    [("_begin", 2), pytest.param("validation_step", 3, marks=SLOW)],
 )
-def test_a_run_of_two_processes_goes_on_as_one(step, call, whole, tmp_path, tmp_path_factory, monkeypatch):
-    """What the epoch has added up is that of both, whoever goes on with it."""
+def test_a_run_of_two_processes_resumes_as_one(step, call, uninterrupted, tmp_path, monkeypatch):
+    """What the epoch has added up is that of both, whoever resumes it."""
     with monkeypatch.context() as patch:
         ask_to_end(patch, step, call)
         with pytest.raises(Interrupted):
@@ -284,13 +249,11 @@ def test_a_run_of_two_processes_goes_on_as_one(step, call, whole, tmp_path, tmp_
     saved["training_sums"] = torch.cat([saved["training_sums"] / 4, saved["training_sums"] * 3 / 4])
     torch.save(saved, last)
     run(tmp_path / "run", *CHOICES["sns"])
-    assert_same_run(uninterrupted(whole, "sns", tmp_path_factory), tmp_path / "run")
+    assert_same_run(uninterrupted("sns"), tmp_path / "run")
 
 
 def test_fewer_epochs_than_there_are(interrupted):
-    with pytest.raises(
-        InputError, match="trainer.max_epochs is 1, but .*last.ckpt is already of epoch 2; give at least"
-    ):
+    with pytest.raises(InputError, match="trainer.max_epochs is 1, but .*last.ckpt is already of epoch 2; give at"):
         run(interrupted, *CHOICES["sns"], "trainer.max_epochs=1", "allow_changed_config=true")
 
 
@@ -325,10 +288,8 @@ def test_a_run_gives_signs_of_life(tmp_path, monkeypatch):
     assert (tmp_path / "status.json").stat().st_mtime == 0  # and none when it is over
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_directory_in_use_is_refused(interrupted):
-    import json
-
     marker = json.loads((interrupted / "status.json").read_text())
     write_json(interrupted / "status.json", {**marker, "status": "running", "process": os.getppid()})
     with pytest.raises(InputError, match=f"is in use by process {os.getppid()}"):
@@ -346,8 +307,6 @@ def test_a_checkpoint_holds_nothing_that_is_not_needed(interrupted):
 
 
 # ---------------------------------------------------------------- signals and commands
-
-
 def test_the_second_signal_ends_at_once(capsys):
     before = signal.getsignal(signal.SIGTERM)
     with interruptible() as signals:
@@ -391,13 +350,8 @@ def test_resume_takes_the_recorded_command_and_what_is_changed(tmp_path):
     origin = {"status": "failed", "program": "train.py", "overrides": ["data=digits", "seed=3", "resume=auto"]}
     write_json(tmp_path / "status.json", origin)
     command = resumed_command([f"resume={tmp_path}", "seed=4", "trainer.max_epochs=9"])
-    assert command == [
-        "data=digits",
-        "seed=4",
-        "trainer.max_epochs=9",
-        override("resume", str(tmp_path)),
-        override("hydra.run.dir", str(tmp_path)),
-    ]
+    places = [override(name, str(tmp_path)) for name in ("resume", "hydra.run.dir")]
+    assert command == ["data=digits", "seed=4", "trainer.max_epochs=9", *places]
     assert resumed_command(["seed=4", "resume=auto"]) == ["seed=4", "resume=auto"]
     with pytest.raises(InputError, match="there is no run of train.py in"):
         resumed_command([f"resume={tmp_path / 'nothing'}"])

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +11,11 @@ import torch
 from torch import distributed
 
 from nsr.metrics.epoch import TrainingMetrics
-from nsr.run.processes import (
-    global_rank,
-    local_processes,
-    machines,
-    slurm_directory,
-)
-from tests.conftest import TINY
+from nsr.run.processes import global_rank, local_processes, machines, slurm_directory
+from tests.conftest import TINY, assert_same_rows, in_a_process, rows, without
 
 ROOT = Path(__file__).parent.parent
-ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+ALONE = {"OMP_NUM_THREADS": "1"}
 PLAIN = [  # no BatchNorm, nothing drawn, float64: what one process computes, two can compute too
     *("logger=csv", "trainer.precision=64-true", "trainer.max_epochs=2", "model.width=4"),
     *("model._target_=tests.networks.Plain", "train_attack.steps=2", "train_attack.random_start=false"),
@@ -34,29 +24,10 @@ PLAIN = [  # no BatchNorm, nothing drawn, float64: what one process computes, tw
 ]
 
 
-def start(
-    *overrides: str, folder: Path, environment: Mapping[str, str] = ALONE, **settings: object
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "train.py"), *overrides]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900, **settings
-    )
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def assert_close(one: Path, two: Path) -> None:
     """Records, weights and the scores that choose neurons, to 1e-9."""
     for name in ("metrics.csv", "sensitivity.csv"):
-        for left, right in zip(rows(one / name), rows(two / name), strict=True):
-            for column, value in left.items():
-                if column == "layer" or not value:
-                    assert right[column] == value
-                else:
-                    assert float(right[column]) == pytest.approx(float(value), rel=1e-9, abs=1e-12), (name, column)
+        assert_same_rows(one / name, two / name)
     saved = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, two)]
     for part in ("state_dict", "current_model_state"):
         assert saved[0][part].keys() == saved[1][part].keys()
@@ -67,18 +38,21 @@ def assert_close(one: Path, two: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """1,097 images in batches of 64: the last one has 9, so five and four; AWP, averages, a running selection."""
-    done = start(*PLAIN, "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path / 'one'}", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    done = start(*PLAIN, "trainer=ddp_cpu", f"hydra.run.dir={tmp_path / 'two'}", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+
+    def run(name: str, *overrides: str) -> str:
+        command = [*PLAIN, *overrides, f"hydra.run.dir={tmp_path / name}"]
+        done = in_a_process("train.py", *command, **ALONE, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    run("one", "trainer.accelerator=cpu")
+    run("two", "trainer=ddp_cpu")
     trained = rows(tmp_path / "one" / "metrics.csv")
     assert float(trained[2]["train/loss"]) < float(trained[1]["train/loss"])  # it learns, so gradients were compared
     assert_close(tmp_path / "one", tmp_path / "two")
     assert (tmp_path / "two" / "metrics.json").read_text() == (tmp_path / "one" / "metrics.json").read_text()
-    # and through the compiler, in both processes
-    done = start(*PLAIN, "trainer=ddp_cpu", "compile=true", f"hydra.run.dir={tmp_path / 'compiled'}", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # no compiler that failed, nothing that torch has to say of it
+    # and through the compiler, in both processes: no message, so none that it failed
+    assert run("compiled", "trainer=ddp_cpu", "compile=true") == ""
     for log in ("train.log", "train_process_1.log"):
         assert (tmp_path / "compiled" / log).exists()
     assert_close(tmp_path / "one", tmp_path / "compiled")
@@ -87,10 +61,10 @@ def test_two_processes_train_as_one(tmp_path):
 @pytest.mark.slow
 def test_a_single_task_of_slurm_has_processes_of_its_own(tmp_path):
     """As a job of sweep=slurm has it: Lightning would take the one task for all processes."""
-    slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": "0"}
-    settings = [*TINY, "trainer=ddp_cpu", f"hydra.run.dir={tmp_path / 'run'}"]
-    settings.remove("trainer.accelerator=cpu")
-    done = start(*settings, folder=tmp_path, environment={**ALONE, **slurm, "SLURM_LOCALID": "0"})
+    slurm = {"JOB_ID": "7", "NTASKS": "1", "NTASKS_PER_NODE": "1", "PROCID": "0", "LOCALID": "0"}
+    settings = [*without("trainer.accelerator"), "trainer=ddp_cpu", f"hydra.run.dir={tmp_path / 'run'}"]
+    variables = {f"SLURM_{name}": value for name, value in slurm.items()}
+    done = in_a_process("train.py", *settings, folder=tmp_path, **ALONE, **variables)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "train_process_1.log").exists()
     assert "2 processes" in (tmp_path / "run" / "train.log").read_text()
@@ -116,16 +90,16 @@ def test_a_loss_that_is_not_finite_in_one_process_is_known_to_all(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_past_a_job_that_fails_and_is_continued(tmp_path):
-    """The failure is named, the exit code is not zero; the finished jobs tell their results, the rest is run."""
+def test_a_sweep_continues_past_a_job_that_fails_and_is_resumed(tmp_path):
+    """The failure is named, the exit code is not zero; finished jobs report their results, the rest runs."""
     sweep = ["-m", *TINY, "layers=[relu1],[nothing],[relu2]", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    done = start(*sweep, folder=tmp_path)
+    done = in_a_process("train.py", *sweep, **ALONE, folder=tmp_path)
     assert done.returncode == 1
     assert "no layer matches 'nothing'" in done.stderr.replace("\n", " ")
     finished = [(tmp_path / "sweep" / job / "metrics.json") for job in "02"]
     before = [path.stat().st_mtime_ns for path in finished]
     assert not (tmp_path / "sweep" / "1" / "metrics.json").exists()
-    done = start(*sweep[:-2], "layers=[relu1],[relu3],[relu2]", sweep[-1], folder=tmp_path)
+    done = in_a_process("train.py", *sweep[:-2], "layers=[relu1],[relu3],[relu2]", sweep[-1], **ALONE, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished already") == 2
     assert [path.stat().st_mtime_ns for path in finished] == before

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import re
-import warnings
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -29,14 +27,10 @@ from nsr.features import capture_features
 from nsr.metrics.layer_summary import LayerSummaries, gini, overlap
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.randomness import draw_seed
+from tests.conftest import rows
 
 ROOT = Path(__file__).parent.parent
 VALUES = st.lists(st.floats(0, 100, allow_subnormal=False), min_size=1, max_size=20)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def layer_of(values: list[float]) -> LayerSensitivity:
@@ -45,8 +39,6 @@ def layer_of(values: list[float]) -> LayerSensitivity:
 
 
 # ---------------------------------------------------------------- the numbers
-
-
 @given(VALUES)
 def test_gini_by_its_definition(values):
     found = gini(torch.tensor(values, dtype=torch.float64))
@@ -87,8 +79,8 @@ def test_the_heat_map_has_a_column_an_epoch(tmp_path):
     draw_heat_map(tmp_path / "map", history)
     with Image.open(tmp_path / "map.png") as picture:
         assert picture.size[0] == 792  # 3.3 inches of 240 dots
-        colours = {picture.convert("RGB").getpixel((x, 60)) for x in range(660)}
-    assert len(colours) >= 12
+        colors = {picture.convert("RGB").getpixel((x, 60)) for x in range(660)}
+    assert len(colors) >= 12
     assert (tmp_path / "map.pdf").stat().st_size > 4_000
     before = (tmp_path / "map.png").read_bytes()
     draw_heat_map(tmp_path / "map", history)
@@ -96,8 +88,6 @@ def test_the_heat_map_has_a_column_an_epoch(tmp_path):
 
 
 # ---------------------------------------------------------------- nsr's own run
-
-
 def test_layers_csv_is_what_sensitivity_csv_says(trained):
     neurons: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows(trained / "sensitivity.csv"):
@@ -126,7 +116,6 @@ def test_layers_csv_is_what_sensitivity_csv_says(trained):
 
 
 # ---------------------------------------------------------------- batches
-
 IMAGES, LABELS = torch.zeros(2, 1, 2, 2), torch.zeros(2)
 
 
@@ -154,14 +143,11 @@ def test_images_and_labels_of_a_batch(batch):
     ],
 )
 def test_other_batches_are_refused(batch, got):
-    with pytest.raises(InputError, match=re.escape(f"the batch is {got}; it must be (images, labels")) as caught:
+    with pytest.raises(InputError, match=re.escape(f"the batch is {got}; it must be (images, labels")):
         images_and_labels(batch)
-    assert "\n" not in str(caught.value)
 
 
 # ---------------------------------------------------------------- any LightningModule
-
-
 @dataclass
 class Answer:
     logits: torch.Tensor
@@ -301,23 +287,5 @@ def test_what_loggers_get(tmp_path, monkeypatch, per_layer):
     ],
 )
 def test_what_cannot_be_measured_is_one_line(tmp_path, settings, run, message):
-    with pytest.raises(InputError, match=re.escape(message)) as caught:
+    with pytest.raises(InputError, match=re.escape(message)):
         fit(tmp_path, sensitivity_logger(**settings), **run)
-    assert "\n" not in str(caught.value)
-
-
-def test_the_example_of_the_page_runs(tmp_path, monkeypatch):
-    page = (ROOT / "docs" / "extending.md").read_text()
-    examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    (example,) = [code for code in examples if "SensitivityLogger" in code]
-    monkeypatch.chdir(tmp_path)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning")
-        warnings.filterwarnings("ignore", category=UserWarning)
-        names: dict = {}
-        exec(compile(example, "extending.md", "exec"), names)
-    directory = Path(names["trainer"].log_dir)
-    assert {row["epoch"] for row in rows(directory / "layers.csv")} == {"0", "1", "2", "3"}
-    assert {"sensitivity.csv", "layers.csv", "sensitivity.png", "sensitivity.pdf"} <= {
-        path.name for path in directory.iterdir()
-    }

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import COSTLY_PROPERTY, outputs_of_neuron, residual_net, slow_stabilizer_term, some_images
 
-from nsr.errors import InputError
 from nsr.sensitivity import activation_difference, neuron_sensitivity
 from nsr.stabilizer import SensitivityStabilizer
+from tests.conftest import refusal
 
 SHAPES = {"conv": (3, 5, 2, 2), "block.relu": (3, 4, 1, 3), "block.relu#2": (3, 4, 2, 1), "fc": (3, 7)}
 CONVOLUTIONS = {"conv1": (3, 5, 2, 2), "conv2": (3, 4, 1, 3)}
@@ -49,16 +49,7 @@ def same(got, expected):
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
-def one_line(action) -> str:
-    with pytest.raises(InputError) as caught:
-        action()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 # ---------------------------------------------------------------- value and gradient
-
-
 @COSTLY_PROPERTY
 @given(
     top=st.integers(1, 8) | st.sampled_from([0.25, 0.5, 0.75, 1.0, 0.01]),
@@ -127,8 +118,6 @@ def test_half_precision_features_are_compared_in_float32(dtype):
 
 
 # ---------------------------------------------------------------- which axis, which layers
-
-
 def test_tokens_have_their_neurons_last():
     """(batch, token, dim) by default, as find_layers says of them; neuron_dim overrides."""
     clean, adversarial = views(shapes={"block": (3, 6, 4)})
@@ -138,7 +127,7 @@ def test_tokens_have_their_neurons_last():
         same(SensitivityStabilizer(top=2, neuron_dim=neuron_dim)(clean, adversarial), expected)
     same(SensitivityStabilizer(top=2, neuron_dim=1)(*swapped), expected)
     assert not torch.isclose(SensitivityStabilizer(top=2, neuron_dim=1)(clean, adversarial), expected)
-    assert "neuron_dim is 0" in one_line(lambda: SensitivityStabilizer(neuron_dim=0)(clean, adversarial))
+    assert "neuron_dim is 0" in refusal(lambda: SensitivityStabilizer(neuron_dim=0)(clean, adversarial))
 
 
 @pytest.mark.parametrize(
@@ -162,24 +151,22 @@ def test_patterns_choose_layers(layers, names):
     same(stabilizer(clean, adversarial), slow_stabilizer_term(*chosen, count=counts(0.1), weight=1.0))
 
 
-def test_what_cannot_be_stabilized_is_one_line():
+def test_what_cannot_be_stabilized_is_refusal():
     clean, adversarial = views()
-    text = one_line(lambda: SensitivityStabilizer(layers=["conv", "layer9"])(clean, adversarial))
+    text = refusal(lambda: SensitivityStabilizer(layers=["conv", "layer9"])(clean, adversarial))
     assert "'layer9'" in text
     assert "conv, block.relu" in text
-    assert "nothing to stabilize" in one_line(lambda: SensitivityStabilizer()({}, {}))
+    assert "nothing to stabilize" in refusal(lambda: SensitivityStabilizer()({}, {}))
     fewer = {name: value for name, value in adversarial.items() if name != "fc"}
-    assert "the same layers" in one_line(lambda: SensitivityStabilizer()(clean, fewer))
+    assert "the same layers" in refusal(lambda: SensitivityStabilizer()(clean, fewer))
     half = {name: value[:1] for name, value in adversarial.items()}
-    assert "differ in shape" in one_line(lambda: SensitivityStabilizer()(clean, half))
-    text = one_line(lambda: SensitivityStabilizer(distance="cosine")(clean, adversarial))
+    assert "differ in shape" in refusal(lambda: SensitivityStabilizer()(clean, half))
+    text = refusal(lambda: SensitivityStabilizer(distance="cosine")(clean, adversarial))
     assert "distance is 'cosine', but a neuron of fc has one value" in text
     assert SensitivityStabilizer(distance="cosine", layers=["conv", "block.relu"])(clean, adversarial) > 0
 
 
 # ---------------------------------------------------------------- distances
-
-
 def slow_difference(clean, adversarial, distance: str, neuron_dim: int) -> list[float]:
     """Neuron by neuron and sample by sample, in Python's floats."""
     answer = []
@@ -246,8 +233,6 @@ def test_sensitivity_selects_whatever_the_distance(distance, reduction):
 
 
 # ---------------------------------------------------------------- scores: what selects, and where it is kept
-
-
 def selected(stabilizer, seed, neurons):
     """Asserts that with top=1 these neurons, {layer: id}, are the selected ones."""
     clean, adversarial = views(seed, CONVOLUTIONS)
@@ -267,7 +252,7 @@ def test_a_running_average_selects():
 @pytest.mark.parametrize(("refresh", "neuron"), [("epoch", 3), ("once", 2)])
 def test_remembered_sensitivities_select(refresh, neuron):
     stabilizer = SensitivityStabilizer(top=1, refresh=refresh)
-    text = one_line(lambda: stabilizer(*views(shapes=CONVOLUTIONS)))
+    text = refusal(lambda: stabilizer(*views(shapes=CONVOLUTIONS)))
     assert f"stabilizer.refresh is '{refresh}', but no sensitivities of conv1, conv2 were given" in text
     for k in (2, 3):
         stabilizer.remember({"conv1": torch.eye(5)[k], "conv2": torch.eye(4)[k]})
@@ -298,8 +283,6 @@ def test_the_scores_are_in_the_state_dict_of_the_module_around(refresh):
 
 
 # ---------------------------------------------------------------- settings
-
-
 def test_defaults():
     stabilizer = SensitivityStabilizer()
     assert (stabilizer.weight, stabilizer.top, stabilizer.layers, stabilizer.scale) == (1.0, 0.1, None, 1.0)
@@ -320,5 +303,5 @@ def test_defaults():
     ],
 )
 def test_a_wrong_setting_names_itself(setting, value):
-    text = one_line(lambda: SensitivityStabilizer(**{setting: value}))
+    text = refusal(lambda: SensitivityStabilizer(**{setting: value}))
     assert text.startswith(f"stabilizer.{setting} is {value!r}; ")

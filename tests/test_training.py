@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from reference import counted_passes, fit
+from reference import assert_bit_equal, counted_passes, fit
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,15 +22,8 @@ from nsr.training.free import FreeClassifier
 from nsr.training.module import RobustClassifier, full_precision
 
 CLASSES = 3
-OBJECTIVES = {
-    "natural": Natural,
-    "pgd": AdversarialTraining,
-    "half": lambda: AdversarialTraining(clean_weight=0.5),
-    "alp": LogitPairing,
-    "trades": Trades,
-    "mart": Mart,
-    "free": lambda: Free(replays=3),
-}
+OBJECTIVES = dict(natural=Natural, pgd=AdversarialTraining, alp=LogitPairing, trades=Trades, mart=Mart)
+OBJECTIVES |= {"half": lambda: AdversarialTraining(clean_weight=0.5), "free": lambda: Free(replays=3)}
 
 
 def network(*, dropout: bool = False) -> nn.Module:
@@ -74,7 +67,7 @@ def batch(size: int = 6):
 
 
 def step(module: RobustClassifier, number: int = 0) -> torch.Tensor:
-    """One optimiser step, as the Trainer makes it."""
+    """One optimizer step, as the Trainer makes it."""
     module.train()
     optimizer = module.configure_optimizers()
     loss = module.training_step(batch(), number)
@@ -86,12 +79,6 @@ def step(module: RobustClassifier, number: int = 0) -> torch.Tensor:
 
 def state(module: RobustClassifier) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.net.state_dict().items()}
-
-
-def assert_bit_equal(first, second):
-    assert first.keys() == second.keys()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
 
 
 @pytest.mark.parametrize("dropout", [False, True])
@@ -110,30 +97,30 @@ def test_weight_zero_is_bit_equal_to_none(name, dropout):
 
 @pytest.mark.parametrize("handling", ["batch", "frozen"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_stabilisers_own_pass_leaves_no_trace_in_batch_norm(name, handling):
+def test_the_stabilizers_own_pass_leaves_no_trace_in_batch_norm(name, handling):
     # one replay: at the second one the weights have moved by then, and differently
     objective = Free(replays=1) if name == "free" else OBJECTIVES[name]()
     plain = module_of(objective, dropout=True)
-    stabilised = module_of(objective, stabilizer=SensitivityStabilizer(weight=1.0, batch_norm=handling), dropout=True)
-    for module in (plain, stabilised):
+    stabilized = module_of(objective, stabilizer=SensitivityStabilizer(weight=1.0, batch_norm=handling), dropout=True)
+    for module in (plain, stabilized):
         fit(module, [batch()])
-    buffers = [dict(module.net.named_buffers()) for module in (plain, stabilised)]
+    buffers = [dict(module.net.named_buffers()) for module in (plain, stabilized)]
     assert_bit_equal(*buffers)
     assert int(plain.net.net.bn1.num_batches_tracked) == len(required_views(objective))
 
 
 def test_an_update_pass_is_asked_for_by_name():
     plain = module_of(AdversarialTraining())
-    stabilised = module_of(AdversarialTraining(), stabilizer=SensitivityStabilizer(batch_norm="update"))
-    for module in (plain, stabilised):
+    stabilized = module_of(AdversarialTraining(), stabilizer=SensitivityStabilizer(batch_norm="update"))
+    for module in (plain, stabilized):
         module.train()
         module.training_step(batch(), 0)
-    first, second = (module.net.net.bn1.num_batches_tracked for module in (plain, stabilised))
+    first, second = (module.net.net.bn1.num_batches_tracked for module in (plain, stabilized))
     assert (int(first), int(second)) == (1, 2)
 
 
 @pytest.mark.parametrize("through_clean", [True, False])
-def test_loss_and_gradients_of_a_stabilised_step_against_the_definition(through_clean):
+def test_loss_and_gradients_of_a_stabilized_step_against_the_definition(through_clean):
     weight, top = 0.7, 0.3
     stabilizer = SensitivityStabilizer(weight=weight, top=top, gradient_through_clean=through_clean)
     module = module_of(AdversarialTraining(), stabilizer=stabilizer).double()
@@ -183,7 +170,7 @@ def test_loss_and_gradients_of_a_stabilised_step_against_the_definition(through_
 
 
 STEPS = {"eval, gradient": 3, "backward": 4}  # an attack of three steps, and the training step's own backward pass
-PASSES = {  # of one batch: {objective: (without stabiliser, with)}
+PASSES = {  # of one batch: {objective: (without stabilizer, with)}
     "natural": ({"train, gradient": 1, "backward": 1}, {**STEPS, "train, gradient": 2}),
     "pgd": ({**STEPS, "train, gradient": 1}, {**STEPS, "train, gradient": 2}),
     "half": ({**STEPS, "train, gradient": 2}, {**STEPS, "train, gradient": 2}),
@@ -228,7 +215,7 @@ def test_objectives_without_their_weight_cost_no_pass(monkeypatch):
     ],
     ids=["trades", "alp"],
 )
-def test_objectives_without_their_weight_train_bit_by_bit_as_the_simpler_ones(weightless, other):
+def test_objectives_without_their_weight_train_bit_identically_to_their_baselines(weightless, other):
     modules = [module_of(objective(), dropout=True) for objective in (weightless, other)]
     for module in modules:
         fit(module, [batch()] * 3)
@@ -273,7 +260,7 @@ def test_augmentation_acts_in_training_before_the_attack():
     assert all(float(images.max()) <= 0.1 + 1e-6 for images in inputs)
 
 
-def test_the_first_loss_that_is_not_finite_is_told_with_its_step(monkeypatch):
+def test_the_first_loss_that_is_not_finite_is_reported_with_its_step(monkeypatch):
     module = module_of(Natural())
     module.train()
     for number, weight in enumerate((None, 0.0, float("nan"), float("nan"), 0.0)):
@@ -289,7 +276,7 @@ def test_the_first_loss_that_is_not_finite_is_told_with_its_step(monkeypatch):
         module.check_finite()
 
 
-def test_the_first_batch_is_looked_at():
+def test_the_first_batch_is_checked():
     images, labels = batch()
     for wrong, message in (
         ((images * 255, labels), r"images outside \[0, 1\]"),

@@ -1,11 +1,8 @@
-"""The alarms of training: hand-made histories, then nets trained to go wrong, each beside one that does not."""
+"""The checks of training: hand-made histories, then nets that fail in training, each beside one that does not."""
 
 from __future__ import annotations
 
-import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,27 +23,17 @@ from nsr.errors import InputError, RunStopped
 from nsr.evaluation import report
 from nsr.models import Classifier
 from nsr.randomness import draw_seed
-from tests.conftest import TINY, job
+from tests.conftest import TINY, in_a_process, job, rows, without
 
 ROOT = Path(__file__).parent.parent
-SLOW = pytest.mark.slow
 CLASSES = 10
 
 
 def history(*epochs: dict, **common) -> list[Epoch]:
-    """Epochs of an ordinary run, but for what is said."""
-    ordinary = {
-        "clean": 0.9,
-        "robust": 0.5,
-        "images": 1000,
-        "strong_images": 1000,
-        "training": 0.55,
-        "most_predicted": 0.15,
-        "expected": 0.1,
-        "least_sensitive": ("relu", 1.0, 1.0),
-        **common,
-    }
-    made = [{**ordinary, "number": number, **epoch} for number, epoch in enumerate(epochs)]
+    """Epochs of an ordinary run with these changes."""
+    ordinary = dict(clean=0.9, robust=0.5, images=1000, strong_images=1000, training=0.55, most_predicted=0.15)
+    ordinary |= dict(expected=0.1, least_sensitive=("relu", 1.0, 1.0))
+    made = [{**ordinary, **common, "number": number, **epoch} for number, epoch in enumerate(epochs)]
     made[0]["training"] = None  # before training
     return [Epoch(**{"strong": epoch["robust"], **epoch}) for epoch in made]
 
@@ -63,8 +50,6 @@ def robust(*values: float) -> list[dict]:
 
 
 # ---------------------------------------------------------------- catastrophic overfitting
-
-
 @pytest.mark.parametrize(
     ("epochs", "triggered"),
     [
@@ -96,7 +81,7 @@ def test_catastrophic_overfitting(epochs, triggered):
     assert is_raised("catastrophic_overfitting", history(*epochs)) is triggered
 
 
-def test_its_evidence_are_the_figures():
+def test_its_evidence_has_the_metrics():
     epochs = history(*robust(0.9, 0.3, 0.4, 0.018))  # before training anything is possible, and means nothing
     _, evidence = RULES["catastrophic_overfitting"].evaluate(epochs, classes=CLASSES)
     assert "2.0 % of the correctly classified validation images" in evidence
@@ -105,8 +90,6 @@ def test_its_evidence_are_the_figures():
 
 
 # ---------------------------------------------------------------- robust overfitting
-
-
 def overfitting(*, best: float = 0.5, last: float = 0.4, training: float = 0.9, **common) -> list[Epoch]:
     """Five epochs at the best and five at the last."""
     early = [{"robust": best, "training": 0.5}] * 5
@@ -164,8 +147,6 @@ def test_noise_is_two_standard_errors():
 
 
 # ---------------------------------------------------------------- one class, a constant
-
-
 @pytest.mark.parametrize(
     ("epochs", "triggered"),
     [
@@ -192,12 +173,12 @@ STILL = {"least_sensitive": ("still", 1e-5, 0.1), "clean": 0.1, "robust": 0.1}
         ([{}, *[STILL] * 3], True),
         ([{}, *[{**STILL, "least_sensitive": ("still", 0.0, 0.1), "clean": 0.12, "robust": 0.12}] * 3], True),
         ([{}, *[STILL] * 2], False),
-        ([{}, STILL, {}, *[STILL] * 2], False),  # it recovers, and the count begins anew
+        ([{}, STILL, {}, *[STILL] * 2], False),  # it recovers, and the count restarts
         ([{}, STILL, {}, *[STILL] * 3], True),
         ([{}, *[{**STILL, "clean": 0.5, "robust": 0.5}] * 7], False),  # it learns
         ([{}, *[{**STILL, "least_sensitive": ("still", 0.05, 0.1)}] * 7], False),  # it moves
         ([{}, *[{**STILL, "robust": 0.05}] * 7], False),  # the attack does something
-        ([{}, *[{**STILL, "least_sensitive": None}] * 3], None),  # no stabiliser
+        ([{}, *[{**STILL, "least_sensitive": None}] * 3], None),  # no stabilizer
     ],
 )
 def test_a_constant(epochs, triggered):
@@ -205,8 +186,6 @@ def test_a_constant(epochs, triggered):
 
 
 # ---------------------------------------------------------------- what is compared
-
-
 @pytest.mark.parametrize(
     ("training", "expected"),
     [
@@ -221,11 +200,8 @@ def test_a_constant(epochs, triggered):
     ids=["as wide", "wider", "narrower", "another norm", "free", "ensemble", "unknown"],
 )
 def test_accuracies_are_compared_where_training_attacks_as_widely(training, expected):
-    module = SimpleNamespace(
-        views=("adversarial",),
-        train_attack=training,
-        validation_attack=GradientAttack(epsilon=0.1, steps=10),
-    )
+    validation = GradientAttack(epsilon=0.1, steps=10)
+    module = SimpleNamespace(views=("adversarial",), train_attack=training, validation_attack=validation)
     assert _as_wide(module) is expected
     if expected:
         training.scale = 0.99  # a ramp
@@ -236,26 +212,13 @@ def test_accuracies_are_compared_where_training_attacks_as_widely(training, expe
 
 
 # ---------------------------------------------------------------- whole runs
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def alarms_of(run: Path) -> dict[str, dict]:
-    return {alarm["name"]: alarm for alarm in json.loads((run / "checks.json").read_text())}
+def checks_of(run: Path) -> dict[str, dict]:
+    return {check["name"]: check for check in json.loads((run / "checks.json").read_text())}
 
 
 ONE_STEP = (  # FGSM as its authors' code makes it, at an epsilon that it cannot learn
-    *(
-        "logger=csv",
-        "trainer.accelerator=cpu",
-        "stabilizer=none",
-        "train_attack=fgsm",
-        "train_attack.mode=train",
-        "epsilon=0.3",
-    ),
+    *("logger=csv", "trainer.accelerator=cpu", "stabilizer=none", "train_attack=fgsm", "train_attack.mode=train"),
+    "epsilon=0.3",
     *("optimizer.lr=0.001", "scheduler=constant", "trainer.max_epochs=8", "test_attacks=[clean]"),
 )
 
@@ -267,30 +230,22 @@ def test_single_step_training_at_a_large_epsilon_is_stopped(tmp_path, caplog):
     stop = "checks.stop_on=[catastrophic_overfitting]"
     with pytest.raises(RunStopped, match=r"checks\.stop_on: .*catastrophic_overfitting\), epoch \d: ") as caught:
         train(job("train", run, *ONE_STEP, stop))
-    assert "\n" not in str(caught.value)
-    alarm = alarms_of(run)["catastrophic_overfitting"]
-    assert alarm["triggered"] is True
-    assert alarm["evidence"] in str(caught.value)
+    check = checks_of(run)["catastrophic_overfitting"]
+    assert check["triggered"] is True
+    assert check["evidence"] in str(caught.value)
     last = rows(run / "metrics.csv")[-1]
-    assert int(last["epoch"]) == alarm["epoch"] < 8  # at the end of that epoch, whose records and checkpoint are kept
+    assert int(last["epoch"]) == check["epoch"] < 8  # at the end of that epoch, whose records and checkpoint are kept
     kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert kept["nsr_place"]["epochs"] == alarm["epoch"]
+    assert kept["nsr_place"]["epochs"] == check["epoch"]
     assert (run / "timing.json").exists()
     assert not (run / "metrics.json").exists()
     assert [record.levelname for record in caplog.records if "catastrophic_overfitting" in record.message] == ["INFO"]
 
 
-@SLOW
+@pytest.mark.slow
 def test_the_command_ends_with_one_line(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *ONE_STEP,
-        "checks.stop_on=[single_class,catastrophic_overfitting]",
-    ]
-    done = subprocess.run(
-        [*command, f"hydra.run.dir={tmp_path / 'run'}"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    stop = "checks.stop_on=[single_class,catastrophic_overfitting]"
+    done = in_a_process("train.py", *ONE_STEP, stop, f"hydra.run.dir={tmp_path / 'run'}", folder=tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: checks.stop_on: ")
@@ -298,7 +253,7 @@ def test_the_command_ends_with_one_line(tmp_path):
     assert "catastrophic_overfitting" in (tmp_path / "run" / "train.log").read_text()
 
 
-@SLOW
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "triggered"),
     [("train_attack=fgsm train_attack.mode=train", True), ("train_attack=pgd train_attack.steps=5", False)],
@@ -307,13 +262,13 @@ def test_at_one_epsilon_one_step_overfits_and_several_do_not(tmp_path, attack, t
     settings = [setting for setting in ONE_STEP if not setting.startswith(("attack=", "attack.", "epsilon"))]
     settings += ["epsilon=0.28", "trainer.max_epochs=12", *attack.split()]
     train(job("train", tmp_path / "run", *settings))
-    alarm = alarms_of(tmp_path / "run")["catastrophic_overfitting"]
-    assert alarm["triggered"] is triggered, alarm["evidence"]
+    check = checks_of(tmp_path / "run")["catastrophic_overfitting"]
+    assert check["triggered"] is triggered, check["evidence"]
     last = rows(tmp_path / "run" / "metrics.csv")[-1]
-    assert float(last["train/robust_accuracy"]) > 0.3  # enough is learnt for a judgement
+    assert float(last["train/robust_accuracy"]) > 0.3  # enough is learnt for an evaluation
 
 
-@SLOW
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [0.4, 0.0])
 def test_labels_learnt_by_heart_overfit(tmp_path, monkeypatch, wrong):
     """200 training images, two labels of five drawn at random: robust accuracy falls while they are memorised."""
@@ -329,53 +284,41 @@ def test_labels_learnt_by_heart_overfit(tmp_path, monkeypatch, wrong):
             self.training_set.labels = torch.where(changed, drawn, labels)
 
     monkeypatch.setattr(ImageData, "setup", with_wrong_labels)
-    settings = [
-        "logger=csv",
-        "trainer.accelerator=cpu",
-        "stabilizer=none",
-        "scheduler=constant",
-        "test_attacks=[clean]",
-    ]
+    settings = ["logger=csv", "trainer.accelerator=cpu", "stabilizer=none", "scheduler=constant"]
+    settings += ["test_attacks=[clean]"]
     settings += ["data.validation_images=1097", "epsilon=0.08", "train_attack.steps=2", "validation_attack.steps=2"]
     train(job("train", tmp_path / "run", *settings, "trainer.max_epochs=32"))
-    triggered = {name: alarm["triggered"] for name, alarm in alarms_of(tmp_path / "run").items()}
+    triggered = {name: check["triggered"] for name, check in checks_of(tmp_path / "run").items()}
     assert triggered.pop("robust_overfitting") is (wrong > 0)
     assert not any(triggered.values())
 
 
 @pytest.mark.slow
 def test_a_network_of_one_answer(tmp_path, capsys, caplog):
-    """A learning rate that destroys it, told in one line and in the table; its twin at an ordinary one learns."""
-    tiny = [override for override in TINY if not override.startswith(("trainer.limit", "trainer.max"))]
-    tiny += [
-        "objective=natural",
-        "stabilizer=none",
-        "trainer.max_epochs=5",
-        "scheduler=constant",
-        "test_attacks=[clean]",
-    ]
-    tiny = [override for override in tiny if not override.startswith("test_attacks.")]
+    """A learning rate that destroys it, reported in one line and in the table; its counterpart learns."""
+    tiny = [*without("trainer.limit", "trainer.max", "test_attacks."), "objective=natural", "stabilizer=none"]
+    tiny += ["trainer.max_epochs=5", "scheduler=constant", "test_attacks=[clean]"]
     train(job("train", tmp_path / "run", *tiny, "optimizer.lr=100"))
-    alarm = alarms_of(tmp_path / "run")["single_class"]
-    assert alarm["triggered"] is True, alarm["evidence"]
+    check = checks_of(tmp_path / "run")["single_class"]
+    assert check["triggered"] is True, check["evidence"]
     shown = capsys.readouterr().out
     assert "checks of this training" in shown
     assert "callbacks=[epsilon_ramp]" in "".join(shown.split())  # no markup of rich's
-    (told,) = [record for record in caplog.records if "single_class" in record.message]
-    assert told.levelname == "WARNING"
-    assert "\n" not in told.message
-    assert alarm["evidence"] in told.message
-    assert alarm["meaning"] in told.message
+    (logged,) = [record for record in caplog.records if "single_class" in record.message]
+    assert logged.levelname == "WARNING"
+    assert "\n" not in logged.message
+    assert check["evidence"] in logged.message
+    assert check["meaning"] in logged.message
 
-    train(job("train", tmp_path / "twin", *tiny))
-    assert alarms_of(tmp_path / "twin")["single_class"]["triggered"] is False
+    train(job("train", tmp_path / "counterpart", *tiny))
+    assert checks_of(tmp_path / "counterpart")["single_class"]["triggered"] is False
     assert "checks of this training" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_run_whose_stabiliser_wins_is_stopped(tmp_path):
+def test_a_run_whose_stabilizer_wins_is_stopped(tmp_path):
     """The sum over layers and neurons at a weight made for the mean; `constant` stops without being asked for."""
-    overrides = [override for override in TINY if not override.startswith("trainer.limit")]
+    overrides = without("trainer.limit")
     overrides += ["stabilizer.reduction=sum", "stabilizer.weight=20", "trainer.max_epochs=12"]
     with pytest.raises(RunStopped, match=r"to a constant \(check collapsed_network\).*stabilizer\.weight"):
         train(job("train", tmp_path / "run", *overrides))
@@ -385,16 +328,15 @@ def test_a_run_whose_stabiliser_wins_is_stopped(tmp_path):
 
 @pytest.mark.slow
 def test_what_stops_is_a_choice(tmp_path):
-    overrides = [override for override in TINY if not override.startswith("trainer.limit")]
+    overrides = without("trainer.limit")
     overrides += ["stabilizer.reduction=sum", "stabilizer.weight=20", "trainer.max_epochs=8", "checks.stop_on=[]"]
     train(job("train", tmp_path / "run", *overrides))
-    assert alarms_of(tmp_path / "run")["collapsed_network"]["triggered"] is True
+    assert checks_of(tmp_path / "run")["collapsed_network"]["triggered"] is True
     logged = rows(tmp_path / "run" / "csv" / "metrics.csv")
-    flags = {
-        float(row["epoch"]): float(row["checks/collapsed_network"]) for row in logged if row["checks/collapsed_network"]
-    }
+    name = "checks/collapsed_network"
+    flags = {float(row["epoch"]): float(row[name]) for row in logged if row[name]}
     assert list(flags) == list(range(9))
-    first = alarms_of(tmp_path / "run")["collapsed_network"]["epoch"]
+    first = checks_of(tmp_path / "run")["collapsed_network"]["epoch"]
     assert next(epoch for epoch, flag in flags.items() if flag) == first
     assert flags[first - 1] == 0
 
@@ -405,35 +347,27 @@ def test_stop_on_is_checked():
     assert tuple(RULES) == TRAINING_CHECKS
 
 
-def test_the_page_has_every_alarm_of_training():
+def test_the_page_has_every_check_of_training():
     page = (ROOT / "docs" / "checks.md").read_text()
     assert all(f"| `{name}` | {rule.title} |" in page for name, rule in RULES.items())
 
 
 # ---------------------------------------------------------------- the same after resuming
-
-
 def fitted(folder: Path, epochs: int, *, resumed: Path | None = None) -> TrainingChecks:
-    settings = [
-        "stabilizer.reduction=sum",
-        "stabilizer.weight=20",
-        "scheduler=constant",
-        f"trainer.max_epochs={epochs}",
-    ]
-    tiny = [override for override in TINY if not override.startswith("trainer.limit")]
-    config = job("train", folder, *tiny, *settings)
+    settings = ["stabilizer.reduction=sum", "stabilizer.weight=20", "scheduler=constant"]
+    config = job("train", folder, *without("trainer.limit"), *settings, f"trainer.max_epochs={epochs}")
     torch.manual_seed(0)  # of the weights
     made_job = make_job(config, "train")
     data, module = made_job.data, made_job.module
-    signs = TrainingChecks(folder, stop_on=[])
-    callbacks = [Checkpoints(folder), signs]
+    checks = TrainingChecks(folder, stop_on=[])
+    callbacks = [Checkpoints(folder), checks]
     trainer = instantiate(config.trainer, "trainer", logger=False, callbacks=callbacks)
     trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
-    return signs
+    return checks
 
 
 @pytest.mark.slow
-def test_resuming_judges_as_if_nothing_had_happened(tmp_path):
+def test_resuming_evaluates_the_same(tmp_path):
     whole = fitted(tmp_path / "whole", 7)
     assert whole.first["collapsed_network"][0] > 2  # it needs epochs of both parts
     fitted(tmp_path / "part", 2)
@@ -443,8 +377,6 @@ def test_resuming_judges_as_if_nothing_had_happened(tmp_path):
 
 
 # ---------------------------------------------------------------- what it costs
-
-
 def passes(run: Path, monkeypatch, *overrides: str) -> int:
     """Images that went through the network in a run of two epochs."""
     counted = []
@@ -478,9 +410,9 @@ def test_passes(tmp_path, monkeypatch, choice, images):
     overrides = [override for override in choice.split() if not override.startswith("~")]
     if "fgsm" in choice:
         overrides.append("validation_attack.steps=1")
-    with_alarms = passes(tmp_path / "with", monkeypatch, *overrides)
+    with_checks = passes(tmp_path / "with", monkeypatch, *overrides)
     monkeypatch.setattr("nsr.app.train.TrainingChecks", Nothing)
-    assert with_alarms - passes(tmp_path / "without", monkeypatch, *overrides) == images
+    assert with_checks - passes(tmp_path / "without", monkeypatch, *overrides) == images
 
 
 @pytest.mark.slow
@@ -490,8 +422,8 @@ def test_the_probe_is_pgd_on_an_even_choice_of_images(tmp_path):
     config = job("train", folder, *TINY, "trainer.limit_train_batches=1.0", "trainer.max_epochs=3", *overrides)
     made_job = make_job(config, "train")
     data, module = made_job.data, made_job.module
-    signs = TrainingChecks(folder)
-    trainer = instantiate(config.trainer, "trainer", logger=False, enable_checkpointing=False, callbacks=[signs])
+    checks = TrainingChecks(folder)
+    trainer = instantiate(config.trainer, "trainer", logger=False, enable_checkpointing=False, callbacks=[checks])
     trainer.fit(module, datamodule=data)
     net, right = module.net.eval(), 0
     for number in range(7):
@@ -501,10 +433,10 @@ def test_the_probe_is_pgd_on_an_even_choice_of_images(tmp_path):
         adversarial = GradientAttack(epsilon=0.15, steps=10)(net, images, labels, generator=generator)
         with torch.no_grad():
             right += int((net(adversarial).argmax(1) == labels).sum())
-    last = signs.history[-1]
+    last = checks.history[-1]
     assert (last.strong, last.strong_images) == (right / 29, 29)
     assert 0 < last.strong < last.robust  # one step is the weaker attack
-    assert signs.history[0].strong == signs.history[0].robust  # before training there is nothing to look for
+    assert checks.history[0].strong == checks.history[0].robust  # before training there is nothing to look for
 
 
 def test_the_classes_predicted_are_those_of_the_network(tmp_path):
@@ -512,22 +444,22 @@ def test_the_classes_predicted_are_those_of_the_network(tmp_path):
     config = job("train", folder, *TINY, "data.evaluation_batch_size=30")
     made_job = make_job(config, "train")
     data, module = made_job.data, made_job.module
-    signs = TrainingChecks()
-    trainer = instantiate(config.trainer, "trainer", logger=False, enable_checkpointing=False, callbacks=[signs])
+    checks = TrainingChecks()
+    trainer = instantiate(config.trainer, "trainer", logger=False, enable_checkpointing=False, callbacks=[checks])
     trainer.fit(module, datamodule=data)
     with torch.no_grad():
         predicted = module.net.eval()(data.validation_set.images).argmax(1).tolist()
     most = max(range(10), key=predicted.count)
-    last = signs.history[-1]
+    last = checks.history[-1]
     assert last.images == 200
     assert last.most_predicted == predicted.count(most) / 200
     assert last.expected == data.validation_set.labels.tolist().count(most) / 200
 
 
-def test_a_table_of_raised_alarms(capsys):
-    signs = TrainingChecks()
-    signs.first["single_class"] = (4, "all images are sevens")
-    report.show_checks(signs.results(), "checks of this training")
+def test_a_table_of_raised_checks(capsys):
+    checks = TrainingChecks()
+    checks.first["single_class"] = (4, "all images are sevens")
+    report.show_checks(checks.results(), "checks of this training")
     text = " ".join(capsys.readouterr().out.split())
     assert "nearly all images are predicted as one class" in text
     assert "epoch 4: all images are sevens" in text

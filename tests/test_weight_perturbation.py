@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from reference import (
     Raising,
+    assert_bit_equal,
     fit,
     quiet_trainer,
     residual_net,
@@ -92,11 +93,8 @@ def settings_of(net, *, layers=STABILIZED, **settings):
 def module_of(objective=None, *, net=None, attached=True, **settings) -> RobustClassifier:
     net = Shifted() if net is None else net
     objective = AdversarialTraining() if objective is None else objective
-    module = (
-        RobustClassifier(net, **settings_of(net, objective=objective, train_attack=Nudge(), **settings))
-        .double()
-        .train()
-    )
+    settings = settings_of(net, objective=objective, train_attack=Nudge(), **settings)
+    module = RobustClassifier(net, **settings).double().train()
     if attached:
         module.trainer = quiet_trainer()
     return module
@@ -140,18 +138,10 @@ def state(net):
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
-def assert_bit_equal(first, second):
+def assert_close(first, second):
     assert first.keys() == second.keys()
     for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-
-
-def assert_close(first, second, *, tolerance=1e-9):
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        torch.testing.assert_close(
-            value, second[name], rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(value, second[name], rtol=1e-9, atol=1e-9, msg=lambda t, n=name: f"{n}: {t}")
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -199,9 +189,7 @@ def test_a_stabilizing_term_is_measured_there_and_not_ascended():
     moved = moved_by_hand(net, images, labels, views=("adversarial",), loss_of=pgd_by_hand)
     values = {view: moved.net.values(inputs + moved.shift) for view, inputs in views_of(images).items()}
     features = {view: {layer: of[layer.removeprefix("net.")] for layer in STABILIZED} for view, of in values.items()}
-    term = slow_stabilizer_term(
-        features["clean"], features["adversarial"], count=dict.fromkeys(STABILIZED, 2), weight=weight
-    )
+    term = slow_stabilizer_term(*features.values(), count=dict.fromkeys(STABILIZED, 2), weight=weight)
     expected = pgd_by_hand({"adversarial": values["adversarial"]["fc"]}, labels) + term
     assert term > 0.1
     wanted = torch.autograd.grad(expected, [moved.get_parameter(name) for name in sorted(MOVED)])
@@ -274,9 +262,6 @@ def test_a_weight_that_the_loss_does_not_use_stays():
     assert_bit_equal({name: trained[name] for name in state(without.net)}, state(without.net))
 
 
-# ---------------------------------------------------------------- a run
-
-
 @pytest.mark.parametrize("accumulated", [1, 2])
 @pytest.mark.parametrize("name", ["pgd", "trades"])
 def test_a_run_descends_from_the_unmoved_weights_which_decay(name, accumulated):
@@ -326,9 +311,7 @@ class Watch(pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         net, passes = pl_module.net, self.passes.setdefault(trainer.current_epoch, [])
         begun = net.net.fc.weight.detach().clone()
-        self.handle = net.register_forward_pre_hook(
-            lambda net, inputs: passes.append(torch.equal(net.net.fc.weight, begun))
-        )
+        self.handle = net.register_forward_pre_hook(lambda net, _: passes.append(torch.equal(net.net.fc.weight, begun)))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.handle.remove()
@@ -350,9 +333,8 @@ def test_a_step_that_breaks_leaves_the_weights_unmoved():
     met = []
     broken = Raising(net, at=2)  # the pass of the ascent goes through, that of the loss does not
     broken.register_forward_pre_hook(lambda broken, inputs: met.append(net.net.fc.weight.detach().clone()))
-    module = RobustClassifier(
-        broken, **settings_of(net, layers=(), objective=AdversarialTraining(), train_attack=Nudge())
-    ).double()
+    settings = settings_of(net, layers=(), objective=AdversarialTraining(), train_attack=Nudge())
+    module = RobustClassifier(broken, **settings).double()
     before = {name: value.clone() for name, value in net.named_parameters()}
     with pytest.raises(RuntimeError, match="the network broke"):
         fit(module, [batch()], callbacks=[AdversarialWeightPerturbation(gamma=GAMMA)])
@@ -362,13 +344,11 @@ def test_a_step_that_breaks_leaves_the_weights_unmoved():
 
 def test_free_training_is_refused():
     net = Shifted()
-    module = FreeClassifier(
-        net, **settings_of(net, objective=Free(), train_attack=KeptPerturbation(epsilon=0.1))
-    ).double()
+    settings = settings_of(net, objective=Free(), train_attack=KeptPerturbation(epsilon=0.1))
+    module = FreeClassifier(net, **settings).double()
     before = state(net)
-    with pytest.raises(InputError, match="awp.*objective=free") as caught:
+    with pytest.raises(InputError, match="awp.*objective=free"):
         fit(module, [batch()], callbacks=[AdversarialWeightPerturbation()])
-    assert "\n" not in str(caught.value)
     assert_bit_equal(before, state(net))
 
 
@@ -383,6 +363,5 @@ def test_it_takes_part_in_training_alone():
     [*(("gamma", value) for value in (-0.1, float("nan"), True, "0.1")), *(("warmup", value) for value in (-1, 0.5))],
 )
 def test_a_wrong_setting_is_refused(setting, value):
-    with pytest.raises(InputError, match=rf"callbacks\.awp\.{setting} is ") as caught:
+    with pytest.raises(InputError, match=rf"callbacks\.awp\.{setting} is "):
         AdversarialWeightPerturbation(**{setting: value})
-    assert "\n" not in str(caught.value)

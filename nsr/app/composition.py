@@ -5,6 +5,7 @@ Hydra would report a wrong name in several lines and without a guess at the righ
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,6 +83,12 @@ for resolver in (evaluation_directory, times, fraction_of, sweep, chosen, run_na
     OmegaConf.register_new_resolver(f"nsr.{resolver.__name__}", resolver, replace=True)
 
 
+@functools.cache
+def _known_settings(program: str) -> tuple[str, ...]:
+    """Return the names of a program's settings, composed once a process."""
+    return tuple(map(str, compose(program)))
+
+
 def compose_checked(program: str, overrides: Sequence[str], config_name: str | None = None) -> DictConfig:
     """Compose and check a configuration, including Hydra's own settings; InputError in one line.
 
@@ -105,10 +112,11 @@ def compose_checked(program: str, overrides: Sequence[str], config_name: str | N
             raise InputError(f"{why}; give a radius: epsilon=8/255") from error
         try:
             settings = plain(without_hydra(config))  # a missing value stays '???', and is reported as missing
+            known = _known_settings(program)
         except OmegaConfBaseException as error:
             raise InputError(_first_line(error)) from error
         check_settings(settings, program)
-        check_names(settings, map(str, compose(program)), OmegaConf.to_yaml(config), program)
+        check_names(settings, known, OmegaConf.to_yaml(config), program)
         return config
 
 

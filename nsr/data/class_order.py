@@ -102,7 +102,9 @@ def match_classes(names: Sequence[str], order: Sequence[Names], title: str, *, i
             got = (
                 f"outputs {', '.join(map(str, found))}" if len(found) > 1 else "already another's" if found else "none"
             )
-            raise InputError(f"{title} has the class {name!r}, which is {got} of the network's {listed(ours)}; {fix}")
+            raise InputError(
+                f"{title} has the class {name!r}, which is {got} of the network's classes, {listed(ours)}; {fix}"
+            )
         outputs += found
     used = dict(zip(outputs, names, strict=True))
     every = tuple(used.get(output, name) for output, name in enumerate(ours))

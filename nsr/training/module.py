@@ -38,9 +38,14 @@ class Suite(Protocol):
 
     metrics: dict[str, float]  # {NAME_accuracy: ...} of the latest test
 
-    def start(self, layers: Sequence[Layer], device: torch.device) -> None: ...
-    def measure(self, net: nn.Module, extractor: FeatureExtractor, batch: Batch, *, number: int) -> None: ...
-    def finish(self) -> None: ...
+    def start(self, layers: Sequence[Layer], device: torch.device) -> None:
+        """Empty the suite."""
+
+    def measure(self, net: nn.Module, extractor: FeatureExtractor, batch: Batch, *, number: int) -> None:
+        """Attack a batch of the test set."""
+
+    def finish(self) -> None:
+        """Combine the batches, over processes too, into `metrics`."""
 
 
 def is_training(trainer: pl.Trainer) -> bool:

@@ -32,30 +32,13 @@ def made(count: int = 5, seeds: int = 3, *, noise: float = 0.02) -> pandas.DataF
         for seed in range(seeds):
             robust = 0.2 + 0.1 * place + noise * draw.standard_normal()
             sensitivity = 1 - robust + noise * draw.standard_normal()
-            rows.append(
-                {
-                    "run": f"{objective}/{seed}",
-                    "method": objective,
-                    "objective": objective,
-                    "stabilized": False,
-                    "adversarial": objective != "natural",
-                    "seed": seed,
-                    "status": "finished",
-                    "clean_accuracy": 0.9,
-                    "fgsm_accuracy": robust + 0.1,
-                    "pgd_accuracy": robust,
-                    "absolute": sensitivity,
-                    "absolute/a": sensitivity,
-                    "absolute/b": -sensitivity,
-                    "relative": sensitivity**2,
-                    "relative/a": sensitivity**2,
-                    "relative/b": 0.5,
-                }
-            )
+            row = {"run": f"{objective}/{seed}", "method": objective, "objective": objective, "seed": seed}
+            row |= {"stabilized": False, "adversarial": objective != "natural", "status": "finished"}
+            row |= {"clean_accuracy": 0.9, "fgsm_accuracy": robust + 0.1, "pgd_accuracy": robust}
+            row |= {"absolute": sensitivity, "absolute/a": sensitivity, "absolute/b": -sensitivity}
+            row |= {"relative": sensitivity**2, "relative/a": sensitivity**2, "relative/b": 0.5}
+            rows.append(row)
     return pandas.DataFrame(rows)
-
-
-# ---------------------------------------------------------------- over seeds
 
 
 def test_means_and_deviations_over_finished_runs():
@@ -97,18 +80,14 @@ def test_pairs_are_of_equal_seeds():
 
 def test_one_pair_has_no_interval_and_none_no_difference():
     runs = made()
-    one = paired_differences(runs[(runs["method"] != "fast") | (runs["seed"] == 0)], "pgd").set_index(
-        ["method", "metric"]
-    )
+    chosen = runs[(runs["method"] != "fast") | (runs["seed"] == 0)]
+    one = paired_differences(chosen, "pgd").set_index(["method", "metric"])
     found = one.loc[("fast", "pgd_accuracy")]
     assert found["pairs"] == 1 and found["difference"] < 0
     assert numpy.isnan(found["low"]) and numpy.isnan(found["high"])
     runs.loc[runs["method"] == "fast", "seed"] += 10
     none = paired_differences(runs, "pgd").set_index(["method", "metric"]).loc[("fast", "pgd_accuracy")]
     assert none["pairs"] == 0 and numpy.isnan(none["difference"])
-
-
-# ---------------------------------------------------------------- rank correlation
 
 
 @given(st.data())
@@ -180,9 +159,6 @@ def test_correlations_of_each_layer_and_of_the_adversarially_trained():
     unfinished = runs.assign(status=["failed"] * 3 + ["finished"] * 12)
     again = correlations(unfinished, "pgd_accuracy", resamples=200).set_index(["among", "measure", "layer"])
     assert again.loc[("all runs", "absolute", "mean"), "runs"] == 12
-
-
-# ---------------------------------------------------------------- choices
 
 
 def test_robustness_is_read_from_the_strongest_attack_that_all_runs_have():

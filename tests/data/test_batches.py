@@ -17,9 +17,8 @@ worlds = st.integers(1, 5)
 def training(size, batch_size, world_size, seed=0, epoch=0):
     """The batches of every rank, or None where the set is refused."""
     try:
-        ranks = [
-            TrainingBatches(size, batch_size, seed=seed, rank=rank, world_size=world_size) for rank in range(world_size)
-        ]
+        settings = {"seed": seed, "world_size": world_size}
+        ranks = [TrainingBatches(size, batch_size, rank=rank, **settings) for rank in range(world_size)]
     except InputError:
         return None
     for batches in ranks:
@@ -62,18 +61,16 @@ def test_several_processes_train_on_the_global_batches_of_one(size, share, world
 
 
 @given(sizes, st.integers(2, 10), worlds)
-def test_weighted_means_over_processes_are_those_over_the_batch(size, share, world_size):
+def test_weighted_means_over_processes_are_those_over_the_batch(size, share, n):
     try:
-        ranks = [
-            TrainingBatches(size, share * world_size, seed=0, rank=r, world_size=world_size) for r in range(world_size)
-        ]
+        ranks = [TrainingBatches(size, share * n, seed=0, rank=rank, world_size=n) for rank in range(n)]
     except InputError:
         return
     for number, batches in enumerate(zip(*ranks, strict=True)):
         means = [sum(batch) / len(batch) * rank.weight(number) for batch, rank in zip(batches, ranks, strict=True)]
         images = flat(batches)
-        assert sum(means) / world_size == pytest.approx(sum(images) / len(images), rel=1e-12)
-        if len(images) == share * world_size:
+        assert sum(means) / n == pytest.approx(sum(images) / len(images), rel=1e-12)
+        if len(images) == share * n:
             assert all(rank.weight(number) == 1.0 for rank in ranks)
 
 

@@ -134,10 +134,7 @@ def test_describe():
         ({"seed": -1}, "data.seed is -1"),
         ({"augmentation": "flip"}, "data.augmentation is 'flip'"),
         ({"num_workers": 1000}, "data.num_workers is 1000; .* at most .*; this machine has .* CPUs"),
-        (
-            {"image_size": 200_000},
-            "a batch of 250 images of data.image_size=200000 takes 40,000 GB; it must fit in the",
-        ),
+        ({"image_size": 200_000}, "a batch of 250 images of data.image_size=200000 takes 40,000 GB; it must fit in"),
         ({"num_workers": -1}, "data.num_workers is -1"),
     ],
 )
@@ -196,15 +193,9 @@ class Recorder(pl.LightningModule):
 
 def fit(data, folder, epochs, checkpoint=None, **settings):
     net = Recorder()
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, **settings)],
-    )
+    quiet = dict.fromkeys(("logger", "use_distributed_sampler", "enable_progress_bar", "enable_model_summary"), False)
+    keep = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, **settings)
+    trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[keep], **quiet)
     trainer.fit(net, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return net
 

@@ -72,12 +72,10 @@ def refused(returned, **settings) -> str:
 
     with pytest.raises(InputError) as caught:
         prepare()
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 # ---------------------------------------------------------------- what fits
-
 ITEMS = {
     "PIL": pairs(Image.fromarray),
     "numpy, channels last": pairs(),
@@ -101,10 +99,8 @@ def test_items_of_every_form_become_the_same_images(items, form, caplog):
     images, labels = data.test_set.__getitems__(range(24))
     torch.testing.assert_close(images, EXPECTED, rtol=0, atol=1e-7)
     assert labels.tolist() == LABELS.tolist() and images.dtype == torch.float32
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == (0 if form in (list, Listed) else 2) and all(
-        "24 images read into memory" in row for row in told
-    )
+    logged = [record.getMessage() for record in caplog.records]
+    assert len(logged) == (0 if form in (list, Listed) else 2) and all("24 images read" in row for row in logged)
 
 
 ARRAYS = (BYTES, LABELS)
@@ -223,8 +219,6 @@ def test_a_factory_that_draws_gives_the_same_data_for_every_seed():
 
 
 # ---------------------------------------------------------------- images that are not kept in memory
-
-
 def test_a_large_dataset_is_read_when_needed(monkeypatch):
     expected = made((TENSORS, TENSORS))
     expected.setup()
@@ -263,8 +257,6 @@ def test_images_that_are_evaluated_must_not_be_random():
 
 
 # ---------------------------------------------------------------- what does not fit
-
-
 def items(*rows):
     return [list(rows) * 9] * 2
 
@@ -293,10 +285,7 @@ SOME = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
         (items((SOME, -1), (SOME, 1)), "labels go from -1 to 1; they must be at least 0"),
         (items((9 * SOME, 0)), "; they must be in [0, 1]; scale them, and leave normalization to the model"),
         (items((SOME * torch.nan, 0)), "item 0: pixels are in [nan, nan]; they must be in [0, 1]"),
-        (
-            items(((9 * SOME).int(), 0)),
-            "item 0: pixels are int32; they must be uint8, or floating point in [0, 1]",
-        ),
+        (items(((9 * SOME).int(), 0)), "item 0: pixels are int32; they must be uint8, or floating point in [0, 1]"),
         (items((SOME[0, 0], 0)), "item 0: its image has shape (4,); it must be (channel, height, width)"),
         (items(("cat.png", 0)), "item 0: TypeError: "),
         (items((SOME[:, 2:], 0)), "item 0: its image has 4 x 2 pixels; it must be square; set data.image_size"),

@@ -149,9 +149,7 @@ def test_cifar10(tmp_path, offline, monkeypatch, packed):
     ],
 )
 @pytest.mark.parametrize("download", [True, False])
-def test_missing_files_are_reported_in_one_line(
-    tmp_path, monkeypatch, offline, capfd, kind, file, page, folder, download
-):
+def test_missing_files_are_reported(tmp_path, monkeypatch, offline, capfd, kind, file, page, folder, download):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as caught:
         made(kind, root="datasets", download=download).prepare()

@@ -117,9 +117,7 @@ def watch_steps(point: Point, place: dict[str, Any]) -> None:
         before(RobustClassifier, name, enter(stage))
     before(torch.autograd, "grad", gradient)
     before(
-        RobustClassifier,
-        "on_before_optimizer_step",
-        lambda *_: point.reached(OPTIMIZER, place["epoch"], place["step"]),
+        RobustClassifier, "on_before_optimizer_step", lambda *_: point.reached(OPTIMIZER, place["epoch"], place["step"])
     )
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.record import RESULTS, ROOT, machine
+from benchmarks.common import RESULTS, ROOT, machine
 
 
 def command(program: str, *overrides: str) -> list[str]:

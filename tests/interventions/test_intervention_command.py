@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import asdict
 
@@ -10,33 +9,26 @@ import pytest
 import torch
 from omegaconf import open_dict
 
-from nsr.app.command_line import check_command_line
 from nsr.app.evaluate import evaluate
 from nsr.errors import InputError
 from nsr.interventions import AnalysisContext, Interventions, intervene
 from nsr.interventions.experiment import progress_bar
-from tests.conftest import job, made
+from tests.conftest import evaluated, job, made, rows
 
 SMALL = {"fractions": [0.5], "n_random_sets": 3, "n_bootstrap": 100}
 
 
 @pytest.fixture
-def command(trained) -> list[str]:
-    best = trained / "checkpoints" / "best.ckpt"
+def command(best) -> list[str]:
     small = [f"analysis.interventions.{name}={value}" for name, value in SMALL.items()]
     chosen = ["test_attacks=[clean]", "checks.enabled=false", "evaluation.n_examples=60", "analyses=[interventions]"]
-    return [f"checkpoint={best}", *chosen, *small]
-
-
-def rows(path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return [best, *chosen, *small]
 
 
 @pytest.mark.slow
 def test_the_command_writes_what_the_call_returns(command, tmp_path, capsys):
     command += ["epsilon=0.1", "data.evaluation_batch_size=20", "seed=3"]
-    evaluate(job("evaluate", tmp_path / "run", *command))
+    evaluated(tmp_path / "run", *command)
     shown = capsys.readouterr().out
     again = made("evaluate", *command)
     data, module = again.data, again.module
@@ -64,7 +56,7 @@ def test_the_command_writes_what_the_call_returns(command, tmp_path, capsys):
 def test_selected_layers_without_a_fooled_image(command, tmp_path, capsys):
     kinds = "analysis.interventions.kinds=[patch_adversarial,zero_ablation]"
     layers = "analysis.interventions.layers=[relu1,relu4]"
-    evaluate(job("evaluate", tmp_path / "run", *command, "epsilon=0", kinds, layers))
+    evaluated(tmp_path / "run", *command, "epsilon=0", kinds, layers)
     shown = capsys.readouterr().out
     assert "interventions  no patch_adversarial: none of the" in shown
     assert "zero_ablation: % of" in shown
@@ -74,7 +66,7 @@ def test_selected_layers_without_a_fooled_image(command, tmp_path, capsys):
 
 
 def test_no_fooled_image_is_reported_and_not_drawn(command, tmp_path, capsys):
-    evaluate(job("evaluate", tmp_path / "run", *command, "epsilon=0"))
+    evaluated(tmp_path / "run", *command, "epsilon=0")
     shown = capsys.readouterr().out
     assert "interventions  nothing measured: none of the" in shown
     assert "patch_clean needs one that is: take a larger epsilon" in shown
@@ -109,44 +101,6 @@ def test_an_analysis_of_the_users_own(command, tmp_path, capsys, name, message):
 
 class NoAnalysis:
     """An object that is no analysis."""
-
-
-@pytest.fixture
-def refused(capsys, monkeypatch, tmp_path, command):
-    def check(*arguments: str) -> str:
-        monkeypatch.chdir(tmp_path)
-        before = sorted(tmp_path.rglob("*"))
-        with pytest.raises(SystemExit) as stopped:
-            check_command_line("evaluate", [*command, *arguments])
-        assert stopped.value.code == 1
-        assert sorted(tmp_path.rglob("*")) == before, "something was made"
-        text = capsys.readouterr().err
-        assert text.count("\n") == 1, text
-        return text
-
-    return check
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["analysis.interventions.fractions=[0.5,1.5]"], "fractions entry is 1.5; it must be a number above 0 and at"),
-        (["analysis.interventions.fractions=[]"], "fractions is []; it must be a list of"),
-        (["analysis.interventions.kinds=[patch_clena]"], "kinds entry is 'patch_clena'; it must be one of patch_clean"),
-        (["analysis.interventions.rankings=activation"], "it must be one of activation, relative, conductance"),
-        (["analysis.interventions.n_random_sets=1"], "n_random_sets is 1"),
-        (["analysis.interventions.fracions=[1]"], "did you mean 'analysis.interventions.fractions'?"),
-        (["analyses=[intervention]"], "there is no such choice (did you mean 'interventions'?)"),
-        (
-            ["analysis.interventions.layers=[relu9]"],
-            "analysis.interventions.layers has 'relu9', which matches no hooked layer (did you mean 'relu4'?)",
-        ),
-        (["evaluation.n_examples=19"], "the number of images is 19; interventions need 20 or more"),
-        (["trainer.devices=2", "trainer.accelerator=cpu"], "trainer.devices is 2; analyses work on one"),
-    ],
-)
-def test_bad_input_is_refused_before_anything_is_made(refused, arguments, message):
-    assert message in refused(*arguments)
 
 
 @pytest.mark.parametrize(("total", "steps"), [(1, 1), (7, 1), (10, 1), (333, 1), (300, 15)])

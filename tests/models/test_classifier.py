@@ -61,8 +61,6 @@ def test_the_classifier_normalizes_first() -> None:
         Classifier(net, [0.5])
 
 
-# ---------------------------------------------------------------- outputs
-
 Named = namedtuple("Named", ["aux", "logits"])
 
 
@@ -112,19 +110,11 @@ class OutputOf(nn.Module):
 @pytest.mark.parametrize(
     ("result", "output", "message"),
     [
-        (
-            (None, LOGITS),
-            None,
-            "returns tuple, and model.output is None; it must be one of the tensors 1; set model.out",
-        ),
+        ((None, LOGITS), None, "returns tuple, and model.output is None; it must be one of the tensors 1; set"),
         ((LOGITS, LOGITS), 2, "model.output is 2; it must be one of the tensors 0, 1; set model.output=0"),
         ((LOGITS, LOGITS), True, "model.output is True; it must be one of the tensors 0, 1"),
         ({"logits": LOGITS}, "logit", "one of the tensors logits .did you mean 'logits'.*; set model.output=logits"),
-        (
-            Output(None, LOGITS),
-            "loss",
-            "returns Output, and model.output is 'loss'; it must be one of the tensors logits",
-        ),
+        (Output(None, LOGITS), "loss", "returns Output, and model.output is 'loss'; it must be one of the tensors"),
         ({"logits": LOGITS}, ["logits"], r"model.output is \['logits'\]; it must be"),
         (3, "logits", "the network returns int without a tensor; it must return logits"),
         ((), None, "the network returns tuple without a tensor"),

@@ -18,9 +18,6 @@ def count_parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-# ---------------------------------------------------------------- all of them
-
-
 @pytest.mark.parametrize(
     ("kind", "image_size", "channels"),
     [
@@ -82,9 +79,6 @@ def test_impossible_settings_are_refused() -> None:
         SmallCNN(channels=1, classes=10, image_size=8, width=1.5)  # type: ignore[arg-type]
 
 
-# ---------------------------------------------------------------- sizes and layers
-
-
 def batch_norm_shapes(name: str, channels: int) -> dict[str, tuple[int, ...]]:
     parts = ("weight", "bias", "running_mean", "running_var")
     return {**{f"{name}.{part}": (channels,) for part in parts}, f"{name}.num_batches_tracked": ()}
@@ -141,9 +135,6 @@ def test_last_map_has_the_paper_s_size(kind: type[ResNet20] | type[ResNet18], sh
     net.get_submodule(net.stages[-1]).register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
     net(torch.rand(1, 3, 32, 32))
     assert shapes == [shape]
-
-
-# ---------------------------------------------------------------- shortcuts
 
 
 def slow_pad_shortcut(features: Tensor, channels_out: int, stride: int) -> Tensor:

@@ -1,14 +1,18 @@
-"""Stand-ins for the server of Weights & Biases: one never answers, one answers at first and then hangs."""
+"""Things that fail: a server that never answers, one that hangs later, and a disk that is full."""
 
 from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 @contextmanager
@@ -68,3 +72,23 @@ def _answer(operation: str, variables: dict[str, Any]) -> dict[str, Any]:
     if "ServerFeatures" in operation:
         return {"serverInfo": {"features": []}}
     return {}
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of `size`, such as '1m', mounted at `folder`; the test is skipped where none can be."""
+    folder.mkdir(parents=True)
+    _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def remount(folder: Path, options: str) -> None:
+    """Mount it again with other options: 'ro', 'size=8m'."""
+    _mount("-o", f"remount,{options}", str(folder))
+
+
+def _mount(*arguments: str) -> None:
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
