@@ -253,8 +253,10 @@ def test_a_checkpoint_that_is_cut_short(refused, trained, tmp_path):
 
 def test_a_checkpoint_on_other_data_than_it_was_trained_on(refused, trained, folder):
     checkpoint = trained / "checkpoints" / "best.ckpt"
-    text = refused("evaluate", f"checkpoint={checkpoint}", "data=image_folder", f"data.root={folder}")
-    assert f"'{checkpoint}' was trained on other data: channels was 1 and is 3; classes was 10 and is 2; " in text
+    command = (f"checkpoint={checkpoint}", "data=image_folder", f"data.root={folder}")
+    assert "which is none of the network's classes, 0 = '0', 1 = '1'" in refused("evaluate", *command)
+    text = refused("evaluate", *command, "data.class_names=ignore")
+    assert f"'{checkpoint}' was trained on other data: channels was 1 and is 3; " in text
     assert "leave data=NAME out, or evaluate a checkpoint that was trained on these data" in text
 
 

@@ -294,7 +294,8 @@ def test_from_training_to_an_evaluation_of_the_checkpoint(library, name, layer, 
     # its weights as a third-party plain state_dict, into the same network by name
     state = {key.removeprefix("net.net."): value for key, value in saved["state_dict"].items() if "net.net." in key}
     torch.save(state, tmp_path / "weights.pt")
-    evaluated(tmp_path / "plain", *model, f"model.weights={tmp_path / 'weights.pt'}", *ATTACKS)
+    weights = [f"model.weights={tmp_path / 'weights.pt'}", "model.normalization=data"]
+    evaluated(tmp_path / "plain", *model, *weights, *ATTACKS)
     assert accuracies(tmp_path / "plain" / "evaluation.json") == expected
 
 

@@ -35,6 +35,7 @@ def command(tmp_path_factory) -> list[str]:
     return [
         *("data=image_folder", f"data.root={root / 'images'}", "data.evaluation_batch_size=16", "epsilon=8/255"),
         *("model=small_cnn", "model.width=4", f"model.weights={root / 'weights.pt'}", "trainer.accelerator=cpu"),
+        "model.normalization=data",
     ]
 
 

@@ -114,6 +114,7 @@ def test_third_party_weights(trained, tmp_path):
     weights = {name.removeprefix("net.net."): value for name, value in saved.items() if name.startswith("net.net.")}
     torch.save(weights, tmp_path / "weights.pt")
     command = ["model=small_cnn", "model.width=4", f"model.weights={tmp_path / 'weights.pt'}", "data=digits"]
+    command += ["model.normalization=data"]
     assert_repeats(trained, evaluated(tmp_path / "evaluation", *command, *REPEATED))
 
 

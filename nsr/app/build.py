@@ -36,8 +36,11 @@ from nsr.training.module import RobustClassifier, make_optimizer
 
 def build_data(settings: Settings, *, splits: tuple[str, ...]) -> ImageData:
     """Make the data module with its files and its description; `splits` are those needed of 'train' and 'test'."""
-    own = {name: value for name, value in settings["data"].items() if name not in ("_target_", "epsilon")}
+    not_its = ("_target_", "epsilon", "class_order", "class_names")
+    own = {name: value for name, value in settings["data"].items() if name not in not_its}
     data = image_data(locate(settings["data"], "data"), instantiate(own, "data"))
+    if (order := settings["data"].get("class_order")) is not None:
+        data.set_class_order(order, ignore=settings["data"].get("class_names") == "ignore")
     data.prepare()
     data.check_splits(splits)
     return data
@@ -212,7 +215,7 @@ def build_corruptions(settings: Settings, data: ImageData) -> Corruptions | None
     description, evaluation = data.describe(), settings["evaluation"]
     return Corruptions(
         **settings["corruptions"],
-        classes=description.class_names,
+        classes=tuple(data.class_names) or description.class_names,  # the data set's own, in its own order
         channels=description.channels,
         image_size=description.image_size,
         n_examples=evaluation["n_examples"],

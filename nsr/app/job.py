@@ -30,7 +30,10 @@ from nsr.app.network import load_network, with_checkpoint
 from nsr.callbacks import ProgressRows
 from nsr.data import DataDescription, ImageData
 from nsr.data.batches import check_divides
+from nsr.data.class_order import third_party_classes
+from nsr.data.origin import data_origin
 from nsr.errors import InputError
+from nsr.models.normalization import Normalization
 from nsr.run.directory import OWN, read_yaml, recorded_status
 from nsr.run.files import SCHEMA
 from nsr.run.processes import global_rank
@@ -57,6 +60,7 @@ class Job:
     callbacks: Mapping[str, pl.Callback]
     analyses: Mapping[str, Any]
     corruptions: Any
+    origin: Mapping[str, Any]  # of relative paths of the data of a run, see `data_origin`
 
     @property
     def record(self) -> dict[str, Any]:
@@ -65,7 +69,28 @@ class Job:
         names = of_data.pop("class_names")
         of_data |= {name: list(of_data[name]) for name in ("mean", "std")}
         own = {name: value for name, value in self.settings.items() if name not in OWN}
-        return {**own, "data": {**own["data"], **of_data}, "class_names": list(names)}
+        own["model"] = {**own["model"], "normalization": self._normalization.record}
+        return {
+            **own,
+            "data": {**own["data"], **of_data},
+            "class_names": list(names),
+            "data_origin": dict(self.origin),
+        }
+
+    @property
+    def _normalization(self) -> Normalization:
+        return self.module.net.normalization  # type: ignore[return-value]
+
+    @property
+    def notes(self) -> list[tuple[int, str]]:
+        """Levels and lines on how labels and normalization of a checkpoint or weights are taken."""
+        lines = [self.data.matched.note, self._normalization.note]
+        notes = [(logging.INFO, line) for line in lines if line is not None]
+        if self.settings["model"].get("weights") is not None:
+            line, is_warning = third_party_classes(self.description.class_names)
+            is_warning = is_warning and self.data.class_order is None
+            notes.append((logging.WARNING if is_warning else logging.INFO, line))
+        return notes
 
     def earlier(self, directory: Path, overrides: Sequence[str]) -> Earlier | None:
         """Return the run that the directory holds, None where there is none; InputError where it does not fit."""
@@ -87,7 +112,9 @@ def make_job(config: DictConfig, program: str) -> Job:
     if saved is not None:
         load_network(module.net, saved, settings["checkpoint"], description=description)
     callbacks, analyses = build.build_callbacks(settings, module), build.build_analyses(settings, module)
-    return Job(settings, data, description, module, callbacks, analyses, build.build_corruptions(settings, data))
+    corruptions = build.build_corruptions(settings, data)
+    origin = data_origin(settings["data"]) if program == "train" else {}
+    return Job(settings, data, description, module, callbacks, analyses, corruptions, origin)
 
 
 def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> None:
@@ -194,4 +221,8 @@ def started_job(config: DictConfig, program: str) -> Iterator[tuple[Job, Path]]:
         customary = settings["data"].get("epsilon") or {}
         if (warning := unusual_epsilon(settings["norm"], settings["epsilon"], customary)) is not None:
             log.warning(warning)
+        for level, note in job.notes if global_rank() == 0 else ():
+            log.log(level, note)
+            if level < logging.WARNING:  # the screen has warnings alone
+                print(note, flush=True)
         yield job, directory

@@ -19,9 +19,18 @@ from nsr.app.composition import plain
 from nsr.app.instantiation import EXAMPLES, Settings, instantiate, locate
 from nsr.app.rules import NORMS, optional, patterns
 from nsr.data import DataDescription
+from nsr.data.class_order import as_names
+from nsr.data.origin import found_again
 from nsr.errors import InputError, check_choice, check_epsilon, check_logits
 from nsr.models import Classifier, build_network
-from nsr.models.weights import is_state_dict, load_state_dict, load_state_dict_file, read_checkpoint
+from nsr.models.normalization import find_normalization, torchvision_name
+from nsr.models.weights import (
+    is_state_dict,
+    load_state_dict,
+    load_state_dict_file,
+    read_checkpoint,
+    read_run_checkpoint,
+)
 from nsr.modes import network_mode
 
 log = logging.getLogger(__name__)
@@ -36,8 +45,7 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
         exchange: convert BatchNorm to SyncBatchNorm.
     """
     own = dict(settings["model"])
-    normalization, weights, output = own.pop("normalization", "data"), own.pop("weights", None), own.pop("output", None)
-    check_choice("model.normalization", normalization, ("data", "none"))
+    choice, weights, output = own.pop("normalization", None), own.pop("weights", None), own.pop("output", None)
     factory = locate(own, "model")
     own.pop("_target_")
     net = build_network(factory, instantiate(own, "model"), **{name: getattr(description, name) for name in SIZES})
@@ -46,8 +54,11 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
     if exchange:
         # here and not by trainer.sync_batchnorm, which makes new layers after the old ones were hooked
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    constants = (description.mean, description.std) if normalization == "data" else ()
-    classifier = Classifier(net, *constants, output=output)
+    name, data = torchvision_name(factory, own), (description.mean, description.std)
+    run = read_run_checkpoint(weights) if weights is not None and choice is None else None
+    normalization = find_normalization(choice, net, name, run, data=data, file=weights)
+    classifier = Classifier(net, *normalization.constants, output=output)
+    classifier.normalization = normalization
     return classifier.to(memory_format=torch.channels_last) if settings.get("channels_last") else classifier  # type: ignore[call-overload]
 
 
@@ -86,7 +97,9 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
                 own = {key: value for key, value in (config.get(part) or {}).items() if value is not None}
                 if "_target_" not in own:
                     theirs = read_part(part, settings, config.checkpoint, trusted=config.trusted)
-                    config[part] = OmegaConf.merge(theirs, own)
+                    config[part] = OmegaConf.merge(_found(theirs, settings, own) if part == "data" else theirs, own)
+            if config.data.get("class_order") is None:
+                config.data.class_order = as_names(settings.get("class_names"), repr(str(config.checkpoint)))
             config.model.weights = None
             config.layers = config.layers if config.layers is not None else settings.get("layers")
             if config.norm in (None, settings["norm"]):
@@ -96,12 +109,22 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
         raise InputError(
             "nothing to evaluate: give checkpoint=RUN/checkpoints/best.ckpt, or model=NAME model.weights=FILE data=NAME"
         )
+    elif config.data.class_order is None and (run := read_run_checkpoint(config.model.weights)) is not None:
+        config.data.class_order = as_names(run["nsr_settings"].get("class_names"), repr(str(config.model.weights)))
     config.norm = config.norm or "linf"
     if config.epsilon is None:
         config.epsilon = OmegaConf.select(config, f"data.epsilon.{config.norm}")
         if config.epsilon is None:
             raise InputError(f"the data have no customary epsilon for {config.norm}; give epsilon=...")
     return plain(config), saved
+
+
+def _found(theirs: dict[str, Any], settings: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data's settings of a checkpoint with paths that lead there from here, unless the command has own."""
+    origin = settings.get("data_origin")
+    origins = origin if isinstance(origin, Mapping) else {}
+    found = {name: found_again(name, theirs[name], origins[name]) for name in origins if name in theirs.keys() - own}
+    return {**theirs, **found, "class_order": None}
 
 
 def read_settings(path: Any) -> tuple[Mapping[str, Any], dict[str, Any]]:

@@ -24,13 +24,14 @@ SHIPPED = (*OBJECTIVES, "sns")
 NO_METHOD = (
     *("data", "norm", "epsilon", "validation_attack", "test_attacks", "evaluation", "metrics", "logger", "checks"),
     *("name", "seed", "sweep_metrics", "trusted", "resume", "allow_changed_config", "choices", "overrides", "schema"),
+    "data_origin",
 )
 NO_METHOD_NAMES = (
     *("*.seed", "trainer.accelerator", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.num_nodes"),
     *("trainer.strategy", "trainer.strategy.*", "trainer.profiler", "trainer.detect_anomaly"),
 )
 METHOD_DATA = ("batch_size", "augmentation")
-NO_IDENTITY = (*METHOD_DATA, "seed", "evaluation_batch_size", "num_workers", "epsilon", "mean", "std")
+NO_IDENTITY = (*METHOD_DATA, "seed", "evaluation_batch_size", "num_workers", "epsilon", "mean", "std", "class_order")
 ORDER = (
     *("experiment", "data", "norm", "epsilon", "evaluation", "trainer", "model", "objective", "stabilizer"),
     *("train_attack", "optimizer"),

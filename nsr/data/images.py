@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import copy
 from typing import Any
 
 import torch
@@ -81,12 +82,38 @@ class LazyImages(Dataset[Item]):
         """(channel, height, width) float32 in [0, 1] and its label."""
         place = int(self.indices[index])
         with nullcontext() if self.seed is None else seeded(draw_seed(self.seed, int(self.epoch), place)):
-            image, label = self.read(place)
-        return _scaled(image), label
+            image, _ = self.read(place)
+        return _scaled(image), int(self.labels[index])
 
     def subset(self, indices: Tensor) -> LazyImages:
         """Return the images at these indices."""
         return LazyImages(self.read, self.labels[indices], self.indices[indices], seed=self.seed)
+
+
+class Relabeled(Dataset[Item]):
+    """The images of any dataset with other labels (image,)."""
+
+    def __init__(self, images: Any, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.images[index][0], int(self.labels[index])
+
+    def subset(self, indices: Tensor) -> Relabeled:
+        """Return the images at these indices."""
+        return Relabeled(self.images.subset(indices), self.labels[indices])
+
+
+def relabeled(images: Any, labels: Tensor) -> Any:
+    """Return the images with other labels (image,); `images` stays as it is."""
+    if not isinstance(images, (TensorImages, LazyImages)):
+        return Relabeled(images, labels)
+    changed = copy(images)
+    changed.labels = labels
+    return changed
 
 
 def already_collated(batch: Any) -> Any:

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from nsr.data.augmentation import Augmentation, build_augmentation
 from nsr.data.batches import EvaluationBatches, ResumableLoader, TrainingBatches, stratified_split
-from nsr.data.images import check_labels
+from nsr.data.class_order import Matched, Names, match_classes, read_class_order
+from nsr.data.images import check_labels, relabeled
 from nsr.errors import InputError, check_fits_memory, check_number
 
 SAMPLE = 2_000  # images from which mean and std are computed
@@ -60,7 +61,9 @@ class ImageData(pl.LightningDataModule):
     # whether channels, image_size, ... may be None until `describe`, and the preflight loads the images
     infers_description = False
     has_validation = False  # whether `load('validation')` replaces the images held out of the training images
-    class_names: Sequence[str] = ()
+    class_names: Sequence[str] = ()  # of its own labels
+    class_order: Sequence[Names] | None = None  # of the network's outputs
+    ignores_names = False
 
     def __init__(
         self,
@@ -124,15 +127,43 @@ class ImageData(pl.LightningDataModule):
         raise NotImplementedError
 
     def describe(self) -> DataDescription:
-        """Return the facts that networks and attacks are built with."""
+        """Return the facts that networks and attacks are built with; the classes are those of the network's outputs."""
+        names = self.matched.names
+        if self.class_order is not None:
+            self.classes = len(names)
         return DataDescription(
             channels=self.channels,
             image_size=self.image_size,
             classes=self.classes,
             mean=tuple(float(value) for value in self.mean or ()),
             std=tuple(float(value) for value in self.std or ()),
-            class_names=tuple(self.class_names) or tuple(str(label) for label in range(self.classes or 0)),
+            class_names=names or tuple(str(label) for label in range(self.classes or 0)),
         )
+
+    def set_class_order(self, source: str | Path | Sequence[str], *, ignore: bool = False) -> None:
+        """Map labels to the outputs of a network, before `describe`.
+
+        Args:
+            source: names of the outputs, or a file of them, see `read_class_order`.
+            ignore: do not compare names: label k is output k.
+        """
+        self.class_order, self.ignores_names = read_class_order(source), ignore
+
+    @property
+    def matched(self) -> Matched:
+        """Outputs of the data set's own classes, `class_names`; after `prepare`."""
+        names = tuple(self.class_names)
+        if self.class_order is None:
+            return Matched(None, names, None)
+        return match_classes(names, self.class_order, self.title, ignore=self.ignores_names)
+
+    def relabeled(self, images: Any) -> Any:
+        """Return images of this data set's own labels with those of the network's outputs."""
+        outputs = self.matched.outputs
+        if outputs is None:
+            return images
+        check_labels(images.labels, len(outputs))
+        return relabeled(images, torch.tensor(outputs)[images.labels])
 
     def preflight(self, splits: Sequence[str]) -> None:
         """Raise InputError for faults of images and augmentation that only show in use, before a run begins."""
@@ -215,7 +246,7 @@ class ImageData(pl.LightningDataModule):
     def _checked(self, split: str) -> Any:
         self.check_splits([split])
         self.describe()
-        images = self._images(split)
+        images = self.relabeled(self._images(split))
         del self._ready[split]
         check_labels(images.labels, self.classes)
         if split == "train" and len(images.labels.unique()) < 2:
@@ -228,7 +259,7 @@ class ImageData(pl.LightningDataModule):
 
     def _set_class_names(self, names: Sequence[str], source: str) -> None:
         """Set the names of the classes that `source` has; InputError where data.classes is another number."""
-        if names and self.classes not in (None, len(names)):
+        if names and self.class_order is None and self.classes not in (None, len(names)):
             advice = "leave data.classes out to use them"
             raise InputError(f"data.classes is {self.classes}, but {source} has {len(names)} classes; {advice}")
         self.class_names, self.classes = names, len(names) or self.classes

@@ -40,7 +40,7 @@ def measure_corruptions(
     before = data.test_set, module.suite
     rows = []
     for name in corruptions.names:
-        data.test_set, suite = corruptions.images(name), AttackSuite({})
+        data.test_set, suite = data.relabeled(corruptions.images(name)), AttackSuite({})
         module.suite, suite.cache = suite, cache(name)
         trainer.test(module, datamodule=data, verbose=False)
         correct = suite.outcomes["clean"].view(len(corruptions.severities), -1)  # (severity, image)

@@ -61,6 +61,8 @@ class Classifier(nn.Module):
         InputError: only one of mean and std is given, or `Normalize` refuses them.
     """
 
+    normalization: Any = None  # where mean and std come from, see nsr.models.normalization
+
     def __init__(
         self,
         net: nn.Module,

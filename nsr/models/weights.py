@@ -45,6 +45,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
             raise InputError(f"{name} is cut short or no checkpoint that torch.save wrote") from error
 
 
+def read_run_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any] | None:
+    """Return the content of a file where it is the checkpoint of a run, else None; never an error."""
+    try:
+        content = read_checkpoint(path)
+    except InputError:  # raised where the weights are loaded
+        return None
+    return content if isinstance(content, Mapping) and "nsr_settings" in content else None
+
+
 def load_state_dict_file(net: nn.Module, path: str | os.PathLike[str]) -> None:
     """Copy the weights in the file at `path` into `net`; every key and shape has to fit.
 

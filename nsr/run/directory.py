@@ -129,7 +129,15 @@ def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
         for part in (recorded, settings)
     )
     pairs = {name: (before.get(name, "nothing"), now.get(name, "nothing")) for name in before | now}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return {
+        name: pair for name, pair in different.items() if not name.startswith("data_origin") or _is_content(name, pair)
+    }
+
+
+def _is_content(name: str, pair: tuple[Any, Any]) -> bool:
+    """Return whether data differ, not only their place."""
+    return ".content." in name and "nothing" not in pair
 
 
 def run_status(
