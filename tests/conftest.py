@@ -49,7 +49,7 @@ def job(entry: str, directory: Path, *overrides: str) -> DictConfig:
 def made(program: str, *overrides: str):
     """The Job of a command: data, network and module, nothing run or written."""
     from nsr.app.composition import compose_checked, without_hydra
-    from nsr.app.preflight import make_job
+    from nsr.app.job import make_job
 
     return make_job(without_hydra(compose_checked(program, list(overrides))), program)
 

@@ -236,6 +236,13 @@ def test_checkpoints(refused, trained, tmp_path):
     assert "another model or variant?" in refused("evaluate", f"checkpoint={best}", "model=resnet20")
 
 
+def test_a_checkpoint_on_other_data_than_it_was_trained_on(refused, trained, folder):
+    checkpoint = trained / "checkpoints" / "best.ckpt"
+    text = refused("evaluate", f"checkpoint={checkpoint}", "data=image_folder", f"data.root={folder}")
+    assert f"'{checkpoint}' was trained on other data: channels was 1 and is 3; classes was 10 and is 2; " in text
+    assert "leave data=NAME out, or evaluate a checkpoint that was trained on these data" in text
+
+
 def test_a_checkpoint_that_would_run_code(refused, tmp_path):
     import torch
 

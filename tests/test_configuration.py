@@ -100,7 +100,7 @@ def test_a_run_is_named_by_what_it_is_made_of():
 
 def test_the_composed_configuration_is_never_changed():
     """The job is made from it, twice, and gets what it finds out about the data as values."""
-    from nsr.app.preflight import make_job
+    from nsr.app.job import make_job
 
     config = without_hydra(compose_checked("train", ["model.width=4", "test_attacks=[clean]", "objective=free"]))
     before = plain(config)

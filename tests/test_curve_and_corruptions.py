@@ -14,7 +14,7 @@ from PIL import Image
 
 from nsr.app.configuration import unusual_epsilon
 from nsr.app.evaluate import evaluate
-from nsr.app.preflight import preflight
+from nsr.app.job import preflight
 from nsr.callbacks.progress import TimeLeft
 from nsr.data.corruptions import Corruptions
 from nsr.data.sources import Digits

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nsr.app.instantiation import instantiate
-from nsr.app.preflight import make_job
+from nsr.app.job import make_job
 from nsr.app.rules import TRAINING_CHECKS
 from nsr.app.train import train
 from nsr.attacks import EnsembleAttack, GradientAttack, KeptPerturbation

@@ -1,7 +1,7 @@
-"""What the settings in somebody's checkpoint may make here, decided before anything that they name is imported.
+"""Allowlist of the classes that a checkpoint's settings may name, applied before anything is imported.
 
-hydra's `instantiate` imports and calls what a `_target_` names, at any depth and inside lists; its own block list
-leaves most of Python callable. So settings of a checkpoint reach it only as the copy that `admitted` gives.
+Hydra's `instantiate` imports and calls any `_target_`, at any depth and inside lists; its own block list leaves most of
+Python callable. So the settings of a checkpoint reach it only as the copy that `admitted` returns.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any
 
 from nsr import data, models
+from nsr.app.configuration import mappings
 from nsr.errors import InputError
 from nsr.models.named import torchvision_classifiers
 
@@ -19,23 +20,21 @@ DEPTH, VALUES = 20, 10_000  # a run of ours has 3 levels and some 150 values
 LOADERS = {"weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path", "cache_dir"}
 LOADERS |= {f"pretrained_{name}" for name in ("cfg", "cfg_overlay", "strict", "filter_fn", "model_args")}
 LOADERS |= {"features_only"}
-OF_THE_ASSEMBLY = ("normalization", "output")  # beside the network's own arguments
+OF_THE_CLASSIFIER = ("normalization", "output")  # beside the network's own arguments
 FORWARDING = ("nsr.models.timm_model", "nsr.models.torchvision_model")  # pass further arguments on to the library
 
 
 def plain_copy(value: Any, place: str) -> Any:
-    """`value` as dicts, lists, numbers and texts of its own.
+    """Return a copy made of dicts, lists, numbers and texts alone; `place` names it in an error.
 
-    Args:
-        place: what it is called in an error.
     Errors:
-        InputError: something else is in it, a text that looks something up, or more than a run's settings are.
+        InputError: it holds anything else, an interpolation, or more values than the settings of a run.
     """
     return _copied(value, place, 0, count())
 
 
 def admitted(part: str, settings: Any, *, trusted: Sequence[str] = ()) -> dict[str, Any]:
-    """A copy of a checkpoint's settings that may be instantiated: what it names is ours, torchvision's or timm's.
+    """Return a copy of a checkpoint's settings that may be instantiated.
 
     Allowed are, for the model, the public names of nsr.models, the builders of torchvision's image classifiers and
     timm.create_model without a hub's names, the latter two with numbers alone; for the data, the data sets of nsr.data.
@@ -43,32 +42,32 @@ def admitted(part: str, settings: Any, *, trusted: Sequence[str] = ()) -> dict[s
 
     Args:
         part: 'model' or 'data'.
-        settings: of that part, as the checkpoint has them.
-        trusted: exact names that the user allows beside these; their arguments are left as they are.
+        trusted: further names that the user allows, exact ones; their arguments are left as they are.
+
     Errors:
         InputError: anything else is named at any depth, or hydra's other keys (`_args_`, `_partial_`, ...) are used.
     """
     settings = plain_copy(settings, part)
     if not isinstance(settings, dict) or "_target_" not in settings:
         raise InputError(f"the checkpoint's {part} names no class; give {part}=NAME")
-    mappings = list(_mappings(settings, part))
-    for place, mapping in mappings:
+    found: list[tuple[str, Any]] = list(mappings(settings, part))
+    for place, mapping in found:
         for key in mapping:
             if key.startswith("_") and key != "_target_":
                 raise InputError(f"the checkpoint's {place} has {key}, which is hydra's: refused; give {part}=NAME")
-        if "_target_" in mapping and mapping["_target_"] not in trusted:
-            _check_target(part, place, mapping["_target_"])
-    for place, mapping in mappings:
-        if "_target_" in mapping and mapping["_target_"] not in trusted:
-            for key in LOADERS & mapping.keys():
-                del mapping[key]
-            _check_arguments(part, place, mapping)
+    checked = [row for row in found if "_target_" in row[1] and row[1]["_target_"] not in trusted]
+    for place, mapping in checked:
+        _check_target(part, place, mapping["_target_"])
+    for place, mapping in checked:
+        for key in LOADERS & mapping.keys():
+            del mapping[key]
+        _check_arguments(part, place, mapping)
     return settings
 
 
 def targets(settings: Mapping[str, Any]) -> list[str]:
-    """What admitted settings name, at any depth."""
-    return [mapping["_target_"] for _, mapping in _mappings(settings, "") if "_target_" in mapping]
+    """Return every `_target_`, at any depth."""
+    return [mapping["_target_"] for _, mapping in mappings(settings) if "_target_" in mapping]
 
 
 def _copied(value: Any, place: str, depth: int, counted: Iterator[int]) -> Any:
@@ -83,26 +82,16 @@ def _copied(value: Any, place: str, depth: int, counted: Iterator[int]) -> Any:
         return [_copied(entry, f"{place}[{index}]", depth + 1, counted) for index, entry in enumerate(value)]
     if value is not None and type(value) not in (bool, int, float, str):
         raise InputError(f"the checkpoint's {place} is a {type(value).__name__}: refused; settings are plain values")
-    if isinstance(value, str) and ("${" in value or value == "???"):  # OmegaConf's two texts that are no text
+    if isinstance(value, str) and ("${" in value or value == "???"):  # OmegaConf resolves or refuses these two
         raise InputError(f"the checkpoint's {place} is {_shown(value)}: settings that look something up are refused")
     return value
-
-
-def _mappings(value: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, mapping) of every mapping in it, the outermost first."""
-    if isinstance(value, dict):
-        yield place, value
-        for key, entry in value.items():
-            yield from _mappings(entry, f"{place}.{key}")
-    elif isinstance(value, list):
-        for index, entry in enumerate(value):
-            yield from _mappings(entry, f"{place}[{index}]")
 
 
 def _check_target(part: str, place: str, target: Any) -> None:
     if not isinstance(target, str) or not all(name.isidentifier() for name in target.split(".")):
         raise InputError(f"the checkpoint's {place} names {_shown(target)}, which is no class: refused")
-    if not (_is_model(target) if part == "model" else _is_data_set(target) and place == part):
+    is_ours = _is_model(target) if part == "model" else _is_data_set(target) and place == part
+    if not is_ours:
         ours = "networks of nsr, torchvision and timm" if part == "model" else "data sets of nsr"
         raise InputError(
             f"the checkpoint's {place} is {target}, which is none of the {ours}, and was not imported; if you trust "
@@ -129,8 +118,9 @@ def _check_arguments(part: str, place: str, mapping: Mapping[str, Any]) -> None:
     target = mapping["_target_"]
     if target.startswith("nsr.") and target not in FORWARDING:
         return
+    exempt = {"_target_", *(OF_THE_CLASSIFIER if place == part else ()), *(["name"] if target in FORWARDING else ())}
     for key, value in mapping.items():
-        if key == "_target_" or (place == part and key in OF_THE_ASSEMBLY) or (key == "name" and target in FORWARDING):
+        if key in exempt:
             continue
         if key == "model_name" and target == "timm.create_model":
             if not isinstance(value, str) or not value.replace(".", "_").isidentifier():

@@ -5,29 +5,21 @@ Whatever nsr ships comes through the same doors as a user's own class: a `_targe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from nsr import loggers
-from nsr.app.attacks import build_attack, build_metrics, build_suite, try_attack
-from nsr.app.instantiation import (
-    EXAMPLES,
-    Settings,
-    in_place,
-    instantiate,
-    locate,
-    make_callable,
-    named_arguments,
-    trial,
-)
-from nsr.app.machine import processes, shares_batches
+from nsr.app.attacks import build_attack, build_metrics, build_suite
+from nsr.app.instantiation import Settings, chosen, in_place, instantiate, locate, make_callable, make_one, trial
+from nsr.app.machine import process_command, processes, shares_batches
 from nsr.app.network import build_classifier, check_classifier, example_images
 from nsr.compat import leave_signals_alone, start_processes_with
 from nsr.data import DataDescription, ImageData, image_data
@@ -43,12 +35,7 @@ from nsr.training.module import RobustClassifier, make_optimizer
 
 
 def build_data(settings: Settings, *, splits: tuple[str, ...]) -> ImageData:
-    """Make the data module; its files are there and its description is known.
-
-    Args:
-        settings: of the whole command.
-        splits: that are needed, of 'train' and 'test'.
-    """
+    """Make the data module with its files and its description; `splits` are those needed of 'train' and 'test'."""
     own = {name: value for name, value in settings["data"].items() if name not in ("_target_", "epsilon")}
     data = image_data(locate(settings["data"], "data"), instantiate(own, "data"))
     data.prepare()
@@ -57,11 +44,9 @@ def build_data(settings: Settings, *, splits: tuple[str, ...]) -> ImageData:
 
 
 def build_module(settings: Settings, description: DataDescription, *, augment: Any = None) -> RobustClassifier:
-    """Make the LightningModule; of an evaluation where the settings have no objective.
+    """Make the LightningModule: that of an evaluation where the settings have no objective.
 
     Args:
-        settings: of the whole command.
-        description: of the data.
         augment: images -> images, in training alone.
     """
     exchange = bool(settings.get("sync_batch_norm")) and shares_batches(settings)
@@ -97,30 +82,21 @@ def build_module(settings: Settings, description: DataDescription, *, augment: A
 
 def _training_parts(settings: Settings, classifier: Classifier, description: DataDescription) -> dict[str, Any]:
     parts = {name: make_callable(settings[name], name) for name in ("objective", "optimizer")}
-    parts["validation_attack"] = build_attack(settings, settings["validation_attack"], "validation_attack", description)
-    try_attack(parts["validation_attack"], "validation_attack", classifier, description)
-    if (settings.get("train_attack") or {}).get("_target_"):
-        parts["train_attack"] = build_attack(settings, settings["train_attack"], "train_attack", description)
-        try_attack(parts["train_attack"], "train_attack", classifier, description)
-    stabilizer = settings.get("stabilizer") or {}
+    for name in ("validation_attack", "train_attack"):
+        if (settings.get(name) or {}).get("_target_"):
+            parts[name] = build_attack(settings, settings[name], name, classifier, description)
+    stabilizer, scheduler = settings.get("stabilizer") or {}, dict(settings.get("scheduler") or {})
+    # stepped every step where it asks for the run's steps, else every epoch
+    parts["scheduler_interval"] = "step" if "total_steps" in scheduler else "epoch"
+    scheduler.pop("total_steps", None)
     parts["stabilizer"] = make_callable(stabilizer, "stabilizer") if stabilizer.get("_target_") else None
-    return parts | build_scheduler(settings)
-
-
-def build_scheduler(settings: Settings) -> dict[str, Any]:
-    """Make the schedule of the learning rate, stepped every step where it asks for the run's steps, else per epoch."""
-    own = dict(settings.get("scheduler") or {})
-    interval = "step" if "total_steps" in own else "epoch"
-    own.pop("total_steps", None)
-    return {
-        "scheduler": make_callable(own, "scheduler") if own.get("_target_") else None,
-        "scheduler_interval": interval,
-    }
+    parts["scheduler"] = make_callable(scheduler, "scheduler") if scheduler.get("_target_") else None
+    return parts
 
 
 def _try_training(module: RobustClassifier, settings: Settings, example: Tensor) -> None:
     """Try objective, stabilizer, optimizer and schedule once; the objective's terms are known afterwards."""
-    labels = torch.arange(EXAMPLES)
+    labels = torch.arange(len(example))
     net: Any = module.net
     with torch.no_grad(), network_mode(net, "eval"):
         logits, features = module.train_extractor(example)
@@ -145,16 +121,11 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
     if module.scheduler is not None:
         with trial("scheduler", "the schedule"):
             module.scheduler(optimizer, **({"total_steps": 10} if module.scheduler_interval == "step" else {}))
-    manual = [name for name in ("accumulate_grad_batches", "gradient_clip_val") if settings["trainer"].get(name)]
-    manual = [name for name in manual if settings["trainer"][name] != 1 or name == "gradient_clip_val"]
-    if manual and not module.automatic_optimization:
-        raise InputError(
-            f"trainer.{manual[0]} is {settings['trainer'][manual[0]]}; this objective makes its own optimizer steps, "
-            "in which it has no meaning: leave it out"
-        )
-
-
-# ---------------------------------------------------------------- what stands around the module
+    for name, neutral in (("accumulate_grad_batches", 1), ("gradient_clip_val", None)):
+        value = settings["trainer"].get(name, neutral)
+        if value not in (None, neutral) and not module.automatic_optimization:
+            why = "this objective makes its own optimizer steps, in which it has no meaning"
+            raise InputError(f"trainer.{name} is {value}; {why}: leave it out")
 
 
 def max_epochs(settings: Settings) -> int:
@@ -163,99 +134,75 @@ def max_epochs(settings: Settings) -> int:
 
 
 def build_callbacks(settings: Settings, module: RobustClassifier) -> dict[str, pl.Callback]:
-    """Make the callbacks of the command; one that has `check(module, epochs)` is asked whether it can work."""
+    """Make the callbacks of the command; call the `check(module, epochs)` of those that have one."""
     made = {}
-    for name, own in (settings.get("callbacks") or {}).items():
-        if own is None:
-            continue
-        place = f"callbacks.{name}"
-        callback = instantiate(own, place)
-        if not isinstance(callback, pl.Callback):
-            raise InputError(f"{place} is a {type(callback).__name__}; it must be a pytorch_lightning Callback")
+    for name, place, own in chosen(settings, "callbacks"):
+        callback = make_one(own, place, pl.Callback, "a pytorch_lightning Callback")
         if hasattr(callback, "check"):
-            try:
+            with trial(place, "the callback"):
                 callback.check(module, max_epochs(settings))
-            except InputError as error:
-                raise InputError(in_place(place, error)) from error
-        made[str(name)] = callback
+        made[name] = callback
     return made
 
 
 def check_loggers(settings: Settings) -> None:
-    """Check that what is chosen can be a logger, without making one: most open a file or a connection.
-
-    Errors:
-        InputError: it cannot.
-    """
-    for name, own in (settings.get("logger") or {}).items():
-        if own is not None:
-            kind = locate(own, f"logger.{name}")
-            if isinstance(kind, type) and not issubclass(kind, Logger):
-                raise InputError(f"logger.{name} is a {kind.__name__}; it must be a pytorch_lightning Logger")
+    """Raise InputError where a class is no logger, without making one: most open a file or a connection."""
+    for _, place, own in chosen(settings, "logger"):
+        kind = locate(own, place)
+        if isinstance(kind, type) and not issubclass(kind, Logger):
+            raise InputError(f"{place} is a {kind.__name__}; it must be a pytorch_lightning Logger")
 
 
 def build_loggers(settings: Settings, directory: Path) -> list[Logger]:
     """Make the loggers of the command; one whose signature names `save_dir` gets the run directory."""
     made: list[Logger] = []
     try:
-        for name, own in (settings.get("logger") or {}).items():
-            if own is None:
-                continue
-            place = f"logger.{name}"
-            further = named_arguments(locate(own, place), {} if "save_dir" in own else {"save_dir": str(directory)})
-            logger = instantiate(own, place, **further)
-            if not isinstance(logger, Logger):
-                raise InputError(f"{place} is a {type(logger).__name__}; it must be a pytorch_lightning Logger")
-            made.append(logger)
+        for _, place, own in chosen(settings, "logger"):
+            made.append(make_one(own, place, Logger, "a pytorch_lightning Logger", save_dir=str(directory)))
     except InputError:
         loggers.finish(made)
         raise
     return made
 
 
-def cluster_environments() -> list[LightningEnvironment]:
-    """Return the plugin for a Trainer that starts its own processes, else none.
-
-    Lightning takes any job of SLURM for several tasks, a single one too.
-    """
-    return [] if is_started_from_outside() else [LightningEnvironment()]
-
-
 def build_trainer(
-    settings: Settings, directory: Path, command: Callable[[int], tuple[list[str], str]], **further: Any
+    settings: Settings, directory: Path, callbacks: Sequence[pl.Callback], *, logger: Any = False, plugins: Any = ()
 ) -> pl.Trainer:
-    """Make Lightning's Trainer; signals are left to nsr.run.signals.
-
-    Args:
-        settings: of the whole command.
-        directory: of the run.
-        command: rank -> the command and folder of a further process.
-        further: arguments of the Trainer.
-    """
-    start_processes_with(command, observe)
-    plugins = [*further.pop("plugins", ()), *cluster_environments()]
+    """Make Lightning's Trainer for a run directory; signals are left to nsr.run.signals."""
+    start_processes_with(process_command, observe)
+    if not is_started_from_outside():  # Lightning takes any job of SLURM for several tasks, a single one too
+        plugins = [*plugins, LightningEnvironment()]
+    further = {"max_epochs": max_epochs(settings)} if "objective" in settings else {}
+    for name, kind in (("enable_checkpointing", pl.callbacks.Checkpoint), ("enable_progress_bar", ProgressBar)):
+        further[name] = any(isinstance(callback, kind) for callback in callbacks)
     # bound first: Hydra would copy the objects among the arguments into its own lists
     make = instantiate({**settings["trainer"], "_partial_": True}, "trainer")
-    trainer = make(default_root_dir=str(directory), plugins=plugins, **further)
+    try:
+        trainer = make(
+            default_root_dir=str(directory), logger=logger, callbacks=list(callbacks), plugins=list(plugins), **further
+        )
+    except Exception as error:  # whatever a flag of the Trainer leads to
+        raise InputError(in_place("trainer", error, settings["trainer"])) from error
+    if not isinstance(trainer, pl.Trainer):
+        target = settings["trainer"]["_target_"]
+        raise InputError(f"trainer._target_ is {target}; it must be a pytorch_lightning.Trainer")
     leave_signals_alone(trainer)
     return trainer
 
 
 def build_analyses(settings: Settings, module: RobustClassifier) -> dict[str, Any]:
     """Make the analyses of an evaluation, checked against the hooked layers."""
-    chosen = settings.get("analysis") or {}
-    if chosen and processes(settings) > 1:
-        raise InputError(
-            f"trainer.devices is {settings['trainer']['devices']}; analyses work on one: give trainer.devices=1, the "
-            "attacks that are finished come from the cache"
-        )
-    analyses = {str(name): instantiate(own, f"analysis.{name}") for name, own in chosen.items() if own is not None}
-    for name, analysis in analyses.items():
+    if settings.get("analysis") and processes(settings) > 1:
+        fix = "give trainer.devices=1, the attacks that are finished come from the cache"
+        raise InputError(f"trainer.devices is {settings['trainer']['devices']}; analyses work on one: {fix}")
+    made = {}
+    for name, place, own in chosen(settings, "analysis"):
+        made[name] = analysis = instantiate(own, place)
         if not hasattr(analysis, "run"):
-            raise InputError(f"analysis.{name} is a {type(analysis).__name__}; it must have a method run(context)")
+            raise InputError(f"{place} is a {type(analysis).__name__}; it must have a method run(context)")
         if hasattr(analysis, "check"):
             analysis.check(module.extractor.layers, (settings.get("evaluation") or {}).get("n_examples"))
-    return analyses
+    return made
 
 
 def build_corruptions(settings: Settings, data: ImageData) -> Corruptions | None:

@@ -1,9 +1,8 @@
-"""What the user typed, checked and answered within a second or two: Hydra is loaded, torch is not.
+"""Check the command line within a second or two: Hydra is loaded, torch is not.
 
-`check_command_line` composes the configuration before Hydra's own main does, for Hydra would report a wrong name in
-several lines and without a guess at the right one, and would make a run directory before a wrong value is found. In a
-sweep every value is checked before the first job starts. What only the network or the data can say (a layer pattern, a
-missing folder) comes next, from `nsr.app.preflight`, still before anything is made.
+`check_command_line` composes the configuration before Hydra's own main does, which would make a run directory before a
+wrong value is found. In a sweep every value is checked before the first job starts. What only the network or the data
+can say (a layer pattern, a missing folder) comes next, from `nsr.app.job`, still before anything is made.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from nsr.app.composition import compose_checked, is_sweep, jobs, with_folder, without_null
+from nsr.app.composition import compose_checked, is_sweep, jobs, selected_directory, with_folder, without_null
 from nsr.compat import hydra_argument_parser
 from nsr.errors import InputError, RunStopped
 from nsr.run.commands import command, override
@@ -43,7 +42,7 @@ def check_command_line(program: str, arguments: Sequence[str] | None = None) -> 
 
     Args:
         program: 'train' or 'evaluate'.
-        arguments: None: those of the process.
+        arguments: None: those of the process, which are replaced by what Hydra is to read.
     """
     make_importable()
     parser = hydra_argument_parser()
@@ -63,29 +62,12 @@ def check_command_line(program: str, arguments: Sequence[str] | None = None) -> 
             overrides = with_folder(overrides, options.config_dir)
         if not asks and not repeats:
             overrides = _checked(program, overrides, options)
-    if arguments is None:  # as Hydra is to read it
-        sys.argv[1:] = [*_flags(sys.argv[1:], options), *overrides]
-
-
-def _flags(arguments: Sequence[str], options: Namespace) -> list[str]:
-    """The arguments without overrides, and without --config-dir, which has become an override."""
-    kept = [argument for argument in arguments if argument not in options.overrides]
-    if options.config_dir is None:
-        return kept
-    kept = [argument for argument in kept if not argument.startswith(("--config-dir=", "-cd="))]
-    for flag in ("--config-dir", "-cd"):
-        if flag in kept:
-            place = kept.index(flag)
-            del kept[place : place + 2]
-    return kept
+    if arguments is None:
+        sys.argv[1:] = [*(argument for argument in sys.argv[1:] if argument not in options.overrides), *overrides]
 
 
 def _checked(program: str, overrides: list[str], options: Namespace) -> list[str]:
-    """Complete the overrides by what resumption and several processes ask for.
-
-    Errors:
-        InputError: the command cannot work.
-    """
+    """Complete the overrides by what resumption and several processes ask for; InputError where they cannot work."""
     if program == "train":
         overrides = resumed_command(overrides)
     if options.multirun:
@@ -96,7 +78,7 @@ def _checked(program: str, overrides: list[str], options: Namespace) -> list[str
         configurations = [compose_checked(program, row, options.config_name) for row in jobs(overrides)]
         if options.multirun:
             _check_optuna(configurations[0], overrides)
-        from nsr.app.preflight import preflight  # torch is loaded here
+        from nsr.app.job import preflight  # torch is loaded here
 
         preflight(configurations[0], program, is_sweep=options.multirun)
     return overrides
@@ -112,9 +94,10 @@ def _fail_at_a_flag(program: str, message: str) -> NoReturn:
 def _check_optuna(config: DictConfig, overrides: Sequence[str]) -> None:
     """InputError where Optuna has nothing to draw, or nothing to optimize."""
     sweeper = config.hydra.sweeper
-    if "optuna" not in str(sweeper._target_):
+    if not str(sweeper._target_).startswith("hydra_plugins.hydra_optuna_sweeper."):
         return
-    directions = [str(entry).rpartition(".")[2] for entry in _as_list(sweeper.direction)]
+    given = sweeper.direction if OmegaConf.is_list(sweeper.direction) else [sweeper.direction]
+    directions = [str(entry).rpartition(".")[2] for entry in given]
     metrics = list(config.get("sweep_metrics", ()))
     if len(directions) != len(metrics) or "minimize" in directions:
         raise InputError(
@@ -126,23 +109,17 @@ def _check_optuna(config: DictConfig, overrides: Sequence[str]) -> None:
         raise InputError("Optuna has nothing to draw: name settings, such as 'optimizer.lr=interval(0.001,0.01)'")
 
 
-def _as_list(value: Any) -> list[Any]:
-    value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    return value if isinstance(value, list) else [value]
-
-
 def _agreed_directory(program: str, overrides: Sequence[str], config_name: str | None) -> list[str]:
-    """['hydra.run.dir=...'] where it is not simply a new one: that of a run to resume, or of a SLURM job's tasks."""
+    """Return ['hydra.run.dir=...'] for a run to resume and for the tasks of a SLURM job; [] for a new one."""
     if override_value(overrides, "hydra.run.dir") is not None:
         return []
     of_slurm = slurm_directory()
     if is_started_from_outside() and of_slurm is None:
-        raise InputError(
-            "hydra.run.dir is not given; the processes of torchrun need it to share one: hydra.run.dir=FOLDER"
-        )
+        why = "the processes of torchrun need it to share one"
+        raise InputError(f"hydra.run.dir is not given; {why}: hydra.run.dir=FOLDER")
     if override_value(overrides, "resume") != AUTO and of_slurm is None:
         return []
-    new = Path(str(compose_checked(program, overrides, config_name).hydra.run.dir)).absolute()
+    new = selected_directory(compose_checked(program, overrides, config_name), "hydra.run.dir")
     if of_slurm is not None:
         return [override("hydra.run.dir", str(new.parent / of_slurm))]
     found = newest_unfinished(new.parent, overrides)
@@ -159,14 +136,12 @@ def one_line_errors() -> Iterator[None]:
     except (InputError, RunStopped) as error:
         if isinstance(error, RunStopped) and global_rank() != 0:
             sys.exit(0)  # the first process has stopped for the same reason, and reports it
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
         _fail(str(error), error)
     except OSError as error:
-        if error.errno not in DISK_ERRORS or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if error.errno not in DISK_ERRORS:
             raise
-        message = f"{error.strerror}: {error.filename or run_directory()}; what was written before is kept"
-        _fail(message + _how_to_resume(), error)
+        place = error.filename or run_directory()
+        _fail(f"{error.strerror}: {place}; what was written before is kept{_how_to_resume()}", error)
     except Interrupted as interruption:
         if global_rank() != 0:
             sys.exit(0)
@@ -177,7 +152,9 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _fail(message: str, error: Exception) -> NoReturn:
-    """End the command, or this job of a sweep."""
+    """End the command, or this job of a sweep; HYDRA_FULL_ERROR=1 raises the error itself."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
     if is_sweep():
         FAILED.append(message)
         raise CompactHydraException(message) from error  # Hydra runs the other jobs
@@ -186,7 +163,7 @@ def _fail(message: str, error: Exception) -> NoReturn:
 
 
 def _how_to_resume() -> str:
-    """How an interrupted job is resumed."""
+    """Say how to resume an interrupted job."""
     if not HydraConfig.initialized() or not HydraConfig.get().runtime.output_dir:
         return ""
     if HydraConfig.get().job.name.startswith("evaluate"):
@@ -195,14 +172,14 @@ def _how_to_resume() -> str:
 
 
 def end_of_sweep() -> None:
-    """Set exit code 1 where a job of the sweep failed and the sweeper, as Optuna's, ran the others without a word."""
+    """Set exit code 1 where a job failed and the sweeper, such as Optuna's, ran the others without reporting it."""
     if FAILED:
         print(f"error: {len(FAILED)} jobs of the sweep failed, the last: {FAILED[-1]}", file=sys.stderr)
         sys.exit(1)
 
 
 class RelevantWarnings(logging.Filter):
-    """Keeps off the screen what libraries say to each other; the log file has it."""
+    """Keeps libraries' warnings to developers off the screen; the log file has them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.name != "py.warnings"

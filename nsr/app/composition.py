@@ -1,4 +1,4 @@
-"""From a command line to a checked configuration; what is wrong with it in one line.
+"""Compose and check the configuration of a command line; every error is one line.
 
 Hydra would report a wrong name in several lines and without a guess at the right one.
 """
@@ -29,6 +29,7 @@ from nsr.run.processes import local_processes, machines
 PACKAGE = Path(__file__).resolve().parents[1]
 # a wheel holds the folder inside the package; in a checkout it stands beside it
 CONFIGURATIONS = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+GROUPS = {path.name for path in CONFIGURATIONS.iterdir() if path.is_dir()}
 LAUNCHERS = {
     "joblib": "pip install hydra-joblib-launcher",
     **dict.fromkeys(("submitit_local", "submitit_slurm"), "pip install hydra-submitit-launcher"),
@@ -63,17 +64,16 @@ def sweep() -> str | None:
 
 
 def chosen(*groups: str) -> list[str]:
-    """Return what was chosen of some groups of conf/, each name once; what was left out is left out."""
-    return list(dict.fromkeys(chosen_each(*groups)))
+    """Return the choices of some groups of conf/, each name once, without groups that were left out."""
+    return list(dict.fromkeys(_choices(groups)))
 
 
 def run_name(seed: int) -> str:
-    """Return DATA_MODEL_OBJECTIVE_STABILIZER_seedN from what was chosen."""
-    return "_".join([*chosen_each("data", "model", "objective", "stabilizer"), f"seed{seed}"])
+    """Return DATA_MODEL_OBJECTIVE_STABILIZER_seedN."""
+    return "_".join([*_choices(("data", "model", "objective", "stabilizer")), f"seed{seed}"])
 
 
-def chosen_each(*groups: str) -> list[str]:
-    """Return what was chosen of some groups of conf/; what was left out is left out."""
+def _choices(groups: Sequence[str]) -> list[str]:
     choices = HydraConfig.get().runtime.choices
     return [str(choices[group]) for group in groups if choices.get(group) is not None]
 
@@ -83,15 +83,11 @@ for resolver in (evaluation_directory, times, fraction_of, sweep, chosen, run_na
 
 
 def compose_checked(program: str, overrides: Sequence[str], config_name: str | None = None) -> DictConfig:
-    """Compose and check a configuration, Hydra's own settings among it.
+    """Compose and check a configuration, including Hydra's own settings; InputError in one line.
 
     Args:
         program: 'train' or 'evaluate'.
-        overrides: of the command line.
         config_name: of the primary configuration; None: the program's.
-
-    Errors:
-        InputError: in one line.
     """
     name = config_name or program
     with initialize_config_dir(config_dir=str(CONFIGURATIONS), version_base="1.3"):
@@ -105,89 +101,67 @@ def compose_checked(program: str, overrides: Sequence[str], config_name: str | N
         try:
             OmegaConf.select(config, "epsilon")
         except InterpolationResolutionError as error:
-            raise InputError(
-                f"epsilon is not given, and data.epsilon has none for norm={config.norm}; give a radius: epsilon=8/255"
-            ) from error
+            why = f"epsilon is not given, and data.epsilon has none for norm={config.norm}"
+            raise InputError(f"{why}; give a radius: epsilon=8/255") from error
         try:
-            # a missing value stays '???' in the container, and is reported as missing
-            settings = plain(without_hydra(config))
-            known = compose(program)
+            settings = plain(without_hydra(config))  # a missing value stays '???', and is reported as missing
         except OmegaConfBaseException as error:
             raise InputError(_first_line(error)) from error
         check_settings(settings, program)
-        check_names(settings, {str(key): None for key in known}, OmegaConf.to_yaml(config), program)
-        _check_directory(config)
+        check_names(settings, map(str, compose(program)), OmegaConf.to_yaml(config), program)
         return config
 
 
-def _check_directory(config: DictConfig) -> None:
-    for name in ("hydra.run.dir", "hydra.sweep.dir"):
-        try:
-            value = OmegaConf.select(config, name)
-        except OmegaConfBaseException as error:
-            raise InputError(_first_line(error)) from error
-        if not str(value or "").strip():
-            raise InputError(f"{name} is {value!r}; it must be a folder, such as runs/NAME")
+def selected_directory(config: DictConfig, name: str) -> Path:
+    """Return the absolute path in hydra.run.dir or hydra.sweep.dir; InputError where it is none."""
+    try:
+        value = OmegaConf.select(config, name)
+    except OmegaConfBaseException as error:
+        raise InputError(_first_line(error)) from error
+    if not str(value or "").strip():
+        raise InputError(f"{name} is {value!r}; it must be a folder, such as runs/NAME")
+    return Path(str(value)).absolute()
 
 
 def with_folder(overrides: Sequence[str], folder: str) -> list[str]:
-    """Return the overrides with a further folder of configurations, as --config-dir names it.
-
-    Errors:
-        InputError: there is no such folder.
-    """
-    path = Path(folder).absolute()
-    if not path.is_dir():
-        raise InputError(
-            f"--config-dir is {folder!r}; it must be a folder of configurations, such as my_conf/experiment/"
-        )
+    """Return the overrides with the folder of --config-dir, which must exist, in Hydra's search path."""
+    if not Path(folder).is_dir():
+        form = "it must be a folder of configurations, such as my_conf/experiment/"
+        raise InputError(f"--config-dir is {folder!r}; {form}")
     given = [row for row in overrides if row.startswith("hydra.searchpath=")]
-    folders = [f"file://{path}"]
-    for row in given:
-        folders += [str(entry) for entry in OmegaConf.create(row.partition("=")[2])]
+    further = [str(entry) for row in given for entry in OmegaConf.create(row.partition("=")[2])]
+    folders = [f"file://{Path(folder).absolute()}", *further]
     return [*(row for row in overrides if row not in given), override("hydra.searchpath", folders)]
 
 
 def without_null(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with ~GROUP for GROUP=null, which Hydra's own reading of a choice does not take."""
-    groups = {path.name for path in CONFIGURATIONS.iterdir() if path.is_dir()}
-    return [
-        f"~{name}" if value == "null" and name in groups else row
-        for row in overrides
-        for name, _, value in [row.partition("=")]
-    ]
+    """Return the overrides with ~GROUP for GROUP=null, which Hydra does not accept."""
+    null = {f"{group}=null": f"~{group}" for group in GROUPS}
+    return [null.get(row, row) for row in overrides]
 
 
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the command itself or, for a sweep, a row for each value, all others at their first: each is checked."""
+    """Return the command itself or, for a sweep, a row for each value, with all others at their first."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise InputError(_first_line(error)) from error
     _check_choices(parsed)
-    values = [_values(row) for row in parsed]
-    first = [row[0] for row in values if row]
-    rows = [first]
-    position = 0
-    for row in values:
-        if row:
-            rows += [[*first[:position], value, *first[position + 1 :]] for value in row[1:]]
-            position += 1
-    return rows
+    values = [row for row in map(_values, parsed) if row]
+    first = [row[0] for row in values]
+    others = [(position, value) for position, row in enumerate(values) for value in row[1:]]
+    return [first, *([*first[:position], value, *first[position + 1 :]] for position, value in others)]
 
 
 def _check_choices(parsed: Sequence[Override]) -> None:
     """A choice is a name or a list of names; Hydra's own error says less."""
-    groups = {path.name for path in CONFIGURATIONS.iterdir() if path.is_dir()}
     for row in parsed:
-        if row.key_or_group in groups and not row.is_sweep_override() and not row.is_delete():
-            chosen = row.value()
-            entries = chosen if isinstance(chosen, list) else [chosen]
-            if not all(isinstance(entry, str) for entry in entries):
-                name = row.key_or_group
-                raise InputError(
-                    f"{row.input_line}: a choice is a name or a list of names, {name}=NAME or {name}=[NAME]"
-                )
+        name = row.key_or_group
+        if name in GROUPS and not row.is_sweep_override() and not row.is_delete():
+            value = row.value()
+            if not all(isinstance(entry, str) for entry in (value if isinstance(value, list) else [value])):
+                form = f"{name}=NAME or {name}=[NAME]"
+                raise InputError(f"{row.input_line}: a choice is a name or a list of names, {form}")
 
 
 def _values(row: Override) -> list[str]:
@@ -215,33 +189,29 @@ def _explain(program: str, name: str, overrides: Sequence[str], error: Exception
         return f"{match[1]}=[{match[2]}]: there is no such choice{hint}; {match[1]} are {', '.join(options)}"
     if match := re.search(r"Could not (?:override|append to config|delete) '([^']+)'", text):
         wrong = match[1].partition("@")[0]
-        others = [row for row in overrides if not row.lstrip("+~").startswith(match[1])]
-        names = _known_names(name, others)
-        if wrong in names:  # a folder of conf/ that this program takes nothing from
-            hint = f"; {'evaluate' if program == 'train' else 'train'}.py has it"
-        else:
-            hint = did_you_mean(wrong, names)
+        names = _known_names(name, [row for row in overrides if not row.lstrip("+~").startswith(match[1])])
+        other = "evaluate" if program == "train" else "train"
+        # a name of a folder of conf/ that this program takes nothing from
+        hint = f"; {other}.py has it" if wrong in names else did_you_mean(wrong, names)
         return f"{wrong}: there is no such setting{hint}; `{program}.py --cfg job` prints all of them"
     return _first_line(error)
 
 
 def _known_names(name: str, overrides: Sequence[str]) -> list[str]:
-    groups = [path.name for path in CONFIGURATIONS.iterdir() if path.is_dir()]
     try:
-        config = compose(name, list(overrides))
+        settings: Any = OmegaConf.to_container(compose(name, list(overrides)))
     except (HydraException, OmegaConfBaseException):
-        return groups
-    return groups + [leaf for leaf, _ in flat(OmegaConf.to_container(config, resolve=False))]  # type: ignore[arg-type]
+        return [*GROUPS]
+    return [*GROUPS, *(leaf for leaf, _ in flat(settings))]
 
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         problem = str(error.message).splitlines()[0]
         return f"{error.override}: {problem}; the form is name=value, text with spaces in quotes"
-    lines = [
-        line.strip() for line in (str(error) or "the defaults list cannot be composed").splitlines() if line.strip()
-    ]
-    return " ".join(line for line in lines if not line.startswith("object_type"))
+    text = str(error) or "the defaults list cannot be composed"
+    lines = [line.strip() for line in text.splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith("object_type"))
 
 
 def is_sweep() -> bool:
@@ -256,6 +226,4 @@ def without_hydra(config: DictConfig) -> DictConfig:
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """Return the job's configuration as plain dicts, lists, numbers and texts, everything resolved."""
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]

@@ -6,12 +6,12 @@ preflight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import log
 from typing import Any
 
-from nsr.app.rules import MASKING_CHECKS, RULES, TARGET_RULES, TRAINING_CHECKS, is_dotted
-from nsr.errors import InputError, check_choice, check_epsilon, did_you_mean, fraction
+from nsr.app.rules import MASKING_CHECKS, NORMS, RULES, TARGET_RULES, TRAINING_CHECKS, choice, dotted, list_of
+from nsr.errors import InputError, check_epsilon, did_you_mean, fraction
 from nsr.run.directory import flat
 
 FAR = 3  # times the customary radius, or a third of it
@@ -26,15 +26,7 @@ NEEDED = {
 
 
 def check_settings(settings: Mapping[str, Any], program: str) -> None:
-    """Check a resolved configuration.
-
-    Args:
-        settings: plain values, everything resolved.
-        program: 'train' or 'evaluate'.
-
-    Errors:
-        InputError: in one line, for the first setting that cannot be used.
-    """
+    """Check a resolved configuration of plain values; InputError for the first setting that cannot be used."""
     # the shortest names first: epsilon itself, before the attacks that take it over
     leaves = dict(sorted(flat(settings), key=lambda leaf: leaf[0].count(".")))
     for name, value in leaves.items():
@@ -44,23 +36,22 @@ def check_settings(settings: Mapping[str, Any], program: str) -> None:
     for name, value in leaves.items():
         if name in RULES:
             RULES[name](name, value)
-        elif (name == "epsilon" or name.endswith(".epsilon")) and not isinstance(value, Mapping) and value is not None:
-            norm = leaves.get(f"{name.removesuffix('epsilon')}norm") or settings.get("norm") or "linf"
-            check_epsilon(name, value, norm=norm if norm in ("linf", "l2", "l1") else "linf")
+        elif f".{name}".endswith(".epsilon") and not isinstance(value, Mapping) and value is not None:
+            norm = leaves.get(f"{name.removesuffix('epsilon')}norm") or settings.get("norm")
+            check_epsilon(name, value, norm=norm if norm in NORMS else "linf")
     for place, part in sorted(targets(settings), key=lambda found: found[0] != "trainer"):
         for key, rule in TARGET_RULES.get(part["_target_"], {}).items():
             if key in part:
                 rule(f"{place}.{key}", part[key])
-    _check_checks(settings, program)
-    _check_together(settings)
+    _check_checks(settings["checks"], TRAINING_CHECKS if program == "train" else MASKING_CHECKS)
+    if settings.get("compile") is True and settings.get("sync_batch_norm") is True:
+        raise InputError("compile and sync_batch_norm are both true; layers that exchange are not compiled: choose one")
+    if program == "train" and settings.get("corruptions") is not None:
+        raise InputError("test_attacks has corruptions, which training does not measure; give it to evaluate.py")
 
 
 def check_complete(settings: Mapping[str, Any], program: str) -> None:
-    """Check that every setting and part that the command needs is there; what they look up may not resolve yet.
-
-    Errors:
-        InputError: one is missing, or a part is no mapping with a `_target_`.
-    """
+    """Check that every setting and part that the command needs is there; their interpolations may not resolve yet."""
     for name in NEEDED[program]:
         if name not in settings:
             raise InputError(f"{name} is missing; {program}.py needs it: leave ~{name} out")
@@ -71,16 +62,20 @@ def check_complete(settings: Mapping[str, Any], program: str) -> None:
             raise InputError(f"{name} is {got}; it must be a choice such as {name}=NAME, or {name}._target_=CLASS")
 
 
-def targets(value: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (dotted place, mapping) of every mapping with a `_target_`, at any depth."""
+def mappings(value: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (dotted place, mapping) of every mapping at any depth, the outermost first."""
     if isinstance(value, Mapping):
-        if value.get("_target_"):
-            yield place, value
+        yield place, value
         for key, entry in value.items():
-            yield from targets(entry, f"{place}.{key}" if place else str(key))
+            yield from mappings(entry, f"{place}.{key}" if place else str(key))
     elif isinstance(value, list):
         for index, entry in enumerate(value):
-            yield from targets(entry, f"{place}[{index}]")
+            yield from mappings(entry, f"{place}[{index}]")
+
+
+def targets(settings: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return (dotted place, mapping) of every mapping with a `_target_`."""
+    return [(place, part) for place, part in mappings(settings) if part.get("_target_")]
 
 
 def _check_parts(settings: Mapping[str, Any], program: str) -> None:
@@ -96,13 +91,20 @@ def _check_parts(settings: Mapping[str, Any], program: str) -> None:
             if part is not None and (not isinstance(part, Mapping) or not part.get("_target_")) and key != "curve":
                 raise InputError(f"{name}.{key} is {part!r}; it must have a _target_, or be null")
     for place, part in targets(settings):
-        target = part["_target_"]
-        if not isinstance(target, str) or not is_dotted(target):
-            raise InputError(f"{place}._target_ is {target!r}; it must be a class or function, package.module.Name")
+        dotted(f"{place}._target_", part["_target_"])
         if part.get("_partial_") and place in ("data", "model", "trainer"):
             raise InputError(f"{place}._partial_ is true; {place} must be made, not its constructor: leave it out")
     if program == "train" and not settings["test_attacks"]:
         raise InputError("test_attacks is []; it must name what is tested at the end, such as [clean] or [clean,pgd]")
+
+
+def _check_checks(checks: Any, allowed: tuple[str, ...]) -> None:
+    """checks.stop_on names checks of this command."""
+    if not isinstance(checks, Mapping):
+        raise InputError(f"checks is {checks!r}; its settings are checks.stop_on and, in an evaluation, checks.enabled")
+    stop_on = list_of(choice(*allowed), f"[{allowed[0]}]")("checks.stop_on", checks.get("stop_on", []))
+    if stop_on and not checks.get("enabled", True):
+        raise InputError(f"checks.stop_on has {stop_on[0]}, but checks.enabled is false: no check is evaluated")
 
 
 def unusual_epsilon(norm: str, epsilon: Any, customary: Mapping[str, Any]) -> str | None:
@@ -124,17 +126,12 @@ def unusual_epsilon(norm: str, epsilon: Any, customary: Mapping[str, Any]) -> st
     )
 
 
-def check_names(settings: Mapping[str, Any], known: Mapping[str, Any], text: str, program: str) -> None:
-    """Check that every top-level setting is one that the command reads, or that another one looks up.
+def check_names(settings: Mapping[str, Any], known: Iterable[str], text: str, program: str) -> None:
+    """Raise InputError for a top-level setting that neither the command nor another setting reads.
 
     Args:
-        settings: of the command.
         known: the settings of the command without overrides.
         text: the unresolved configuration, in which `${NAME}` looks a setting up.
-        program: 'train' or 'evaluate'.
-
-    Errors:
-        InputError: nothing reads the setting.
     """
     allowed = {*known, "data", "model", "train_attack", "callbacks", "logger", "corruptions", "analysis"}
     for name in settings:
@@ -142,26 +139,3 @@ def check_names(settings: Mapping[str, Any], known: Mapping[str, Any], text: str
             other = {"train": "evaluate", "evaluate": "train"}[program]
             hint = did_you_mean(name, allowed) or f"; `{program}.py --cfg job` prints all of them"
             raise InputError(f"{name}: there is no such setting{hint}; {other}.py may have it")
-
-
-def _check_checks(settings: Mapping[str, Any], program: str) -> None:
-    """checks.stop_on names checks of this command."""
-    checks = settings["checks"]
-    if not isinstance(checks, Mapping):
-        raise InputError(f"checks is {checks!r}; its settings are checks.stop_on and, in an evaluation, checks.enabled")
-    stop_on = checks.get("stop_on", [])
-    allowed = TRAINING_CHECKS if program == "train" else MASKING_CHECKS
-    if not isinstance(stop_on, list):
-        raise InputError(f"checks.stop_on is {stop_on!r}; it must be a list, such as [{allowed[0]}]")
-    for name in stop_on:
-        check_choice("checks.stop_on entry", name, allowed)
-    if stop_on and not checks.get("enabled", True):
-        raise InputError(f"checks.stop_on has {stop_on[0]}, but checks.enabled is false: no check is evaluated")
-
-
-def _check_together(settings: Mapping[str, Any]) -> None:
-    """Choices that have no meaning together."""
-    if settings.get("compile") is True and settings.get("sync_batch_norm") is True:
-        raise InputError("compile and sync_batch_norm are both true; layers that exchange are not compiled: choose one")
-    if "objective" in settings and settings.get("corruptions") is not None:
-        raise InputError("test_attacks has corruptions, which training does not measure; give it to evaluate.py")

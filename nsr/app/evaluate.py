@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import RichProgressBar
 
 from nsr import __version__
 from nsr.app.build import build_trainer
-from nsr.app.command_line import run_directory
-from nsr.app.job import (
-    in_folder_of_the_command,
-    log_to_hydra,
-    on_terminal,
-    process_command,
-    report_unusual_epsilon,
-    run_test,
-    status_of,
-    write_config,
-)
-from nsr.app.preflight import Job, make_job
-from nsr.callbacks import ProgressRows
+from nsr.app.job import Job, progress, run_test, started_job, write_config
 from nsr.evaluation import report
 from nsr.evaluation.cache import ResultCache, fingerprint, images_fingerprint, network_fingerprint
 from nsr.evaluation.corrupted import corruption_metrics, measure_corruptions
@@ -39,13 +27,8 @@ from nsr.run.signals import interruptible
 
 def evaluate(config: DictConfig) -> None:
     """Measure a checkpoint or third-party weights; write and print the results."""
-    log_to_hydra()
-    directory = run_directory()
-    with status_of(directory, "evaluate.py"), interruptible():
-        with in_folder_of_the_command():
-            job = make_job(config, "evaluate")
-        report_unusual_epsilon(job.settings)
-        trainer, orderly = _trainer(job, directory), False
+    with interruptible(), started_job(config, "evaluate") as (job, directory):
+        trainer, orderly = build_trainer(job.settings, directory, [progress()]), False
         try:
             _measure(job, directory, trainer)
             orderly = True
@@ -53,16 +36,9 @@ def evaluate(config: DictConfig) -> None:
             leave_processes(trainer, orderly=orderly)
 
 
-def _trainer(job: Job, directory: Path) -> pl.Trainer:
-    progress = RichProgressBar() if on_terminal() else ProgressRows()
-    callbacks: Any = [progress]
-    further = {"logger": False, "callbacks": callbacks, "enable_progress_bar": on_terminal()}
-    return build_trainer(job.settings, directory, process_command, **further)
-
-
 def _measure(job: Job, directory: Path, trainer: pl.Trainer) -> None:
-    settings, data, suite = job.settings, job.data, job.module.suite
-    options: Any = settings["evaluation"]
+    settings, data, options = job.settings, job.data, job.settings["evaluation"]
+    suite: Any = job.module.suite
     data.setup("test")
     which = f"all {len(data.test_set)} test images"
     if options["n_examples"] is not None:
@@ -71,16 +47,14 @@ def _measure(job: Job, directory: Path, trainer: pl.Trainer) -> None:
     for analysis in job.analyses.values():
         if hasattr(analysis, "check"):
             analysis.check(job.module.extractor.layers, len(data.test_set))
-    suite.cache = _cache(job, directory)  # type: ignore[union-attr]
+    suite.cache = _cache(job, directory)
     metrics = run_test(trainer, job, name="test")
-    outcomes, probed, sensitivities = suite.outcomes, suite.probed, suite.sensitivities  # type: ignore[union-attr]
+    outcomes, probed, sensitivities = suite.outcomes, suite.probed, suite.sensitivities
     if (count := len(outcomes["clean"])) < len(data.test_set):
         which = f"the first {count} of {len(data.test_set)} test images (trainer.limit_test_batches)"
     corrupted = []
     if job.corruptions is not None:
-        corrupted = measure_corruptions(
-            trainer, job.module, data, job.corruptions, lambda part: _cache(job, directory, part)
-        )
+        corrupted = measure_corruptions(trainer, job.module, data, job.corruptions, partial(_cache, job, directory))
     if not trainer.is_global_zero:
         return
     write_config(directory, job)
@@ -101,7 +75,7 @@ def _measure(job: Job, directory: Path, trainer: pl.Trainer) -> None:
 
 
 def _analysis_context(job: Job, directory: Path, device: torch.device) -> AnalysisContext:
-    """The evaluation as an analysis sees it, on the device to measure on."""
+    """The inputs of an analysis, on the device to measure on."""
     net, data = job.module.net.to(device), job.data
     return AnalysisContext(
         net=net,

@@ -19,11 +19,7 @@ EXAMPLES = 2  # images of a trial pass
 
 
 def instantiate(settings: Any, place: str, **further: Any) -> Any:
-    """Make what `settings` name, lists and dicts plain.
-
-    Errors:
-        InputError: in one line, what went wrong at this place of the configuration.
-    """
+    """Make what `settings` name, lists and dicts plain; InputError in one line where that fails."""
     try:
         return utils.instantiate(settings, **further, _convert_="all")
     except InstantiationException as error:
@@ -40,14 +36,13 @@ def make_callable(settings: Settings, place: str, **further: Any) -> Any:
     that lacks none is called, and makes the callable.
 
     Args:
-        settings: with `_target_`.
         place: of the settings in the configuration.
         further: arguments.
     """
     factory = locate(settings, place)
-    given = {**{name: value for name, value in settings.items() if not name.startswith("_")}, **further}
+    needed = [entry.name for entry in parameters(factory).values() if entry.default is entry.empty]
     is_late = place in ("optimizer", "scheduler") or not isinstance(factory, type)
-    if is_late and not settings.get("_partial_") and _lacks(factory, given):
+    if is_late and any(name not in {**settings, **further} for name in needed):
         settings = {**settings, "_partial_": True}
     made = instantiate(settings, place, **further)
     if not callable(made):
@@ -55,17 +50,6 @@ def make_callable(settings: Settings, place: str, **further: Any) -> Any:
             f"{place}._target_ is {settings['_target_']}, which gives a {type(made).__name__}; it must be callable"
         )
     return made
-
-
-def _lacks(factory: Callable[..., Any], given: Settings) -> bool:
-    """Whether arguments without default are not given."""
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except ValueError:  # of a builtin
-        return False
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [entry.name for entry in parameters if entry.default is entry.empty and entry.kind not in kinds]
-    return any(name not in given for name in needed)
 
 
 def in_place(place: str, cause: BaseException, settings: Any = None) -> str:
@@ -78,11 +62,7 @@ def in_place(place: str, cause: BaseException, settings: Any = None) -> str:
 
 
 def locate(settings: Settings, place: str) -> Callable[..., Any]:
-    """Import the `_target_` of settings.
-
-    Errors:
-        InputError: it cannot be imported, or called.
-    """
+    """Import the `_target_` of settings; InputError where it cannot be imported, or called."""
     target = str(settings["_target_"])
     try:
         found = _imported(target)
@@ -114,22 +94,39 @@ def _imported(target: str) -> Any:
     raise ModuleNotFoundError(target)
 
 
-def named_arguments(factory: Callable[..., Any], offered: Settings) -> dict[str, Any]:
-    """Return those of the offered arguments that the signature of `factory` names."""
+def parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters that the signature of `factory` names, none where a builtin has no signature."""
     try:
         named = inspect.signature(factory).parameters
-    except ValueError:  # of a builtin
+    except ValueError:
         return {}
-    return {name: value for name, value in offered.items() if name in named}
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: parameter for name, parameter in named.items() if parameter.kind not in kinds}
+
+
+def chosen(settings: Settings, group: str) -> Iterator[tuple[str, str, Settings]]:
+    """Yield (name, place, settings) of every entry of a group such as callbacks; null leaves an entry out."""
+    for name, own in (settings.get(group) or {}).items():
+        if own is not None:
+            yield str(name), f"{group}.{name}", own
+
+
+def make_one(settings: Settings, place: str, kind: type | tuple[type, ...], what: str, **offered: Any) -> Any:
+    """Make an object of some class; each offered argument is passed where the signature names it and nothing sets it.
+
+    Errors:
+        InputError: it is of another class.
+    """
+    named = parameters(locate(settings, place)).keys() - settings.keys()
+    made = instantiate(settings, place, **{name: value for name, value in offered.items() if name in named})
+    if not isinstance(made, kind):
+        raise InputError(f"{place} is a {type(made).__name__}; it must be {what}")
+    return made
 
 
 @contextmanager
 def trial(place: str, what: str) -> Iterator[None]:
-    """Report in one line whatever a user's own object raises when it is tried; global draws are left as they were.
-
-    Errors:
-        InputError: the object failed.
-    """
+    """Turn whatever a user's own object raises in a trial into an InputError; leave global draws as they were."""
     try:
         with torch.random.fork_rng([]):
             yield

@@ -1,12 +1,16 @@
-"""What the two commands share: the folder, status, log and processes of one job."""
+"""The job of a command: made, tried before a run directory is made, started.
+
+The preflight hands what it made (data, network, module, callbacks) to the job: everything is made once.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +18,133 @@ import pytorch_lightning as pl
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_original_cwd
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import RichProgressBar
 
+from nsr.app import build
+from nsr.app.command_line import run_directory
+from nsr.app.composition import plain, selected_directory, without_hydra
 from nsr.app.configuration import unusual_epsilon
-from nsr.app.preflight import Job, quiet_lightning
-from nsr.run.commands import override
+from nsr.app.machine import check_machine, processes
+from nsr.app.network import load_network, with_checkpoint
+from nsr.callbacks import ProgressRows
+from nsr.data import DataDescription, ImageData
+from nsr.data.batches import check_divides
+from nsr.errors import InputError
 from nsr.run.directory import OWN, read_yaml, recorded_status
 from nsr.run.files import SCHEMA
 from nsr.run.processes import global_rank
+from nsr.run.resumption import Earlier, earlier_run
+from nsr.training.module import RobustClassifier
 
 log = logging.getLogger(__name__)
+ELSEWHERE = (
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+    "hydra_plugins.hydra_ray_launcher",
+)
+LONGEST_NAME = 255  # of a folder, in bytes, on the file systems in use
+_ready: list[Job] = []  # of this process, for the job with the same settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of a run or an evaluation."""
+
+    settings: Mapping[str, Any]  # of the command, resolved; never changed
+    data: ImageData
+    description: DataDescription
+    module: RobustClassifier
+    callbacks: Mapping[str, pl.Callback]
+    analyses: Mapping[str, Any]
+    corruptions: Any
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The settings as they are written, with the description of the data."""
+        of_data = asdict(self.description)
+        names = of_data.pop("class_names")
+        of_data |= {name: list(of_data[name]) for name in ("mean", "std")}
+        own = {name: value for name, value in self.settings.items() if name not in OWN}
+        return {**own, "data": {**own["data"], **of_data}, "class_names": list(names)}
+
+    def earlier(self, directory: Path, overrides: Sequence[str]) -> Earlier | None:
+        """Return the run that the directory holds, None where there is none; InputError where it does not fit."""
+        resume, changed = self.settings["resume"], self.settings["allow_changed_config"]
+        return earlier_run(directory, self.record, resume=resume, changed=changed, overrides=list(overrides))
+
+
+def make_job(config: DictConfig, program: str) -> Job:
+    """Make everything that a command needs from its configuration, or take it from the preflight."""
+    settings, saved = with_checkpoint(config) if program == "evaluate" else (plain(config), None)
+    while _ready:
+        job = _ready.pop()
+        if job.settings == settings:
+            return job
+    pl.seed_everything(settings["seed"], workers=True, verbose=False)
+    data = build.build_data(settings, splits=("train", "test") if program == "train" else ("test",))
+    description = data.describe()
+    module = build.build_module(settings, description, augment=data.augment)
+    if saved is not None:
+        load_network(module.net, saved, settings["checkpoint"], description=description)
+    callbacks, analyses = build.build_callbacks(settings, module), build.build_analyses(settings, module)
+    return Job(settings, data, description, module, callbacks, analyses, build.build_corruptions(settings, data))
+
+
+def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> None:
+    """Try everything that the job of `config`, Hydra's settings included, needs, and keep it for the job.
+
+    Errors:
+        InputError: in one line, where the job cannot start.
+    """
+    quiet_lightning()
+    directory = _check_directory(config, program, is_sweep)
+    settings = plain(without_hydra(config))
+    is_elsewhere = is_sweep and str(config.hydra.launcher._target_).startswith(ELSEWHERE)
+    if not is_elsewhere:
+        check_machine(settings)  # what other machines have is checked by each job there
+    if program == "train":
+        check_divides(settings["data"].get("batch_size", 128), processes(settings))
+        build.check_loggers(settings)
+    job = make_job(without_hydra(config), program)
+    if not is_elsewhere:
+        build.build_trainer(settings, directory, ())
+    if program == "train" and not is_sweep:
+        job.earlier(directory, config.hydra.overrides.task)
+    job.data.preflight(("train", "test") if program == "train" else ("test",))  # last: it takes the longest
+    _ready.append(job)
+
+
+def _check_directory(config: DictConfig, program: str, is_sweep: bool) -> Path:
+    """Return the run directory; InputError where it cannot be made."""
+    name = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
+    directory = selected_directory(config, name)
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in directory.parts):
+        raise InputError(f"{name} has a folder name of more than {LONGEST_NAME} bytes; give a shorter one")
+    try:
+        parent = next(folder for folder in (directory, *directory.parents) if folder.exists())
+        is_writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise InputError(f"{name} is {str(directory)!r}; it cannot be made ({error}): give another folder") from error
+    links = [folder for folder in (directory, *directory.parents) if folder.is_symlink()]
+    broken = next((link for link in links if not link.exists()), None)
+    if not is_writable or broken is not None:
+        why = f"{parent} is not writable" if broken is None else f"{broken} is a link to nothing"
+        raise InputError(f"{name} is {str(directory)!r}; it cannot be made: {why}; give another folder")
+    if program == "evaluate" and (directory / "metrics.csv").exists():
+        raise InputError(f"{name} is {str(directory)!r}, which already holds a run; give another folder")
+    return directory
+
+
+def quiet_lightning() -> None:
+    """Switch Lightning's own log handlers off."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
 
 
 def write_config(directory: Path, job: Job, *, extended_from: int | None = None) -> None:
-    """Write config.yaml: every setting resolved, what was chosen and typed, the schema, and extensions of the run."""
+    """Write config.yaml: every setting resolved, choices and overrides, the schema, and extensions of the run."""
     hydra = HydraConfig.get()
     before = read_yaml(directory / "config.yaml") or {}
     extended = list(before.get("extended", []))
@@ -42,60 +160,38 @@ def write_config(directory: Path, job: Job, *, extended_from: int | None = None)
 
 
 def run_test(trainer: pl.Trainer, job: Job, *, name: str) -> dict[str, float]:
-    """Measure the module as it is on the test set: {NAME/ATTACK_accuracy: ..., and _low and _high, its interval}."""
+    """Test the module as it is; return {NAME/ATTACK_accuracy: fraction, and _low and _high, its interval}."""
     job.module.test_name = name
     trainer.test(job.module, datamodule=job.data, verbose=False)
     return {f"{name}/{key}": value for key, value in job.module.suite.metrics.items()}  # type: ignore[union-attr]
 
 
-def on_terminal() -> bool:
-    """Return whether a progress bar can be shown."""
-    return sys.stdout.isatty() and sys.stderr.isatty()
+def progress() -> pl.Callback:
+    """Return a progress bar, or, where none can be shown, rows of text."""
+    return RichProgressBar() if sys.stdout.isatty() and sys.stderr.isatty() else ProgressRows()
 
 
-@contextlib.contextmanager
-def status_of(directory: Path, program: str) -> Iterator[None]:
-    """Keep the status.json of a job; of several processes the first writes it."""
-    if global_rank() != 0:
-        yield
-        return
-    with recorded_status(directory, program, list(HydraConfig.get().overrides.task)):
-        yield
+@contextmanager
+def started_job(config: DictConfig, program: str) -> Iterator[tuple[Job, Path]]:
+    """Make the job and yield it with its run directory, whose status.json and log are kept until the end.
 
-
-@contextlib.contextmanager
-def in_folder_of_the_command() -> Iterator[None]:
-    """Resolve relative paths where the command was given, also with hydra.job.chdir=true."""
-    here = Path.cwd()
-    os.chdir(get_original_cwd())
-    try:
-        yield
-    finally:
-        os.chdir(here)
-
-
-def process_command(local_rank: int) -> tuple[list[str], str]:
-    """Return the command of a further process of this job, in its own run directory, and the folder to start it in."""
-    hydra = HydraConfig.get()
-    program = hydra.job.name.partition("_")[0]
-    overrides = [row for row in hydra.overrides.task if not row.startswith("hydra")]
-    beside = [override("hydra.run.dir", hydra.runtime.output_dir), f"hydra.job.name={program}_process_{local_rank}"]
-    if hydra.searchpath:
-        beside.append(override("hydra.searchpath", list(hydra.searchpath)))
-    name = ["--config-name", hydra.job.config_name] if hydra.job.config_name else []
-    command = [sys.executable, "-m", "nsr.app.main", program, *name, *overrides, *beside]
-    return command, get_original_cwd()
-
-
-def report_unusual_epsilon(settings: Mapping[str, Any]) -> None:
-    """Log one line where the radius is customary in another norm."""
-    customary = settings["data"].get("epsilon") or {}
-    if (warning := unusual_epsilon(settings["norm"], settings["epsilon"], customary)) is not None:
-        log.warning(warning)
-
-
-def log_to_hydra() -> None:
-    """Let Hydra's handlers alone write the run's log, and keep the screen readable."""
-    quiet_lightning()
+    Relative paths start where the command was given, also with hydra.job.chdir=true.
+    """
+    quiet_lightning()  # Hydra's handlers alone write the run's log
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for a traceback
+    directory, overrides = run_directory(), list(HydraConfig.get().overrides.task)
+    # of several processes the first writes the status
+    with recorded_status(directory, f"{program}.py", overrides) if global_rank() == 0 else nullcontext():
+        here = Path.cwd()
+        os.chdir(get_original_cwd())
+        try:
+            check_machine(plain(config))
+            job = make_job(config, program)
+        finally:
+            os.chdir(here)
+        settings = job.settings
+        customary = settings["data"].get("epsilon") or {}
+        if (warning := unusual_epsilon(settings["norm"], settings["epsilon"], customary)) is not None:
+            log.warning(warning)
+        yield job, directory

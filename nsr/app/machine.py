@@ -1,18 +1,28 @@
-"""The devices and the precision that a command asks for, and whether this machine has them."""
+"""The devices and the precision that a command asks for, whether this machine has them, and further processes."""
 
 from __future__ import annotations
 
 import os
+import sys
+from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_original_cwd
 
 from nsr.app.instantiation import Settings
 from nsr.errors import InputError
+from nsr.run.commands import override
+
+
+def _asked(settings: Settings) -> tuple[str, Any]:
+    """(accelerator, devices) of the Trainer."""
+    return settings["trainer"].get("accelerator", "auto"), settings["trainer"].get("devices", 1)
 
 
 def processes(settings: Settings) -> int:
     """Return how many processes a run has, on all machines."""
-    devices, accelerator = settings["trainer"].get("devices", 1), settings["trainer"].get("accelerator", "auto")
+    accelerator, devices = _asked(settings)
     if devices == "auto":
         devices = max(1, torch.cuda.device_count()) if accelerator in ("auto", "gpu") else 1
     count = len(devices) if isinstance(devices, list) else devices
@@ -20,11 +30,7 @@ def processes(settings: Settings) -> int:
 
 
 def shares_batches(settings: Settings) -> bool:
-    """Return whether several processes, each with a GPU, train on a batch together.
-
-    Errors:
-        InputError: they have none, and sync_batch_norm asks for it.
-    """
+    """Return whether several processes train on a batch together; InputError where SyncBatchNorm lacks GPUs."""
     if processes(settings) == 1:
         return False
     if settings["sync_batch_norm"] and not on_gpus(settings):
@@ -34,41 +40,46 @@ def shares_batches(settings: Settings) -> bool:
 
 def on_gpus(settings: Settings) -> bool:
     """Return whether the Trainer takes GPUs of CUDA."""
-    accelerator = settings["trainer"].get("accelerator", "auto")
+    accelerator, _ = _asked(settings)
     return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
 
 
 def check_machine(settings: Settings) -> None:
-    """Check that this machine has the devices and the precision that are asked for.
-
-    Errors:
-        InputError: it lacks them; Lightning would take another precision, or a much slower one.
-    """
+    """Raise InputError where this machine lacks the devices or the precision; Lightning might take another one."""
+    accelerator, _ = _asked(settings)
     _check_devices(settings)
-    trainer = settings["trainer"]
-    precision, accelerator = trainer.get("precision", "32-true"), trainer.get("accelerator", "auto")
+    precision = settings["trainer"].get("precision", "32-true")
     on_mps = accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available())
     if precision == "64-true" and on_mps and not on_gpus(settings):
         raise InputError("trainer.precision is 64-true, which mps does not have; trainer.accelerator=cpu does")
     if precision == "16-mixed" and not on_gpus(settings) and not on_mps:
         raise InputError("trainer.precision is 16-mixed, which needs a GPU; bf16-mixed works on a CPU")
     if precision == "bf16-mixed" and on_gpus(settings) and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise InputError(
-            f"trainer.precision is bf16-mixed, which {torch.cuda.get_device_name()} does not have; 16-mixed works there"
-        )
+        gpu = torch.cuda.get_device_name()
+        raise InputError(f"trainer.precision is bf16-mixed, which {gpu} does not have; 16-mixed works there")
 
 
 def _check_devices(settings: Settings) -> None:
-    accelerator, devices = settings["trainer"].get("accelerator", "auto"), settings["trainer"].get("devices", 1)
+    accelerator, devices = _asked(settings)
     gpus = torch.cuda.device_count()
     if accelerator == "gpu" and gpus == 0:
-        raise InputError(
-            "trainer.accelerator is gpu; there is none that torch can use here, trainer.accelerator=cpu works"
-        )
+        fix = "trainer.accelerator=cpu works"
+        raise InputError(f"trainer.accelerator is gpu; there is none that torch can use here, {fix}")
     if accelerator == "mps" or devices == "auto":
         return
-    on_gpu = accelerator == "gpu" or (accelerator == "auto" and gpus > 0)
-    there_are, kind = (gpus, "GPUs") if on_gpu else (os.cpu_count() or 1, "CPU cores")
+    there_are, kind = (gpus, "GPUs") if on_gpus(settings) else (os.cpu_count() or 1, "CPU cores")
     wanted = max(devices) + 1 if isinstance(devices, list) else devices
     if wanted > there_are:
         raise InputError(f"trainer.devices is {devices}; there are {there_are} {kind}")
+
+
+def process_command(local_rank: int) -> tuple[list[str], str]:
+    """Return the command of a further process of this job, in its own run directory, and the folder to start it in."""
+    hydra = HydraConfig.get()
+    program = hydra.job.name.partition("_")[0]
+    overrides = [row for row in hydra.overrides.task if not row.startswith("hydra")]
+    beside = [override("hydra.run.dir", hydra.runtime.output_dir), f"hydra.job.name={program}_process_{local_rank}"]
+    if hydra.searchpath:
+        beside.append(override("hydra.searchpath", list(hydra.searchpath)))
+    name = ["--config-name", hydra.job.config_name] if hydra.job.config_name else []
+    return [sys.executable, "-m", "nsr.app.main", program, *name, *overrides, *beside], get_original_cwd()

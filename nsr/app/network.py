@@ -1,16 +1,31 @@
-"""The network behind its normalization, from its settings."""
+"""The network behind its normalization, from settings or from a checkpoint.
+
+Of a checkpoint only tensors and plain values are read; nsr.app.allowlist decides which classes its settings may name.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
 import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
+from nsr.app.allowlist import admitted, plain_copy, targets
+from nsr.app.composition import plain
 from nsr.app.instantiation import EXAMPLES, Settings, instantiate, locate
+from nsr.app.rules import NORMS, optional, patterns
 from nsr.data import DataDescription
-from nsr.errors import InputError, check_choice, check_logits
+from nsr.errors import InputError, check_choice, check_epsilon, check_logits
 from nsr.models import Classifier, build_network
-from nsr.models.weights import load_state_dict_file
+from nsr.models.weights import is_state_dict, load_state_dict, load_state_dict_file, read_checkpoint
 from nsr.modes import network_mode
+
+log = logging.getLogger(__name__)
+SIZES = ("channels", "classes", "image_size")  # of the data that a network is made for
 
 
 def build_classifier(settings: Settings, description: DataDescription, *, exchange: bool = False) -> Classifier:
@@ -18,16 +33,14 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
 
     Args:
         settings: of the whole command.
-        description: of the data.
-        exchange: whether BatchNorm is made one over all processes.
+        exchange: convert BatchNorm to SyncBatchNorm.
     """
     own = dict(settings["model"])
     normalization, weights, output = own.pop("normalization", "data"), own.pop("weights", None), own.pop("output", None)
     check_choice("model.normalization", normalization, ("data", "none"))
     factory = locate(own, "model")
     own.pop("_target_")
-    sizes = {"channels": description.channels, "classes": description.classes, "image_size": description.image_size}
-    net = build_network(factory, instantiate(own, "model"), **sizes)
+    net = build_network(factory, instantiate(own, "model"), **{name: getattr(description, name) for name in SIZES})
     if weights is not None:
         load_state_dict_file(net, weights)
     if exchange:
@@ -44,11 +57,7 @@ def example_images(description: DataDescription) -> Tensor:
 
 
 def check_classifier(classifier: Classifier, description: DataDescription) -> None:
-    """Check that the network takes the images and gives logits of the classes.
-
-    Errors:
-        InputError: it does not.
-    """
+    """Raise InputError unless the network takes the images and returns logits of the classes."""
     example = example_images(description)
     try:
         with torch.no_grad(), network_mode(classifier, "eval"):
@@ -56,9 +65,117 @@ def check_classifier(classifier: Classifier, description: DataDescription) -> No
     except InputError:
         raise
     except Exception as error:  # of any network
-        kind, size = type(classifier.net).__name__, " x ".join(map(str, example.shape[1:]))
-        raise InputError(
-            f"{kind} takes no images of {size}: {' '.join(str(error).split())}; choose another model, or another "
-            "data.image_size"
-        ) from error
+        size, reason = " x ".join(map(str, example.shape[1:])), " ".join(str(error).split())
+        fix = "choose another model, or another data.image_size"
+        raise InputError(f"{type(classifier.net).__name__} takes no images of {size}: {reason}; {fix}") from error
     check_logits(logits, torch.zeros(EXAMPLES, dtype=torch.int64), classes=description.classes)
+
+
+def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    """Return the settings of an evaluation and its checkpoint, which fills in what the command left open.
+
+    Errors:
+        InputError: nothing to evaluate, or a checkpoint that cannot be used.
+    """
+    config, saved = config.copy(), None
+    if config.checkpoint is not None:
+        saved, settings = read_settings(config.checkpoint)
+        _check_threat_model(settings)
+        with open_dict(config):
+            for part in ("data", "model"):
+                own = {key: value for key, value in (config.get(part) or {}).items() if value is not None}
+                if "_target_" not in own:
+                    theirs = read_part(part, settings, config.checkpoint, trusted=config.trusted)
+                    config[part] = OmegaConf.merge(theirs, own)
+            config.model.weights = None
+            config.layers = config.layers if config.layers is not None else settings.get("layers")
+            if config.norm in (None, settings["norm"]):
+                config.epsilon = config.epsilon if config.epsilon is not None else settings["epsilon"]
+            config.norm = config.norm or settings["norm"]
+    elif "_target_" not in (config.get("data") or {}) or (config.get("model") or {}).get("weights") is None:
+        raise InputError(
+            "nothing to evaluate: give checkpoint=RUN/checkpoints/best.ckpt, or model=NAME model.weights=FILE data=NAME"
+        )
+    config.norm = config.norm or "linf"
+    if config.epsilon is None:
+        config.epsilon = OmegaConf.select(config, f"data.epsilon.{config.norm}")
+        if config.epsilon is None:
+            raise InputError(f"the data have no customary epsilon for {config.norm}; give epsilon=...")
+    return plain(config), saved
+
+
+def read_settings(path: Any) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Return a checkpoint of nsr and the settings of its run, all plain values; InputError where it is none."""
+    saved = read_checkpoint(path)
+    if not isinstance(saved, Mapping) or not {"nsr_settings", "state_dict"} <= set(saved):
+        fix = "for a plain state_dict give model=NAME model.weights=FILE data=NAME"
+        raise InputError(f"{str(path)!r} is no checkpoint of nsr; {fix}")
+    settings = plain_copy(saved["nsr_settings"], "settings")
+    if not isinstance(settings, dict):
+        raise InputError(f"{str(path)!r} is no checkpoint of nsr: its settings are no mapping")
+    return saved, settings
+
+
+def read_part(part: str, settings: Mapping[str, Any], path: Any, *, trusted: Sequence[str]) -> dict[str, Any]:
+    """Return the 'model' or 'data' of a checkpoint's settings, to be made; log the names that `trusted` allows."""
+    own = settings.get(part)
+    if part == "data" and isinstance(own, Mapping):
+        own = {name: value for name, value in own.items() if name != "augmentation"}  # of training alone
+    theirs = admitted(part, own, trusted=list(trusted))
+    for name in targets(theirs):
+        if name in trusted:
+            log.info("%s of the checkpoint %r is imported and called, as trusted allows", name, str(path))
+    return theirs
+
+
+def load_network(
+    net: nn.Module, saved: Mapping[str, Any], path: Any, *, description: DataDescription | None = None
+) -> None:
+    """Load the weights of a checkpoint of nsr into `net`.
+
+    Errors:
+        InputError: they are another network's, or were trained on data unlike those of the description.
+    """
+    everything = saved["state_dict"] if isinstance(saved["state_dict"], Mapping) else {}
+    own = {key: value for key, value in everything.items() if isinstance(key, str) and key.startswith("net.")}
+    state = {key.removeprefix("net."): value for key, value in own.items()}
+    if not is_state_dict(state):
+        raise InputError(f"{str(path)!r} is no checkpoint of nsr: its state_dict is no mapping of names to tensors")
+    try:
+        load_state_dict(net, state, repr(str(path)))
+    except InputError as error:
+        theirs = saved["nsr_settings"].get("data") if description is not None else None
+        if not isinstance(theirs, Mapping):
+            raise
+        sizes = ((name, theirs.get(name), getattr(description, name)) for name in SIZES)
+        unlike = [f"{name} was {before} and is {now}" for name, before, now in sizes if before != now]
+        if not unlike:
+            raise
+        raise InputError(
+            f"{str(path)!r} was trained on other data: {'; '.join(unlike)}; leave data=NAME out, or evaluate a "
+            f"checkpoint that was trained on these data ({error})"
+        ) from error
+
+
+def network_of(path: Any, place: str, trusted: Sequence[str], description: DataDescription) -> Classifier:
+    """Return the network of a checkpoint, with its own normalization, for the data of the description."""
+    saved, source = read_settings(path)
+    model = read_part("model", source, path, trusted=trusted) | {"weights": None}
+    theirs: Any = {name: (source.get("data") or {}).get(name) for name in (*SIZES, "mean", "std")}
+    network = build_classifier({"model": model}, replace(description, **theirs))
+    load_network(network, saved, path)
+    try:
+        check_classifier(network, description)
+    except InputError as error:
+        raise InputError(f"{place}: {str(path)!r} cannot be used on these data: {error}") from error
+    return network
+
+
+def _check_threat_model(settings: Mapping[str, Any]) -> None:
+    """Raise InputError where these settings, which Hydra hands to every attack, hold anything but plain values."""
+    try:
+        norm = check_choice("norm", settings.get("norm"), NORMS)
+        check_epsilon("epsilon", settings.get("epsilon"), norm=norm)
+        optional(patterns)("layers", settings.get("layers"))
+    except InputError as error:
+        raise InputError(f"the checkpoint's {error}") from error

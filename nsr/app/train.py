@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,54 +10,32 @@ from typing import Any
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor
 
 from nsr import loggers
 from nsr.app.build import build_loggers, build_trainer, max_epochs
-from nsr.app.checkpoints import load_network
-from nsr.app.command_line import run_directory
-from nsr.app.composition import plain
-from nsr.app.job import (
-    in_folder_of_the_command,
-    log_to_hydra,
-    on_terminal,
-    process_command,
-    report_unusual_epsilon,
-    run_test,
-    status_of,
-    write_config,
-)
-from nsr.app.machine import check_machine
-from nsr.app.preflight import Job, make_job
-from nsr.callbacks import ProgressRows, RunRecords, SensitivityLogger, TrainingChecks
+from nsr.app.job import Job, progress, run_test, started_job, write_config
+from nsr.app.network import load_network
+from nsr.callbacks import RunRecords, SensitivityLogger, TrainingChecks
 from nsr.callbacks.checkpoints import PLACE, Checkpoints, Extension, Interruption, PlainCheckpointIO
 from nsr.errors import InputError
 from nsr.evaluation import report
 from nsr.evaluation.curve import write_curve
 from nsr.models.weights import read_checkpoint
-from nsr.run.directory import BESIDE, flat, read_json
+from nsr.run.directory import flat, read_json
 from nsr.run.files import SCHEMA, validated, write_json
 from nsr.run.processes import global_rank, leave_processes
-from nsr.run.resumption import Earlier, earlier_run, readable_checkpoint, remove_records
+from nsr.run.resumption import Earlier, readable_checkpoint, remove_records
 from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.training.compilation import Compilation
 
-log = logging.getLogger(__name__)
-
 
 def train(config: DictConfig) -> float | tuple[float, ...]:
-    """Train, test and report; return what config.sweep_metrics names.
+    """Train, test and report; return the validated accuracies that config.sweep_metrics names.
 
-    A run that was interrupted is resumed where config.resume says so; of one that is finished only the result is
-    reported.
+    An interrupted run is resumed where config.resume says so; a finished one only has its result reported.
     """
-    log_to_hydra()
-    directory = run_directory()
-    with status_of(directory, "train.py"):
-        with in_folder_of_the_command():
-            check_machine(plain(config))
-            job = make_job(config, "train")
-        report_unusual_epsilon(job.settings)
+    with started_job(config, "train") as (job, directory):
         earlier = _earlier(job, directory)
         if earlier.results is not None:
             print(f"finished already: {directory}", flush=True)
@@ -86,17 +63,7 @@ def _train(job: Job, directory: Path, earlier: Earlier, signals: Signals) -> dic
         checks = TrainingChecks(directory, stop_on=job.settings["checks"]["stop_on"])
         checkpoints = Checkpoints(directory / "checkpoints")
         callbacks = [checkpoints, *_callbacks(job, directory, earlier), checks, Interruption(signals, checkpoints)]
-        trainer = build_trainer(
-            job.settings,
-            directory,
-            process_command,
-            logger=made,
-            callbacks=callbacks,
-            max_epochs=max_epochs(job.settings),
-            enable_checkpointing=any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks),
-            enable_progress_bar=on_terminal(),
-            plugins=[PlainCheckpointIO()],
-        )
+        trainer = build_trainer(job.settings, directory, callbacks, logger=made, plugins=[PlainCheckpointIO()])
         trainer.fit(job.module, datamodule=job.data, ckpt_path=earlier.checkpoint, weights_only=True)
         results = test_best_and_last(trainer, job, directory / "checkpoints")
         if trainer.is_global_zero:
@@ -115,7 +82,6 @@ def _train(job: Job, directory: Path, earlier: Earlier, signals: Signals) -> dic
 
 def _callbacks(job: Job, directory: Path, earlier: Earlier) -> list[pl.Callback]:
     """Those between the checkpoints, which come first, and the checks."""
-    progress = RichProgressBar() if on_terminal() else ProgressRows()
     return [
         *([Extension()] if earlier.new_schedule else []),
         *([Compilation()] if job.settings["compile"] else []),
@@ -123,7 +89,7 @@ def _callbacks(job: Job, directory: Path, earlier: Earlier) -> list[pl.Callback]
         *job.callbacks.values(),
         RunRecords(directory, job.record),
         SensitivityLogger(directory=directory),
-        progress,
+        progress(),
     ]
 
 
@@ -137,28 +103,17 @@ def _report(job: Job, directory: Path, results: Mapping[str, Any], checks: Train
 
 
 def _earlier(job: Job, directory: Path) -> Earlier:
-    """What there is to resume. The first process decides; the others may find what it has just written."""
-    settings = job.settings
+    """Find what there is to resume. The first process decides; the others may find what it has just written."""
     if global_rank() != 0:
-        return Earlier(
-            readable_checkpoint(directory) if settings["resume"] else None, read_json(directory / "metrics.json")
-        )
-    record = {name: value for name, value in job.record.items() if name not in BESIDE}
-    earlier = earlier_run(
-        directory,
-        record,
-        resume=settings["resume"],
-        changed=settings["allow_changed_config"],
-        overrides=list(HydraConfig.get().overrides.task),
-    )
+        checkpoint = readable_checkpoint(directory) if job.settings["resume"] else None
+        return Earlier(checkpoint, read_json(directory / "metrics.json"))
+    earlier = job.earlier(directory, HydraConfig.get().overrides.task)
     if earlier is None:
         return Earlier(None)
-    if earlier.extended_from is not None:
-        kept = directory / f"metrics_epoch{earlier.extended_from}.json"
+    if (epoch := earlier.extended_from) is not None:
+        kept = directory / f"metrics_epoch{epoch}.json"
         os.replace(directory / "metrics.json", kept)
-        print(
-            f"extending {directory} from epoch {earlier.extended_from}; its first result is in {kept.name}", flush=True
-        )
+        print(f"extending {directory} from epoch {epoch}; its first result is in {kept.name}", flush=True)
     elif earlier.checkpoint is not None:
         print(f"resuming {directory} from {earlier.checkpoint.name}", flush=True)
     elif earlier.results is None:
@@ -171,9 +126,9 @@ def _check_epochs(settings: Mapping[str, Any], checkpoint: Path) -> None:
     """A run is not resumed for fewer epochs than it has."""
     epochs = read_checkpoint(checkpoint)[PLACE]["epochs"]
     if epochs > max_epochs(settings):
+        wanted = settings["trainer"]["max_epochs"]
         raise InputError(
-            f"trainer.max_epochs is {settings['trainer']['max_epochs']}, but {checkpoint} is already of epoch "
-            f"{epochs}; give at least as many"
+            f"trainer.max_epochs is {wanted}, but {checkpoint} is already of epoch {epochs}; give at least as many"
         )
 
 
