@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,8 @@ TINY = (
 
 
 torch.set_num_threads(1)  # for session fixtures too
+for _name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME"):  # also of the commands that tests start
+    os.environ[_name] = tempfile.mkdtemp()
 
 
 @pytest.fixture(autouse=True)

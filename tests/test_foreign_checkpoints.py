@@ -285,7 +285,7 @@ def test_a_trusted_class_is_made_and_told(saved, tmp_path, monkeypatch, caplog):
     sys.modules.pop("evil_module")
 
 
-@pytest.mark.parametrize("trusted", ["evil_module.Net", "[evil_module.*]", "[evil_module]", "[3]", "null", "['a b.c']"])
+@pytest.mark.parametrize("trusted", ["evil_module.Net", "[evil_*.Net]", "[evil_module]", "[3]", "null", "['a b.c']"])
 @pytest.mark.parametrize("entry", ["train", "evaluate"])
 def test_trusted_is_a_list_of_exact_names(tmp_path, entry, trusted):
     with pytest.raises(InputError, match="it must be a (list such as|class or function)"):

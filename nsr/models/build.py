@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nsr.errors import InputError, call_checked, check_fits_memory, dotted_name
@@ -53,14 +53,26 @@ def build_network(
 
 def check_memory(build: Callable[[], nn.Module]) -> nn.Module:
     """Return what `build` returns; InputError before its tensors take more than this machine's memory."""
-    with _Allocations():
+    with Allocations():
         return build()
 
 
-class _Allocations(TorchFunctionMode):
-    """Refuse tensors that together exceed the physical memory, before they are allocated."""
+class Allocations(TorchFunctionMode):
+    """Refuse tensors that together exceed the physical memory, before they are allocated.
 
-    size_bytes = 0
+    Args:
+        weights: of a checkpoint whose settings are followed: these tensors may take 4 times as much, and 256 MiB.
+    """
+
+    def __init__(self, weights: Any = None):
+        super().__init__()
+        self.size_bytes = 0
+        self.most: float | None = None
+        if weights is not None:  # by storage: a tensor of any shape may be a view of one number
+            values = weights.values() if isinstance(weights, Mapping) else ()
+            dense = [value for value in values if isinstance(value, Tensor) and value.layout == torch.strided]
+            storages = [value.untyped_storage() for value in dense]
+            self.most = 4 * sum({each.data_ptr(): each.nbytes() for each in storages}.values()) + 2**28
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -69,6 +81,8 @@ class _Allocations(TorchFunctionMode):
                 self.size_bytes += function(*args, **{**kwargs, "device": "meta"}).nbytes
             except RuntimeError:  # more elements than torch can count
                 self.size_bytes += 2**65
+            if self.most is not None and self.size_bytes > self.most:
+                raise InputError("the checkpoint's settings describe a network much larger than its weights: refused")
             check_fits_memory(
                 "the network", self.size_bytes, "set a smaller size such as model.width or data.image_size"
             )
