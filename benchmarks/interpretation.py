@@ -34,7 +34,7 @@ Rows = list[dict[str, Any]]
 def write() -> None:
     """Write the page and its plots."""
     from nsr.interventions import Row
-    from nsr.interventions.plots import layer_plot, network_plot
+    from nsr.interventions.report import layer_plot, network_plot
     from nsr.plotting import save
 
     PAGE.write_text(page(interventions.rows(), interventions.record()))

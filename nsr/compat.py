@@ -34,7 +34,7 @@ def leave_signals_alone(trainer: pl.Trainer) -> None:
 def start_processes_with(
     command: Callable[[int], tuple[list[str], str]], observe: Callable[[Sequence[Any]], None]
 ) -> None:
-    """Set the command (and its working directory) of a further DDP process, and what watches these processes.
+    """Set the command (and its working directory) of a further DDP process, and the observer of these processes.
 
     Lightning repeats the command line of the first process, which in a sweep is the whole sweep (Lightning #18175).
     """
@@ -45,7 +45,7 @@ def start_processes_with(
 
 
 def restore_loader_state(trainer: pl.Trainer) -> None:
-    """Give the training loader its state where a scheduler had the loader made before the state was there."""
+    """Restore the state of a training loader that a scheduler had made before the state was loaded."""
     trainer.fit_loop._load_combined_loader_states()
 
 
@@ -58,12 +58,7 @@ def broadcast_no_signals(trainer: pl.Trainer) -> None:
 
 
 def compile_call(net: nn.Module, call: Callable[[Callable[..., Any], Callable[..., Any]], Any], **options: Any) -> None:
-    """Compile `net` in place and put `call(compiled, as_written)` before its passes.
-
-    Args:
-        call: (compiled forward, forward as written) -> the forward to use.
-        options: of torch.compile.
-    """
+    """Compile `net` in place with options of torch.compile; `call(compiled, as_written)` returns the forward to use."""
     net.compile(**options)
     net._compiled_call_impl = call(net._compiled_call_impl, net._call_impl)  # type: ignore[arg-type]
 
@@ -104,11 +99,6 @@ def without_compilation_prefix(name: str) -> str:
     return f"{name}.".replace("_orig_mod.", "").removesuffix(".")
 
 
-def is_compiled(net: nn.Module) -> bool:
-    """Return whether `torch.compile(module)` or `module.compile()` was applied to any part of `net`. torch 2.12."""
-    return any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for module in net.modules())
-
-
 def is_batch_norm(module: nn.Module) -> bool:
     """Return whether the module is a BatchNorm of any kind, SyncBatchNorm included. torch 2.12."""
     from torch.nn.modules.batchnorm import _BatchNorm
@@ -124,7 +114,7 @@ def is_tracking_norm(module: nn.Module) -> bool:
 
 
 def wandb_flush_settings(seconds: float) -> dict[str, Any]:
-    """The setting of W&B that bounds what a killed process loses, {} where W&B has it no more; wandb 0.31.0."""
+    """The setting of W&B that bounds what a killed process loses, {} where W&B no longer has it; wandb 0.31.0."""
     import wandb
 
     name = "x_transaction_log_flush_interval"

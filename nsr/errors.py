@@ -1,7 +1,7 @@
-"""Bad input, told in one line: the argument, what was given, what is allowed and the way out.
+"""Input validation, with one-line messages: the argument, the value, the allowed values and the fix.
 
-This file imports nothing heavy: the command line checks a whole configuration with it before torch is loaded,
-and the library checks the arguments of its functions with the very same lines.
+This file imports nothing heavy: the command line checks a whole configuration with it before torch is loaded, and the
+library checks the arguments of its functions with the same code.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 CLOSE = 0.7  # similarity from which a name is suggested
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. Its text is one line that needs no traceback."""
+    """Input that cannot be used; the message is one line that needs no traceback."""
+
+
+class RunStopped(RuntimeError):
+    """A run that cannot continue, such as one with a loss that is not finite; the message is one line."""
 
 
 def did_you_mean(got: object, allowed: Iterable[str]) -> str:
@@ -35,7 +38,7 @@ def did_you_mean(got: object, allowed: Iterable[str]) -> str:
 
 
 def _closeness(got: str, name: str) -> float:
-    """Return a similarity in [0, 1]; a section in common does not count: optimizer.foo is not close to optimizer.lr."""
+    """Return a similarity in [0, 1] without the common section: optimizer.foo is not close to optimizer.lr."""
     section = f"{got.rpartition('.')[0]}."
     if name.startswith(section):
         got, name = got.removeprefix(section), name.removeprefix(section)
@@ -46,18 +49,15 @@ def _closeness(got: str, name: str) -> float:
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
-    """`value` if it is one of `allowed`; InputError otherwise."""
+    """Return `value` if it is one of `allowed`, raise InputError otherwise; 1 is not True here, nor 0 False."""
     allowed = list(allowed)
-    # 1 is no True here, nor 0 False
     is_plain = isinstance(value, (str, bool, int, float, type(None)))
-    if not is_plain or not any(
-        value == choice and isinstance(value, bool) is isinstance(choice, bool) for choice in allowed
-    ):
-        hint = "" if value == "None" else did_you_mean(value, [str(choice) for choice in allowed if choice is not None])
-        # YAML's None is a text
-        told = ", ".join("None (null on the command line)" if choice is None else str(choice) for choice in allowed)
-        raise InputError(f"{name} is {value!r}; it must be one of {told}{hint}")
-    return value
+    if is_plain and any(value == one and isinstance(value, bool) is isinstance(one, bool) for one in allowed):
+        return value
+    # YAML's None is a string
+    hint = "" if value == "None" else did_you_mean(value, [str(choice) for choice in allowed if choice is not None])
+    choices = ", ".join("None (null on the command line)" if choice is None else str(choice) for choice in allowed)
+    raise InputError(f"{name} is {value!r}; it must be one of {choices}{hint}")
 
 
 def check_number(
@@ -71,11 +71,10 @@ def check_number(
     advice: str = "",
     got: Any = None,
 ) -> Any:
-    """`value` if it is a finite number within [`lowest` or above `above`, `highest`]; InputError otherwise.
+    """Return `value` if it is a finite number within the bounds, raise InputError otherwise.
 
-    `got` is what the user wrote, where `value` was made of it.
-
-    A truth value is no number here (`steps=true` is a slip, not 1); text is none either, see `fraction`.
+    A bool is not a number here (`steps=true` is a slip, not 1), nor is text, see `fraction`. `got` is the value that
+    the message shows, where `value` was computed from it.
     """
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if (
@@ -86,7 +85,7 @@ def check_number(
         or (highest is not None and value > highest)
     ):
         limits = {"at least": lowest, "above": above, "at most": highest}
-        bounds = [f"{what} {_short(bound)}" for what, bound in limits.items() if bound is not None]
+        bounds = [f"{word} {_short(bound)}" for word, bound in limits.items() if bound is not None]
         allowed = " ".join(["a whole number" if whole else "a number", " and ".join(bounds)]).strip()
         got = value if got is None else got
         raise InputError(f"{name} is {got!r}; it must be {allowed}{f'; {advice}' if advice else ''}")
@@ -98,7 +97,7 @@ def _short(bound: float) -> str:
 
 
 def fraction(name: str, value: Any) -> Any:
-    """A number given as text, '8/255' or '0.03', as a float; anything that is no text is handed on as it is."""
+    """Return text such as '8/255' or '0.03' as a float, and any other value unchanged."""
     if not isinstance(value, str):
         return value
     numerator, slash, denominator = value.partition("/")
@@ -109,46 +108,35 @@ def fraction(name: str, value: Any) -> Any:
 
 
 def check_epsilon(name: str, value: Any, *, norm: str, pixels: int | None = None) -> float:
-    """The radius of the attack in pixel units as a float.
+    """Return the radius of the attack as a float, in units of pixels in [0, 1].
 
     Args:
-        value: a number or a fraction as text ('8/255'), in units of pixels in [0, 1].
+        value: a number or a fraction as text ('8/255').
         norm: 'linf', 'l2' or 'l1'.
-        pixels: channels * height * width of an image. It decides how far two images can be from each other, 1 in
-            L-infinity, sqrt(pixels) in L2, pixels in L1; None: not known yet, and only L-infinity is checked.
+        pixels: channels * height * width of an image. The largest distance of two images is 1 in L-infinity,
+            sqrt(pixels) in L2, pixels in L1; None: not known yet, and only L-infinity is checked.
     Errors:
-        InputError: not a number, negative, or larger than the pixel range allows, which is what an epsilon in
-            units of 0..255, or of normalised pixels, looks like.
+        InputError: not a number, negative, or larger than that distance, as an epsilon in units of 0..255 or of
+            normalized pixels is.
     """
     diameter = 1.0 if norm == "linf" else None if pixels is None else pixels**0.5 if norm == "l2" else float(pixels)
-    return float(
-        check_number(
-            name,
-            fraction(name, value),
-            lowest=0,
-            highest=diameter,
-            got=value,
-            advice=f"epsilon is in units of pixels in [0, 1] ({norm}), before any normalisation: 8/255, not 8",
-        )
-    )
+    advice = f"epsilon is in units of pixels in [0, 1] ({norm}), before any normalization: 8/255, not 8"
+    number = fraction(name, value)
+    return float(check_number(name, number, lowest=0, highest=diameter, got=value, advice=advice))
 
 
 def check_top(name: str, value: Any) -> int | float:
-    """How many of a layer's neurons count as its most sensitive: a count (int) or a fraction (float)."""
+    """Return a number of most sensitive neurons if it is a count (int) or a fraction (float), or raise InputError."""
     if isinstance(value, float):
         return check_number(name, value, above=0, highest=1, advice="a float is a fraction, an int a count of neurons")
     return check_number(name, value, lowest=1, whole=True, advice="an int is a count of neurons, a float a fraction")
-
-
-class RunStopped(RuntimeError):
-    """A run that cannot go on for a reason that one line tells, such as a loss that is not finite."""
 
 
 # ---------------------------------------------------------------- tensors: each check waits for the device once
 
 
 def check_batch(images: Tensor, labels: Tensor, *, classes: int | None = None) -> None:
-    """InputError unless images are (batch, ...) floats in [0, 1] and labels (batch,) whole numbers of a class."""
+    """Raise InputError unless images are (batch, ...) floats in [0, 1] and labels (batch,) integer class numbers."""
     if not images.is_floating_point():
         raise InputError(f"images are {images.dtype}; they must be floats in [0, 1], e.g. images.float() / 255")
     if images.ndim < 2 or len(images) == 0:
@@ -156,8 +144,8 @@ def check_batch(images: Tensor, labels: Tensor, *, classes: int | None = None) -
     lowest, highest = images.detach().aminmax()
     if not (lowest >= 0 and highest <= 1):  # so that nan is refused too
         raise InputError(
-            f"images outside [0, 1]: they go from {lowest:.4g} to {highest:.4g}; "
-            "the normalisation is the model's first layer, an attack works on pixels"
+            f"images outside [0, 1]: they range from {lowest:.4g} to {highest:.4g}; "
+            "the normalization is the model's first layer, an attack works on pixels"
         )
     if labels.is_floating_point() or labels.shape != images.shape[:1]:
         raise InputError(
@@ -172,7 +160,7 @@ def check_batch(images: Tensor, labels: Tensor, *, classes: int | None = None) -
 
 
 def check_logits(logits: Any, labels: Tensor, *, classes: int | None = None) -> None:
-    """InputError unless logits are (batch, class), as many classes as there are, or at least as the labels name."""
+    """Raise InputError unless logits are (batch, class), for `classes` or, where None, at least those of the labels."""
     is_tensor = isinstance(getattr(logits, "shape", None), tuple)  # torch is not loaded for this file
     if not is_tensor or logits.ndim != 2 or len(logits) != len(labels):
         got = f"of shape {tuple(logits.shape)}" if is_tensor else f"a {type(logits).__name__}"
@@ -183,7 +171,7 @@ def check_logits(logits: Any, labels: Tensor, *, classes: int | None = None) -> 
         raise InputError(f"labels hold the class {int(labels.max())}; the network gives {logits.shape[1]} logits")
 
 
-# ---------------------------------------------------------------- calls of what a configuration names by _target_
+# ---------------------------------------------------------------- calls of a configuration's _target_
 
 
 def named_arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
@@ -198,13 +186,13 @@ def named_arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], bool
 
 
 def call_checked(group: str, function: Callable[..., Any], settings: Mapping[str, Any], /, **offered: Any) -> Any:
-    """Call what `group._target_` names with the settings of that configuration group.
+    """Call the `_target_` of a configuration group with its settings.
 
     Args:
         offered: further values, each passed only where the signature names it and the settings do not set it.
     Errors:
-        InputError: a setting that the signature does not name, a required argument that is missing, or, in one line,
-            what the function raised.
+        InputError: a setting that the signature does not name, a required argument that is missing, or the function's
+            own error in one line.
     """
     named, takes_others = named_arguments(function)
     name = dotted_name(function)
@@ -224,7 +212,7 @@ def call_checked(group: str, function: Callable[..., Any], settings: Mapping[str
 
 
 def dotted_name(function: Any) -> str:
-    """Return the module and name of a class or function, those of the class for an object."""
+    """Return module.name of a class or function, of its class for an object."""
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
 

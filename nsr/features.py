@@ -41,7 +41,7 @@ from nsr.modes import eager_mode
 
 
 class _Recorder:
-    """State shared by the hooks of one network: how often each module was called, which outputs it gave."""
+    """State shared by the hooks of one network: calls and outputs of each module in the current pass."""
 
     def __init__(self, copied: Collection[str] = (), *, active: bool = False):
         self.copied, self.active = copied, active
@@ -76,8 +76,8 @@ class _Hook:
 class FeatureExtractor:
     """A hooked network: `extractor(images) -> (logits, {layer: features})`, in one pass.
 
-    Build it before `torch.compile`, which ignores later hooks. Outputs that a later operation overwrites are copied,
-    as `Layer.copied` says; all others are the network's own tensors.
+    Build it before `torch.compile`, which ignores later hooks. Outputs with `Layer.copied`, which a later operation
+    overwrites, are copied; all others are the network's own tensors.
 
     Args:
         net: the network. Its hooks stay until `remove`, and do nothing in every other pass.
@@ -111,8 +111,7 @@ class FeatureExtractor:
         recorder.active = True
         try:
             logits = self.net(images)
-            if len(recorder.features) < len(self.layers):
-                missing = [layer.name for layer in self.layers if layer.name not in recorder.features]
+            if missing := [layer.name for layer in self.layers if layer.name not in recorder.features]:
                 raise InputError(
                     f"no output of {some_names(missing)}: the pass does not call them, or runs code compiled before "
                     "they were hooked; build the FeatureExtractor before the first compiled pass of the network, or "
@@ -139,9 +138,9 @@ def capture_features(net: nn.Module, layers: str | Sequence[str] | None = None) 
             where there are none the children but the last.
 
     Yields:
-        {layer: output} of the latest pass of `net`, in the order of the calls, with their gradient graph. An output is
-        copied only where an operation in the pass writes into it, and where it is the network's own output. Take
-        `dict(features)` before the next pass. No hook stays.
+        {layer: output} of the latest pass of `net`, in the order of the calls, with their gradient graph. Outputs that
+        an operation in the pass writes into and the network's own output are copied. Take `dict(features)` before the
+        next pass. No hook stays.
 
     Errors:
         InputError: a pattern that matches no layer, or none that a pass of `net` calls; a traced or exported network;
@@ -170,7 +169,7 @@ def capture_features(net: nn.Module, layers: str | Sequence[str] | None = None) 
 
 
 def _chosen_calls(net: nn.Module, modules: Sequence[str], patterns: Sequence[str]) -> dict[str, set[int] | None]:
-    """Return the modules that the patterns mean, and which of their calls in a pass; None: all."""
+    """Return the modules that match the patterns, with the wanted calls in a pass (None: all)."""
     chosen: dict[str, set[int] | None] = {}
     for pattern in patterns:
         of_module, call = name_and_call(pattern)
@@ -186,9 +185,9 @@ def _chosen_calls(net: nn.Module, modules: Sequence[str], patterns: Sequence[str
 class _CopyOnWrite(_Recorder, TorchFunctionMode):
     """A recorder that copies a feature just before an operation of the pass writes into its memory.
 
-    As a function mode it receives each call of a torch function before it is made. A write that no function's name
-    shows, such as a custom operator's, raises an error at the end of the pass: the version of the tensor has changed.
-    In a network with COPIED modules every feature is copied.
+    A function mode receives each call of a torch function before it is made. A write that no function's name shows,
+    such as a custom operator's, raises an error at the end of the pass: the version of the tensor has changed. In a
+    network with COPIED modules every feature is copied.
     """
 
     def __init__(self, net: nn.Module, patterns: Sequence[str]):

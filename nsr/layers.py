@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 
@@ -36,11 +37,7 @@ class Layer:
 
 
 def find_layers(
-    net: nn.Module,
-    images: Tensor,
-    layers: str | Sequence[str] | None = None,
-    *,
-    root: nn.Module | None = None,
+    net: nn.Module, images: Tensor, layers: str | Sequence[str] | None = None, *, root: nn.Module | None = None
 ) -> list[Layer]:
     """Find the layers to capture, in the order of their calls, by a pass in eval mode and one in train mode.
 
@@ -49,10 +46,10 @@ def find_layers(
     Args:
         net: the network, called as net(images).
         images: a few images of the right shape, (batch, channel, height, width); at least 2 for BatchNorm.
-        layers: names or patterns; None: the activation modules, each call its own entry; where there are none the
-            outputs of the named children; for token models, whose activations are (batch, token, dim), the outputs of
-            the blocks. The network's own output is left out. So are modules that only a pass in train mode calls
-            (an auxiliary head), and modules that no pass calls; both are logged in one line.
+        layers: names or patterns; None: the activation modules, each call its own entry; without any, the named
+            children; for token models, whose activations are (batch, token, dim), the blocks. The network's own output
+            is left out. So are modules that only a pass in train mode calls (an auxiliary head), and modules that no
+            pass calls; both are logged in one line.
         root: the module that the names refer to; None: `net`.
 
     Errors:
@@ -79,12 +76,11 @@ def find_layers(
 class _Call:
     layer: Layer
     module: nn.Module
-    dimensions: int
     is_output: bool
 
 
 def _observe(net: nn.Module, images: Tensor, root: nn.Module, *, mode: str) -> dict[str, _Call]:
-    """Make one pass; return each call of a module: the shape of its output, whether that is overwritten later."""
+    """Return each call of a module in one pass, with whether its output is overwritten later."""
     observed: dict[str, tuple[nn.Module, Tensor, int | None]] = {}
     counts: dict[str, int] = {}
 
@@ -94,21 +90,18 @@ def _observe(net: nn.Module, images: Tensor, root: nn.Module, *, mode: str) -> d
             counts[name] = counts.get(name, 0) + 1
             observed[call_name(name, counts[name])] = (module, value, tensor_version(value))
 
-    handles = [module.register_forward_hook(partial(observe, name)) for name, module in named_modules(root).items()]
     devices = [images.device] if images.device.type == "cuda" else []
-    try:
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices), eager_mode():
-            images = images.clone()
-            with unchanged_buffers(net), network_mode(net, mode), batch_norm_mode(net, "batch"):
-                outputs = list(tensors_in(net(images)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
+        for name, module in named_modules(root).items():
+            hooks.callback(module.register_forward_hook(partial(observe, name)).remove)
+        images = images.clone()
+        with eager_mode(), unchanged_buffers(net), network_mode(net, mode), batch_norm_mode(net, "batch"):
+            outputs = list(tensors_in(net(images)))
     calls = {}
     for name, (module, value, version) in observed.items():
         neuron_dim = -1 if value.ndim == 3 else 1
         layer = Layer(name, value.shape[neuron_dim], neuron_dim, copied=tensor_version(value) != version)
-        calls[name] = _Call(layer, module, value.ndim, is_output=any(value is output for output in outputs))
+        calls[name] = _Call(layer, module, is_output=any(value is output for output in outputs))
     return calls
 
 
@@ -143,7 +136,7 @@ def _blocks(seen: Mapping[str, _Call], root: nn.Module) -> list[str]:
     for name, call in seen.items():
         parent = without_compilation(root).get_submodule(name.partition("#")[0].rpartition(".")[0])
         siblings = sum(type(child) is type(call.module) for child in parent.children())
-        if call.dimensions == 3 and siblings >= 2 and any(True for _ in call.module.children()):
+        if call.layer.neuron_dim == -1 and siblings >= 2 and any(True for _ in call.module.children()):
             blocks.append(name)
     return [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
 
@@ -249,6 +242,18 @@ def calls_matching(pattern: str, entries: Sequence[str]) -> list[str]:
     return [
         entry for entry, name, number in parts if fnmatch.fnmatchcase(name, of_module) and call in (None, number or 1)
     ]
+
+
+def matching_names(setting: str, patterns: Sequence[str] | None, hooked: Sequence[str]) -> list[str]:
+    """Return the hooked layers that the patterns of a setting mean, in their order; None: all of them."""
+    for pattern in patterns or ():
+        if not calls_matching(pattern, hooked):
+            raise InputError(
+                f"{setting} has {pattern!r}, which matches no hooked layer{did_you_mean(pattern, hooked)}; hooked are "
+                f"{', '.join(hooked)}; layers=[...] hooks others"
+            )
+    chosen = hooked if patterns is None else {name for each in patterns for name in calls_matching(each, hooked)}
+    return [name for name in hooked if name in chosen]
 
 
 def no_match(pattern: str, names: Sequence[str], net: nn.Module) -> InputError:

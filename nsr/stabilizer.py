@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from nsr.errors import InputError, check_choice, check_number, check_top, did_you_mean
-from nsr.layers import as_list, calls_matching
+from nsr.errors import InputError, check_choice, check_number, check_top
+from nsr.layers import as_list, matching_names
 from nsr.modes import BATCH_NORM
-from nsr.sensitivity import DISTANCES, activation_difference, most_sensitive, neuron_sensitivity
+from nsr.sensitivity import DISTANCES, activation_difference, most_sensitive
 
 REFRESHES = ("batch", "average", "epoch", "once")
 
@@ -29,18 +29,17 @@ class SensitivityStabilizer(nn.Module):
 
     Args:
         weight: of the term in the objective; at 0 the term and every pass that it alone needs are left out.
-        top: how many of a layer's neurons are stabilized, a count (int) or a fraction (float), see `most_sensitive`.
-        layers: patterns of the captured layers to stabilize; None: all.
-        refresh: which sensitivities select the neurons. 'batch': those of the current batch; 'average': their running
-            average; 'epoch': those last given to `remember`, in training the ones reported after every epoch; 'once':
-            the first ones given to it, in training those of the network before training (for fine-tuning).
+        top: the stabilized neurons of a layer, a count (int) or a fraction (float), see `most_sensitive`.
+        layers: patterns of the hooked layers to stabilize; None: all.
+        refresh: the sensitivities that select the neurons. 'batch': those of the current batch; 'average': their
+            running average; 'epoch': those last given to `remember`, in training the ones reported after every epoch;
+            'once': the first ones given to it, in training those of the network before training (for fine-tuning).
         decay: of the running average, in [0, 1]: average <- decay * average + (1 - decay) * batch.
         distance: of the selected neurons' outputs, 'l1' (sensitivity itself), 'l2' or 'cosine', see
             `activation_difference`.
         reduction: 'mean' over neurons and layers, or 'sum' over both.
         gradient_through_clean: whether the clean features carry a gradient too.
-        batch_norm: how BatchNorm treats a pass that only this term needs: 'batch' uses the batch's statistics and
-            leaves the running ones untouched, 'frozen' uses the running ones, 'update' is an ordinary pass.
+        batch_norm: mode of BatchNorm in a pass that only this term needs, see `batch_norm_mode`.
         neuron_dim: the axis of the neurons; None: 1, and -1 for tokens (batch, token, dim).
 
     Errors:
@@ -93,24 +92,19 @@ class SensitivityStabilizer(nn.Module):
             )
         names = self.stabilized(list(clean))
         self.check_features({name: clean[name] for name in names})
-        views = {
-            name: (clean[name] if self.gradient_through_clean else clean[name].detach(), adversarial[name])
-            for name in names
-        }
-        sensitivities = {
-            name: neuron_sensitivity(*pair, neuron_dim=self._neuron_dim(pair[0])) for name, pair in views.items()
-        }
-        scores = self._scores(sensitivities, samples=len(clean[names[0]]))
-        terms = []
-        for name, pair in views.items():
-            difference = sensitivities[name]  # (neuron,)
-            if self.distance != "l1":
-                axis = self._neuron_dim(pair[0])
-                difference = activation_difference(*pair, distance=self.distance, neuron_dim=axis)
-            difference = difference[most_sensitive(scores[name], self.top)]
-            terms.append(difference.mean() if self.reduction == "mean" else difference.sum())
-        term = torch.stack(terms)
-        return self.weight * self.scale * (term.mean() if self.reduction == "mean" else term.sum())
+        differences = {name: self._difference(clean[name], adversarial[name], "l1") for name in names}  # sensitivities
+        scores = self._scores(differences, samples=len(clean[names[0]]))
+        if self.distance != "l1":
+            differences = {name: self._difference(clean[name], adversarial[name], self.distance) for name in names}
+        reduce = torch.mean if self.reduction == "mean" else torch.sum
+        terms = [reduce(differences[name][most_sensitive(scores[name], self.top)]) for name in names]
+        return self.weight * self.scale * reduce(torch.stack(terms))
+
+    def _difference(self, clean: Tensor, adversarial: Tensor, distance: str) -> Tensor:
+        """Return the activation difference of each neuron, (neuron,)."""
+        clean = clean if self.gradient_through_clean else clean.detach()
+        axis = self.neuron_dim if self.neuron_dim is not None else -1 if clean.ndim == 3 else 1
+        return activation_difference(clean, adversarial, distance=distance, neuron_dim=axis)
 
     def remember(self, sensitivities: Mapping[str, Tensor]) -> None:
         """Select by {layer: (neuron,)} from now on, if `refresh` is 'epoch', or 'once' and these are the first."""
@@ -139,30 +133,15 @@ class SensitivityStabilizer(nn.Module):
                 )
 
     def stabilized(self, captured: Sequence[str]) -> list[str]:
-        """Return those of the captured layers that the term stabilizes."""
+        """Return the captured layers that the term stabilizes."""
         if not captured:
             raise InputError("no layer is captured, so there is nothing to stabilize; see layers")
-        if self.layers is None:
-            return list(captured)
-        chosen: set[str] = set()
-        for pattern in self.layers:
-            matching = calls_matching(pattern, captured)
-            if not matching:
-                raise InputError(
-                    f"stabilizer.layers: no captured layer matches {pattern!r}{did_you_mean(pattern, captured)}; "
-                    f"captured are {', '.join(captured)}"
-                )
-            chosen.update(matching)
-        return [layer for layer in captured if layer in chosen]
-
-    def _neuron_dim(self, features: Tensor) -> int:
-        return self.neuron_dim if self.neuron_dim is not None else -1 if features.ndim == 3 else 1
+        return matching_names("stabilizer.layers", self.layers, captured)
 
     def _scores(self, sensitivities: Mapping[str, Tensor], *, samples: int) -> Mapping[str, Tensor]:
-        """Return {layer: (neuron,)} that the most sensitive neurons are selected by, without gradient."""
+        """Return {layer: (neuron,)} that select the most sensitive neurons, without gradient."""
         if self.refresh in ("epoch", "once"):
-            missing = [name for name in sensitivities if name not in self.scores]
-            if missing:
+            if missing := [name for name in sensitivities if name not in self.scores]:
                 raise InputError(
                     f"stabilizer.refresh is {self.refresh!r}, but no sensitivities of {', '.join(missing)} were given; "
                     "call remember first"
@@ -171,9 +150,8 @@ class SensitivityStabilizer(nn.Module):
         batch = over_processes({name: values.detach() for name, values in sensitivities.items()}, samples)
         if self.refresh == "average":
             if self.scores:
-                batch = {
-                    name: torch.lerp(values, self.scores[name].to(values), self.decay) for name, values in batch.items()
-                }
+                before = {name: self.scores[name].to(values) for name, values in batch.items()}
+                batch = {name: torch.lerp(values, before[name], self.decay) for name, values in batch.items()}
             self.scores = batch
         return batch
 

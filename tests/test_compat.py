@@ -47,12 +47,12 @@ def test_compilation_in_place():
         return lambda inputs: calls.append(1) or as_written(inputs)
 
     compat.compile_call(net, watched, backend="eager")
-    assert compat.is_compiled(net)
+    assert net._compiled_call_impl is not None
     net(torch.zeros(1, 2))
     compat.drop_compiled_call(net)
     net(torch.zeros(1, 2))
     assert calls == [1]
-    assert not compat.is_compiled(net)
+    assert net._compiled_call_impl is None
     limit = compat.set_recompile_limit(17)
     assert compat.set_recompile_limit(limit) == 17
     assert issubclass(compat.compiler_error(), Exception)

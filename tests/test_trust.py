@@ -23,8 +23,8 @@ ALLOWED |= {f"torchvision.models.{name}" for name in ("resnet18", "vit_b_16", "v
 DATA = {"nsr.data.CIFAR10", "nsr.data.Digits", "nsr.data.FashionMNIST", "nsr.data.ImageFolder"}
 FOREIGN = [
     *("torch.hub.load", "torch.utils.cpp_extension.load_inline", "builtins.eval", "os.system", "functools.partial"),
-    *("nsr.models.weights.read_checkpoint", "nsr.models", "nsr.models.named.timm_model", "nsr.models.named", "nsr"),
-    *("nsr.models.weights", "nsr.models.small_cnn.functional", "nsr.models.ResNet", "nsr.models.__all__", "nsr.data"),
+    *("nsr.models.weights.read_checkpoint", "nsr.models", "nsr.models.build.timm_model", "nsr.models.build", "nsr"),
+    *("nsr.models.weights", "nsr.models.networks.functional", "nsr.models.ResNet", "nsr.models.__all__", "nsr.data"),
     *("nsr.models.SmallCNN.forward", "nsr.models..SmallCNN", " nsr.models.SmallCNN", "nsr.models.SmallCNN ", ""),
     *(
         "torchvision.models",

@@ -6,7 +6,6 @@ Python callable. So the settings of a checkpoint reach it only as the copy that 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
@@ -14,9 +13,9 @@ from typing import Any
 
 from nsr import data, models
 from nsr.app.configuration import mappings
-from nsr.data.downloaded import Downloaded
-from nsr.errors import InputError, check_fits_memory
-from nsr.models.named import torchvision_classifiers
+from nsr.data.sources import Downloaded
+from nsr.errors import InputError
+from nsr.models.build import torchvision_classifiers
 from nsr.run.own import is_trusted
 
 DEPTH, VALUES = 20, 10_000  # a run of ours has 3 levels and some 150 values
@@ -77,23 +76,13 @@ def admitted(part: str, settings: Any, *, trusted: Sequence[str] = (), is_own: b
     return settings
 
 
-def without_download(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the admitted data of a checkpoint such that nothing is downloaded because a checkpoint says so."""
+def on_this_machine(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the admitted data of a checkpoint without a download, with no more loader processes than cores."""
     kind = getattr(data, str(settings["_target_"]).removeprefix("nsr.data."), None)
-    is_downloaded = isinstance(kind, type) and issubclass(kind, Downloaded)
-    return {**settings, "download": False} if is_downloaded else settings
-
-
-def bounded(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the admitted data of a checkpoint for this machine's cores; InputError for a batch beyond its memory."""
+    if isinstance(kind, type) and issubclass(kind, Downloaded):
+        settings = {**settings, "download": False}
     if isinstance(workers := settings.get("num_workers"), int):
         settings = {**settings, "num_workers": min(workers, os.cpu_count() or 1)}
-    batches = [settings.get(name) for name in ("batch_size", "evaluation_batch_size")]
-    images = max([1, *(size for size in batches if type(size) is int)])
-    sizes = [images, *(settings.get(name) for name in ("channels", "image_size", "image_size"))]
-    if all(isinstance(size, int) for size in sizes):
-        batch = "a batch of the size that the checkpoint names"
-        check_fits_memory(batch, 4 * math.prod(sizes), "give data.image_size=... data.evaluation_batch_size=...")
     return settings
 
 

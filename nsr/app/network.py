@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from nsr.app.allowlist import admitted, bounded, plain_copy, targets, without_download
+from nsr.app.allowlist import admitted, on_this_machine, plain_copy, targets
 from nsr.app.composition import plain
 from nsr.app.instantiation import EXAMPLES, Settings, instantiate, locate
 from nsr.app.rules import NORMS, optional, patterns
@@ -126,7 +126,7 @@ def read_part(part: str, settings: Mapping[str, Any], path: Any, *, trusted: Seq
     names = trusted_names(trusted)
     theirs = admitted(part, own, trusted=names, is_own=is_own(settings))
     if part == "data":
-        theirs = bounded(without_download(theirs))
+        theirs = on_this_machine(theirs)
     for name in targets(theirs):
         if is_trusted(name, names):
             log.info("%s of the checkpoint %r is imported and called, as trusted allows", name, str(path))

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from nsr.app.allowlist import admitted, bounded, check_name, plain_copy, refusal, without_download
+from nsr.app.allowlist import admitted, check_name, on_this_machine, plain_copy, refusal
 from nsr.app.composition import CONFIGURATIONS, GROUPS, plain, without_hydra
 from nsr.app.configuration import mappings
 from nsr.app.rules import PLACE
@@ -34,6 +34,7 @@ from nsr.run.resumption import name_of
 NOT_TAKEN = {*BESIDE, *OWN, "logger", "trusted", "class_names"}
 KEY = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 PARTS = ("data", "model", "objective", "stabilizer", "optimizer", "scheduler", "trainer", "train_attack")
+PASSES = 2  # a setting may be derived from one that the first pass has changed
 PARTIAL = ("optimizer", "scheduler")  # made late, by `_partial_`
 
 
@@ -53,18 +54,20 @@ def admitted_command(directory: Path, typed: Sequence[str]) -> list[str]:
     try:
         recorded = read_settings(directory / "config.yaml")
         choices = _choices(recorded.get("choices"))
-        trusted = trusted_names(list(_composed(groups)["trusted"] or ()))
+        trusted = trusted_names(_composed(groups)["trusted"] if groups else ())
         settings = _admitted({name: value for name, value in recorded.items() if name not in NOT_TAKEN}, trusted)
     except InputError as error:
         problem = str(error).replace("the checkpoint's", "its")
         raise InputError(f"{directory} is a run that this user did not start: {problem}") from error
-    base = _composed(choices)
-    for name in DataDescription.__dataclass_fields__:  # written as found in the data, which describe themselves
-        if (base["data"] or {}).get(name) is None:
-            settings["data"].pop(name, None)
-            base["data"].pop(name, None)
-    changed = list(_changes(settings, {name: value for name, value in base.items() if name not in NOT_TAKEN}))
-    kept = [row for row in [*choices, *changed] if name_of(row).partition(".")[0] not in chosen]
+    rows = list(choices)
+    for _ in range(PASSES):
+        base = {name: value for name, value in _composed(rows).items() if name not in NOT_TAKEN}
+        for name in DataDescription.__dataclass_fields__:  # written as found in the data, which describe themselves
+            if base["data"].get(name) is None:
+                settings["data"].pop(name, None)
+                base["data"].pop(name, None)
+        rows += _changes(settings, base)
+    kept = [row for row in rows if name_of(row).partition(".")[0] not in chosen]
     return [*kept, *(["logger=csv"] if "logger" not in chosen else [])]
 
 
@@ -95,7 +98,7 @@ def _admitted(settings: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, 
         found[part] = admitted(part, own, trusted=trusted)
         if part == "model" and "weights" in own:  # a file that is read as any checkpoint
             found[part]["weights"] = PLACE("the checkpoint's model.weights", own["weights"])
-    found["data"] = bounded(without_download(found["data"]))
+    found["data"] = on_this_machine(found["data"])
     for place, mapping in mappings(found):
         if wrong := next((key for key in mapping if not KEY.fullmatch(key)), None):
             raise InputError(f"the checkpoint's {place} has the key {wrong!r}: refused; it must be a name")
@@ -113,7 +116,7 @@ def _check(place: str, value: Any, trusted: Sequence[str], *, is_free: bool) -> 
     """
     classes, names = _shipped()[_group(place)]
     if isinstance(value, Mapping):
-        if "_target_" in value:
+        if value.get("_target_") is not None:
             check_name(place, value["_target_"])
             is_free = is_trusted(value["_target_"], trusted)
             if not is_free and value["_target_"] not in classes:
@@ -143,7 +146,7 @@ def _shipped() -> Mapping[str, tuple[set[str], set[str]]]:
     for path in CONFIGURATIONS.glob("*/*.yaml"):
         classes, names = found[_group(path.parent.name)]
         for _, mapping in mappings(yaml.safe_load(path.read_text())):
-            classes.add(str(mapping.get("_target_")))
+            classes |= {name for key, name in mapping.items() if key == "_target_" and name not in (None, "???")}
             names |= {key for key, value in mapping.items() if value is None or isinstance(value, str)}
     return found
 

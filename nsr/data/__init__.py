@@ -3,23 +3,10 @@
 from nsr.data.augmentation import CropFlip
 from nsr.data.batches import EvaluationBatches, TrainingBatches
 from nsr.data.datasets import image_data, npz
-from nsr.data.description import DataDescription
 from nsr.data.image_folder import ImageFolder
 from nsr.data.images import TensorImages
-from nsr.data.module import ImageData
+from nsr.data.module import DataDescription, ImageData
 from nsr.data.sources import CIFAR10, Digits, FashionMNIST
 
-__all__ = [
-    "CIFAR10",
-    "CropFlip",
-    "DataDescription",
-    "Digits",
-    "EvaluationBatches",
-    "FashionMNIST",
-    "ImageData",
-    "ImageFolder",
-    "TensorImages",
-    "TrainingBatches",
-    "image_data",
-    "npz",
-]
+__all__ = ["CIFAR10", "CropFlip", "DataDescription", "Digits", "EvaluationBatches", "FashionMNIST", "ImageData"]
+__all__ += ["ImageFolder", "TensorImages", "TrainingBatches", "image_data", "npz"]

@@ -13,6 +13,7 @@ from nsr.errors import InputError, check_choice, check_number, dotted_name, one_
 from nsr.randomness import seeded
 
 Transform = Callable[[Tensor], Tensor]
+Applier = Callable[[Transform, Tensor], Tensor]
 TRIAL_SEEDS, TRIAL_IMAGES, TRIAL_PIXELS = 16, 8, 4_096
 # the variance within a batch of equal images, as a fraction of that over all draws: 1 where each image has its own
 # draw, 0 where all images of a batch have the same
@@ -43,29 +44,25 @@ class CropFlip:
         rows = top + torch.arange(height, device=device)  # (batch, height), in the padded image
         columns = left + torch.where(flip, columns.flip(0), columns)  # (batch, width)
         # integer indices only: a boolean mask would make the GPU wait for the host
-        return pad(images, [self.padding] * 4)[
-            torch.arange(batch, device=device)[:, None, None, None],
-            torch.arange(channels, device=device)[None, :, None, None],
-            rows[:, None, :, None],
-            columns[:, None, None, :],
-        ]
+        image = torch.arange(batch, device=device)[:, None, None, None]
+        channel = torch.arange(channels, device=device)[None, :, None, None]
+        return pad(images, [self.padding] * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 class Augmentation:
     """Third-party transforms, one after the other, each drawn per image and reproducibly.
 
     A trial decides how each transform is applied: to the whole batch where every image gets a draw of its own, as in
-    kornia, else image by image, as torchvision's need it. Draws come from the generators of Python, numpy and torch,
+    kornia, else image by image, as for torchvision's. Draws come from the generators of Python, numpy and torch,
     seeded from torch's default generator, which the training step seeds.
 
     Args:
-        transforms: each takes an image or a batch of images; the result of the last has the shape of the input and
-            is floating point in [0, 1].
+        transforms: each takes an image or a batch of images; the last returns floats in [0, 1] of the input's shape.
     """
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         self.transforms = list(transforms)
-        self.appliers: list[Callable[[Transform, Tensor], Tensor]] = []
+        self.appliers: list[Applier] = []
 
     def __call__(self, images: Tensor) -> Tensor:
         """(batch, channel, height, width) -> the same."""
@@ -90,24 +87,23 @@ class Augmentation:
         for transform in self.transforms:
             self.appliers.append(_applier(transform, image))
             image = _trial(self.appliers[-1], transform, image[None], 0)[0]
-        batch, names = example.expand(TRIAL_IMAGES, *shape), ", ".join(map(dotted_name, self.transforms))
+        batch = example.expand(TRIAL_IMAGES, *shape)
+        name = f"data.augmentation ({', '.join(map(dotted_name, self.transforms))})"
         for seed in range(TRIAL_SEEDS):
             with seeded(seed):
                 images = self._apply(batch.clone())
             if images.shape != batch.shape or not images.is_floating_point():
                 got = f"{images.dtype} images of shape {tuple(images.shape[1:])}"
-                raise InputError(f"data.augmentation ({names}) gives {got}; they must be floats of shape {shape}")
+                raise InputError(f"{name} gives {got}; they must be floats of shape {shape}")
             if not (images.min() >= -1e-5 and images.max() <= 1 + 1e-5):  # so that NaN is refused too
-                raise InputError(
-                    f"data.augmentation ({names}) gives pixels in [{images.min():.3g}, {images.max():.3g}]; they must "
-                    "stay in [0, 1]; leave normalization to the model"
-                )
+                got = f"pixels in [{images.min():.3g}, {images.max():.3g}]"
+                raise InputError(f"{name} gives {got}; they must stay in [0, 1]; leave normalization to the model")
         with seeded(TRIAL_SEEDS - 1):
             again = self._apply(batch.clone())
         if not torch.equal(images, again):
             raise InputError(
-                f"data.augmentation ({names}) gives different images with equal seeds; it must draw from torch, "
-                "numpy.random or random, which are seeded in each training step"
+                f"{name} gives different images with equal seeds; it must draw from torch, numpy.random or random, "
+                "which are seeded in each training step"
             )
 
     @torch.no_grad()
@@ -129,20 +125,20 @@ def _to_batches_of_one(transform: Transform, images: Tensor) -> Tensor:
     return torch.cat([transform(image[None]) for image in images])
 
 
-def _applier(transform: Transform, image: Tensor) -> Callable[[Transform, Tensor], Tensor]:
+def _applier(transform: Transform, image: Tensor) -> Applier:
     """Return how `transform` is applied to a batch, so that every image gets a draw of its own."""
     if _draws_per_image(transform, image):
         return _to_batch
-    reasons = []
+    reason = ""
     for applier in (_to_images, _to_batches_of_one):
         try:
             if _trial(applier, transform, image[None], 0).ndim == 4:
                 return applier
         except Exception as error:  # whatever a third-party transform raises
-            reasons.append(f": {type(error).__name__}: {one_line(error)}")
+            reason = reason or f": {type(error).__name__}: {one_line(error)}"
     raise InputError(
-        f"data.augmentation ({dotted_name(transform)}) takes no image of shape {tuple(image.shape)}"
-        f"{reasons[0] if reasons else ''}; it must map an image or a batch of images to another"
+        f"data.augmentation ({dotted_name(transform)}) takes no image of shape {tuple(image.shape)}{reason}; it must "
+        "map an image or a batch of images to another"
     )
 
 
@@ -160,7 +156,7 @@ def _draws_per_image(transform: Transform, image: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _trial(applier: Callable[[Transform, Tensor], Tensor], transform: Transform, images: Tensor, seed: int) -> Tensor:
+def _trial(applier: Applier, transform: Transform, images: Tensor, seed: int) -> Tensor:
     with seeded(seed):
         result = applier(transform, images.clone())
     if not isinstance(result, Tensor) or len(result) != len(images):
@@ -182,11 +178,10 @@ def build_augmentation(setting: Any) -> Transform | None:
         return make() if make else None
     entries = list(setting) if isinstance(setting, (list, tuple)) else [setting]
     transforms: list[Any] = [build_augmentation(entry) if isinstance(entry, str) else entry for entry in entries]
-    for transform in transforms:
-        if not (transform is None or callable(transform)):
-            raise InputError(
-                f"data.augmentation is {setting!r}; it must be {', '.join(AUGMENTATIONS)}, a callable or a list of "
-                "callables (_target_: torchvision.transforms.v2.RandomRotation)"
-            )
     transforms = [transform for transform in transforms if transform is not None]
+    if not all(map(callable, transforms)):
+        raise InputError(
+            f"data.augmentation is {setting!r}; it must be {', '.join(AUGMENTATIONS)}, a callable or a list of "
+            "callables (_target_: torchvision.transforms.v2.RandomRotation)"
+        )
     return Augmentation(transforms) if transforms else None

@@ -1,33 +1,67 @@
-"""Assignment of images to batches and processes: a pure function of the settings."""
+"""Assignment of images to splits, batches and processes: a pure function of the settings; the loader of the batches."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
+from nsr.data.images import TensorImages, already_collated
 from nsr.errors import InputError, check_number
 
+Batch = tuple[Tensor, Tensor]  # images (batch, channel, height, width) in [0, 1], labels (batch,)
 IMAGE_KEYS, LABEL_KEYS = ("image", "images", "pixel_values", "x"), ("label", "labels", "y", "target", "targets")
 
 
-class TrainingBatches(Sampler[list[int]]):
-    """Batches of shuffled indices; the order is a function of (seed, epoch) alone.
+def stratified_split(
+    labels: Tensor, count: int, *, seed: int, asked_by: str = "data.validation_images"
+) -> tuple[Tensor, Tensor]:
+    """Return the indices of the images kept and of the `count` images held out, the same fraction of every class.
 
-    Each process takes its part of the global batch, so that any number of processes sees the same global batches. A
-    last, incomplete batch is kept where every process gets at least 2 images of it, because BatchNorm cannot train on
-    one; its parts may differ by an image, which `weight` corrects. A set smaller than one batch is one batch of all
-    images that divide evenly.
+    The counts by class are rounded so that the sum is exact (Webster's method: image k of a shuffled class of n comes
+    at (k + 1/2) / n, and the first `count` of all images are taken). One image of each class is kept.
 
     Args:
-        size: number of images.
-        batch_size: images in a global batch.
-        seed: with the epoch, decides the order.
-        rank, world_size: this process, and the number of processes.
+        labels: (image,).
+        seed: alone decides which images are held out.
+        asked_by: the setting that an error names.
+    Returns:
+        kept (images - count,), held out (count,), int64, each in ascending order.
+    Errors:
+        InputError: `count` is more than images - classes.
+    """
+    sizes = np.unique(labels.numpy(), return_counts=True)[1]
+    if not 0 < count <= len(labels) - len(sizes):
+        raise InputError(
+            f"{asked_by} asks for {count} of {len(labels)} images in {len(sizes)} classes; "
+            f"it must be from 1 to {len(labels) - len(sizes)}, so that each class keeps one"
+        )
+    # RandomState's stream is frozen (NEP 19), that of Generator and of torch.randperm is not
+    order = np.random.RandomState(seed).permutation(len(labels))
+    by_class = np.argsort(labels.numpy()[order], kind="stable")  # positions in `order`, class after class
+    starts = np.cumsum(sizes) - sizes
+    place = (np.arange(len(labels)) - np.repeat(starts, sizes) + 0.5) / np.repeat(sizes, sizes)
+    place[starts + sizes - 1] = np.inf  # the one of each class that is kept
+    places = np.empty(len(labels))
+    places[by_class] = place
+    held_out = np.sort(order[np.argsort(places, kind="stable")[:count]])
+    kept = np.setdiff1d(np.arange(len(labels)), held_out)
+    return torch.from_numpy(kept), torch.from_numpy(held_out)
+
+
+class TrainingBatches(Sampler[list[int]]):
+    """Batches of shuffled indices of `size` images; the order is a function of (seed, epoch) alone.
+
+    Each process (rank of world_size) takes its part of the global batch of batch_size images, so that any number of
+    processes sees the same global batches. A last, incomplete batch is kept where every process gets at least 2 images
+    of it, because BatchNorm cannot train on one; its parts may differ by an image, which `weight` corrects. A set
+    smaller than one batch is one batch of all images that divide evenly.
+
     Errors:
         InputError: a batch size that does not divide among the processes; fewer than 2 images for each.
     """
@@ -102,14 +136,9 @@ def check_divides(batch_size: int, processes: int) -> int:
 class EvaluationBatches(Sampler[list[int]]):
     """Batches of consecutive indices, assigned to the processes in turn: rank r takes r, r + world_size, ...
 
-    The global list of batches depends on size and batch_size alone, so two processes see exactly the batches of one.
-    Where it does not divide, the remaining processes run batch 0 again (DDP would hang otherwise); `repeated` marks
-    these, which must not be counted.
-
-    Args:
-        size: number of images.
-        batch_size: images in a batch; the last batch may be smaller.
-        rank, world_size: this process, and the number of processes.
+    The global list of batches depends on size (number of images) and batch_size alone, so two processes see exactly
+    the batches of one; the last batch may be smaller. Where the list does not divide, the remaining processes run
+    batch 0 again (DDP would hang otherwise); `repeated` marks these, which must not be counted.
     """
 
     def __init__(self, size: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
@@ -120,7 +149,7 @@ class EvaluationBatches(Sampler[list[int]]):
         self.batches = -(-size // batch_size)  # over all processes
 
     def repeated(self, batch_idx: int) -> bool:
-        """Return whether this process's batch `batch_idx` is a repetition, which must not be counted."""
+        """Return whether this process's batch `batch_idx` is a repetition."""
         return self.rank + batch_idx * self.world_size >= self.batches
 
     def number(self, batch_idx: int) -> int:
@@ -136,16 +165,55 @@ class EvaluationBatches(Sampler[list[int]]):
             yield list(range(start, min(start + self.batch_size, self.size)))
 
 
-Batch = tuple[Tensor, Tensor]  # images (batch, channel, height, width) in [0, 1], labels (batch,)
+class ResumableLoader(DataLoader):
+    """A DataLoader that draws no index before its first batch is requested, and resumes inside an epoch.
+
+    On resuming, Lightning makes the iterator before it calls set_epoch, and worker processes would be given the order
+    of another epoch. It requests `state_dict` as a checkpoint is written: how far the epoch is. A tensor `epoch` of the
+    dataset is set to the number of the epoch.
+    """
+
+    position = (0, 0)  # (epoch, batches of it that were handed out)
+
+    def __init__(self, images: Any, batches: TrainingBatches | EvaluationBatches, *, num_workers: int) -> None:
+        super().__init__(
+            images,
+            batch_sampler=batches,
+            collate_fn=already_collated if isinstance(images, TensorImages) else None,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=ignore_signals,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __iter__(self) -> Any:
+        epoch, first = getattr(self.batch_sampler, "epoch", 0), getattr(self.batch_sampler, "first", 0)
+        if hasattr(self.dataset, "epoch"):
+            self.dataset.epoch.fill_(epoch)
+        self.position = (epoch, first)
+        for done, batch in enumerate(super().__iter__(), start=first + 1):
+            self.position = (epoch, done)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and how many of its batches were handed out."""
+        return dict(zip(("epoch", "batches"), self.position, strict=True))
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the batches that `state_dict` counted."""
+        self.batch_sampler.resume_at = (state["epoch"], state["batches"])  # type: ignore[union-attr]
+
+
+def ignore_signals(worker: int) -> None:
+    """Leave a signal for the whole process group, such as Ctrl-C, to the main process."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def place_of(loader: Any, batch_idx: int, *, rank: int, size: int) -> int | None:
-    """The number of this process's batch in the global list of an evaluation; None for one that must not be counted.
+    """Return the number of a process's batch in the global list of an evaluation; None: it must not be counted.
 
-    Args:
-        loader: the DataLoader of the batch; one without `EvaluationBatches` deals its batches out in turn.
-        batch_idx: counted by this process.
-        rank, size: this process, and how many there are.
+    The processes (rank of size) take the batches of a loader without `EvaluationBatches` in turn.
     """
     batches = getattr(loader, "batch_sampler", None)
     if isinstance(batches, EvaluationBatches):
@@ -153,19 +221,15 @@ def place_of(loader: Any, batch_idx: int, *, rank: int, size: int) -> int | None
     return rank + batch_idx * size
 
 
-def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
-    """Return the images and labels of a batch: its first two entries, or a mapping's entries under customary keys.
-
-    Args:
-        batch: (images, labels, ...), or a mapping with one of the keys IMAGE_KEYS and one of LABEL_KEYS.
+def images_and_labels(batch: Any) -> Batch:
+    """Return the images and labels of a batch: its first two entries, or a mapping's under IMAGE_KEYS and LABEL_KEYS.
 
     Errors:
         InputError: another kind of batch, or entries that are not tensors.
     """
+    found: list[Any] = []
     if isinstance(batch, Mapping):
-        found: list[Any] = [
-            next((batch[key] for key in keys if key in batch), None) for keys in (IMAGE_KEYS, LABEL_KEYS)
-        ]
+        found = [next((batch[key] for key in keys if key in batch), None) for keys in (IMAGE_KEYS, LABEL_KEYS)]
         got = f"a mapping with the keys {', '.join(map(str, batch))}"
     else:
         found = list(batch[:2]) if isinstance(batch, (tuple, list)) else []

@@ -1,4 +1,4 @@
-"""Images of common corruptions (Hendrycks and Dietterich 2019) in the files that its authors publish.
+"""Images of common corruptions (Hendrycks and Dietterich 2019) in the files that the authors publish.
 
 CIFAR-10-C and similar: FOLDER/CORRUPTION.npy, (5 * images, height, width, channel) uint8, the test images at severity
 1, then at 2, and so on; FOLDER/labels.npy (5 * images,). ImageNet-C: FOLDER/CORRUPTION/SEVERITY/CLASS/IMAGE.
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nsr.data.decoding import LazyImages
-from nsr.data.images import TensorImages
-from nsr.data.listing import class_names, list_images, some
-from nsr.data.split import stratified_split
+from nsr.data.batches import stratified_split
+from nsr.data.decoding import lazy_images
+from nsr.data.image_folder import class_names, list_images, some
+from nsr.data.images import LazyImages, TensorImages
 from nsr.errors import InputError, did_you_mean, one_line
 
 SEVERITIES = 5
@@ -28,13 +27,11 @@ class Corruptions:
     """The corrupted test images of a data set.
 
     Args:
-        root: the folder.
         names: of the corruptions; None: all in the folder.
         severities: of 1 to 5.
         classes: the names of the data set's classes; a folder's must be the same, an array's as many.
         channels, image_size: of the data set's images.
         n_examples, subset, split_seed: select test images as in an evaluation, the same at every severity.
-
     Errors:
         InputError: no such folder or corruption, files of another length, shape or classes.
     """
@@ -51,14 +48,18 @@ class Corruptions:
         n_examples: int | None = None,
         subset: str = "balanced",
         split_seed: int = 0,
-    ):
+    ) -> None:
         self.root, self.severities, self.classes = Path(root).expanduser(), list(severities), list(classes)
         self.channels, self.image_size = channels, image_size
         self.n_examples, self.subset, self.split_seed = n_examples, subset, split_seed
         if not self.root.is_dir():
             raise InputError(f"corruptions.root is {self.root}, which is no folder; {LAYOUT}")
         self.is_folder = not (self.root / "labels.npy").is_file()
-        found = self._found()
+        if self.is_folder:
+            first = str(self.severities[0])
+            found = [name for name in class_names(self.root) if (self.root / name / first).is_dir()]
+        else:
+            found = sorted(path.stem for path in self.root.glob("*.npy") if path.stem != "labels")
         if not found:
             raise InputError(f"corruptions.root is {self.root}, which contains no corruptions; {LAYOUT}")
         for name in names or ():
@@ -69,20 +70,13 @@ class Corruptions:
         for name in self.names:
             self._check(name)
 
-    def images(self, name: str) -> Any:
-        """Return a corruption's images, severity after severity, as many of each: a Dataset with `labels`."""
-        parts = [self._part(name, severity) for severity in self.severities]
+    def images(self, name: str) -> TensorImages | LazyImages:
+        """Return the images of a corruption, severity after severity, as many of each."""
+        contents, targets = zip(*(self._part(name, severity) for severity in self.severities), strict=True)
+        content, labels = np.concatenate(contents), torch.cat(targets)
         if self.is_folder:
-            paths: Any = np.concatenate([paths for paths, _ in parts])
-            labels = torch.cat([labels for _, labels in parts])
-            return LazyImages(paths, labels, channels=self.channels, image_size=self.image_size)
-        images = torch.from_numpy(np.concatenate([images for images, _ in parts]).transpose(0, 3, 1, 2).copy())
-        return TensorImages(images, torch.cat([labels for _, labels in parts]), classes=len(self.classes))
-
-    def _found(self) -> list[str]:
-        if self.is_folder:
-            return [name for name in class_names(self.root) if (self.root / name / str(self.severities[0])).is_dir()]
-        return sorted(path.stem for path in self.root.glob("*.npy") if path.stem != "labels")
+            return lazy_images(content, labels, channels=self.channels, image_size=self.image_size)
+        return TensorImages(torch.from_numpy(content.transpose(0, 3, 1, 2).copy()), labels, classes=len(self.classes))
 
     def _check(self, name: str) -> None:
         """Raise InputError for files of another form, without reading the images."""
@@ -91,9 +85,8 @@ class Corruptions:
                 folder = self.root / name / str(severity)
                 found = class_names(folder) if folder.is_dir() else []
                 if found != self.classes:
-                    raise InputError(
-                        f"{folder} has the classes {some(found) or 'none'}; the data have {some(self.classes)}"
-                    )
+                    got = some(found) or "none"
+                    raise InputError(f"{folder} has the classes {got}; the data have {some(self.classes)}")
             return
         shape, labels = self._array(name).shape, self._array("labels")
         expected = (len(labels), self.image_size, self.image_size, self.channels)
@@ -103,10 +96,8 @@ class Corruptions:
                 f"{expected}, the test images at severities 1 to {SEVERITIES}"
             )
         if labels.min() < 0 or labels.max() >= len(self.classes):
-            raise InputError(
-                f"{self.root / 'labels.npy'} has labels from {labels.min()} to {labels.max()}; the data have "
-                f"{len(self.classes)} classes"
-            )
+            got = f"labels from {labels.min()} to {labels.max()}"
+            raise InputError(f"{self.root / 'labels.npy'} has {got}; the data have {len(self.classes)} classes")
 
     def _array(self, name: str) -> np.ndarray:
         try:
@@ -115,21 +106,19 @@ class Corruptions:
             raise InputError(f"{self.root / name}.npy cannot be read ({one_line(error)})") from None
         return array[..., None] if name != "labels" and array.ndim == 3 else array
 
-    def _part(self, name: str, severity: int) -> tuple[Any, Tensor]:
-        """(images or paths, labels) of one severity."""
+    def _part(self, name: str, severity: int) -> tuple[np.ndarray, Tensor]:
+        """Return the images, or their paths, and the labels of one severity."""
         if self.is_folder:
             paths, classes = list_images(self.root / name / str(severity))
-            content, targets = np.asarray(paths), torch.tensor(classes)
+            content, labels = np.asarray(paths), torch.tensor(classes)
         else:
-            labels = self._array("labels")
-            here = slice((severity - 1) * len(labels) // SEVERITIES, severity * len(labels) // SEVERITIES)
-            content, targets = self._array(name)[here], torch.from_numpy(labels[here].astype(np.int64))
-        chosen = self._selected(targets)
-        return (content, targets) if chosen is None else (content[chosen.numpy()], targets[chosen])
-
-    def _selected(self, labels: Tensor) -> Tensor | None:
+            every = self._array("labels")
+            here = slice((severity - 1) * len(every) // SEVERITIES, severity * len(every) // SEVERITIES)
+            content, labels = self._array(name)[here], torch.from_numpy(every[here].astype(np.int64))
         if self.n_examples is None or self.n_examples >= len(labels):
-            return None
+            return content, labels
         if self.subset == "first":
-            return torch.arange(self.n_examples)
-        return stratified_split(labels, self.n_examples, seed=self.split_seed, asked_by="evaluation.n_examples")[1]
+            return content[: self.n_examples], labels[: self.n_examples]
+        setting = "evaluation.n_examples"
+        _, chosen = stratified_split(labels, self.n_examples, seed=self.split_seed, asked_by=setting)
+        return content[chosen.numpy()], labels[chosen]

@@ -12,20 +12,18 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
-from nsr.data.description import DataDescription, mean_and_std, sample_indices
-from nsr.data.images import MEMORY_LIMIT_BYTES, TensorImages
-from nsr.data.items import LABEL_KEYS, LazyItems, Reader, item_parts
-from nsr.data.module import ImageData
+from nsr.data.decoding import LABEL_KEYS, Reader, item_parts
+from nsr.data.images import MEMORY_LIMIT_BYTES, LazyImages, TensorImages
+from nsr.data.module import DataDescription, ImageData, sample_indices
 from nsr.errors import InputError, call_checked, check_fits_memory, dotted_name, one_line
 from nsr.randomness import seeded
 
 log = logging.getLogger(__name__)
 
-LOADER_SETTINGS = tuple(
-    name for name in inspect.signature(ImageData.__init__).parameters if name not in ("self", "root")
-)
+LOADER_SETTINGS = inspect.signature(ImageData.__init__).parameters.keys() - {"self", "root"}
 ALLOWED = "it must be {'train': dataset, 'test': dataset}, with 'validation' if there is one, or (train, test)"
 SPLITS = ("train", "validation", "test")
+IMAGE_WORDS = {"x", "image", "images", "data"}  # in the name of an array of images
 
 
 def image_data(factory: Callable[..., Any], settings: Mapping[str, Any]) -> ImageData:
@@ -33,8 +31,8 @@ def image_data(factory: Callable[..., Any], settings: Mapping[str, Any]) -> Imag
 
     Args:
         factory: the ImageData subclass, or the callable that returns datasets, which `_target_` names.
-        settings: the others of the group. A callable gets its own and, of the loader's settings (batch_size, seed,
-            ...), those that its signature names.
+        settings: the others of the group. A callable gets its own, and those of the loader (batch_size, ...) that its
+            signature names.
     Errors:
         InputError: settings that do not fit, or what the factory raised, in one line.
     """
@@ -56,8 +54,7 @@ class DatasetImages(ImageData):
     Args:
         factory: returns the datasets as {'train': ..., 'test': ..., 'validation': ...}, (train, test) or (train,
             validation, test); each of (image, label) items. Its random draws depend on split_seed alone.
-        arguments: of the factory, beside those of the loader's settings that its signature names.
-        loader: see ImageData.
+        arguments: of the factory, beside those of `loader` (see ImageData) that its signature names.
     """
 
     infers_description = True
@@ -66,22 +63,14 @@ class DatasetImages(ImageData):
         super().__init__(**loader)
         self.resize = self.image_size is not None
         self.factory, self.arguments, self.loader = factory, dict(arguments), loader
-        self.datasets: dict[str, Any] = {}
-        self.images: dict[str, TensorImages | LazyItems] = {}  # read, and not yet handed over
-
-    @property
-    def title(self) -> str:
-        return dotted_name(self.factory)
-
-    @property
-    def has_validation(self) -> bool:  # type: ignore[override]
-        return "validation" in self.datasets
+        self.title, self.datasets = dotted_name(factory), dict[str, Any]()
 
     def prepare(self) -> None:
         if not self.datasets:
             with seeded(self.split_seed):
                 returned = call_checked("data", self.factory, self.arguments, **self.loader)
             self.datasets = named_datasets(returned, self.title)
+            self.has_validation = "validation" in self.datasets
 
     def check_splits(self, splits: Sequence[str]) -> None:
         self.prepare()
@@ -91,61 +80,32 @@ class DatasetImages(ImageData):
 
     def describe(self) -> DataDescription:
         self.prepare()
-        split = next(iter(self.datasets))  # train, where there is one
+        split, dataset = next(iter(self.datasets.items()))  # train, where there is one
         if None in (self.channels, self.image_size):
-            read = Reader(self.datasets[split], f"{split} of {self.title}", self.channels, self.image_size)
-            shapes = [read(index)[0].shape for index in sample_indices(len(self.datasets[split]), 16)]
+            read = Reader(dataset, f"{split} of {self.title}", self.channels, self.image_size)
+            shapes = [read(index)[0].shape for index in sample_indices(len(dataset), 16)]
             self.channels = self.channels or max(shape[0] for shape in shapes)  # some of many PIL images may be gray
             self.image_size = self.image_size or shapes[0][1]
             self._check_description()
-        self.class_names = class_names(self.datasets[split])
-        if self.class_names and self.classes not in (None, len(self.class_names)):
-            raise InputError(
-                f"data.classes is {self.classes}, but {self.title} has {len(self.class_names)} classes; leave "
-                "data.classes out to use them"
-            )
+        self._set_class_names(class_names(dataset), self.title)
         if self.classes is None:
-            self.classes = len(self.class_names) or int(self._images(split).labels.max()) + 1
-        if None in (self.mean, self.std):
-            images = self._images(split)
-            mean, std = mean_and_std(images[index][0].numpy() for index in sample_indices(len(images)))
-            self.mean, self.std = self.mean or mean, self.std or std
+            self.classes = int(self._images(split).labels.max()) + 1
+        self._infer_mean_and_std(self._images(split)[index][0].numpy() for index in sample_indices(len(dataset)))
         self._check_description()
         return super().describe()
 
-    def preflight(self, splits: Sequence[str]) -> None:
-        self.check_splits(splits)
-        self.describe()
-        for split in self.datasets:
-            if split in splits or (split == "validation" and "train" in splits):
-                self._images(split)
-        super().preflight(splits)
-
-    def load(self, split: str) -> TensorImages | LazyItems:
-        self.check_splits([split])
-        self.describe()
-        self._images(split)
-        return self.images.pop(split)
-
-    def _images(self, split: str) -> TensorImages | LazyItems:
-        if split not in self.images:
-            self.images[split] = self._read(split)
-        return self.images[split]
-
-    def _read(self, split: str) -> TensorImages | LazyItems:
+    def load(self, split: str) -> TensorImages | LazyImages:
         """Read a split into memory, or its labels alone where it is too large or drawn again in each epoch."""
         name = f"{split} of {self.title}"
         read = Reader(self.datasets[split], name, self.channels, self.image_size, resize=self.resize)
         count, draws = len(self.datasets[split]), read.draws()
         if draws and split != "train":
-            raise InputError(
-                f"{name} gives another image at each reading; images that are evaluated must stay the same; leave "
-                "random transforms out of it"
-            )
+            advice = "images that are evaluated must stay the same; leave random transforms out of it"
+            raise InputError(f"{name} gives another image at each reading; {advice}")
         with seeded(self.split_seed):
             if draws or count * read(0)[0].nbytes > MEMORY_LIMIT_BYTES:
                 log.info("%s: %d images, read %s", name, count, "again in each epoch" if draws else "when needed")
-                return LazyItems(read, read.labels(), torch.arange(count), seed=self.seed)
+                return LazyImages(read, read.labels(), seed=self.seed)
             images, labels = zip(*map(read, range(count)), strict=True)
         if len({image.dtype for image in images}) > 1:
             raise InputError(f"{name} has uint8 and floating-point images; they must all be of one type")
@@ -163,14 +123,13 @@ def npz(path: str | Path) -> dict[str, Any]:
         for name in arrays.files:
             words = set(name.lower().split("_"))
             split = words & {*SPLITS, "val"}
-            content = "images" if words & {"x", "image", "images", "data"} else "labels"
-            if split and words & {"x", "image", "images", "data", "y", "label", "labels", "targets"}:
+            content = "images" if words & IMAGE_WORDS else "labels"
+            if split and words & (IMAGE_WORDS | {"y", "label", "labels", "targets"}):
                 found.setdefault(split.pop(), {})[content] = arrays[name]
     pairs = {split: (parts["images"], parts["labels"]) for split, parts in found.items() if len(parts) == 2}
     if not pairs:
-        raise InputError(
-            f"{path} has the arrays {', '.join(arrays.files)}; it must have x_train, y_train, x_test, y_test"
-        )
+        got = ", ".join(arrays.files)
+        raise InputError(f"{path} has the arrays {got}; it must have x_train, y_train, x_test, y_test")
     return pairs
 
 

@@ -1,10 +1,11 @@
-"""Read image files: sizes and pixels."""
+"""Pixels (channel, height, width) of image files, and of the items (image, label) of any dataset."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,87 +13,41 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from nsr.errors import InputError, check_fits_memory, one_line
+from nsr.data.images import Item, LazyImages, checked_pixels
+from nsr.errors import InputError, one_line
+from nsr.randomness import seeded
 
+IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png")
+LABEL_KEYS = ("label", "labels", "cls")
+TRIED_IMAGES, TRIED_SEEDS = 8, 4
 GRAY_MODES = ("1", "L", "LA")
 WIDE_MODES = ("I", "F")  # 16 and 32 bit: PIL would clip them to 255
 IMAGES_AT_ONCE = 256  # given to the threads
 # smaller images spend their time in Python, where threads block each other: 50,000 of 32 x 32 pixels take 16 s with
 # eight threads and 8 s with none (2 cores), one of 500 x 375 half as long with two threads
 THREADS_FROM_PIXELS = 200 * 200
-FIX = "set a smaller data.image_size, or data.in_memory=false"
 
 
-class LazyImages(Dataset[tuple[Tensor, int]]):
-    """Images decoded when they are asked for.
+def lazy_images(paths: Sequence[str] | np.ndarray, labels: Tensor, *, channels: int, image_size: int) -> LazyImages:
+    """Return the images of these files, decoded when they are requested."""
+    # one array: counting references to a list of texts copies it page by page into every worker process
+    return LazyImages(partial(_read, np.asarray(paths), labels, channels, image_size), labels)
 
-    Args:
-        paths, labels: of each image.
-        channels, image_size: see `decode`.
-    """
 
-    def __init__(self, paths: Sequence[str], labels: Tensor, *, channels: int, image_size: int) -> None:
-        # one array: counting references to a list of texts copies it page by page into every worker process
-        self.paths, self.labels = np.asarray(paths), labels
-        self.channels, self.image_size = channels, image_size
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """(channel, height, width) float32 in [0, 1] and its label."""
-        image = decode(str(self.paths[index]), channels=self.channels, image_size=self.image_size)
-        return torch.from_numpy(image).to(torch.float32).div_(255), int(self.labels[index])
-
-    def subset(self, indices: Tensor) -> LazyImages:
-        """Return the images at these indices."""
-        paths, labels = self.paths[indices.numpy()], self.labels[indices]
-        return LazyImages(paths, labels, channels=self.channels, image_size=self.image_size)
+def _read(paths: np.ndarray, labels: Tensor, channels: int, image_size: int, index: int) -> Item:
+    pixels = decode(str(paths[index]), channels=channels, image_size=image_size)
+    return torch.from_numpy(pixels), int(labels[index])
 
 
 def decode(path: str, *, channels: int, image_size: int) -> np.ndarray:
-    """Return the pixels (channel, height, width) uint8 of an image file, 1 channel (gray) or 3 (red, green, blue).
-
-    An image of another size is resized, shorter side to `image_size`, and cropped at the center.
-    """
-    return _reading(path, lambda image: pixels_of(image, channels, image_size))
-
-
-def decode_all(paths: Sequence[str], *, channels: int, image_size: int) -> Tensor:
-    """Return all images, (image, channel, height, width) uint8."""
-    check_fits_memory(
-        f"{len(paths)} images of data.image_size={image_size}", len(paths) * channels * image_size**2, FIX
-    )
-    images = np.empty((len(paths), channels, image_size, image_size), np.uint8)
-    for index, image in enumerate(decoded(paths, channels=channels, image_size=image_size)):
-        images[index] = image
-    return torch.from_numpy(images)
-
-
-def all_gray(paths: Sequence[str]) -> bool:
-    """Return whether every image is grayscale."""
-    return all(_reading(path, lambda image: image.mode) in GRAY_MODES for path in paths)
-
-
-def common_size(paths: Sequence[str]) -> int:
-    """Return the size of images that are all squares of one size; InputError for others, which need data.image_size."""
-    first = _reading(paths[0], lambda image: image.size)
-    for path in paths:
-        size = _reading(path, lambda image: image.size)
-        if size != first or size[0] != size[1]:
-            kinds = "not square" if size == first else f"of different sizes ({paths[0]} is {first[0]} x {first[1]})"
-            raise InputError(
-                f"the images are {kinds}: {path} is {size[0]} x {size[1]} pixels; "
-                "set data.image_size, to which they are resized and cropped, such as data.image_size=32"
-            )
-    return first[0]
+    """Return the pixels (channel, height, width) uint8 of an image file, 1 channel (gray) or 3 (red, green, blue)."""
+    return _opened(path, lambda image: pixels_of(image, channels, image_size))
 
 
 def decoded(paths: Sequence[str], *, channels: int, image_size: int) -> Iterator[np.ndarray]:
     """Decode every path, in order; stop at the first that cannot be read."""
-    width, height = _reading(paths[0], lambda image: image.size)
+    width, height = _opened(paths[0], lambda image: image.size)
     one = partial(decode, channels=channels, image_size=image_size)
     if width * height < THREADS_FROM_PIXELS:
         yield from map(one, paths)
@@ -102,7 +57,26 @@ def decoded(paths: Sequence[str], *, channels: int, image_size: int) -> Iterator
             yield from pool.map(one, paths[start : start + IMAGES_AT_ONCE])
 
 
-def _reading(path: str, use: Callable[[Image.Image], Any]) -> Any:
+def all_gray(paths: Sequence[str]) -> bool:
+    """Return whether every image is grayscale."""
+    return all(_opened(path, lambda image: image.mode) in GRAY_MODES for path in paths)
+
+
+def common_size(paths: Sequence[str]) -> int:
+    """Return the size of images that are all squares of one size; InputError for others, which need data.image_size."""
+    first = _opened(paths[0], lambda image: image.size)
+    for path in paths:
+        size = _opened(path, lambda image: image.size)
+        if size != first or size[0] != size[1]:
+            kinds = "not square" if size == first else f"of different sizes ({paths[0]} is {first[0]} x {first[1]})"
+            raise InputError(
+                f"the images are {kinds}: {path} is {size[0]} x {size[1]} pixels; "
+                "set data.image_size, to which they are resized and cropped, such as data.image_size=32"
+            )
+    return first[0]
+
+
+def _opened(path: str, use: Callable[[Image.Image], Any]) -> Any:
     try:
         with Image.open(path) as image:
             return use(image)
@@ -111,23 +85,122 @@ def _reading(path: str, use: Callable[[Image.Image], Any]) -> Any:
 
 
 def pixels_of(image: Image.Image, channels: int, image_size: int | None) -> np.ndarray:
-    """Return the pixels (channel, height, width) uint8 of an image, in its own size where `image_size` is None."""
+    """Return the pixels (channel, height, width) uint8 of an image.
+
+    Its shorter side is resized to `image_size`, and it is cropped at the center; None: it keeps its size.
+    """
     if image.mode.startswith(WIDE_MODES):
         raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}: save it with 8 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # else PIL warns
     image = image.convert("L" if channels == 1 else "RGB")
-    image = image if image_size is None else _square(image, image_size)
+    if image_size is not None and image.size != (image_size, image_size):
+        shorter = min(image.size)
+        width, height = (round(side * image_size / shorter) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased in PIL
+        left, top = (width - image_size) // 2, (height - image_size) // 2
+        image = image.crop((left, top, left + image_size, top + image_size))
     pixels = np.array(image)  # a copy: PIL's own are read-only
     return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    if (width, height) == (size, size):
-        return image
-    shorter = min(width, height)
-    width, height = round(width * size / shorter), round(height * size / shorter)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased in PIL
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+@dataclass(frozen=True)
+class Reader:
+    """Index -> pixels (channel, height, width), uint8 or float32 in [0, 1], and label, of a map-style dataset.
+
+    Args:
+        name: of the dataset in messages.
+        channels, image_size: of the pixels; None: those of the image.
+        resize: whether PIL images of another size are resized, shorter side to image_size, and cropped at the center.
+    Errors:
+        InputError: an item of another form, size or range, or what the dataset raised.
+    """
+
+    dataset: Any
+    name: str
+    channels: int | None = None
+    image_size: int | None = None
+    resize: bool = True
+
+    def __call__(self, index: int) -> Item:
+        try:
+            image, label = item_parts(self.dataset[index])
+            pixels = self._checked(_pixels(image, self.channels, self.image_size if self.resize else None))
+            return pixels, _class(label)
+        except Exception as error:
+            kind = "" if isinstance(error, (InputError, ValueError)) else f"{type(error).__name__}: "
+            raise InputError(f"{self.name}, item {index}: {kind}{one_line(error)}") from error
+
+    def _checked(self, pixels: Tensor) -> Tensor:
+        channels, height, width = pixels.shape
+        if height != width or self.image_size not in (None, height):
+            size = "square" if self.image_size is None else f"{self.image_size} x {self.image_size}"
+            advice = "set data.image_size, to which PIL images are resized and cropped"
+            raise InputError(f"its image has {width} x {height} pixels; it must be {size}; {advice}")
+        if self.channels not in (None, channels):
+            raise InputError(f"its image has {channels} channels; data.channels is {self.channels}")
+        return pixels
+
+    def draws(self) -> bool:
+        """Return whether the dataset draws: some image differs from one reading to the next."""
+        for index in range(min(len(self.dataset), TRIED_IMAGES)):
+            images = []
+            for seed in range(TRIED_SEEDS):
+                with seeded(seed):
+                    images.append(self(index)[0])
+            if not all(torch.equal(images[0], image) for image in images):
+                return True
+        return False
+
+    def labels(self) -> Tensor:
+        """Return all labels (image,): `targets`, `labels` or a column where the items agree, else read one by one."""
+        count = len(self.dataset)
+        columns = [getattr(self.dataset, name, None) for name in ("targets", "labels")]
+        features = getattr(self.dataset, "features", None) or {}  # Hugging Face
+        columns += [self.dataset[key][:] for key in LABEL_KEYS if key in features]
+        for column in columns:
+            labels = np.asarray(column)
+            is_label = labels.shape == (count,) and labels.dtype.kind in "iu"
+            if is_label and all(self(index)[1] == labels[index] for index in {0, count // 2, count - 1}):
+                return torch.from_numpy(labels.astype(np.int64))
+        return torch.tensor([self(index)[1] for index in range(count)])
+
+
+def item_parts(item: Any) -> tuple[Any, Any]:
+    """Return the image and the label of an item (image, label, ...) or of a mapping."""
+    if isinstance(item, Mapping):
+        keys = [next((key for key in known if key in item), None) for known in (IMAGE_KEYS, LABEL_KEYS)]
+        if None in keys:
+            allowed = f"one of {', '.join(IMAGE_KEYS)} and one of {', '.join(LABEL_KEYS)}"
+            raise InputError(f"it has the keys {', '.join(map(str, item))}; it must have {allowed}")
+        return item[keys[0]], item[keys[1]]
+    if isinstance(item, (tuple, list)) and len(item) >= 2:
+        return item[0], item[1]
+    raise InputError(f"it is {type(item).__name__}; it must be (image, label), or a mapping with these keys")
+
+
+def _pixels(image: Any, channels: int | None, image_size: int | None) -> Tensor:
+    """(channel, height, width) of a PIL image, or of an array with the channels first, last or left out."""
+    if isinstance(image, Image.Image):
+        channels = channels or (1 if image.mode in GRAY_MODES else 3)
+        return torch.from_numpy(pixels_of(image, channels, image_size))
+    pixels = image.detach() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    if pixels.ndim != 3:
+        raise InputError(f"its image has shape {tuple(pixels.shape)}; it must be (channel, height, width)")
+    # the channel is the axis beside a square; in a cube, or where there is no square, the smaller of first and last
+    first, last = pixels.shape[1] == pixels.shape[2], pixels.shape[0] == pixels.shape[1]
+    if first == last:
+        first = pixels.shape[0] < pixels.shape[2] + isinstance(image, Tensor)
+    if not first:
+        pixels = pixels.permute(2, 0, 1)
+    return checked_pixels(pixels).contiguous()
+
+
+def _class(label: Any) -> int:
+    value = np.asarray(label)
+    if value.size != 1 or value.dtype.kind not in "iu":
+        shown = " ".join(repr(label).split())
+        raise InputError(f"its label is {shown[:60]}; it must be a whole number from 0")
+    return int(value.reshape(-1)[0])

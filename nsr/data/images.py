@@ -1,8 +1,9 @@
-"""Images kept in memory as one tensor; a batch is one indexing operation."""
+"""Data sets of images: in memory, where a batch is one indexing operation, or read when they are requested."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nsr.errors import InputError
+from nsr.randomness import draw_seed, seeded
 
+Item = tuple[Tensor, int]
 MEMORY_LIMIT_BYTES = 2 * 2**30  # larger data sets are read from their files in each epoch
 
 
@@ -31,10 +34,8 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
                 f"images have shape {tuple(images.shape)} and labels {tuple(labels.shape)}; "
                 "they must be (image, channel, height, width) and (image,), at least one image"
             )
-        if images.dtype != torch.uint8:
-            images = _checked_range(images)
         check_labels(labels, classes)
-        self.images, self.labels = images, labels.to(torch.int64)
+        self.images, self.labels = checked_pixels(images), labels.to(torch.int64)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,6 +55,40 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
         return TensorImages(self.images[indices], self.labels[indices])
 
 
+class LazyImages(Dataset[Item]):
+    """Images that are read when they are requested.
+
+    The random draws of `read` (a crop in a transform) are a function of (seed, epoch, image).
+
+    Args:
+        read: index -> pixels (channel, height, width), uint8 or float32 in [0, 1], and label.
+        labels: (image,).
+        indices: of the images; None: 0, 1, ...
+        seed: of the draws; None: `read` draws nothing, and is not slowed down by seeding.
+    """
+
+    def __init__(
+        self, read: Callable[[int], Item], labels: Tensor, indices: Tensor | None = None, *, seed: int | None = None
+    ) -> None:
+        self.read, self.labels, self.seed = read, labels, seed
+        self.indices = torch.arange(len(labels)) if indices is None else indices
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # worker processes see it change
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Item:
+        """(channel, height, width) float32 in [0, 1] and its label."""
+        place = int(self.indices[index])
+        with nullcontext() if self.seed is None else seeded(draw_seed(self.seed, int(self.epoch), place)):
+            image, label = self.read(place)
+        return _scaled(image), label
+
+    def subset(self, indices: Tensor) -> LazyImages:
+        """Return the images at these indices."""
+        return LazyImages(self.read, self.labels[indices], self.indices[indices], seed=self.seed)
+
+
 def already_collated(batch: Any) -> Any:
     """Return the batch as it is: the collate function for `TensorImages.__getitems__`."""
     return batch
@@ -69,15 +104,18 @@ def check_labels(labels: Tensor, classes: int | None) -> None:
         raise InputError(f"labels go from {lowest} to {highest}; they must be {allowed}")
 
 
-def _checked_range(images: Tensor) -> Tensor:
-    if not images.is_floating_point():
-        raise InputError(f"images are {str(images.dtype).removeprefix('torch.')}; they must be uint8 or floating point")
-    lowest, highest = images.aminmax()
+def checked_pixels(pixels: Tensor) -> Tensor:
+    """Return uint8 pixels as they are and others as float32; InputError unless those are floats in [0, 1]."""
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if not pixels.is_floating_point():
+        dtype = str(pixels.dtype).removeprefix("torch.")
+        raise InputError(f"pixels are {dtype}; they must be uint8, or floating point in [0, 1]")
+    lowest, highest = pixels.aminmax()
     if not (lowest >= 0 and highest <= 1):  # so that NaN is refused too
-        raise InputError(
-            f"images outside [0, 1]: from {lowest:g} to {highest:g}; scale them, and leave normalization to the model"
-        )
-    return images.to(torch.float32)
+        advice = "they must be in [0, 1]; scale them, and leave normalization to the model"
+        raise InputError(f"pixels are in [{lowest:g}, {highest:g}]; {advice}")
+    return pixels.to(torch.float32)
 
 
 def _scaled(images: Tensor) -> Tensor:

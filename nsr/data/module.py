@@ -1,34 +1,46 @@
-"""Settings, splits and loaders that every data set has in common."""
+"""Settings, description, splits and loaders that every data set has in common."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nsr.data.augmentation import Augmentation, build_augmentation
-from nsr.data.batches import EvaluationBatches, TrainingBatches
-from nsr.data.description import DataDescription, check_description
+from nsr.data.batches import EvaluationBatches, ResumableLoader, TrainingBatches, stratified_split
 from nsr.data.images import check_labels
-from nsr.data.loader import ResumableLoader
-from nsr.data.split import stratified_split
 from nsr.errors import InputError, check_fits_memory, check_number
+
+SAMPLE = 2_000  # images from which mean and std are computed
+
+
+@dataclass(frozen=True)
+class DataDescription:
+    """Channels, image size, classes, and the mean and standard deviation of each channel (pixels in [0, 1])."""
+
+    channels: int
+    image_size: int
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
 
 
 class ImageData(pl.LightningDataModule):
     """A data set of images (channel, height, width) in [0, 1], without normalization.
 
-    A subclass implements `load(split)`, which returns a Dataset of (image, label) for 'train' or 'test' that has
-    `labels` (image,) and `subset(indices)`, such as `TensorImages`. A callable that returns datasets needs no subclass,
-    see `nsr.data.image_data`. The Trainer must run with use_distributed_sampler=False: the batches made here are
-    already divided among the processes.
+    A subclass implements `load(split)`, which `setup` calls after `describe`; it may return `TensorImages`. A callable
+    that returns datasets needs no subclass, see `nsr.data.image_data`. The Trainer must run with
+    use_distributed_sampler=False: the batches are already divided among the processes.
 
     Args:
         channels, image_size, classes, mean, std: of the images; mean and std are the model's, one per channel.
@@ -45,7 +57,8 @@ class ImageData(pl.LightningDataModule):
         InputError: a setting outside its range.
     """
 
-    infers_description = False  # whether channels, image_size, ... may be None until `describe`
+    # whether channels, image_size, ... may be None until `describe`, and the preflight loads the images
+    infers_description = False
     has_validation = False  # whether `load('validation')` replaces the images held out of the training images
     class_names: Sequence[str] = ()
 
@@ -67,6 +80,7 @@ class ImageData(pl.LightningDataModule):
         root: str | Path | None = None,
     ) -> None:
         super().__init__()
+        self.title = type(self).__name__  # in messages
         # Any: numbers after `describe`
         self.channels: Any = channels
         self.image_size: Any = image_size
@@ -74,24 +88,30 @@ class ImageData(pl.LightningDataModule):
         self.mean: Any = mean
         self.std: Any = std
         self.batch_size = check_number("data.batch_size", batch_size, lowest=1, whole=True)
-        self.evaluation_batch_size = check_number(
-            "data.evaluation_batch_size", evaluation_batch_size, lowest=1, whole=True
-        )
+        name = "data.evaluation_batch_size"
+        self.evaluation_batch_size = check_number(name, evaluation_batch_size, lowest=1, whole=True)
         self._check_description()
-        self.validation_images = check_held_out(validation_images)
+        name, advice = (
+            "data.validation_images",
+            "an int is a count of images, a float a fraction of the training images",
+        )
+        if isinstance(validation_images, float):
+            check_number(name, validation_images, above=0, highest=1, advice=advice)
+        else:
+            check_number(name, validation_images, lowest=1, whole=True, advice=advice)
+        self.validation_images = validation_images
         self.split_seed = check_number("data.split_seed", split_seed, lowest=0, highest=2**32 - 1, whole=True)
         self.seed = check_number("data.seed", seed, lowest=0, whole=True)
         self.augment = build_augmentation(augmentation)
-        self.num_workers = check_workers(num_workers)
+        cpus = os.cpu_count() or 1
+        bounds = {"lowest": 0, "highest": min(256, max(16, 4 * cpus))}
+        advice = f"this machine has {cpus} CPUs"
+        self.num_workers = check_number("data.num_workers", num_workers, **bounds, whole=True, advice=advice)
         self.root: Any = None if root is None else Path(root).expanduser().absolute()
         self.training_set: Any = None
         self.validation_set: Any = None
         self.test_set: Any = None
-
-    @property
-    def title(self) -> str:
-        """The name of the data set in messages."""
-        return type(self).__name__
+        self._ready: dict[str, Any] = {}  # {split: images} that were loaded and not yet handed over
 
     def prepare(self) -> None:
         """Check cheaply that the files are there, or download them; InputError where they are missing."""
@@ -100,7 +120,7 @@ class ImageData(pl.LightningDataModule):
         """Raise InputError where one of 'train' and 'test' is missing, before anything is created."""
 
     def load(self, split: str) -> Any:
-        """Return the 'train', 'validation' or 'test' Dataset, with `labels` (image,) and `subset(indices)`."""
+        """Return the 'train', 'validation' or 'test' Dataset of (image, label), with `labels` and `subset(indices)`."""
         raise NotImplementedError
 
     def describe(self) -> DataDescription:
@@ -116,8 +136,12 @@ class ImageData(pl.LightningDataModule):
 
     def preflight(self, splits: Sequence[str]) -> None:
         """Raise InputError for faults of images and augmentation that only show in use, before a run begins."""
+        description = self.describe()
+        self.check_splits(splits)
+        if self.infers_description:
+            for split in (*splits, *["validation"] * (self.has_validation and "train" in splits)):
+                self._images(split)
         if "train" in splits and isinstance(self.augment, Augmentation):
-            description = self.describe()
             self.augment.preflight((description.channels, description.image_size, description.image_size))
 
     def prepare_data(self) -> None:
@@ -126,22 +150,21 @@ class ImageData(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Load what the stage ('fit', 'validate', 'test'; None: all) needs, once."""
         if stage in ("fit", "validate", None) and self.training_set is None:
-            images = self._loaded("train")
+            images = self._checked("train")
             if self.has_validation:
-                self.training_set, self.validation_set = images, self._loaded("validation")
+                self.training_set, self.validation_set = images, self._checked("validation")
             else:
                 part = self.validation_images
                 count = max(1, round(part * len(images))) if isinstance(part, float) else part
                 kept, held_out = stratified_split(images.labels, count, seed=self.split_seed)
                 self.training_set, self.validation_set = images.subset(kept), images.subset(held_out)
         if stage in ("test", None) and self.test_set is None:
-            self.test_set = self._loaded("test")
+            self.test_set = self._checked("test")
 
     def limit_test(self, n_examples: int, subset: str) -> str:
-        """Keep so many test images and return their checksum; `setup` comes first.
+        """Keep `n_examples` test images, or all where there are fewer, and return their checksum; after `setup`.
 
         Args:
-            n_examples: of the test images; at least as many as there are: all.
             subset: 'balanced': the same fraction of every class, decided by split_seed; 'first': the first ones, as in
                 published tables.
         Errors:
@@ -153,10 +176,8 @@ class ImageData(pl.LightningDataModule):
             indices = indices[:n_examples]
             missing = sorted(set(labels.tolist()) - set(labels[:n_examples].tolist()))
             if missing:
-                raise InputError(
-                    f"evaluation.subset is first, but the first {n_examples} test images contain none of class "
-                    f"{missing[0]}; take more, or evaluation.subset=balanced"
-                )
+                got = f"the first {n_examples} test images contain none of class {missing[0]}"
+                raise InputError(f"evaluation.subset is first, but {got}; take more, or evaluation.subset=balanced")
         elif n_examples < len(labels):
             _, indices = stratified_split(labels, n_examples, seed=self.split_seed, asked_by="evaluation.n_examples")
         self.test_set = self.test_set.subset(indices)
@@ -164,46 +185,90 @@ class ImageData(pl.LightningDataModule):
 
     def test_batches(self, indices: Tensor) -> DataLoader:
         """Return batches of these test images, all on this process; `setup` comes first."""
-        images = self.test_set.subset(indices)
-        return self._loader(images, EvaluationBatches(len(images), self.evaluation_batch_size))
+        return self._evaluation_loader(self.test_set.subset(indices))
 
     def train_dataloader(self) -> DataLoader:
         batches = TrainingBatches(len(self.training_set), self.batch_size, seed=self.seed, **self._process())
         batches.overfits = getattr(self.trainer, "overfit_batches", 0) > 0
-        return self._loader(self.training_set, batches)
+        return ResumableLoader(self.training_set, batches, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.validation_set)
+        return self._evaluation_loader(self.validation_set, **self._process())
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.test_set)
+        return self._evaluation_loader(self.test_set, **self._process())
 
-    def _evaluation_loader(self, images: Any) -> DataLoader:
-        return self._loader(images, EvaluationBatches(len(images), self.evaluation_batch_size, **self._process()))
-
-    def _loader(self, images: Any, batches: TrainingBatches | EvaluationBatches) -> DataLoader:
+    def _evaluation_loader(self, images: Any, **process: int) -> DataLoader:
+        batches = EvaluationBatches(len(images), self.evaluation_batch_size, **process)
         return ResumableLoader(images, batches, num_workers=self.num_workers)
 
     def _process(self) -> dict[str, int]:
         if self.trainer is None:
-            return {"rank": 0, "world_size": 1}
+            return {}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
-    def _loaded(self, split: str) -> Any:
-        images = self.load(split)
+    def _images(self, split: str) -> Any:
+        if split not in self._ready:
+            self._ready[split] = self.load(split)
+        return self._ready[split]
+
+    def _checked(self, split: str) -> Any:
+        self.check_splits([split])
+        self.describe()
+        images = self._images(split)
+        del self._ready[split]
         check_labels(images.labels, self.classes)
         if split == "train" and len(images.labels.unique()) < 2:
             raise InputError(f"the training images of {self.title} are all of one class; a classifier needs at least 2")
         shape, expected = tuple(images[0][0].shape), (self.channels, self.image_size, self.image_size)
         if shape != expected:
-            raise InputError(
-                f"the images of {self.title} have shape {shape}, but data.channels and data.image_size make it "
-                f"{expected}"
-            )
+            reason = f"but data.channels and data.image_size make it {expected}"
+            raise InputError(f"the images of {self.title} have shape {shape}, {reason}")
         return images
 
+    def _set_class_names(self, names: Sequence[str], source: str) -> None:
+        """Set the names of the classes that `source` has; InputError where data.classes is another number."""
+        if names and self.classes not in (None, len(names)):
+            advice = "leave data.classes out to use them"
+            raise InputError(f"data.classes is {self.classes}, but {source} has {len(names)} classes; {advice}")
+        self.class_names, self.classes = names, len(names) or self.classes
+
+    def _infer_mean_and_std(self, images: Iterable[np.ndarray]) -> None:
+        """Set mean and std, where they are None, to those of images (channel, height, width), to 4 digits."""
+        if None not in (self.mean, self.std):
+            return
+        count, total, squares = 0, np.zeros(1), np.zeros(1)
+        for image in images:
+            values = image.reshape(len(image), -1)  # (channel, pixel)
+            values = values / 255 if image.dtype == np.uint8 else values.astype(np.float64)
+            count += values.shape[1]
+            total = total + values.sum(axis=1)
+            squares = squares + np.square(values).sum(axis=1)
+        mean = total / count
+        # the floor, one gray level, is for images of a single color: the model divides by it
+        std = np.sqrt(np.maximum(squares / count - mean**2, 1 / 255**2))
+        self.mean = self.mean or [round(value, 4) for value in mean.tolist()]
+        self.std = self.std or [round(value, 4) for value in std.tolist()]
+
     def _check_description(self) -> None:
-        check_description(self, optional=self.infers_description)
+        """Raise InputError where channels, image_size, classes, mean or std are impossible."""
+        optional = self.infers_description
+        for name, lowest in (("channels", 1), ("image_size", 1), ("classes", 2)):
+            value = getattr(self, name)
+            if not (value is None and optional):
+                check_number(f"data.{name}", value, lowest=lowest, whole=True)
+        bounds: dict[str, dict[str, Any]] = {"mean": {"lowest": 0}, "std": {"above": 0}}
+        for name, bound in bounds.items():
+            values = getattr(self, name)
+            if values is None and optional:
+                continue
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise InputError(f"data.{name} is {values!r}; it must be a list of numbers, one per channel")
+            if self.channels is not None and len(values) != self.channels:
+                expected = f"it must have {self.channels}, one per channel"
+                raise InputError(f"data.{name} has {len(values)} numbers; {expected}")
+            for value in values:
+                check_number(f"data.{name}", value, highest=1, advice="pixels are in [0, 1]", **bound)
         if self.image_size is not None:
             batch = max(self.batch_size, self.evaluation_batch_size)
             size_bytes = 4 * batch * (self.channels or 1) * self.image_size**2
@@ -211,18 +276,6 @@ class ImageData(pl.LightningDataModule):
             check_fits_memory(f"a batch of {batch} images of data.image_size={self.image_size}", size_bytes, fix)
 
 
-def check_workers(value: Any) -> int:
-    """Return data.num_workers; InputError beyond 4 processes per CPU, or 16 where that is less."""
-    cpus = os.cpu_count() or 1
-    advice = f"this machine has {cpus} CPUs"
-    return check_number(
-        "data.num_workers", value, lowest=0, highest=min(256, max(16, 4 * cpus)), whole=True, advice=advice
-    )
-
-
-def check_held_out(value: Any) -> int | float:
-    """Return data.validation_images: a count (int) from 1, or a fraction (float) between 0 and 1."""
-    advice = "an int is a count of images, a float a fraction of the training images"
-    if isinstance(value, float):
-        return check_number("data.validation_images", value, above=0, highest=1, advice=advice)
-    return check_number("data.validation_images", value, lowest=1, whole=True, advice=advice)
+def sample_indices(count: int, most: int | None = None) -> list[int]:
+    """Return the indices of up to `most` (None: 2,000) evenly spaced images."""
+    return np.linspace(0, count - 1, min(count, most or SAMPLE)).round().astype(int).tolist()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +33,7 @@ SIZE, SENSITIVITY, SQUARED_DIFFERENCE = RANDOM = (
 STREAM = 2  # of random numbers
 
 
-@dataclass(frozen=True)
-class NeuronSets:
+class NeuronSets(NamedTuple):
     """All sets of one layer's neurons."""
 
     distinct: Tensor  # (distinct set, neuron) bool; equal sets are one row
@@ -55,11 +54,10 @@ def neuron_sets(
     seed: int,
     layer: str,
 ) -> NeuronSets:
-    """Select the sets of one layer.
+    """Select the sets of one layer; scores are (neuron,).
 
     Args:
-        sensitivity, squared_difference: (neuron,); the first selects the most sensitive neurons.
-        rankings: {name: (neuron,)}, each a control of its largest.
+        rankings: {name: scores}, each a control of its largest.
         fractions: of the layer's neurons, each in (0, 1].
         n_random_sets: of each random control at each fraction.
         seed, layer: with the fraction they decide the random sets.

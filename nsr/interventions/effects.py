@@ -1,19 +1,26 @@
-"""Effects of interventions and paired contrasts with the controls, with bootstrap intervals."""
+"""Effects of interventions and paired contrasts with the controls, with percentile bootstrap intervals (Efron 1979).
+
+Images are resampled with replacement, and so are the sets of a random control. Both terms of a contrast use the same
+resampled images. The ranking of the neurons stays fixed: an interval covers other images and other random sets, not
+another ranking half or another network.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nsr.errors import InputError
-from nsr.interventions.bootstrap import contrast_interval, mean_interval
 from nsr.interventions.controls import MOST, WHOLE, NeuronSets
 from nsr.interventions.ranking import LayerRanking
 from nsr.losses import margin
+from nsr.randomness import frozen_stream
 
 if TYPE_CHECKING:
     import pandas
@@ -21,6 +28,8 @@ if TYPE_CHECKING:
 ABLATIONS = ("zero_ablation", "mean_ablation")
 KINDS = ("patch_clean", "patch_adversarial", *ABLATIONS)
 DECIMALS = 6
+IMAGES, SETS = 3, 4  # streams of random numbers
+LEVELS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,9 @@ class EffectAccumulator:
 
     kinds: Sequence[str]
     images: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("tested", "correct", "fooled"), 0))
-    changed: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
-    shifts: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
+    batches: dict[tuple[str, str], list[Tensor]] = field(
+        default_factory=dict
+    )  # (changed or shift, distinct set, image)
 
     def count(self, correct: Tensor, robust: Tensor) -> None:
         """Count a batch's images; correct without the attack and under it, each (batch,) bool."""
@@ -88,12 +98,11 @@ class EffectAccumulator:
 
     def add(self, kind: str, layer: str, *, plain: Tensor, patched: Tensor, labels: Tensor) -> None:
         """Add a batch's logits without the interventions (image, class) and with them (distinct set, image, class)."""
-        flat, repeated = patched.flatten(0, 1), labels.repeat(len(patched))
-        rise = margin(flat, repeated).unflatten(0, patched.shape[:2]) - margin(plain, labels)
-        misclassified = (flat.argmax(1) != repeated).unflatten(0, patched.shape[:2])
-        corrects = kind == "patch_clean"
-        self.changed.setdefault((kind, layer), []).append((~misclassified if corrects else misclassified).cpu())
-        self.shifts.setdefault((kind, layer), []).append((-rise if corrects else rise).float().cpu())
+        margins = margin(patched.flatten(0, 1), labels.repeat(len(patched))).unflatten(0, patched.shape[:2])
+        changed, shift = patched.argmax(2) != labels, margins - margin(plain, labels)  # towards misclassification
+        if kind == "patch_clean":
+            changed, shift = ~changed, -shift
+        self.batches.setdefault((kind, layer), []).append(torch.stack([changed.float(), shift.float()]).cpu())
 
     def effects(
         self, rankings: Mapping[str, LayerRanking], sets: Mapping[str, NeuronSets], *, n_bootstrap: int, seed: int
@@ -106,33 +115,28 @@ class EffectAccumulator:
         skipped = {kind: reason for kind in self.kinds if (reason := self._too_few(kind))}
         if len(skipped) == len(self.kinds):
             raise InputError(next(iter(skipped.values())))
-        bootstrap = {"n_bootstrap": n_bootstrap, "seed": seed}
         rows = [
             row
             for kind in self.kinds
             if kind not in skipped
             for layer in rankings
-            for row in self._rows(kind, layer, rankings[layer], sets[layer], bootstrap)
+            for row in self._rows(kind, layer, rankings[layer], sets[layer], n_bootstrap=n_bootstrap, seed=seed)
         ]
         return Effects(rows, {name: layer.summary() for name, layer in rankings.items()}, dict(self.images), skipped)
 
-    def _images_of(self, kind: str) -> int:
-        return self.images["correct" if kind in ABLATIONS else "fooled"]
-
     def _too_few(self, kind: str) -> str:
-        if self._images_of(kind):
-            return ""
+        """Return why no image can be intervened on, "" where one can."""
         if not self.images["correct"]:
             return f"none of the {self.images['tested']} tested images is correctly classified without the attack"
+        if kind in ABLATIONS or self.images["fooled"]:
+            return ""
         return (
             f"none of the {self.images['correct']} correctly classified images is misclassified under the attack; "
             f"{kind} needs one that is: take a larger epsilon, or kinds=[zero_ablation]"
         )
 
-    def _rows(
-        self, kind: str, layer: str, ranking: LayerRanking, sets: NeuronSets, bootstrap: Mapping[str, int]
-    ) -> Iterator[Row]:
-        changed, shifts = (torch.cat(parts[kind, layer], 1) for parts in (self.changed, self.shifts))
+    def _rows(self, kind: str, layer: str, ranking: LayerRanking, sets: NeuronSets, **bootstrap: int) -> Iterator[Row]:
+        changed, shifts = torch.cat(self.batches[kind, layer], 2)
         for fraction, control in sorted(sets.rows, key=lambda key: key[1] == WHOLE):  # the whole layer last
             of, masks = sets.rows[fraction, control], sets.masks(fraction, control)
             most = None if control == WHOLE else sets.rows[fraction, MOST]
@@ -142,7 +146,7 @@ class EffectAccumulator:
                 "layer_neurons": masks.shape[1],
                 "sensitivity_fraction": _fraction(masks, ranking.sensitivity),
                 "squared_difference_fraction": _fraction(masks, ranking.squared_difference),
-                "overlap": 1.0 if most is None else _overlap(masks, sets.distinct[most[0]]),
+                "overlap": 1.0 if most is None else _fraction(masks, sets.distinct[most[0]].double()),
                 "images": changed.shape[1],
             }
             for values, name, contrast in ((changed, "effect", "contrast"), (shifts, "margin", "margin_contrast")):
@@ -151,19 +155,52 @@ class EffectAccumulator:
                     intervals[contrast] = contrast_interval(values[most], values[of], **bootstrap)
                 for column, interval in intervals.items():
                     metrics |= zip((column, f"{column}_low", f"{column}_high"), interval, strict=True)
-            yield Row(layer, kind, fraction, control, **_rounded(metrics))
+            for name, value in metrics.items():
+                metrics[name] = round(value, DECIMALS) if isinstance(value, float) else value
+            yield Row(layer, kind, fraction, control, **metrics)
 
 
 def _fraction(masks: Tensor, weights: Tensor) -> float:
-    """The fraction of the layer's summed weights that is in the sets, mean over sets; 0 where all weights are 0."""
+    """The fraction of the summed weights (neuron,) that is in the sets, mean over sets; 0 where all weights are 0."""
     weights = weights.cpu()
     total = float(weights.sum())
     return 0.0 if total == 0 else float((masks.double() @ weights).mean()) / total
 
 
-def _overlap(masks: Tensor, most: Tensor) -> float:
-    return float((masks & most).sum(1).double().mean() / most.sum())
+# ---------------------------------------------------------------- bootstrap
 
 
-def _rounded(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: round(value, DECIMALS) if isinstance(value, float) else value for name, value in metrics.items()}
+class Interval(NamedTuple):
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Tensor, *, n_bootstrap: int = 2000, seed: int = 0) -> Interval:
+    """The mean of values (set, image); one row for a control that is not random."""
+    return _interval(values.double().mean(), _resampled_means(values, n_bootstrap, seed))
+
+
+def contrast_interval(first: Tensor, second: Tensor, *, n_bootstrap: int = 2000, seed: int = 0) -> Interval:
+    """The mean of `first` minus the mean of `second`, each (set, image), on the same images in the same order."""
+    resampled = _resampled_means(first, n_bootstrap, seed) - _resampled_means(second, n_bootstrap, seed)
+    return _interval(first.double().mean() - second.double().mean(), resampled)
+
+
+def _resampled_means(values: Tensor, n_bootstrap: int, seed: int) -> Tensor:
+    """(set, image) -> (resample,)"""
+    of_sets = _weights(values.shape[1], n_bootstrap, seed, IMAGES) @ values.double().T  # (resample, set)
+    return (of_sets * _weights(len(values), n_bootstrap, seed, SETS)).sum(1)
+
+
+@lru_cache(maxsize=4)
+def _weights(count: int, n_bootstrap: int, seed: int, stream: int) -> Tensor:
+    """(resample, count): how often each was drawn, divided by the count."""
+    drawn = frozen_stream(seed, stream, count).multinomial(count, np.full(count, 1 / count), size=n_bootstrap)
+    return torch.from_numpy(drawn / count)
+
+
+def _interval(observed: Tensor, resampled: Tensor) -> Interval:
+    return Interval(float(observed), *torch.quantile(resampled, LEVELS).tolist())

@@ -12,23 +12,45 @@ in the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nsr.errors import InputError, check_choice, check_number, did_you_mean
-from nsr.interventions.analysis import AnalysisContext
+from nsr.errors import InputError, check_batch, check_choice, check_logits, check_number
 from nsr.interventions.controls import NeuronSets, neuron_sets
 from nsr.interventions.effects import ABLATIONS, KINDS, EffectAccumulator, Effects
 from nsr.interventions.pairs import Pairs, adversarial_pairs, check_image_count, halves
-from nsr.interventions.patching import Patcher, Recording
-from nsr.interventions.progress import progress_bar
+from nsr.interventions.patching import Patcher, align_neurons
 from nsr.interventions.ranking import RANKINGS, LayerRanking, rank_neurons
 from nsr.interventions.report import tables, write_effects
-from nsr.layers import Layer, as_list, calls_matching
+from nsr.layers import Layer, as_list, find_layers, matching_names
+from nsr.modes import network_mode
+
+
+@dataclass(frozen=True)
+class AnalysisContext:
+    """The evaluation that an analysis belongs to: what `evaluate.py analyses=[...]` runs after its attacks.
+
+    An analysis is any object with a method `run(context)`; it returns lines of text and rich tables to print, or None.
+    It may also have `check(layers, n_images)`, called before anything is measured with the hooked layers and the number
+    of test images (None: not known yet); it raises `nsr.errors.InputError` where the analysis cannot run.
+    """
+
+    net: nn.Module  # images in [0, 1] -> logits, on the device to measure on
+    root: nn.Module  # the module that the layers' names refer to
+    layers: Sequence[Layer]  # the hooked layers
+    labels: Tensor  # (image,) of all test images
+    batches: Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]]  # indices -> (images, labels), on the device
+    attack: Callable[..., Tensor]  # attack(net, images, labels, generator=...): the one of the sensitivities
+    directory: Path  # of the evaluation's files
+    settings: Mapping[str, Any]  # the whole configuration, to be kept beside the results
 
 
 class Interventions:
@@ -104,20 +126,9 @@ class Interventions:
         return [*skipped, *tables(effects), f"written to  {', '.join(written)}"]
 
     def select_layers(self, hooked: Sequence[Layer]) -> list[Layer]:
-        """The layers to intervene on; InputError where a pattern matches none of the hooked ones."""
-        if self.layers is None:
-            return list(hooked)
-        names = [layer.name for layer in hooked]
-        selected: set[str] = set()
-        for pattern in self.layers:
-            matching = calls_matching(pattern, names)
-            if not matching:
-                raise InputError(
-                    f"analysis.interventions.layers has {pattern!r}, which matches no hooked layer"
-                    f"{did_you_mean(pattern, names)}; hooked are {', '.join(names)}; layers=[...] hooks others"
-                )
-            selected.update(matching)
-        return [layer for layer in hooked if layer.name in selected]
+        """Return the layers to intervene on; InputError where a pattern matches none of the hooked ones."""
+        names = matching_names("analysis.interventions.layers", self.layers, [layer.name for layer in hooked])
+        return [layer for layer in hooked if layer.name in names]
 
     # ---------------------------------------------------------------- measuring
 
@@ -148,12 +159,10 @@ class Interventions:
         first = next(batches, None)
         if first is None:
             raise InputError("there are no images to rank neurons on; interventions need two halves")
-        patcher = Patcher(net, layers, first.images, root=root)
+        patcher = Patcher(net, layers, first.images, root=root, internal_batch_size=self.internal_batch_size)
         batches = chain(iter([first]), batches)
         del first  # it would live as long as the ranking
-        rankings = rank_neurons(
-            patcher, batches, self.rankings, root=root, internal_batch_size=self.internal_batch_size
-        )
+        rankings = rank_neurons(patcher, batches, self.rankings)
         sets = {
             name: neuron_sets(
                 layer.sensitivity,
@@ -191,31 +200,89 @@ class Interventions:
                 recording, labels = base.select(part), pairs.labels[part]
                 for name, layer in patcher.layers.items():
                     if kind in ABLATIONS:
-                        replacement = _ablated(kind, layer, rankings[name], recording.features[name])
+                        features = recording.features[name]
+                        mean = align_neurons(rankings[name].mean_output.to(features), layer, features.ndim)
+                        replacement = mean if kind == "mean_ablation" else torch.zeros_like(mean)
                     else:
                         replacement = other.features[name][part]
-                    logits = self._patched_logits(patcher, recording, name, replacement, sets[name].distinct)
+                    logits = patcher.logits(recording, name, replacement, sets[name].distinct)
                     accumulator.add(kind, name, plain=recording.logits, patched=logits, labels=labels)
                     progress(len(part))
             progress((len(pairs.labels) - len(index)) * len(patcher.layers))
 
-    def _patched_logits(
-        self, patcher: Patcher, recording: Recording, layer: str, replacement: Tensor, masks: Tensor
-    ) -> Tensor:
-        """(set, image, class), in passes of at most the internal batch size where one set fits into it."""
-        chunks = masks.to(replacement.device).split(max(1, self.internal_batch_size // len(recording.images)))
-        return torch.cat([patcher.logits(recording, layer, replacement, chunk) for chunk in chunks])
+
+def intervene(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    attack: Tensor | Callable[..., Tensor],
+    *,
+    settings: Interventions | None = None,
+    root: nn.Module | None = None,
+    batch_size: int = 250,
+) -> Effects:
+    """Measure the effects of activation patching and ablation of sets of neurons on the prediction.
+
+    Args:
+        net: images in [0, 1] -> logits; any module, left as it was.
+        images: (image, channel, height, width), half of which neurons are ranked on, by class.
+        labels: (image,).
+        attack: attack(net, images, labels, generator=...) -> adversarial images, such as `nsr.attacks.GradientAttack`;
+            or the adversarial images themselves, in the order of `images`.
+        settings: layers, fractions, kinds, controls and seed; None: the defaults, on all activations.
+        root: the module that the layers' names refer to; None: `net`.
+        batch_size: images whose features are in memory at the same time.
+
+    Returns:
+        Effects: `.rows`, `.frame()` (a pandas DataFrame), `.layers`, `.images`.
+
+    Errors:
+        InputError: an unknown layer, too few images for two halves, none that the attack fools.
+    """
+    settings = settings or Interventions()
+    check_number("batch_size", batch_size, lowest=1, whole=True)
+    check_batch(images, labels)
+    if isinstance(attack, Tensor) and attack.shape != images.shape:
+        raise InputError(
+            f"attack is a tensor of shape {tuple(attack.shape)}; adversarial images must have the shape of images, "
+            f"{tuple(images.shape)}"
+        )
+    layers = find_layers(net, images[:2], settings.layers, root=root)
+    with torch.no_grad(), network_mode(net, "eval"):
+        check_logits(net(images[:2]), labels[:2])
+
+    def pairs(half: int, indices: Tensor) -> Iterator[Pairs]:
+        parts = indices.to(images.device).split(batch_size)
+        if isinstance(attack, Tensor):
+            return (Pairs(images[part], attack[part], labels[part]) for part in parts)
+        batches = ((images[part], labels[part]) for part in parts)
+        return adversarial_pairs(net, batches, attack, seed=settings.seed, half=half)
+
+    ranking, tested = (pairs(half, indices) for half, indices in enumerate(halves(labels, seed=settings.seed)))
+    return settings.measure(net, layers, ranking, tested, root=root)
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that advances by a number of `total` steps: a bar on a terminal, a row per tenth elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    task, done = bar.add_task(title, total=total), 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        tenths, done = 10 * done // total, done + steps
+        bar.update(task, completed=done)
+        if bar.disable and 10 * done // total > tenths:
+            print(f"{title}  {100 * done // total} %", flush=True)
+
+    with bar:
+        yield advance
 
 
 def _distinct(name: str, values: Sequence) -> list:
     if isinstance(values, str) or not isinstance(values, Sequence) or not values or len({*values}) < len(values):
         raise InputError(f"{name} is {values!r}; it must be a list of different entries, at least one")
     return list(values)
-
-
-def _ablated(kind: str, layer: Layer, ranking: LayerRanking, features: Tensor) -> Tensor:
-    """The outputs of ablated neurons, of a shape that broadcasts to the layer's output."""
-    shape = [1] * features.ndim
-    shape[layer.neuron_dim] = -1
-    means = ranking.mean_output.to(features).view(shape)
-    return means if kind == "mean_ablation" else torch.zeros_like(means)

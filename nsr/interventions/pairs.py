@@ -25,12 +25,7 @@ class Pairs(NamedTuple):
 
 
 def adversarial_pairs(
-    net: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    attack: Callable[..., Tensor],
-    *,
-    seed: int,
-    half: int,
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], attack: Callable[..., Tensor], *, seed: int, half: int
 ) -> Iterator[Pairs]:
     """Attack the batches of one half in float32 and eval mode; seed, half and batch number decide the random draws."""
     for number, (images, labels) in enumerate(batches):
@@ -45,7 +40,6 @@ def halves(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
 
     Args:
         labels: (image,).
-        seed: of the split.
 
     Returns:
         (image // 2 rounded up,) and (image // 2,) indices, ascending, on the CPU.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,25 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nsr.layers import without_compilation
+from nsr.compat import without_compilation
+from nsr.layers import main_tensor, tensors_in
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
     """One call of a sub-module in a pass."""
 
     number: int  # in the order in which calls begin
     module: nn.Module
     parent: int | None
-    shape: torch.Size | None = None  # of its output; None where the output is not a tensor
+    blank: Tensor | None = None  # as the output for one image, without memory; None where that is not a tensor
     batch_first: bool = False
-    scalar: Tensor | None = None  # of the output's dtype and device
 
-    def placeholder(self, batch: int) -> Tensor:
-        """An output that nothing reads: of the right shape, without memory."""
-        assert self.shape is not None
-        assert self.scalar is not None
-        return self.scalar.expand(batch, *self.shape[1:])
+
+class Step(NamedTuple):
+    """A call in a patched pass."""
+
+    call: Call
+    how: str  # 'run'; 'reuse': return its kept output; 'skip': return a placeholder, for nothing reads the output
 
 
 @dataclass
@@ -38,8 +39,8 @@ class Trace:
     """The calls of one pass, with copies of outputs by the number of the call."""
 
     net: nn.Module
-    kept: set[int] | None = None  # numbers of the calls whose outputs are kept; None: all
-    hooked: Mapping[int, str] | None = None  # the same for features
+    kept: Collection[int] | None = None  # numbers of the calls whose outputs are kept; None: all
+    hooked: Collection[int] | None = None  # the same for features
     calls: list[Call] = field(default_factory=list)
     outputs: dict[int, Tensor] = field(default_factory=dict)  # as `forward` returns them, where the batch comes first
     features: dict[int, Tensor] = field(default_factory=dict)  # after the module's own hooks; of a tuple the first
@@ -55,7 +56,7 @@ class Trace:
                 handles.append(module.register_forward_pre_hook(self._begin))
                 # before the module's other hooks, which see the output again in a patched pass; and after them
                 first = module.register_forward_hook(lambda *call: self._keep(call[2], len(images)), prepend=True)
-                handles += [first, module.register_forward_hook(lambda *call: self._end(call[2]))]
+                handles += [first, module.register_forward_hook(self._end)]
             return self.net(images)
         finally:
             for handle in handles:
@@ -69,25 +70,17 @@ class Trace:
     def _keep(self, output: object, batch: int) -> None:
         if not isinstance(output, Tensor):
             return
-        number = self.unfinished[-1]
-        batch_first = output.ndim > 0 and len(output) == batch
+        call = self.calls[self.unfinished[-1]]
         scalar = output.new_full((), torch.nan) if output.is_floating_point() else output.new_zeros(())
-        self.calls[number] = replace(self.calls[number], shape=output.shape, batch_first=batch_first, scalar=scalar)
-        if batch_first and (self.kept is None or number in self.kept):
-            self.outputs[number] = output.clone()
+        call.blank = scalar.expand(1, *output.shape[1:])
+        call.batch_first = output.ndim > 0 and len(output) == batch
+        if call.batch_first and (self.kept is None or call.number in self.kept):
+            self.outputs[call.number] = output.clone()
 
-    def _end(self, output: object) -> None:
-        number = self.unfinished.pop()
-        value = output[0] if isinstance(output, tuple) and output else output
-        if isinstance(value, Tensor) and (self.hooked is None or number in self.hooked):
+    def _end(self, module: nn.Module, inputs: object, output: object) -> None:
+        number, value = self.unfinished.pop(), main_tensor(output)
+        if value is not None and (self.hooked is None or number in self.hooked):
             self.features[number] = value.clone()
-
-
-class Step(NamedTuple):
-    """A call in a patched pass."""
-
-    call: Call
-    how: str  # 'run'; 'reuse': return its kept output; 'skip': return a placeholder, for nothing reads the output
 
 
 @contextmanager
@@ -148,16 +141,7 @@ class ReadTracker(TorchFunctionMode):
         return tensor
 
     def __torch_function__(self, operation: Any, types: Any, inputs: Any = (), settings: Any = None) -> Any:
-        for tensor in _tensors((inputs, settings)):
+        for tensor in tensors_in((inputs, settings)):
             if entry := self._watched.get(tensor.untyped_storage().data_ptr()):
                 self.seen.add(entry[0])
         return operation(*inputs, **(settings or {}))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(part)

@@ -15,18 +15,17 @@ Four cases decide the design:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nsr.compat import is_compiled
 from nsr.errors import InputError
-from nsr.interventions.passes import Call, ReadTracker, Step, Trace, substitution
+from nsr.interventions.passes import ReadTracker, Step, Trace, substitution
 from nsr.layers import Layer, name_and_call, named_modules
-from nsr.modes import full_precision, network_mode
+from nsr.modes import eager_mode, full_precision, network_mode
 
 TRIAL_IMAGES = 3  # a first dimension of 3 that is not the batch is rarer than one of 1, 2 or 4
 
@@ -54,21 +53,35 @@ class Patcher:
         layers: of `find_layers`.
         images: a few, for the trial pass.
         root: the module that the layers' names refer to; None: `net`.
+        internal_batch_size: sets times images in one patched pass, at least one set; None: all sets.
 
     Errors:
         InputError: a layer whose output cannot be replaced, or a network that is random or mixes images of a batch.
     """
 
-    def __init__(self, net: nn.Module, layers: Sequence[Layer], images: Tensor, *, root: nn.Module | None = None):
-        self.net = net
+    def __init__(
+        self,
+        net: nn.Module,
+        layers: Sequence[Layer],
+        images: Tensor,
+        *,
+        root: nn.Module | None = None,
+        internal_batch_size: int | None = None,
+    ):
+        self.net, self.root, self.internal_batch_size = net, root or net, internal_batch_size
         self.layers = {layer.name: layer for layer in layers}
+        images = images[:TRIAL_IMAGES]
         with self._evaluating(images.device):
-            trial = Trace(net)
-            logits = trial.run(images[:TRIAL_IMAGES])
-            self._calls = trial.calls
-            self._targets = {self._call_of(layer, named_modules(root or net)): layer.name for layer in layers}
-            features = {name: trial.features[number] for number, name in self._targets.items()}
-            recording = Recording(images[:TRIAL_IMAGES], logits, features, trial.outputs)
+            trace = Trace(net)
+            logits = trace.run(images)
+            self._calls = trace.calls
+            modules = named_modules(self.root)
+            self._targets: dict[int, str] = {}  # {number of the call that returns a layer's output: the layer}
+            for layer in self.layers:
+                name, which = name_and_call(layer)
+                calls = [call.number for call in self._calls if call.module is modules[name]]
+                self._targets[calls[(which or 1) - 1]] = layer
+            recording = self._recording(images, logits, trace)
             self._plans = {name: self._plan(number, recording) for number, name in self._targets.items()}
         self._kept = {step.call.number for plan in self._plans.values() for step in plan if step.how == "reuse"}
 
@@ -86,8 +99,7 @@ class Patcher:
                 f"{type(self.net).__name__} calls different modules for different images; interventions need a network "
                 "that calls the same ones for each image"
             )
-        features = {self._targets[number]: value for number, value in trace.features.items()}
-        return Recording(images, logits, features, trace.outputs)
+        return self._recording(images, logits, trace)
 
     def logits(self, recording: Recording, layer: str, replacement: Tensor, masks: Tensor) -> Tensor:
         """Run patched passes: the logits of the recorded images where the neurons of each set are replaced.
@@ -101,25 +113,32 @@ class Patcher:
         Returns:
             (set, batch, class).
         """
-        with self._evaluating(masks.device):
-            return self._patched(self._plans[layer], recording, layer, replacement, masks)
+        sets = max(1, (self.internal_batch_size or len(masks) * len(recording.images)) // len(recording.images))
+        plan, parts = self._plans[layer], masks.to(recording.images.device).split(sets)
+        with self._evaluating(recording.images.device):
+            return torch.cat([self._patched(plan, recording, layer, replacement, part) for part in parts])
+
+    def _recording(self, images: Tensor, logits: Tensor, trace: Trace) -> Recording:
+        features = {name: trace.features[number] for number, name in self._targets.items()}
+        return Recording(images, logits, features, trace.outputs)
 
     # ---------------------------------------------------------------- plans
-
-    def _call_of(self, layer: Layer, modules: dict[str, nn.Module]) -> int:
-        """The number of the call that returns the layer's output."""
-        name, which = name_and_call(layer.name)
-        return [call.number for call in self._calls if call.module is modules[name]][(which or 1) - 1]
 
     def _plan(self, target: int, recording: Recording) -> list[Step]:
         """Choose the steps that run least before the layer and still give the plain logits."""
         layer = self._targets[target]
-        reusing = self._steps(target, lambda call: call.batch_first)
-        whole = self._steps(target, lambda call: False)
-        for candidate in (lambda: self._without_unread(reusing, layer, recording), lambda: reusing, lambda: whole):
+        features = recording.features[layer]
+        nothing = torch.zeros(2, self.layers[layer].neurons, dtype=torch.bool, device=features.device)
+        for reuses, skips_unread in ((True, True), (True, False), (False, False)):
+            plan, reads = self._steps(target, reuses=reuses), ReadTracker()
             try:
-                plan = candidate()
-                if self._gives_plain_logits(plan, layer, recording):
+                if skips_unread:  # the reused outputs that only skipped modules receive
+                    self._patched(plan, recording, layer, features, nothing, reads)
+                    unread = {step.call.number for step in plan if step.how == "reuse"} - reads.seen
+                    plan = [Step(step.call, "skip") if step.call.number in unread else step for step in plan]
+                difference = self._patched(plan, recording, layer, features, nothing) - recording.logits
+                tolerance = torch.finfo(difference.dtype).eps ** 0.5 * recording.logits.abs().max()
+                if (difference.abs() <= tolerance).all():  # False where one is not a number
                     return plan
             except (RuntimeError, TypeError, ValueError):  # shapes that the repeated outputs do not fit
                 continue
@@ -129,9 +148,10 @@ class Patcher:
             "name another layer"
         )
 
-    def _steps(self, target: int, can_reuse: Callable[[Call], bool]) -> list[Step]:
+    def _steps(self, target: int, *, reuses: bool) -> list[Step]:
         """The calls until the layer's own, in order, without those inside a reused one."""
-        around, call = set(), self._calls[target]
+        last = call = self._calls[target]
+        around: set[int] = set()
         while call.parent is not None:
             around.add(call.parent)
             call = self._calls[call.parent]
@@ -140,29 +160,12 @@ class Patcher:
         for call in self._calls[:target]:
             if call.parent in inside:
                 inside.add(call.number)
-            elif call.number not in around and can_reuse(call):
+            elif reuses and call.batch_first and call.number not in around:
                 inside.add(call.number)
                 steps.append(Step(call, "reuse"))
             else:
                 steps.append(Step(call, "run"))
-        last = self._calls[target]
-        return [*steps, Step(last, "run" if last.shape is None else "skip")]
-
-    def _without_unread(self, plan: list[Step], layer: str, recording: Recording) -> list[Step]:
-        """Skip the reused outputs that only skipped modules receive."""
-        reads = ReadTracker()
-        self._patched(plan, recording, layer, recording.features[layer], self._no_neuron(layer, recording), reads)
-        unread = {step.call.number for step in plan if step.how == "reuse"} - reads.seen
-        return [Step(step.call, "skip") if step.call.number in unread else step for step in plan]
-
-    def _gives_plain_logits(self, plan: list[Step], layer: str, recording: Recording) -> bool:
-        nothing = self._no_neuron(layer, recording).expand(2, -1)
-        logits = self._patched(plan, recording, layer, recording.features[layer], nothing)
-        tolerance = torch.finfo(logits.dtype).eps ** 0.5 * recording.logits.abs().max()
-        return bool(((logits - recording.logits).abs() <= tolerance).all())  # False where one is not a number
-
-    def _no_neuron(self, layer: str, recording: Recording) -> Tensor:
-        return torch.zeros(1, self.layers[layer].neurons, dtype=torch.bool, device=recording.images.device)
+        return [*steps, Step(last, "run" if last.blank is None else "skip")]
 
     # ---------------------------------------------------------------- patched passes
 
@@ -176,17 +179,17 @@ class Patcher:
         reads: ReadTracker | None = None,
     ) -> Tensor:
         plain, sets = recording.features[layer], len(masks)
-        view = [1] * plain.ndim
-        view[self.layers[layer].neuron_dim] = -1
         # masks (set, 1, neuron, 1, 1) on (batch, neuron, height, width) -> (set * batch, neuron, height, width)
-        patched = torch.where(masks.view(sets, *view), replacement, plain).flatten(0, 1)
+        aligned = align_neurons(masks, self.layers[layer], plain.ndim)
+        patched = torch.where(aligned, replacement, plain).flatten(0, 1)
 
         def repeated(value: Tensor) -> Tensor:
             return torch.cat([value] * sets)  # unlike repeat it keeps the memory format
 
         def output_of(step: Step) -> Tensor:
             if step.how == "skip":
-                return step.call.placeholder(len(patched))
+                assert step.call.blank is not None
+                return step.call.blank.expand(len(patched), *step.call.blank.shape[1:])
             output = repeated(recording.outputs[step.call.number])
             return output if reads is None else reads.watch(step.call.number, output)
 
@@ -196,7 +199,12 @@ class Patcher:
 
     @contextmanager
     def _evaluating(self, device: torch.device) -> Iterator[None]:
-        # compiled code would ignore the substitution
-        stance = torch.compiler.set_stance("force_eager") if is_compiled(self.net) else nullcontext()
-        with torch.no_grad(), full_precision(device), network_mode(self.net, "eval"), stance:
+        with torch.no_grad(), full_precision(device), network_mode(self.net, "eval"), eager_mode():
             yield
+
+
+def align_neurons(values: Tensor, layer: Layer, dimensions: int) -> Tensor:
+    """(..., neuron) -> (..., 1, neuron, 1, 1), to broadcast with a layer's output of so many dimensions."""
+    shape = [1] * dimensions
+    shape[layer.neuron_dim] = -1
+    return values.view(*values.shape[:-1], *shape)

@@ -1,4 +1,14 @@
-"""Rankings of each layer's neurons on one half of the images: by sensitivity, and by what the controls use."""
+"""Rankings of each layer's neurons on one half of the images: by sensitivity, and by what the controls use.
+
+One of them is conductance (Dhamdhere, Sundararajan and Yan 2019), computed by captum:
+
+    Cond_m(x) = sum over positions p of  integral over a in [0, 1] of  df(x_a)/dF_mp * dF_mp(x_a)/da
+    x_a = x + a (x' - x)
+
+It is the part of the change of the label's logit f, from the clean image x to the adversarial one x', that flows
+through neuron m. Over the neurons of a layer that no shortcut bypasses it sums to that change. A neuron's score is the
+mean over images of |Cond_m|.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +18,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nsr.interventions.conductance import conductance
+from nsr.errors import InputError
 from nsr.interventions.pairs import Pairs
 from nsr.interventions.patching import Patcher
-from nsr.layers import Layer
+from nsr.layers import Layer, name_and_call, named_modules
+from nsr.modes import frozen_parameters, full_precision, network_mode
 from nsr.sensitivity import SensitivitySums, divide, sensitivity_sums
 
 RANKINGS = ("activation", "relative", "conductance")  # beside sensitivity
+STEPS = 20  # of the integral of conductance
 
 
 class LayerRanking(NamedTuple):
@@ -39,21 +51,13 @@ class LayerRanking(NamedTuple):
         }
 
 
-def rank_neurons(
-    patcher: Patcher,
-    batches: Iterable[Pairs],
-    rankings: Sequence[str] = (),
-    *,
-    root: nn.Module | None = None,
-    internal_batch_size: int | None = None,
-) -> dict[str, LayerRanking]:
+def rank_neurons(patcher: Patcher, batches: Iterable[Pairs], rankings: Sequence[str] = ()) -> dict[str, LayerRanking]:
     """Rank neurons by sums over the batches: two passes per batch, plus those of conductance where it is asked for.
 
     Args:
         patcher: of the network and its layers.
         batches: iterated once.
         rankings: of RANKINGS; conductance is computed only if named.
-        root, internal_batch_size: see `conductance`.
     """
     sums: dict[str, list[Tensor]] = {}
     samples = 0
@@ -63,7 +67,8 @@ def rank_neurons(
         for name, layer in patcher.layers.items():
             new = _layer_sums(layer, clean.features[name], adversarial.features[name])
             if "conductance" in rankings:
-                flow = conductance(patcher.net, layer, *pairs, root=root, internal_batch_size=internal_batch_size)
+                size = patcher.internal_batch_size
+                flow = conductance(patcher.net, layer, *pairs, root=patcher.root, internal_batch_size=size)
                 new.append(flow.abs().double().sum(0))  # (batch, neuron) -> (neuron,)
             sums[name] = [old + more for old, more in zip(sums[name], new, strict=True)] if name in sums else new
     return {name: _ranking(parts, samples) for name, parts in sums.items()}
@@ -72,22 +77,69 @@ def rank_neurons(
 def _layer_sums(layer: Layer, clean: Tensor, adversarial: Tensor) -> list[Tensor]:
     """Activation difference, activation, output and squared difference, summed over the batch, (neuron,) float64."""
     difference, activation, _ = sensitivity_sums(clean, adversarial, neuron_dim=layer.neuron_dim, dtype=torch.float64)
-
-    def means(values: Tensor) -> Tensor:
-        values = values.movedim(layer.neuron_dim, 1).flatten(1, -1).unflatten(1, (layer.neurons, -1))
-        return values.mean(2, dtype=torch.float64)  # (batch, neuron)
-
-    return [difference, activation, means(clean).sum(0), means((clean - adversarial) ** 2).sum(0)]
+    sums = [difference, activation]
+    for values in (clean, (clean - adversarial) ** 2):
+        values = values.movedim(layer.neuron_dim, 1).reshape(len(values), layer.neurons, -1)
+        sums.append(values.mean(2, dtype=torch.float64).sum(0))
+    return sums
 
 
 def _ranking(sums: Sequence[Tensor], samples: int) -> LayerRanking:
-    difference, activation, output, squares, *further = sums
-    parts = SensitivitySums(difference, activation, samples)
-    return LayerRanking(
-        sensitivity=divide(parts),
-        squared_difference=squares / samples,
-        relative=divide(parts, "relative"),
-        activation=activation / samples,
-        mean_output=output / samples,
-        conductance=further[0] / samples if further else None,
-    )
+    parts = SensitivitySums(sums[0], sums[1], samples)
+    activation, output, squared_difference, *further = (values / samples for values in sums[1:])
+    return LayerRanking(divide(parts), squared_difference, divide(parts, "relative"), activation, output, *further)
+
+
+def conductance(
+    net: nn.Module,
+    layer: Layer,
+    images: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    *,
+    root: nn.Module | None = None,
+    internal_batch_size: int | None = None,
+) -> Tensor:
+    """Compute each image's conductance through each neuron of one layer.
+
+    Args:
+        net: images -> logits.
+        layer: of `find_layers`; its module must be called once per pass.
+        images, adversarial: (batch, ...), the ends of the integral.
+        labels: (batch,).
+        root: the module that the layer's name refers to; None: `net`.
+        internal_batch_size: images times steps of the integral in one pass; at least the batch.
+
+    Returns:
+        (batch, neuron).
+
+    Errors:
+        InputError: captum is not installed, or the layer is a later call of a module.
+    """
+    name, call = name_and_call(layer.name)
+    if call is not None:
+        raise InputError(
+            f"rankings has conductance, which captum cannot compute for a later call of a module, {layer.name}; leave "
+            "out the ranking or the layer"
+        )
+    try:
+        from captum.attr import LayerConductance
+    except ImportError:
+        raise InputError("rankings has conductance, which needs captum: pip install captum, or leave it out") from None
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        frozen_parameters(net),
+        network_mode(net, "eval"),
+        full_precision(images.device),
+    ):
+        flow = LayerConductance(net, named_modules(root or net)[name]).attribute(
+            adversarial.clone(),
+            images.clone(),
+            target=labels,
+            n_steps=STEPS,
+            method="riemann_trapezoid",
+            internal_batch_size=None if internal_batch_size is None else max(internal_batch_size, len(images)),
+        )
+    flow = (flow[0] if isinstance(flow, tuple) else flow).detach().movedim(layer.neuron_dim, 1)
+    return flow.reshape(*flow.shape[:2], -1).sum(2)

@@ -1,13 +1,10 @@
 """Networks with every activation a module, the normalization in front of them, and builders for any other network."""
 
 from nsr.models.build import build_network as build_network
-from nsr.models.build import check_memory as check_memory
+from nsr.models.build import timm_model, torchvision_model
 from nsr.models.classifier import Classifier, Normalize
 from nsr.models.classifier import select_output as select_output
-from nsr.models.named import timm_model, torchvision_model
-from nsr.models.resnet import ResNet18, ResNet20
-from nsr.models.small_cnn import SmallCNN
-from nsr.models.vgg import VGG16
+from nsr.models.networks import VGG16, ResNet18, ResNet20, SmallCNN
 
 # a checkpoint may name these, see nsr.app.allowlist
 __all__ = ["VGG16", "Classifier", "Normalize", "ResNet18", "ResNet20", "SmallCNN", "timm_model", "torchvision_model"]

@@ -1,15 +1,20 @@
-"""Build any network with the arguments that its constructor names."""
+"""Build any network with the arguments that its constructor names, and those of torchvision and timm by name.
+
+Pretrained weights are never fetched: weights come from a file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nsr.errors import InputError, call_checked, check_fits_memory, dotted_name
+from nsr.errors import InputError, call_checked, check_fits_memory, did_you_mean, dotted_name, one_line
+from nsr.models.networks import check_sizes
 
 # names under which constructors ask for the facts about the data
 SYNONYMS = {
@@ -18,43 +23,32 @@ SYNONYMS = {
     "image_size": ("image_size", "img_size"),
 }
 ALLOCATORS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+# arguments of timm's builder that fetch or read weights, or change what the network returns
+REFUSED = ("pretrained", "checkpoint_path", "cache_dir", "features_only")
 
 
 def build_network(
-    factory: Callable[..., nn.Module],
-    settings: Mapping[str, Any],
-    *,
-    channels: int,
-    classes: int,
-    image_size: int,
-    **further: Any,
+    factory: Callable[..., nn.Module], settings: Mapping[str, Any], *, channels: int, classes: int, image_size: int
 ) -> nn.Module:
     """Return the network that a configuration's model group describes.
 
     Args:
-        factory: the class or function that `_target_` names.
-        settings: its arguments.
+        factory: the class or function that `_target_` names; `settings` are its arguments.
         channels, classes, image_size: of the data, each passed only where the signature names it (or num_classes,
-            in_channels, img_size, ...) and the settings do not set it; likewise `further`.
+            in_channels, img_size, ...) and the settings do not set it.
     Errors:
         InputError: in one line: settings that the signature does not name, what the constructor raised, a result that
             is no network, or one larger than this machine's memory.
     """
-    facts = {"channels": channels, "classes": classes, "image_size": image_size}
-    offered = {**further}
-    for fact, names in SYNONYMS.items():
-        if not any(name in settings for name in names):
-            offered |= dict.fromkeys(names, facts[fact])
-    net = check_memory(lambda: call_checked("model", factory, settings, **offered))
+    offered: dict[str, int] = {}
+    for fact, value in (("channels", channels), ("classes", classes), ("image_size", image_size)):
+        if not any(name in settings for name in SYNONYMS[fact]):
+            offered |= dict.fromkeys(SYNONYMS[fact], value)
+    with Allocations():
+        net = call_checked("model", factory, settings, **offered)
     if not isinstance(net, nn.Module):
         raise InputError(f"{dotted_name(factory)} returns {type(net).__name__}; it must be a torch.nn.Module")
     return net
-
-
-def check_memory(build: Callable[[], nn.Module]) -> nn.Module:
-    """Return what `build` returns; InputError before its tensors take more than this machine's memory."""
-    with Allocations():
-        return build()
 
 
 class Allocations(TorchFunctionMode):
@@ -83,7 +77,88 @@ class Allocations(TorchFunctionMode):
                 self.size_bytes += 2**65
             if self.most is not None and self.size_bytes > self.most:
                 raise InputError("the checkpoint's settings describe a network much larger than its weights: refused")
-            check_fits_memory(
-                "the network", self.size_bytes, "set a smaller size such as model.width or data.image_size"
-            )
+            fix = "set a smaller size such as model.width or data.image_size"
+            check_fits_memory("the network", self.size_bytes, fix)
         return function(*args, **kwargs)
+
+
+def torchvision_model(*, name: str, channels: int, classes: int, image_size: int, **settings: Any) -> nn.Module:
+    """Return an image classifier of torchvision, freshly initialized; its modules have torchvision's names.
+
+    inception_v3 and googlenet are built without their auxiliary heads unless aux_logits=True; the network then returns
+    a named tuple in training (model.output=logits). Their published weights were trained on pixels in [-1, 1]: a mean
+    and std of 0.5 per channel.
+
+    Args:
+        name: as in torchvision.models.list_models(module=torchvision.models): 'resnet18'.
+        channels, classes, image_size: of the data, with 3 channels; the size where a network is built for one.
+        settings: further arguments of torchvision's class.
+    Errors:
+        InputError: an unknown name or setting, other channels than 3, or a size that the network cannot be built for.
+    """
+    check_sizes(channels=channels, classes=classes, image_size=image_size, smallest=1)
+    _check_name(name, torchvision_classifiers(), "torchvision")
+    if channels != 3:
+        advice = "model=timm and nsr's own networks take any number"
+        raise InputError(f"torchvision's {name} takes images of 3 channels, but data.channels is {channels}; {advice}")
+    from torchvision.models import get_model_builder
+
+    builder = get_model_builder(name)
+    known = inspect.signature(inspect.signature(builder).return_annotation.__init__).parameters
+    for key in settings:
+        if key not in known:
+            raise InputError(f"model.{key} is no argument of torchvision's {name}{did_you_mean(key, known)}")
+    own = {"image_size": image_size, "input_size": (image_size, image_size), "aux_logits": False, "init_weights": True}
+    settings = {key: value for key, value in own.items() if key in known} | settings
+    what = f"torchvision's {name} cannot be built for images of 3 x {image_size} x {image_size}"
+    return _build(what, builder, weights=None, num_classes=classes, **settings)
+
+
+def timm_model(*, name: str, channels: int, classes: int, image_size: int, **settings: Any) -> nn.Module:
+    """Return a network of timm, freshly initialized; its modules have timm's names.
+
+    Args:
+        name: as in timm.list_models(): 'vit_tiny_patch16_224', without the tag of pretrained weights.
+        channels, classes, image_size: of the data; the size where a network is built for one.
+        settings: further arguments of timm's builder, but none that fetches weights.
+    Errors:
+        InputError: timm is not installed, an unknown name or setting, or a size that the network cannot be built for.
+    """
+    check_sizes(channels=channels, classes=classes, image_size=image_size, smallest=1)
+    try:
+        import timm
+    except ImportError:
+        raise InputError("model=timm needs the package timm: pip install timm") from None
+    _check_name(name, timm.list_models(), "timm")
+    for key in settings:
+        if key in REFUSED or key.startswith("pretrained_"):
+            raise InputError(f"model.{key} is refused: weights come from a file; set model.weights=FILE")
+    described = timm.get_pretrained_cfg(name)
+    sizes: dict[str, Any] = {"img_size": image_size} if described and described.fixed_input_size else {}
+    fixed = {"num_classes": classes, "in_chans": channels, "pretrained": False}
+    what = f"timm's {name} cannot be built for images of {channels} x {image_size} x {image_size}"
+    return _build(what, timm.create_model, model_name=name, **{**sizes, **settings, **fixed})
+
+
+def torchvision_classifiers() -> list[str]:
+    """Return the names of torchvision's image classifiers: none for detection, segmentation or video."""
+    from torchvision import models
+
+    return models.list_models(module=models)
+
+
+def _check_name(name: object, known: Collection[str], library: str) -> None:
+    if name in known:
+        return
+    if isinstance(name, str) and (":" in name or "/" in name):
+        advice = f"it must be a name that {library} itself knows; weights come from model.weights=FILE"
+        raise InputError(f"model.name is {name!r}, which looks in a hub or a folder: refused; {advice}")
+    hint = did_you_mean(name, known)
+    raise InputError(f"model.name is {name!r}; {library} has no image classifier of that name{hint}")
+
+
+def _build(what: str, builder: Callable[..., nn.Module], **settings: Any) -> nn.Module:
+    try:
+        return builder(**settings)
+    except Exception as error:  # assertions, value errors and type errors, of 80 and 1,300 networks
+        raise InputError(f"{what}: {one_line(error)}; take another model, or another data.image_size") from error

@@ -16,31 +16,25 @@ class Normalize(nn.Module):
     """(images - mean) / std for each channel.
 
     Args:
-        mean: one number per channel, in units of pixels in [0, 1].
-        std: one number per channel, above 0, in the same units.
+        mean, std: one number per channel, in units of pixels in [0, 1]; std above 0.
     Errors:
-        InputError: no numbers, a std that is not positive, or lengths that differ.
+        InputError: no numbers, a std that is not positive, lengths that differ, or images of other channels.
     """
 
-    mean: Tensor  # (channel, 1, 1)
-    std: Tensor  # (channel, 1, 1)
+    mean: Tensor  # (channel, 1, 1), like std
+    std: Tensor
 
     def __init__(self, mean: Iterable[float], std: Iterable[float]) -> None:
         super().__init__()
-        means = _number_per_channel("mean", mean)
-        stds = _number_per_channel("std", std, above=0)
+        means, stds = _number_per_channel("mean", mean), _number_per_channel("std", std, above=0)
         if len(means) != len(stds):
             raise InputError(f"mean has {len(means)} numbers and std {len(stds)}; both need one per channel")
         self.register_buffer("mean", torch.tensor(means).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(stds).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, channel, height, width), pixels in [0, 1] -> the same shape, normalized.
-
-        Errors:
-            InputError: the number of channels is not that of mean and std, which broadcasting could hide.
-        """
-        if images.shape[1] != self.mean.shape[0]:
+        """(batch, channel, height, width), pixels in [0, 1] -> the same shape, normalized."""
+        if images.shape[1] != self.mean.shape[0]:  # broadcasting could hide it
             raise InputError(
                 f"images have {images.shape[1]} channels, but the normalization has {self.mean.shape[0]}; "
                 "take mean and std of this data set, or normalization=none"
@@ -51,9 +45,8 @@ class Normalize(nn.Module):
 def _number_per_channel(name: str, values: Iterable[float], *, above: float | None = None) -> list[float]:
     numbers = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
     if not numbers:
-        raise InputError(
-            f"{name} is {values!r}; it must be a list with one number per channel, such as [0.5, 0.5, 0.5]"
-        )
+        advice = "it must be a list with one number per channel, such as [0.5, 0.5, 0.5]"
+        raise InputError(f"{name} is {values!r}; {advice}")
     return [float(check_number(f"{name}[{channel}]", value, above=above)) for channel, value in enumerate(numbers)]
 
 
@@ -80,8 +73,7 @@ class Classifier(nn.Module):
         if (mean is None) != (std is None):
             raise InputError(f"mean is {mean} and std is {std}; give both, or neither for no normalization")
         self.normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std)
-        self.net = net
-        self.output = output
+        self.net, self.output = net, output
 
     def forward(self, images: Tensor) -> Tensor:
         """(batch, channel, height, width), pixels in [0, 1] -> logits (batch, class)."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from nsr.errors import InputError
 
 NAMES_SHOWN = 3
-NETWORK = "net.net."
+NETWORK = "net.net."  # the module keeps its Classifier as `net`, the Classifier its network as `net`
+PLAIN_PICKLE = "it is no checkpoint that torch.save wrote; a plain pickle"
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
@@ -32,12 +33,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"a checkpoint's path is {path!r}; it must be text")
     name = repr(os.fspath(path))  # repr: a name with a line break stays on one line
     with _open(path, name) as file, warnings.catch_warnings():
-        # torch warns of unusual pickles before it refuses them with an error
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # torch warns of unusual pickles before it refuses them with an error
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except UnpicklingError as error:
-            raise InputError(f"refused to read {name}: {_why_refused(str(error))}") from error
+            found = re.search(r"GLOBAL (\S+)", str(error))  # in a paragraph that advises to disable the protection
+            reason = f"it holds {found[1]}, which" if found else PLAIN_PICKLE
+            fix = "; save a plain state_dict instead" if found else ""
+            raise InputError(f"refused to read {name}: {reason} could run code when loaded{fix}") from error
         except Exception as error:  # a damaged file makes torch raise nearly anything, KeyError: '101' among it
             raise InputError(f"{name} is cut short or no checkpoint that torch.save wrote") from error
 
@@ -59,8 +62,11 @@ def load_state_dict_file(net: nn.Module, path: str | os.PathLike[str]) -> None:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not is_state_dict(state):
-        raise InputError(f"{name} holds no state_dict, a mapping of names to tensors, but {_describe(state)}")
-    if is_run:  # the module keeps its Classifier as `net`, the Classifier its network as `net`
+        got = f"an object of type {type(state).__name__}"
+        if isinstance(state, Mapping):
+            got = f"a mapping with the keys {_some(state)}" if state else "an empty mapping"
+        raise InputError(f"{name} holds no state_dict, a mapping of names to tensors, but {got}")
+    if is_run:
         state = {key.removeprefix(NETWORK): tensor for key, tensor in state.items() if key.startswith(NETWORK)}
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
@@ -72,7 +78,12 @@ def load_state_dict(net: nn.Module, state: Mapping[str, Tensor], name: str) -> N
     expected = net.state_dict()
     # without the weights of heads that the network was built without, such as inception_v3's auxiliary one
     state = {key: tensor for key, tensor in state.items() if getattr(net, key.partition(".")[0], net) is not None}
-    _check_keys(name, net, state, expected)
+    # BatchNorm's batch counter is younger than many weight files; torch does not require it either
+    missing = [key for key in expected if key not in state and not key.endswith(".num_batches_tracked")]
+    unexpected = [key for key in state if key not in expected]
+    parts = [f"{kind} {_some(keys)}" for kind, keys in (("it lacks", missing), ("it has unknown", unexpected)) if keys]
+    if parts:
+        raise InputError(f"{name} does not fit {type(net).__name__}: {'; '.join(parts)}; another model or variant?")
     for key, tensor in state.items():
         # refused before anything is copied: torch would stop after some tensors
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
@@ -85,6 +96,15 @@ def load_state_dict(net: nn.Module, state: Mapping[str, Tensor], name: str) -> N
     net.load_state_dict({**expected, **state})
 
 
+def is_state_dict(content: object) -> bool:
+    """Return whether it is a mapping of names to tensors, and not an empty one."""
+    return (
+        isinstance(content, Mapping)
+        and bool(content)
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    )
+
+
 def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
     try:
         return Path(path).open("rb")
@@ -94,40 +114,6 @@ def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
         raise InputError(f"cannot open {name}: {reason}{start}") from None
 
 
-def _check_keys(name: str, net: nn.Module, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    # BatchNorm's batch counter is younger than many weight files; torch does not require it either
-    missing = [key for key in expected if key not in state and not key.endswith(".num_batches_tracked")]
-    unexpected = [key for key in state if key not in expected]
-    if missing or unexpected:
-        parts = [
-            f"{kind} {_some(keys)}" for kind, keys in (("it lacks", missing), ("it has unknown", unexpected)) if keys
-        ]
-        raise InputError(f"{name} does not fit {type(net).__name__}: {'; '.join(parts)}; another model or variant?")
-
-
 def _some(keys: Collection[object]) -> str:
     shown = ", ".join(repr(key) for key in list(keys)[:NAMES_SHOWN])
     return f"{shown} ({len(keys) - NAMES_SHOWN} more)" if len(keys) > NAMES_SHOWN else shown
-
-
-def is_state_dict(content: object) -> bool:
-    """Return whether it is a mapping of names to tensors, and not an empty one."""
-    return (
-        isinstance(content, Mapping)
-        and len(content) > 0
-        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
-    )
-
-
-def _describe(content: object) -> str:
-    if isinstance(content, Mapping):
-        return f"a mapping with the keys {_some(content)}" if content else "an empty mapping"
-    return f"an object of type {type(content).__name__}"
-
-
-def _why_refused(message: str) -> str:
-    """Return one line for torch's paragraph, which advises to disable the protection."""
-    python_object = re.search(r"GLOBAL (\S+)", message)
-    if python_object:
-        return f"it holds {python_object[1]}, which could run code when loaded; save a plain state_dict instead"
-    return "it is no checkpoint that torch.save wrote; a plain pickle could run code when loaded"

@@ -11,7 +11,8 @@ from torchvision import datasets as sources
 from torchvision.transforms import v2
 
 from nsr.data import Digits, TensorImages, datasets, image_data, npz
-from nsr.data.items import LazyItems, Reader
+from nsr.data.decoding import Reader
+from nsr.data.images import LazyImages
 from nsr.errors import InputError
 
 BYTES = torch.randint(256, (24, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
@@ -231,7 +232,7 @@ def test_a_large_dataset_is_read_when_needed(monkeypatch):
     lying = Listed(pairs(), targets=(LABELS + 1).tolist())  # a target_transform that `targets` does not show
     data = made((lying, Listed(pairs(), targets=LABELS.tolist())))
     data.setup()
-    assert isinstance(data.training_set, LazyItems)
+    assert isinstance(data.training_set, LazyImages)
     for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
         for one, other in zip(getattr(data, name)(), getattr(expected, name)(), strict=True):
             assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
@@ -290,11 +291,11 @@ SOME = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
         (items((SOME, [0, 1])), "item 0: its label is [0, 1]; it must be a whole number"),
         (items((SOME, 0)), "data.classes is 1; it must be a whole number at least 2"),
         (items((SOME, -1), (SOME, 1)), "labels go from -1 to 1; they must be at least 0"),
-        (items((9 * SOME, 0)), "item 0: its pixels are in [0.201, 8.57]; they must be in [0, 1]"),
-        (items((SOME * torch.nan, 0)), "item 0: its pixels are in [nan, nan]; they must be in [0, 1]"),
+        (items((9 * SOME, 0)), "; they must be in [0, 1]; scale them, and leave normalization to the model"),
+        (items((SOME * torch.nan, 0)), "item 0: pixels are in [nan, nan]; they must be in [0, 1]"),
         (
             items(((9 * SOME).int(), 0)),
-            "item 0: its image is torch.int32; it must be uint8, or floating point in [0, 1]",
+            "item 0: pixels are int32; they must be uint8, or floating point in [0, 1]",
         ),
         (items((SOME[0, 0], 0)), "item 0: its image has shape (4,); it must be (channel, height, width)"),
         (items(("cat.png", 0)), "item 0: TypeError: "),

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from nsr.data import ImageFolder, decoding, image_folder
-from nsr.data.decoding import LazyImages, decode
+from nsr.data.decoding import decode
+from nsr.data.images import LazyImages
 from nsr.errors import InputError
 
 
@@ -77,7 +78,9 @@ def test_lazy_and_in_memory_are_the_same(tmp_path, num_workers, monkeypatch):
     assert isinstance(lazy.training_set, LazyImages) and kept.training_set.images.dtype == torch.uint8
     assert (len(kept.training_set), len(kept.validation_set), len(kept.test_set)) == (8, 2, 10)
     monkeypatch.setattr(image_folder, "MEMORY_LIMIT_BYTES", 10 * 3 * 6 * 6)
-    assert isinstance(made(tmp_path).load("test"), LazyImages)
+    large = made(tmp_path)
+    large.setup("test")
+    assert isinstance(large.test_set, LazyImages)
     for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
         for one, other in zip(getattr(kept, name)(), getattr(lazy, name)(), strict=True):
             assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
@@ -109,7 +112,7 @@ def test_gray_images_have_one_channel(tmp_path):
 
 
 def test_the_sample_is_evenly_spaced(tmp_path, monkeypatch):
-    monkeypatch.setattr("nsr.data.description.SAMPLE", 3)
+    monkeypatch.setattr("nsr.data.module.SAMPLE", 3)
     fill(tmp_path)
     sample = [pixels(tmp_path / "train" / name) / 255 for name in ("cat/0.png", "cat/4.png", "dog/4.png")]
     assert made(tmp_path).describe().mean == pytest.approx(np.stack(sample).mean(axis=(0, 2, 3)), abs=5.1e-5)

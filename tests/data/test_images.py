@@ -50,7 +50,7 @@ def test_floats_become_float32_and_stay_unchanged():
 def test_images_outside_the_range(value):
     images = torch.full((4, 1, 2, 2), 0.5)
     images[2, 0, 1, 1] = value
-    with pytest.raises(InputError, match=rf"images outside \[0, 1\]: from .*{value:g}"):
+    with pytest.raises(InputError, match=rf"pixels are in \[.*{value:g}.*\]; they must be in"):
         TensorImages(images, LABELS)
 
 
@@ -60,7 +60,7 @@ def test_images_outside_the_range(value):
         (torch.rand(4, 2, 2), LABELS, None, "they must be .image, channel, height, width."),
         (torch.rand(3, 1, 2, 2), LABELS, None, "they must be"),
         (torch.rand(0, 1, 2, 2), LABELS[:0], None, "at least one image"),
-        (torch.ones(4, 1, 2, 2, dtype=torch.int64), LABELS, None, "images are int64; they must be uint8 or floating"),
+        (torch.ones(4, 1, 2, 2, dtype=torch.int64), LABELS, None, "pixels are int64; they must be uint8, or floating"),
         (torch.rand(4, 1, 2, 2), LABELS.float(), None, "labels are float32; they must be whole numbers"),
         (torch.rand(4, 1, 2, 2), LABELS - 1, None, "labels go from -1 to 1; they must be at least 0"),
         (torch.rand(4, 1, 2, 2), LABELS, 2, "labels go from 0 to 2; they must be from 0 to 1 .data.classes is 2."),

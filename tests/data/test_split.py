@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsr.data.split import stratified_split
+from nsr.data.batches import stratified_split
 from nsr.errors import InputError
 
 

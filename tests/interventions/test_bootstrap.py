@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nsr.interventions.bootstrap import contrast_interval, mean_interval
+from nsr.interventions.effects import contrast_interval, mean_interval
 
 
 def flags(fractions, images=200, seed=0) -> torch.Tensor:

@@ -14,7 +14,7 @@ from nsr.app.command_line import check_command_line
 from nsr.app.evaluate import evaluate
 from nsr.errors import InputError
 from nsr.interventions import AnalysisContext, Interventions, intervene
-from nsr.interventions.progress import progress_bar
+from nsr.interventions.experiment import progress_bar
 from tests.conftest import job, made
 
 SMALL = {"fractions": [0.5], "n_random_sets": 3, "n_bootstrap": 100}

@@ -8,7 +8,7 @@ import pytest
 
 from nsr.interventions.controls import RANDOM
 from nsr.interventions.effects import Row
-from nsr.interventions.plots import CONTROLS, layer_plot, network_plot
+from nsr.interventions.report import CONTROLS, layer_plot, network_plot
 from nsr.plotting import COLUMN
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)

@@ -22,12 +22,11 @@ from nsr.attacks import GradientAttack, pgd
 from nsr.errors import InputError
 from nsr.features import capture_features
 from nsr.interventions import Effects, Interventions, intervene
-from nsr.interventions.conductance import conductance
 from nsr.interventions.controls import RANDOM, neuron_sets
 from nsr.interventions.effects import KINDS
 from nsr.interventions.pairs import Pairs, halves
 from nsr.interventions.patching import Patcher
-from nsr.interventions.ranking import rank_neurons
+from nsr.interventions.ranking import conductance, rank_neurons
 from nsr.layers import find_layers
 
 

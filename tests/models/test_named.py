@@ -13,7 +13,7 @@ from torch import nn
 
 from nsr.errors import InputError
 from nsr.models import timm_model, torchvision_model
-from nsr.models.named import torchvision_classifiers
+from nsr.models.build import torchvision_classifiers
 from nsr.models.weights import load_state_dict_file
 
 SIZES = {"channels": 3, "classes": 4, "image_size": 32}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nsr.errors import InputError
 from nsr.models import VGG16, ResNet18, ResNet20, SmallCNN
-from nsr.models.resnet import BasicBlock, PadShortcut, projection_shortcut
+from nsr.models.networks import BasicBlock, PadShortcut, projection_shortcut
 
 SMALLEST = {SmallCNN: 4, ResNet20: 4, VGG16: 4, ResNet18: 8}
 every_network = pytest.mark.parametrize("kind", SMALLEST)
