@@ -69,7 +69,9 @@ def save(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "pdf")) -> l
     names = [f"{path.name}.{kind}" for kind in kinds]
     with matplotlib.rc_context({"pdf.fonttype": 42}), _warnings_only():  # text stays text
         for name, kind in zip(names, kinds, strict=True):
-            figure.savefig(path.with_name(name), dpi=DOTS, metadata={"CreationDate": None} if kind == "pdf" else None)
+            partial, metadata = path.with_name(f"{name}.partial"), {"CreationDate": None} if kind == "pdf" else None
+            figure.savefig(partial, format=kind, dpi=DOTS, metadata=metadata)
+            partial.replace(path.with_name(name))
     return names
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ REPEATED = ("test_attacks=[clean,fgsm,pgd]", "test_attacks.pgd.steps=2")  # the 
 
 
 torch.set_num_threads(1)  # for session fixtures too
+for _name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME"):  # also of the commands that tests start
+    os.environ[_name] = tempfile.mkdtemp()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from reference import PROPERTY
 
 from nsr.run import commands
-from nsr.run.commands import command, override, parse_value, trusted_override
+from nsr.run.commands import command, override, parse_value
 
 NASTY = (
     *("/tmp/my run/seed=0,lr=0.1/best.ckpt", "it's", 'say "x"', "both ' and \"", "[bold]exp[v2]", "{a: 1}"),
@@ -67,12 +67,3 @@ def test_programs_in_a_checkout_and_installed(monkeypatch, tmp_path):
     monkeypatch.setattr(commands, "CHECKOUT", tmp_path)
     (tmp_path / "train.py").touch()  # of another package, beside the installed nsr
     assert [command(name) for name in starts] == ["nsr-train", "nsr-evaluate", "nsr-compare"]
-
-
-def test_classes_that_a_checkpoint_may_name():
-    settings = {
-        "model": {"_target_": "mypkg.Net", "stem": [{"_target_": "b.C"}]},
-        "data": {"_target_": "nsr.data.Digits"},
-    }
-    assert trusted_override(settings) == ["trusted=[mypkg.Net,b.C]"]
-    assert trusted_override({"model": {"_target_": "torchvision.models.resnet18"}}) == []

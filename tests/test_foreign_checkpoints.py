@@ -256,7 +256,7 @@ def test_a_trusted_class_is_made_and_logged(saved, tmp_path, monkeypatch, caplog
     ("entry", "trusted"),
     [
         ("train", "[evil_module]"),
-        *(("evaluate", text) for text in ("evil.Net", "[evil.*]", "[a]", "[3]", "null", "['a b.c']")),
+        *(("evaluate", text) for text in ("evil.Net", "[evil_*.Net]", "[a]", "[3]", "null", "['a b.c']")),
     ],
 )
 def test_trusted_is_a_list_of_exact_names(tmp_path, entry, trusted):

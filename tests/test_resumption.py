@@ -17,12 +17,14 @@ import torch
 
 from nsr.app.command_line import one_line_errors
 from nsr.app.composition import compose_checked, plain, without_hydra
+from nsr.app.third_party import admitted_command
 from nsr.app.train import train
 from nsr.callbacks.checkpoints import PlainCheckpointIO
 from nsr.errors import InputError, RunStopped
 from nsr.run.commands import override
 from nsr.run.directory import changes, check_unused, process_status, recorded_status
 from nsr.run.files import whole_rows, write_json
+from nsr.run.own import remember
 from nsr.run.resumption import (
     Earlier,
     earlier_run,
@@ -349,12 +351,13 @@ def test_slurm_is_asked_to_start_the_job_once_more(tmp_path, monkeypatch, capsys
 def test_resume_takes_the_recorded_command_and_what_is_changed(tmp_path):
     origin = {"status": "failed", "program": "train.py", "overrides": ["data=digits", "seed=3", "resume=auto"]}
     write_json(tmp_path / "status.json", origin)
-    command = resumed_command([f"resume={tmp_path}", "seed=4", "trainer.max_epochs=9"])
+    remember(["train.py", origin["overrides"]])
+    command = resumed_command([f"resume={tmp_path}", "seed=4", "trainer.max_epochs=9"], admitted_command)
     places = [override(name, str(tmp_path)) for name in ("resume", "hydra.run.dir")]
     assert command == ["data=digits", "seed=4", "trainer.max_epochs=9", *places]
-    assert resumed_command(["seed=4", "resume=auto"]) == ["seed=4", "resume=auto"]
+    assert resumed_command(["seed=4", "resume=auto"], admitted_command) == ["seed=4", "resume=auto"]
     with pytest.raises(InputError, match="there is no run of train.py in"):
-        resumed_command([f"resume={tmp_path / 'nothing'}"])
+        resumed_command([f"resume={tmp_path / 'nothing'}"], admitted_command)
 
 
 def test_the_newest_unfinished_run_of_the_command_is_found(tmp_path):
@@ -391,9 +394,10 @@ def test_a_schedule_that_has_ended_needs_another_one_for_further_epochs(tmp_path
     command = [f"scheduler={schedule}", "trainer.max_epochs=3"]
     recorded = plain(without_hydra(compose_checked("train", command)))
     write_json(tmp_path / "config.yaml", {**recorded, "overrides": command})  # JSON is YAML
+    remember({**recorded, "overrides": command})
     write_json(tmp_path / "status.json", {"status": "finished", "program": "train.py", "overrides": command})
     write_json(tmp_path / "metrics.json", {"best_epoch": 3})
-    overrides = resumed_command([f"resume={tmp_path}", "trainer.max_epochs=5", *further])
+    overrides = resumed_command([f"resume={tmp_path}", "trainer.max_epochs=5", *further], admitted_command)
     settings = plain(without_hydra(compose_checked("train", overrides)))
     if new is None:
         with pytest.raises(InputError) as caught:

@@ -6,14 +6,17 @@ Python callable. So the settings of a checkpoint reach it only as the copy that 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
 from nsr import data, models
 from nsr.app.configuration import mappings
+from nsr.data.sources import Downloaded
 from nsr.errors import InputError
 from nsr.models.build import torchvision_classifiers
+from nsr.run.own import is_trusted
 
 DEPTH, VALUES = 20, 10_000  # a run of ours has 3 levels and some 150 values
 # arguments that fetch or read weights: a checkpoint has its own
@@ -33,7 +36,7 @@ def plain_copy(value: Any, place: str) -> Any:
     return _copied(value, place, 0, count())
 
 
-def admitted(part: str, settings: Any, *, trusted: Sequence[str] = ()) -> dict[str, Any]:
+def admitted(part: str, settings: Any, *, trusted: Sequence[str] = (), is_own: bool = False) -> dict[str, Any]:
     """Return a copy of a checkpoint's settings that may be instantiated.
 
     Allowed are, for the model, the public names of nsr.models, the builders of torchvision's image classifiers and
@@ -42,7 +45,8 @@ def admitted(part: str, settings: Any, *, trusted: Sequence[str] = ()) -> dict[s
 
     Args:
         part: 'model' or 'data'.
-        trusted: further names that the user allows, exact ones; their arguments are left as they are.
+        trusted: further names or patterns that the user allows; their arguments are left as they are.
+        is_own: the settings are those of a run that this user started, which may name any class.
 
     Errors:
         InputError: anything else is named at any depth, or hydra's other keys (`_args_`, `_partial_`, ...) are used.
@@ -55,13 +59,30 @@ def admitted(part: str, settings: Any, *, trusted: Sequence[str] = ()) -> dict[s
         for key in mapping:
             if key.startswith("_") and key != "_target_":
                 raise InputError(f"the checkpoint's {place} has {key}, which is hydra's: refused; give {part}=NAME")
-    checked = [row for row in found if "_target_" in row[1] and row[1]["_target_"] not in trusted]
+    named = [row for row in found if "_target_" in row[1]]
+    for place, mapping in named:
+        check_name(place, mapping["_target_"])
+    checked = [row for row in named if not is_trusted(row[1]["_target_"], trusted)]
+    if is_own:
+        checked = [row for row in checked if _is_shipped(part, row[0], row[1]["_target_"])]
     for place, mapping in checked:
-        _check_target(part, place, mapping["_target_"])
+        if not _is_shipped(part, place, mapping["_target_"]):
+            ours = "networks of nsr, torchvision and timm" if part == "model" else "data sets of nsr"
+            raise InputError(refusal(place, mapping["_target_"], ours, f"else give {part}=NAME"))
     for place, mapping in checked:
         for key in LOADERS & mapping.keys():
             del mapping[key]
         _check_arguments(part, place, mapping)
+    return settings
+
+
+def on_this_machine(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the admitted data of a checkpoint without a download, with no more loader processes than cores."""
+    kind = getattr(data, str(settings["_target_"]).removeprefix("nsr.data."), None)
+    if isinstance(kind, type) and issubclass(kind, Downloaded):
+        settings = {**settings, "download": False}
+    if isinstance(workers := settings.get("num_workers"), int):
+        settings = {**settings, "num_workers": min(workers, os.cpu_count() or 1)}
     return settings
 
 
@@ -87,16 +108,22 @@ def _copied(value: Any, place: str, depth: int, counted: Iterator[int]) -> Any:
     return value
 
 
-def _check_target(part: str, place: str, target: Any) -> None:
+def check_name(place: str, target: Any) -> None:
+    """Raise InputError unless a checkpoint's `_target_` is a dotted name."""
     if not isinstance(target, str) or not all(name.isidentifier() for name in target.split(".")):
         raise InputError(f"the checkpoint's {place} names {_shown(target)}, which is no class: refused")
-    is_ours = _is_model(target) if part == "model" else _is_data_set(target) and place == part
-    if not is_ours:
-        ours = "networks of nsr, torchvision and timm" if part == "model" else "data sets of nsr"
-        raise InputError(
-            f"the checkpoint's {place} is {target}, which is none of the {ours}, and was not imported; if you trust "
-            f"that code, add trusted=[{target}], else give {part}=NAME"
-        )
+
+
+def refusal(place: str, target: str, ours: str, otherwise: str) -> str:
+    """Return the line that refuses a class that is neither shipped nor trusted."""
+    return (
+        f"the checkpoint's {place} is {target}, which is none of the {ours}, and was not imported; if you trust that "
+        f"code, add trusted=[{target}], {otherwise}"
+    )
+
+
+def _is_shipped(part: str, place: str, target: str) -> bool:
+    return _is_model(target) if part == "model" else _is_data_set(target) and place == part
 
 
 def _is_model(target: str) -> bool:

@@ -7,7 +7,6 @@ can say (a layer pattern, a missing folder) comes next, from `nsr.app.job`, stil
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -27,11 +26,17 @@ from nsr.app.composition import compose_checked, is_sweep, jobs, selected_direct
 from nsr.compat import hydra_argument_parser
 from nsr.errors import InputError, RunStopped
 from nsr.run.commands import command, override
-from nsr.run.processes import global_rank, is_started_from_outside, make_importable, slurm_directory
+from nsr.run.processes import (
+    DISK_ERRORS,
+    fault,
+    global_rank,
+    is_started_from_outside,
+    make_importable,
+    slurm_directory,
+)
 from nsr.run.resumption import AUTO, check_sweep, newest_unfinished, override_value, resumed_command
 from nsr.run.signals import REQUEUE, Interrupted, requeue
 
-DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # full, read-only, beyond one's quota
 FAILED: list[str] = []  # the jobs of this process's sweep
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")
 QUESTIONS = ("help", "hydra_help", "cfg", "info", "shell_completion", "version", "run_only")
@@ -69,7 +74,7 @@ def check_command_line(program: str, arguments: Sequence[str] | None = None) -> 
 def _checked(program: str, overrides: list[str], options: Namespace) -> list[str]:
     """Complete the overrides by what resumption and several processes ask for; InputError where they cannot work."""
     if program == "train":
-        overrides = resumed_command(overrides)
+        overrides = resumed_command(overrides, _admitted)
     if options.multirun:
         check_sweep(overrides)
     else:
@@ -82,6 +87,12 @@ def _checked(program: str, overrides: list[str], options: Namespace) -> list[str
 
         preflight(configurations[0], program, is_sweep=options.multirun)
     return overrides
+
+
+def _admitted(directory: Path, typed: Sequence[str]) -> list[str]:
+    from nsr.app.third_party import admitted_command  # torch is loaded here
+
+    return admitted_command(directory, typed)
 
 
 def _fail_at_a_flag(program: str, message: str) -> NoReturn:
@@ -139,9 +150,17 @@ def one_line_errors() -> Iterator[None]:
         _fail(str(error), error)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
-            raise
+            if not HydraConfig.initialized() or run_directory().exists():
+                raise
+            _fail(f"the run directory {run_directory()} was deleted while the run wrote to it", error)
         place = error.filename or run_directory()
         _fail(f"{error.strerror}: {place}; what was written before is kept{_how_to_resume()}", error)
+    except RuntimeError as error:
+        if (reason := fault(error)) is None:
+            raise
+        if global_rank() != 0:
+            sys.exit(1)  # the first process reports it
+        _fail(f"{reason}{_how_to_resume()}", error)
     except Interrupted as interruption:
         if global_rank() != 0:
             sys.exit(0)

@@ -33,9 +33,11 @@ from nsr.data.batches import check_divides
 from nsr.data.class_order import third_party_classes
 from nsr.data.origin import data_origin
 from nsr.errors import InputError
+from nsr.models.build import Allocations
 from nsr.models.normalization import Normalization
 from nsr.run.directory import OWN, read_yaml, recorded_status
-from nsr.run.files import SCHEMA
+from nsr.run.files import SCHEMA, write_text
+from nsr.run.own import remember
 from nsr.run.processes import global_rank
 from nsr.run.resumption import Earlier, earlier_run
 from nsr.training.module import RobustClassifier
@@ -108,7 +110,8 @@ def make_job(config: DictConfig, program: str) -> Job:
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
     data = build.build_data(settings, splits=("train", "test") if program == "train" else ("test",))
     description = data.describe()
-    module = build.build_module(settings, description, augment=data.augment)
+    with nullcontext() if saved is None else Allocations(saved["state_dict"]):
+        module = build.build_module(settings, description, augment=data.augment)
     if saved is not None:
         load_network(module.net, saved, settings["checkpoint"], description=description)
     callbacks, analyses = build.build_callbacks(settings, module), build.build_analyses(settings, module)
@@ -178,12 +181,14 @@ def write_config(directory: Path, job: Job, *, extended_from: int | None = None)
     if extended_from is not None:
         extended.append({"from": extended_from, "to": job.settings["trainer"]["max_epochs"]})
     choices = {group: str(name) for group, name in hydra.runtime.choices.items() if "hydra" not in group and name}
-    typed = [row for row in hydra.overrides.task if row.lstrip("+~").partition("=")[0] not in OWN]
+    places = [row for row in hydra.overrides.hydra if row.startswith("hydra.searchpath=")]
+    typed = [row for row in [*places, *hydra.overrides.task] if row.lstrip("+~").partition("=")[0] not in OWN]
     content = {"schema": SCHEMA, **job.record, "choices": choices, "overrides": typed}
     content |= {"extended": extended} if extended else {}
-    partial = directory / "config.yaml.partial"
-    partial.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-    partial.replace(directory / "config.yaml")
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    write_text(directory / "config.yaml", text)
+    remember(yaml.safe_load(text))  # as it will be read
+    remember(job.record)  # of the checkpoints
 
 
 def run_test(trainer: pl.Trainer, job: Job, *, name: str) -> dict[str, float]:

@@ -9,10 +9,12 @@ from omegaconf import DictConfig
 
 from nsr.app.command_line import check_command_line, end_of_sweep, one_line_errors
 from nsr.app.composition import CONFIGURATIONS
+from nsr.run.processes import tolerate_closed_streams
 
 
 def train() -> None:
     """Train a classifier; `--help` prints the choices."""
+    tolerate_closed_streams()
     check_command_line("train")
     _train()
     end_of_sweep()
@@ -20,6 +22,7 @@ def train() -> None:
 
 def evaluate() -> None:
     """Evaluate a checkpoint or third-party weights; `--help` prints the choices."""
+    tolerate_closed_streams()
     check_command_line("evaluate")
     _evaluate()
 

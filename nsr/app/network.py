@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from nsr.app.allowlist import admitted, plain_copy, targets
+from nsr.app.allowlist import admitted, on_this_machine, plain_copy, targets
 from nsr.app.composition import plain
 from nsr.app.instantiation import EXAMPLES, Settings, instantiate, locate
 from nsr.app.rules import NORMS, optional, patterns
@@ -23,6 +23,7 @@ from nsr.data.class_order import as_names
 from nsr.data.origin import found_again
 from nsr.errors import InputError, check_choice, check_epsilon, check_logits
 from nsr.models import Classifier, build_network
+from nsr.models.build import Allocations
 from nsr.models.normalization import find_normalization, torchvision_name
 from nsr.models.weights import (
     is_state_dict,
@@ -32,6 +33,7 @@ from nsr.models.weights import (
     read_run_checkpoint,
 )
 from nsr.modes import network_mode
+from nsr.run.own import is_own, is_trusted, trusted_names
 
 log = logging.getLogger(__name__)
 SIZES = ("channels", "classes", "image_size")  # of the data that a network is made for
@@ -144,9 +146,12 @@ def read_part(part: str, settings: Mapping[str, Any], path: Any, *, trusted: Seq
     own = settings.get(part)
     if part == "data" and isinstance(own, Mapping):
         own = {name: value for name, value in own.items() if name != "augmentation"}  # of training alone
-    theirs = admitted(part, own, trusted=list(trusted))
+    names = trusted_names(trusted)
+    theirs = admitted(part, own, trusted=names, is_own=is_own(settings))
+    if part == "data":
+        theirs = on_this_machine(theirs)
     for name in targets(theirs):
-        if name in trusted:
+        if is_trusted(name, names):
             log.info("%s of the checkpoint %r is imported and called, as trusted allows", name, str(path))
     return theirs
 
@@ -185,7 +190,8 @@ def network_of(path: Any, place: str, trusted: Sequence[str], description: DataD
     saved, source = read_settings(path)
     model = read_part("model", source, path, trusted=trusted) | {"weights": None}
     theirs: Any = {name: (source.get("data") or {}).get(name) for name in (*SIZES, "mean", "std")}
-    network = build_classifier({"model": model}, replace(description, **theirs))
+    with Allocations(saved["state_dict"]):
+        network = build_classifier({"model": model}, replace(description, **theirs))
     load_network(network, saved, path)
     try:
         check_classifier(network, description)

@@ -101,6 +101,13 @@ def is_dotted(text: str) -> bool:
     return "." in text and all(part.isidentifier() for part in text.split("."))
 
 
+def trusted_name(name: str, value: Any) -> str:
+    """Allow the dotted name of a class or function, or all names of a package, PACKAGE.*."""
+    if not isinstance(value, str) or not is_dotted(value.removesuffix(".*") + ".any" * value.endswith(".*")):
+        raise InputError(f"{name} is {value!r}; it must be a class or function, package.module.Name, or package.*")
+    return value
+
+
 def dotted(name: str, value: Any) -> str:
     """Allow the dotted name of a class or function, not a pattern."""
     if not isinstance(value, str) or not is_dotted(value):
@@ -137,7 +144,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("resume", "checkpoint", "evaluation.cache", "corruptions.root", "data.root"), PLACE),
     "model.weights": PLACE,
     "data.class_names": optional(choice("ignore")),
-    "trusted": list_of(dotted, "[mypackage.Net]"),
+    "trusted": list_of(trusted_name, "[mypackage.Net]"),
     "evaluation.n_examples": optional(COUNT),
     "evaluation.subset": choice("balanced", "first"),
     "evaluation.list_top": COUNT,

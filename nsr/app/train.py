@@ -99,7 +99,7 @@ def _report(job: Job, directory: Path, results: Mapping[str, Any], checks: Train
     report.write_outcomes(directory / "images.csv", suite.outcomes)  # of the best checkpoint
     write_curve(directory, results, job.settings)
     write_json(directory / "metrics.json", {"schema": SCHEMA, **results})
-    report.show_run(directory, results, report.titles(job.settings, suite), checks.results(), job.settings)
+    report.show_run(directory, results, report.titles(job.settings, suite), checks.results())
 
 
 def _earlier(job: Job, directory: Path) -> Earlier:

@@ -27,7 +27,6 @@ class PlainCheckpointIO(TorchCheckpointIO):
     """Writes straight to the disk; Lightning's own first copies the checkpoint to memory and to the system's /tmp."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
@@ -65,8 +64,8 @@ class Checkpoints(pl.Callback):
         """Write last.ckpt of this place; called in every process."""
         self.place = {"epochs": epochs, "batches": batches}
         partial = self.folder / "last.ckpt.partial"
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self.folder.mkdir(exist_ok=True)
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
                 if self._is_best:

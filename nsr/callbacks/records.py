@@ -54,6 +54,8 @@ class RunRecords(Callback):
         result = pl_module.result
         if trainer.state.fn != "fit" or not trainer.is_global_zero or result is None:
             return
+        if not self.directory.exists() or not (self.directory / "config.yaml").exists():  # a logger makes folders again
+            raise RunStopped(f"the run directory {self.directory} was deleted while the run wrote to it")
         learning_rate = self._learning_rate if result.epoch else ""
         row = {"epoch": result.epoch, "learning_rate": learning_rate, **result.train, **result.validation}
         columns = ["epoch", "learning_rate", *pl_module.train_metrics.names, *result.validation]

@@ -114,7 +114,7 @@ def _row(run: Run, attacks: Sequence[str]) -> dict[str, Any]:
 
 def _command_for_missing(run: Run, attacks: Sequence[str]) -> str:
     """Return the command that measures the missing attacks, on the images and with the radius of those it has."""
-    missing = [name for name in attacks if f"{name}_accuracy" not in run.metrics]
+    missing = [name for name in attacks if f"{name}_accuracy" not in run.metrics and name.isidentifier()]
     if run.status != "finished" or run.is_evaluated or not missing:
         return ""
     own, measured = images_and_ball(run.settings), images_and_ball(run.measured)
@@ -122,4 +122,4 @@ def _command_for_missing(run: Run, attacks: Sequence[str]) -> str:
     overrides += [override(name, measured[name]) for name in ("norm", "epsilon") if measured[name] != own[name]]
     if measured["n_examples"]:
         overrides += [override(f"evaluation.{name}", measured[name]) for name in ("n_examples", "subset")]
-    return evaluate_command(run.directory, run.settings, *overrides)
+    return evaluate_command(run.directory, *overrides)

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from nsr.comparison.settings import Identity, identity, images_and_ball
 from nsr.errors import InputError
-from nsr.run.commands import command, override, trusted_override
+from nsr.run.commands import command, override
 from nsr.run.directory import process_status, read_checked, read_json, read_settings, read_yaml, run_status
 from nsr.run.files import layer_means, whole_rows
+from nsr.run.own import is_own
 
 TRAINING_END = "end of training"
 WORST = "worst_case_accuracy"
@@ -81,9 +82,9 @@ def _read_run(directory: Path) -> Run:
         sensitivity = attempt("sensitivity.csv", partial(_sensitivity, best_epoch), {})
     validated = next((row for row in epochs if row["epoch"] == best_epoch), epochs[-1] if epochs else {"epoch": 0})
     measured, metrics, sources = _merged(measurements)
-    is_evaluated, missing = _unfinished_evaluation(directory, settings, evaluations)
+    is_evaluated, missing = _unfinished_evaluation(directory, evaluations)
     if status == "no evaluation" and not is_evaluated:
-        missing = evaluate_command(directory, settings)
+        missing = evaluate_command(directory)
     elif status in ("failed", "interrupted") and (directory / "status.json").exists():
         missing = command("train", override("resume", directory))
     remarks = ["an evaluation is running" if is_evaluated else "", _triggered(directory, measurements), *problems]
@@ -109,6 +110,8 @@ def _attempt(problems: list[str], folder: Path, name: str, read: Callable[[Path]
     if not (folder / name).exists() and name != "config.yaml":
         return default
     try:
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise InputError(f"{name} is no file")
         return read(folder / name)
     except InputError as error:
         problems.append(str(error))
@@ -117,10 +120,10 @@ def _attempt(problems: list[str], folder: Path, name: str, read: Callable[[Path]
     return default
 
 
-def evaluate_command(directory: Path, settings: Mapping[str, Any], *overrides: str) -> str:
+def evaluate_command(directory: Path, *overrides: str) -> str:
     """Return the command that evaluates a run's best checkpoint."""
     checkpoint = override("checkpoint", directory / "checkpoints" / "best.ckpt")
-    return command("evaluate", checkpoint, *overrides, *trusted_override(settings))
+    return command("evaluate", checkpoint, *overrides)
 
 
 def _measurements(
@@ -208,16 +211,17 @@ def _triggered(directory: Path, measurements: list[Measurement]) -> str:
     return f"checks triggered: {', '.join(names)}" if names else ""
 
 
-def _unfinished_evaluation(
-    directory: Path, settings: Mapping[str, Any], evaluations: Sequence[Path]
-) -> tuple[bool, str]:
+def _unfinished_evaluation(directory: Path, evaluations: Sequence[Path]) -> tuple[bool, str]:
     """Return whether the newest evaluation of best.ckpt still runs, and its command where it ended without a result."""
     if not evaluations or (evaluations[-1] / "evaluation.json").exists():
         return False, ""
     marker = read_json(evaluations[-1] / "status.json")
-    overrides = [str(entry) for entry in marker.get("overrides", [])] if isinstance(marker, dict) else []
+    recorded = marker.get("overrides") if isinstance(marker, dict) else None
+    overrides = [str(entry) for entry in recorded] if isinstance(recorded, list) else []
     if any(entry.rstrip("'\"").endswith("last.ckpt") for entry in overrides):
         return False, ""
     if process_status(evaluations[-1] / "status.json")[0] == "running":
         return True, ""
-    return False, command("evaluate", *overrides) if overrides else evaluate_command(directory, settings)
+    if overrides and is_own(["evaluate.py", overrides]):  # text from another's directory is no command to paste
+        return False, command("evaluate", *overrides)
+    return False, evaluate_command(directory)

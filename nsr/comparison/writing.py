@@ -13,6 +13,7 @@ from rich.text import Text
 
 from nsr.comparison.statistics import Comparison
 from nsr.comparison.tables import Sheet, commands, sheets
+from nsr.run.files import write_text
 
 UNWRAPPED = 40  # characters of a method that stay on one line on a narrow screen
 SHOWN_COMMANDS = 5  # on the screen; in a sweep every run lacks the same
@@ -50,10 +51,10 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     frames = ("comparison.csv", "methods.csv", "differences.csv", "correlations.csv")
     for name, frame in zip(frames, comparison[:4], strict=True):
-        frame.to_csv(folder / name, index=False, lineterminator="\n")
+        write_text(folder / name, frame.to_csv(index=False, lineterminator="\n"))
     texts = {"comparison.md": markdown(comparison), "comparison.tex": latex(comparison)}
     for name, text in texts.items():
-        (folder / name).write_text(text)
+        write_text(folder / name, text)
     return [*frames, *texts]
 
 

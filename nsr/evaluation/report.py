@@ -16,7 +16,7 @@ from nsr.evaluation.curve import NORMS, expanded
 from nsr.evaluation.suite import CURVE, with_interval
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.run.checks import Check
-from nsr.run.commands import command, override, trusted_override
+from nsr.run.commands import command, override
 from nsr.run.files import SENSITIVITY_COLUMNS, append_rows, layer_means, write_json, write_rows, write_sensitivities
 from nsr.sensitivity import most_sensitive
 
@@ -108,7 +108,6 @@ def show_run(
     results: Mapping[str, float],
     attacks: Mapping[str, str],
     checks: Sequence[Check],
-    settings: Mapping[str, Any],
 ) -> None:
     """Print the end of a training run: triggered checks, accuracies, sensitivities, the files, the next command."""
     if any(check.triggered for check in checks):
@@ -123,7 +122,7 @@ def show_run(
         before_after_table(directory / "sensitivity.csv", best),
         f"\nrun directory  {relative(directory)}",
         "               metrics.json, metrics.csv, sensitivity.csv, checks.json, images.csv, config.yaml, checkpoints/",
-        f"try next       {command('evaluate', checkpoint, *trusted_override(settings))}",
+        f"try next       {command('evaluate', checkpoint)}",
     )
 
 

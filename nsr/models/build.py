@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nsr.errors import InputError, call_checked, check_fits_memory, did_you_mean, dotted_name, one_line
@@ -44,17 +44,29 @@ def build_network(
     for fact, value in (("channels", channels), ("classes", classes), ("image_size", image_size)):
         if not any(name in settings for name in SYNONYMS[fact]):
             offered |= dict.fromkeys(SYNONYMS[fact], value)
-    with _Allocations():
+    with Allocations():
         net = call_checked("model", factory, settings, **offered)
     if not isinstance(net, nn.Module):
         raise InputError(f"{dotted_name(factory)} returns {type(net).__name__}; it must be a torch.nn.Module")
     return net
 
 
-class _Allocations(TorchFunctionMode):
-    """Refuse tensors that together exceed the physical memory, before they are allocated."""
+class Allocations(TorchFunctionMode):
+    """Refuse tensors that together exceed the physical memory, before they are allocated.
 
-    size_bytes = 0
+    Args:
+        weights: of a checkpoint whose settings are followed: these tensors may take 4 times as much, and 256 MiB.
+    """
+
+    def __init__(self, weights: Any = None):
+        super().__init__()
+        self.size_bytes = 0
+        self.most: float | None = None
+        if weights is not None:  # by storage: a tensor of any shape may be a view of one number
+            values = weights.values() if isinstance(weights, Mapping) else ()
+            dense = [value for value in values if isinstance(value, Tensor) and value.layout == torch.strided]
+            storages = [value.untyped_storage() for value in dense]
+            self.most = 4 * sum({each.data_ptr(): each.nbytes() for each in storages}.values()) + 2**28
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -63,6 +75,8 @@ class _Allocations(TorchFunctionMode):
                 self.size_bytes += function(*args, **{**kwargs, "device": "meta"}).nbytes
             except RuntimeError:  # more elements than torch can count
                 self.size_bytes += 2**65
+            if self.most is not None and self.size_bytes > self.most:
+                raise InputError("the checkpoint's settings describe a network much larger than its weights: refused")
             fix = "set a smaller size such as model.width or data.image_size"
             check_fits_memory("the network", self.size_bytes, fix)
         return function(*args, **kwargs)

@@ -28,25 +28,11 @@ def command(program: str, *overrides: str) -> str:
 
 
 def override(name: str, value: Any) -> str:
-    """Return NAME=VALUE such that Hydra reads exactly `value`: a text, path, number, truth value, None or list."""
+    """Return NAME=VALUE such that Hydra reads exactly `value`: a text, path, number, truth value, None or list.
+
+    Mappings are read too, whose keys must be identifiers.
+    """
     return f"{name}={_hydra(value)}"
-
-
-def trusted_override(settings: Mapping[str, Any]) -> list[str]:
-    """Return ['trusted=[...]'] with the classes that a run's checkpoint names and that nsr does not ship, or []."""
-    names = [name for part in ("model", "data") for name in _targets(settings.get(part))]
-    foreign = [name for name in names if not name.startswith(("nsr.", "torchvision.", "timm."))]
-    return [override("trusted", list(dict.fromkeys(foreign)))] if foreign else []
-
-
-def _targets(settings: Any) -> list[str]:
-    """Return every `_target_`, at any depth."""
-    if isinstance(settings, list):
-        return [name for entry in settings for name in _targets(entry)]
-    if not isinstance(settings, Mapping):
-        return []
-    own = [str(settings["_target_"])] if settings.get("_target_") else []
-    return own + [name for entry in settings.values() for name in _targets(entry)]
 
 
 def parse_value(text: str) -> str:
@@ -87,6 +73,8 @@ def _hydra(value: Any) -> str:
         return repr(value)
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_hydra, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{name}:{_hydra(entry)}' for name, entry in value.items())}}}"
     text = str(value)
     if PLAIN.fullmatch(text):
         return text

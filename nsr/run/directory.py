@@ -20,10 +20,12 @@ import yaml
 
 from nsr.errors import InputError
 from nsr.run.files import SCHEMA, write_json
+from nsr.run.own import remember
 from nsr.run.signals import Interrupted
 
 HEARTBEAT_SECONDS = 60.0  # a running process touches its status.json this often
 SILENT_SECONDS = 600.0  # without a heartbeat, after which a process counts as dead
+LARGEST_FILE, MOST_VALUES = 2**26, 100_000  # bytes of a JSON or YAML file, values of a YAML file
 UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 RUN_FILES = ("config.yaml", "status.json", "train.log")  # an evaluation has another log
 SECTIONS = ("data", "objective", "trainer")  # without which settings are not those of a run
@@ -50,10 +52,10 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
 
 
 def _runs_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    if not folder.is_dir() or folder.resolve() in seen:
-        return
-    seen.add(folder.resolve())
     try:
+        if not folder.is_dir() or folder.resolve() in seen:
+            return
+        seen.add(folder.resolve())
         entries = sorted(folder.iterdir(), key=lambda entry: (len(entry.name), entry.name))  # 2 before 10
         is_run = _is_run(folder)
     except OSError:
@@ -74,18 +76,35 @@ def _is_run(folder: Path) -> bool:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file, None where the file is missing or damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return json.loads(_text(path))
+    except (OSError, ValueError, RecursionError):
         return None
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:
     """Return the mapping in a YAML file, None where the file is missing or damaged."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        content = yaml.safe_load(_text(path))
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return None
-    return content if isinstance(content, dict) else None
+    return content if isinstance(content, dict) and _is_small(content) else None
+
+
+def _text(path: Path) -> str:
+    """Return the content of a regular file of a usual size: a pipe or a device would never end."""
+    if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+        raise ValueError(f"{path} is no file of a run")
+    return path.read_text()
+
+
+def _is_small(content: Any) -> bool:
+    """Return whether there are few values: the same list in itself, again and again, makes many of a few bytes."""
+    left, count = [content], 0
+    while left and count <= MOST_VALUES:
+        value = left.pop()
+        count += 1
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return count <= MOST_VALUES
 
 
 def read_checked(path: Path) -> dict[str, Any]:
@@ -122,10 +141,10 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return {name: (before, now)} of every setting that differs, but for the logger's, which make no other run."""
-    ignored = {*OWN, *BESIDE, "logger"}
+    """Return {name: (before, now)} of every setting that differs, but for those that make no other run."""
+    ignored = {*OWN, *BESIDE, "logger", "trusted", "data.download", "data.num_workers"}
     before, now = (
-        {name: value for name, value in flat(part) if name.partition(".")[0] not in ignored}
+        {name: value for name, value in flat(part) if not ignored & {name, name.partition(".")[0]}}
         for part in (recorded, settings)
     )
     pairs = {name: (before.get(name, "nothing"), now.get(name, "nothing")) for name in before | now}
@@ -233,6 +252,7 @@ def recorded_status(directory: Path, program: str, overrides: Sequence[str]) -> 
     path = directory / "status.json"
     check_unused(directory)
     origin = {"program": program, "overrides": list(overrides), "process": os.getpid(), "host": socket.gethostname()}
+    remember([program, list(overrides)])
     write_json(path, {"status": "running", **origin, "job": job_of_slurm()})
     ended = threading.Event()
     threading.Thread(target=_touch, args=(path, ended), daemon=True).start()

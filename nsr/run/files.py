@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,14 +31,20 @@ def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
 def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a CSV file of these rows, in place of an existing one."""
-    path.unlink(missing_ok=True)
-    append_rows(path, columns, rows)
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+    write_text(path, file.getvalue())
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that exists complete or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that exists complete or not at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes do not write into each other's
-    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.write_text(text)
     partial.replace(path)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]  # the folder to import nsr from
 OF_A_RUN = ["LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"]
+DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)  # full, read-only, beyond a quota or ulimit
 SECONDS_TO_END = 30.0  # for a run one of whose processes has ended
 
 
@@ -67,37 +71,74 @@ def make_importable() -> None:
 
 
 class Observer(threading.Thread):
-    """Reports that a further process has died, and kills the run if it has not ended 30 seconds later.
+    """Notices that a further process has ended or is stopped, and kills the run if it has not ended 30 seconds later.
 
     Lightning's own kills the first process at once, and with it a whole sweep, and an error that was about to be shown.
     """
 
     left = threading.Event()  # set when the run is over
+    problem = ""  # in one line
 
     def __init__(self, processes: Sequence[subprocess.Popen[Any]]):
         super().__init__(daemon=True)
         self.processes = processes
-        Observer.left = threading.Event()
+        self.stopped_since: float | None = None
+        Observer.left, Observer.problem = threading.Event(), ""
 
     def run(self) -> None:
         left = self.left
         while not left.wait(0.5):
-            codes = {process.pid: process.poll() for process in self.processes}
-            failed = {pid: code for pid, code in codes.items() if code}
-            if failed and not left.is_set():
-                which = ", ".join(f"{pid} with code {code}" for pid, code in failed.items())
-                print(f"a process of this run has ended: {which}", file=sys.stderr, flush=True)
-                if not left.wait(SECONDS_TO_END):
-                    for process in self.processes:
-                        process.kill()
-                    os.kill(os.getpid(), signal.SIGKILL)
-            if all(code is not None for code in codes.values()):
+            self._look_for_stopped()
+            Observer.problem = Observer.problem or ended(self.processes)
+            if Observer.problem and not left.wait(SECONDS_TO_END):
+                print(f"error: {Observer.problem}", file=sys.stderr, flush=True)
+                for process in self.processes:
+                    process.kill()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if all(process.poll() is not None for process in self.processes):
                 return
+
+    def _look_for_stopped(self) -> None:
+        """End a process that has been stopped for 30 seconds while this one runs; the others wait for it."""
+        stopped = [process for process in self.processes if process.poll() is None and _is_stopped(process.pid)]
+        now = time.monotonic()
+        if not stopped or self.stopped_since is None:
+            self.stopped_since = now if stopped else None
+        elif now - self.stopped_since > SECONDS_TO_END:
+            pid = stopped[0].pid
+            Observer.problem = f"process {pid} of this run was stopped for {SECONDS_TO_END:.0f} s, and is killed"
+            for process in stopped:
+                process.kill()
+
+
+def _is_stopped(pid: int) -> bool:
+    if not hasattr(os, "waitid"):
+        return False
+    with suppress(OSError):
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    return False
+
+
+def ended(processes: Sequence[subprocess.Popen[Any]]) -> str:
+    """Return one line on the processes that have failed, "" where none has."""
+    failed = [f"{each.pid} with code {code}" for each in processes if (code := each.poll())]
+    return f"a process of this run has ended: {', '.join(failed)}" if failed else ""
 
 
 def observe(processes: Sequence[subprocess.Popen[Any]]) -> None:
     """Watch the further processes of this run."""
     Observer(processes).start()
+
+
+def fault(error: BaseException) -> str | None:
+    """Return one line for an error whose cause is another process: of the run, or one that loads images; else None."""
+    text = str(error)
+    if "DataLoader worker" in text:
+        first = text.partition(". ")[0]
+        return f"{first}; killed, or out of memory: data.num_workers=0 loads the images without further processes"
+    if any(mark in text for mark in ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")):
+        return Observer.problem or f"another process of this run has ended ({text.splitlines()[0][:200]})"
+    return None
 
 
 def leave_processes(trainer: Any, *, orderly: bool) -> None:
@@ -110,8 +151,13 @@ def leave_processes(trainer: Any, *, orderly: bool) -> None:
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
     from torch import distributed
 
-    Observer.left.set()
     launched = list(getattr(getattr(getattr(trainer, "strategy", None), "launcher", None), "procs", []))
+    if not orderly and launched and (error := sys.exc_info()[1]) is not None and fault(error) is not None:
+        deadline = time.monotonic() + 2  # a process that fails closes its connections before it has ended
+        while not (found := ended(launched)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        Observer.problem = Observer.problem or found
+    Observer.left.set()
     for process in launched:
         with suppress(subprocess.TimeoutExpired):
             process.wait(SECONDS_TO_END if orderly else 0)
@@ -125,6 +171,28 @@ def leave_processes(trainer: Any, *, orderly: bool) -> None:
         for name in OF_A_RUN:
             os.environ.pop(name, None)
         rank_zero_only.rank = 0  # type: ignore[attr-defined]
+
+
+class _Tolerant(io.FileIO):
+    """A stream whose reader may go away, such as `| head -1` or a closed terminal: what is written then is dropped."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO, *DISK_ERRORS):
+                raise
+            return memoryview(data).nbytes
+
+
+def tolerate_closed_streams() -> None:
+    """Let a run continue where nobody reads what it prints."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        with suppress(AttributeError, OSError, ValueError):  # replaced by a caller, or closed
+            raw = _Tolerant(stream.fileno(), "w", closefd=False)
+            text = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)
+            setattr(sys, name, text)
 
 
 def check_same_settings(settings: Mapping[str, Any], strategy: Any) -> None:

@@ -1,19 +1,21 @@
 """Resuming a run that ended too early, and extending one that is finished. No torch here.
 
-`resume=DIRECTORY` takes the command that the run recorded, `resume=auto` the newest unfinished run of the same
-command. Either way it resumes in its own directory, from last.ckpt, else from previous.ckpt, else from the beginning.
+`resume=DIRECTORY` takes the command of a run that this user started, of another's run its admitted settings;
+`resume=auto` takes the newest unfinished run of the same command. Either way it resumes in its own directory, from
+last.ckpt, else from previous.ckpt, else from the beginning.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nsr.errors import InputError
 from nsr.run.commands import override, parse_value
 from nsr.run.directory import OWN, changes, check_unused, process_status, read_json, read_yaml
+from nsr.run.own import is_own
 from nsr.run.processes import is_started_from_outside
 
 AUTO = "auto"
@@ -45,6 +47,9 @@ def earlier_run(
     """
     recorded = read_yaml(directory / "config.yaml")
     if recorded is None:
+        if any((directory / name).exists() for name in ("metrics.json", "metrics.csv", "checkpoints")):
+            state = "damaged" if (directory / "config.yaml").exists() else "missing"
+            raise InputError(f"{directory} holds a run whose config.yaml is {state}; set hydra.run.dir to another")
         return None
     check_unused(directory)
     different = changes(recorded, settings)
@@ -108,21 +113,33 @@ def _resumed_directory(overrides: Sequence[str]) -> str | None:
     return None if resume in ("null", "false", AUTO) else resume
 
 
-def resumed_command(overrides: Sequence[str]) -> list[str]:
-    """Replace `resume=DIRECTORY` by what the run recorded and what the user changes of it."""
+def resumed_command(overrides: Sequence[str], admit: Callable[[Path, list[str]], list[str]]) -> list[str]:
+    """Replace `resume=DIRECTORY` by the run's command and what the user changes of it.
+
+    Args:
+        admit: returns, for a run that this user did not start, the overrides that are admitted, given those typed now.
+    """
     resume = _resumed_directory(overrides)
     if resume is None:
         return list(overrides)
     if not resume.strip():
         raise InputError("resume is ''; it must be auto or a run directory, runs/NAME/DATE")
     directory = Path(resume).expanduser().absolute()
-    marker = read_json(directory / "status.json")
-    if marker is None or marker.get("program") != "train.py":
-        raise InputError(f"resume={resume}: there is no run of train.py in {directory}; resume=auto looks for one")
     own = [row for row in overrides if name_of(row) not in ("resume", "hydra.run.dir")]
     changed = {name_of(row) for row in own}
-    recorded = [row for row in marker.get("overrides", []) if name_of(row) not in {*changed, *OWN}]
-    return [*recorded, *own, override("resume", str(directory)), override("hydra.run.dir", str(directory))]
+    recorded = _own_command(directory)
+    recorded = admit(directory, own) if recorded is None else recorded
+    kept = [row for row in recorded if name_of(row) not in {*changed, *OWN}]
+    return [*kept, *own, override("resume", str(directory)), override("hydra.run.dir", str(directory))]
+
+
+def _own_command(directory: Path) -> list[str] | None:
+    """Return the overrides of a run that this user started, None for another's."""
+    content, marker = read_yaml(directory / "config.yaml"), read_json(directory / "status.json")
+    if content is None and isinstance(marker, dict) and marker.get("program") == "train.py":  # it ended before it began
+        overrides = marker.get("overrides")
+        return overrides if is_own([marker["program"], overrides]) else None
+    return content.get("overrides", []) if content is not None and "objective" in content and is_own(content) else None
 
 
 def check_sweep(overrides: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+HANGUP = getattr(signal, "SIGHUP", None)  # a terminal or an ssh session closes; Windows has none
 REQUEUE = signal.SIGUSR1  # that SLURM is asked to send ahead of the time limit: #SBATCH --signal=USR1@120
 
 
@@ -49,6 +50,8 @@ class Signals:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Receive a signal."""
+        if number == HANGUP and self.received:
+            return  # a shell and the system both send it as a terminal closes
         if not self.patient or self.received:
             raise Interrupted(number)
         self.received = number
@@ -59,12 +62,17 @@ class Signals:
 
 @contextmanager
 def interruptible() -> Iterator[Signals]:
-    """Turn SIGTERM, Ctrl-C and, in a SLURM job, SIGUSR1 into Interrupted; without effect outside the main thread."""
+    """Turn SIGTERM, SIGHUP, Ctrl-C and, in a SLURM job, SIGUSR1 into Interrupted; no effect outside the main thread.
+
+    SIGHUP is left alone where it is ignored already, by nohup.
+    """
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
     wanted = [signal.SIGTERM, signal.SIGINT, *([REQUEUE] if "SLURM_JOB_ID" in os.environ else [])]
+    if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
+        wanted.append(HANGUP)
     before = {number: signal.signal(number, signals.handle) for number in wanted}
     try:
         yield signals

@@ -1,0 +1,55 @@
+"""What this user has started, remembered by hash, and the classes that this user trusts.
+
+A run directory may come from anybody. A hash of each config.yaml that a command of this user wrote, and of each command
+itself, is kept as the name of an empty file below `$XDG_STATE_HOME/nsr`: what is found there needs no further trust.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def remember(content: Any) -> None:
+    """Remember plain values as this user's own; without effect where the state directory cannot be written."""
+    with suppress(OSError):
+        path = _memory(content)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch()
+
+
+def is_own(content: Any) -> bool:
+    """Return whether a command of this user wrote these plain values."""
+    try:
+        return _memory(content).exists()
+    except (OSError, TypeError, ValueError, RecursionError):  # nothing that a command writes
+        return False
+
+
+def _memory(content: Any) -> Path:
+    own = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return _folder("XDG_STATE_HOME", ".local/state") / "runs" / own
+
+
+def trusted_names(given: Sequence[str]) -> list[str]:
+    """Return the names and patterns that a command trusts, with those of `$XDG_CONFIG_HOME/nsr/trusted`, one a line."""
+    try:
+        lines = (_folder("XDG_CONFIG_HOME", ".config") / "trusted").read_text().splitlines()
+    except (OSError, ValueError):
+        lines = []
+    return [*given, *(name for line in lines if (name := line.partition("#")[0].strip()))]
+
+
+def is_trusted(name: str, trusted: Sequence[str]) -> bool:
+    """Return whether a class is trusted, by its exact name or by a pattern such as 'mypackage.*'."""
+    return any(name == entry or (entry.endswith(".*") and name.startswith(entry[:-1])) for entry in trusted)
+
+
+def _folder(variable: str, otherwise: str) -> Path:
+    given = os.environ.get(variable, "")
+    return (Path(given) if os.path.isabs(given) else Path.home() / otherwise) / "nsr"
