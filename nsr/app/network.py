@@ -113,6 +113,9 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
         )
     elif config.data.class_order is None and (run := read_run_checkpoint(config.model.weights)) is not None:
         config.data.class_order = as_names(run["nsr_settings"].get("class_names"), repr(str(config.model.weights)))
+    if config.data.get("download") is None:  # an argument of the data sets that can be downloaded alone
+        with open_dict(config):
+            config.data.pop("download", None)
     config.norm = config.norm or "linf"
     if config.epsilon is None:
         config.epsilon = OmegaConf.select(config, f"data.epsilon.{config.norm}")

@@ -31,7 +31,7 @@ from nsr.run.directory import BESIDE, OWN, read_settings
 from nsr.run.own import is_trusted, trusted_names
 from nsr.run.resumption import name_of
 
-NOT_TAKEN = {*BESIDE, *OWN, "logger", "trusted", "class_names"}
+NOT_TAKEN = {*BESIDE, *OWN, "logger", "trusted", "class_names", "data_origin"}
 KEY = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 PARTS = ("data", "model", "objective", "stabilizer", "optimizer", "scheduler", "trainer", "train_attack")
 PASSES = 2  # a setting may be derived from one that the first pass has changed
