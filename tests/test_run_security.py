@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,15 +15,19 @@ import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from nsr.app.command_line import one_line_errors
 from nsr.app.composition import compose_checked, plain, without_hydra
 from nsr.app.evaluate import evaluate
 from nsr.app.job import make_job
 from nsr.app.third_party import admitted_command
+from nsr.compare import read_runs
 from nsr.comparison.reading import read_run
 from nsr.errors import InputError
 from nsr.models.build import Allocations
 from nsr.run.own import is_own, is_trusted, remember, trusted_names
+from nsr.run.processes import tolerate_closed_streams
 from nsr.run.resumption import earlier_run, resumed_command
+from nsr.run.signals import Interrupted, interruptible
 from tests.conftest import job
 
 
@@ -160,6 +168,65 @@ def test_a_run_without_settings_is_never_trained_over(theirs, damage):
         earlier_run(theirs, {}, resume="auto", changed=True)
 
 
+def bomb() -> str:
+    """Write 9**9 values in a few bytes."""
+    rows = [f"a{index}: &a{index} [{','.join([f'*a{index - 1}'] * 9)}]" for index in range(1, 10)]
+    return "\n".join(["a0: &a0 [1]", *rows])
+
+
+@pytest.mark.parametrize("damage", ["pipe", "bomb", "deep", "class"])
+def test_one_bad_run_hides_no_other(theirs, trained, damage):
+    if damage == "pipe":
+        (theirs / "metrics.csv").unlink()
+        os.mkfifo(theirs / "metrics.csv")
+    elif damage == "class":
+        change(theirs, "norm", {"_target_": "os.mkdir"})
+        shutil.copy(trained / "metrics.json", theirs)
+    else:
+        (theirs / "config.yaml").write_text(bomb() if damage == "bomb" else "[" * 20_000)
+    table = read_runs(trained, theirs, allow_different=True)
+    assert list(table["run"]) == [str(trained), str(theirs)] and table["status"][0] == "finished"
+    assert not any("os.mkdir" in command for command in table["command"])
+
+
+def test_a_signal_of_a_closed_terminal(monkeypatch):
+    with interruptible() as signals:
+        signals.patient = True
+        for _ in range(2):  # the shell's and the system's own
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.received == signal.SIGHUP and Interrupted(signals.received).exit_code == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    with interruptible():
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_reader_that_goes_away_ends_nothing(monkeypatch):
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        monkeypatch.setattr("sys.stderr", io.StringIO())  # a caller's own stays
+        tolerate_closed_streams()
+        os.close(reader)
+        print("nobody reads this", flush=True)
+        sys.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", "worker (pid(s) 7) exited unexpectedly; killed, or out"),
+        ("[gloo/pair.cc:5] Connection closed by peer [::1]:2", "another process of this run has ended"),
+    ],
+)
+def test_faults_of_other_processes_are_one_line(text, line, capsys):
+    with pytest.raises(SystemExit), one_line_errors():
+        raise RuntimeError(text)
+    assert line in (told := capsys.readouterr().err) and told.count("\n") == 1
+    with pytest.raises(RuntimeError, match="of the user's own code"), one_line_errors():
+        raise RuntimeError("of the user's own code")
+
+
 # ---------------------------------------------------------------- the machine
 
 
@@ -196,8 +263,8 @@ def test_a_checkpoint_starts_few_processes_and_downloads_nothing(trained, tmp_pa
     cifar = plain(without_hydra(compose_checked("train", ["data=cifar10"])))["data"]
     arguments = saved_with(trained, tmp_path / "theirs.ckpt", "data", **{**cifar, "root": str(tmp_path / "none")})
     theirs = without_hydra(compose_checked("evaluate", arguments))
-    with pytest.raises(InputError, match=r"CIFAR10 is not in .*none \(data.download is false\).*or data.download=true"):
+    with pytest.raises(InputError, match=r"CIFAR10 is not in .*download is false.*or \+\+data.download=true"):
         make_job(theirs, "evaluate")
     assert not (tmp_path / "none").exists()
-    settings = compose_checked("evaluate", [*arguments, "data.download=true"])  # typed
+    settings = compose_checked("evaluate", [*arguments, "++data.download=true"])  # typed
     assert with_checkpoint(without_hydra(settings))[0]["data"]["download"] is True

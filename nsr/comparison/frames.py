@@ -119,7 +119,8 @@ def _command_for_missing(run: Run, attacks: Sequence[str]) -> str:
         return ""
     own, measured = images_and_ball(run.settings), images_and_ball(run.measured)
     overrides = [override("test_attacks", ["clean", *missing])]
-    overrides += [override(name, measured[name]) for name in ("norm", "epsilon") if measured[name] != own[name]]
+    ball = {name: measured.get(name) for name in ("norm", "epsilon") if measured.get(name) != own.get(name)}
+    overrides += [override(name, value) for name, value in ball.items() if isinstance(value, (str, int, float))]
     if measured["n_examples"]:
         overrides += [override(f"evaluation.{name}", measured[name]) for name in ("n_examples", "subset")]
     return evaluate_command(run.directory, *overrides)

@@ -92,7 +92,7 @@ class Downloaded(ImageData):
         if not self._is_there():
             raise InputError(
                 f"{self.title} is not in {self.folder} ({reason}): put {', '.join(self.archives)} from "
-                f"{self.page} there, or set data.root to where it is{'' if self.download else ' or data.download=true'}"
+                f"{self.page} there, or set data.root to where it is{'' if self.download else ' or ++data.download=true'}"
             )
 
     def load(self, split: str) -> TensorImages:
@@ -102,7 +102,7 @@ class Downloaded(ImageData):
         except FAILURES as error:
             raise InputError(
                 f"{self.title} in {self.folder} cannot be read ({_reason(error)}): delete "
-                f"{(self.folder / self.files[0]).parent} and run again with data.download=true, or set data.root"
+                f"{(self.folder / self.files[0]).parent} and run again with ++data.download=true, or set data.root"
             ) from None
         return TensorImages(images, labels)
 

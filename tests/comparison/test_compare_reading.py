@@ -19,6 +19,7 @@ from nsr.compare import compare, main, read_runs
 from nsr.errors import InputError, RunStopped
 from nsr.run.directory import recorded_status
 from nsr.run.files import SCHEMA, layer_means, whole_rows
+from nsr.run.own import remember
 from tests.conftest import TINY, evaluated, job
 from tests.made_runs import make_evaluation, make_run
 
@@ -240,6 +241,8 @@ def test_each_attack_comes_from_the_newest_evaluation_that_has_it(tmp_path):
 def test_a_killed_evaluation_is_resumed_by_its_own_command(tmp_path):
     run = make_run(tmp_path / "run")
     make_evaluation(run, "2030", None)
+    assert only(run)["command"].endswith(f"checkpoint={run}/checkpoints/best.ckpt")  # whoever started it
+    remember(["evaluate.py", json.loads((run / "evaluations" / "2030" / "status.json").read_text())["overrides"]])
     assert only(run)["command"].endswith(f"checkpoint={run}/checkpoints/best.ckpt test_attacks.pgd.steps=7")
     begun = run / "evaluations" / "2030" / "status.json"
     begun.write_text(begun.read_text().replace(str(GONE), str(os.getpid())))
