@@ -173,7 +173,7 @@ def test_a_resumed_run_keeps_its_wandb_id_and_a_failed_one_is_shown_as_failed(tm
 def test_a_resumed_run_keeps_its_rows(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from nsr.loggers.csv import csv_logger
+    from nsr.loggers import csv_logger
 
     for step in range(3):
         loggers = [csv_logger(save_dir=str(tmp_path)), make("tensorboard", tmp_path)]

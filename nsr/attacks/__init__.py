@@ -1,16 +1,12 @@
 """Attacks, each `attack(net, images, labels) -> images`: gradient attacks, adapters for libraries, a guard for any."""
 
 from nsr.attacks.adaptive import AdaptiveAttack
-from nsr.attacks.autoattack import AutoAttack
-from nsr.attacks.ensemble import EnsembleAttack
-from nsr.attacks.functional import fgsm, pgd
-from nsr.attacks.gradient import GradientAttack
+from nsr.attacks.black_box import EnsembleAttack, TransferAttack, UniformDraws
+from nsr.attacks.gradient import GradientAttack, fgsm, pgd
 from nsr.attacks.guard import Attack, guarded
 from nsr.attacks.kept import KeptPerturbation
 from nsr.attacks.library import LibraryAttack
-from nsr.attacks.momentum import Momentum
-from nsr.attacks.transfer import TransferAttack
-from nsr.attacks.uniform import UniformDraws
+from nsr.attacks.third_party import AutoAttack, Momentum
 
 __all__ = [
     "AdaptiveAttack",

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from nsr.attacks.gradient import GradientAttack, OfLogits
+from nsr.attacks.gradient import Goal, GradientAttack, OfLogits
 from nsr.errors import check_choice, check_number, check_top
 from nsr.features import capture_features
 from nsr.sensitivity import most_sensitive, neuron_sensitivity
@@ -51,13 +51,11 @@ class AdaptiveAttack(GradientAttack):
     def title(self) -> str:
         return f"{'adaptive' if self.cross_entropy else 'feature'} PGD-{self.steps}"
 
-    def run(
-        self, net: nn.Module, images: Tensor, labels: Tensor, generator: Generator | None, *, check: bool = False
-    ) -> Tensor:
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, **call: Any) -> Tensor:
         with capture_features(net, self.layers) as self._features:
-            return super().run(net, images, labels, generator, check=check)
+            return super().__call__(net, images, labels, **call)
 
-    def _goal(self, forward: OfLogits, images: Tensor, labels: Tensor) -> tuple[OfLogits, OfLogits]:
+    def _goal(self, forward: OfLogits, images: Tensor, labels: Tensor) -> Goal:
         loss_of, success_of = super()._goal(forward, images, labels)
         with torch.no_grad():
             forward(images)

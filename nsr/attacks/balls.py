@@ -11,73 +11,76 @@ from torch import Generator, Tensor
 from nsr.losses import precise
 
 
-class LinfBall:
-    """|x' - x| <= epsilon in every pixel."""
+class Ball:
+    """The images within epsilon of `images` in one norm, and within the pixel range."""
 
     def __init__(self, images: Tensor, epsilon: float):
         self.images, self.epsilon = images, epsilon
+
+    def random_point(self, generator: Generator | None) -> Tensor:
+        """Uniform in the ball, then projected onto the pixel range: (batch, channel, height, width)."""
+        raise NotImplementedError
+
+    def perturbed(self, perturbation: Tensor) -> Tensor:
+        """The images plus a perturbation, projected onto ball and pixel range."""
+        raise NotImplementedError
+
+    def step(self, adversarial: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+        """One projected step of ascent, `step_size` long in the norm."""
+        raise NotImplementedError
+
+
+class LinfBall(Ball):
+    """|x' - x| <= epsilon in every pixel."""
+
+    def __init__(self, images: Tensor, epsilon: float):
+        super().__init__(images, epsilon)
         # ball and pixel range in one pair of bounds: a projection is one clamp
         self.lowest = (images - epsilon).clamp_(min=0)
         self.highest = (images + epsilon).clamp_(max=1)
 
     def random_point(self, generator: Generator | None) -> Tensor:
-        """Uniform in the ball, then clipped to the pixel range: (batch, channel, height, width)."""
         noise = torch.rand(self.images.shape, generator=generator, dtype=self.images.dtype, device=self.images.device)
         return self.perturbed((2 * noise - 1) * self.epsilon)
 
     def perturbed(self, perturbation: Tensor) -> Tensor:
-        """The images plus a perturbation, projected onto ball and pixel range."""
-        return self._project(self.images + perturbation)
+        return (self.images + perturbation).clamp_(self.lowest, self.highest)
 
     def step(self, adversarial: Tensor, gradient: Tensor, step_size: float) -> Tensor:
-        """One projected step of steepest ascent: `step_size` in the direction of the gradient's sign."""
-        return self._project(torch.add(adversarial, gradient.sign(), alpha=step_size))
-
-    def _project(self, adversarial: Tensor) -> Tensor:
-        return adversarial.clamp_(self.lowest, self.highest)
+        return torch.add(adversarial, gradient.sign(), alpha=step_size).clamp_(self.lowest, self.highest)
 
 
-class L2Ball:
+class L2Ball(Ball):
     """|| x' - x ||_2 <= epsilon over all of an image's pixels."""
 
-    def __init__(self, images: Tensor, epsilon: float):
-        self.images, self.epsilon = images, epsilon
-
     def random_point(self, generator: Generator | None) -> Tensor:
-        """Uniform in the ball (a uniform direction, radius by the root of the dimension), then clipped."""
-        device, dtype = self.images.device, precise(self.images)
-        direction = torch.randn(self.images.shape, generator=generator, device=device, dtype=dtype)
-        radius = torch.rand(len(self.images), generator=generator, device=device, dtype=dtype)
-        fraction = radius ** (1 / self.images[0].numel())
-        return self.perturbed(unit(direction) * _per_image(fraction * self.epsilon, direction))
+        # a uniform direction, radius by the root of the dimension
+        settings: Any = {"generator": generator, "device": self.images.device, "dtype": precise(self.images)}
+        direction = torch.randn(self.images.shape, **settings)
+        fraction = torch.rand(len(self.images), **settings) ** (1 / self.images[0].numel())
+        return self.perturbed(unit(direction) * per_image(fraction * self.epsilon, direction))
 
     def perturbed(self, perturbation: Tensor) -> Tensor:
-        """The images plus a perturbation, projected onto ball and pixel range."""
         return (self.images + _shortened(perturbation, self.epsilon)).clamp_(0, 1).to(self.images.dtype)
 
     def step(self, adversarial: Tensor, gradient: Tensor, step_size: float) -> Tensor:
-        """One projected step of steepest ascent: `step_size` along the gradient."""
         perturbation = (adversarial - self.images).to(precise(gradient))
         return self.perturbed(torch.add(perturbation, unit(gradient), alpha=step_size))
 
 
-class L1Ball:
+class L1Ball(Ball):
     """|| x' - x ||_1 <= epsilon over all of an image's pixels."""
 
-    def __init__(self, images: Tensor, epsilon: float):
-        self.images, self.epsilon = images, epsilon
-
     def random_point(self, generator: Generator | None) -> Tensor:
-        """Uniform in the ball (a Laplace direction, radius by the root of the dimension), then projected."""
+        # a Laplace direction, radius by the root of the dimension
         settings: Any = {"generator": generator, "device": self.images.device, "dtype": precise(self.images)}
         uniform = 2 * torch.rand(self.images.shape, **settings) - 1
         direction = -torch.log1p(-uniform.abs()) * uniform.sign()
         fraction = torch.rand(len(self.images), **settings) ** (1 / self.images[0].numel())
         length = direction.abs().flatten(1).sum(1)
-        return self.perturbed(direction * _per_image(fraction * self.epsilon / length, direction))
+        return self.perturbed(direction * per_image(fraction * self.epsilon / length, direction))
 
     def perturbed(self, perturbation: Tensor) -> Tensor:
-        """The images plus a perturbation, projected onto ball and pixel range."""
         shrunk = _shrunk(perturbation, -self.images, 1 - self.images, self.epsilon)
         return (self.images + shrunk).clamp_(0, 1).to(self.images.dtype)
 
@@ -91,8 +94,7 @@ class L1Ball:
         return self.perturbed(perturbation + step_size * _sparse_sign(torch.where(is_free, gradient, 0)))
 
 
-BALLS: dict[str, type[LinfBall] | type[L2Ball] | type[L1Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
-
+BALLS: dict[str, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
 L1_STEP_FRACTION = 0.03  # of the pixels, changed by a step in L1: by trial the strongest on digits
 
 
@@ -102,13 +104,13 @@ def distance(images: Tensor, others: Tensor, norm: str) -> Tensor:
     return torch.linalg.vector_norm((others - images).flatten(1), ord=order, dim=1)
 
 
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """(batch,) -> (batch, 1, ...): as many axes as `like`."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def _length(perturbation: Tensor) -> Tensor:
-    """(batch, ...) -> (batch, 1, ...): the L2 norm of each image."""
-    return _per_image(torch.linalg.vector_norm(perturbation.flatten(1), dim=1), perturbation)
+    return per_image(torch.linalg.vector_norm(perturbation.flatten(1), dim=1), perturbation)  # (batch, 1, ...)
 
 
 def unit(direction: Tensor) -> Tensor:
@@ -116,15 +118,12 @@ def unit(direction: Tensor) -> Tensor:
     direction = direction.to(precise(direction))
     tiny = torch.finfo(direction.dtype).tiny
     # by its largest entry first: the squares of a confident network's gradients underflow
-    direction = direction / _per_image(direction.abs().flatten(1).amax(1), direction).clamp(min=tiny)
+    direction = direction / per_image(direction.abs().flatten(1).amax(1), direction).clamp(min=tiny)
     return direction / _length(direction).clamp(min=tiny)
 
 
 def _shortened(perturbation: Tensor, epsilon: float) -> Tensor:
-    """Each image's perturbation at a length of at most epsilon.
-
-    Clipping to the pixel range afterwards only shortens a perturbation of an image in the range.
-    """
+    """Each image's perturbation at a length of at most epsilon; clipping to the pixel range shortens it further."""
     length = _length(perturbation)
     return perturbation * (epsilon / length.clamp(min=torch.finfo(length.dtype).tiny)).clamp_(max=1)
 

@@ -8,17 +8,17 @@ prediction from normal noise), de Jorge et al. 2022 (N-FGSM: one step from wider
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from math import inf
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from nsr.attacks.balls import BALLS
+from nsr.attacks.balls import BALLS, Ball, per_image
 from nsr.attacks.guard import callable_name
-from nsr.errors import InputError, check_choice, check_epsilon, check_logits, check_number, fraction
+from nsr.errors import InputError, check_batch, check_choice, check_epsilon, check_logits, check_number, fraction
 from nsr.losses import cross_entropy, kl_from_clean, margin, precise
 from nsr.modes import MODES, batch_norm_mode, frozen_parameters, network_mode, unchanged_buffers
 
@@ -27,6 +27,7 @@ GAUSSIAN_NOISE = 0.001  # the standard deviation of Zhang et al. 2019, in pixels
 
 AttackLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, clean_logits, labels) -> (batch,)
 OfLogits = Callable[[Tensor], Tensor]  # (batch, class) -> (batch,)
+Goal = tuple[OfLogits, OfLogits]  # the loss to ascend, the test of success
 
 
 class GradientAttack:
@@ -129,20 +130,17 @@ class GradientAttack:
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
         return f"PGD-{self.steps}{loss}{restarts}"
 
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None) -> Tensor:
+    def __call__(
+        self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None, check: bool = False
+    ) -> Tensor:
         """Adversarial images, detached, shaped as `images`; the network is left exactly as it was.
 
         Args:
             images: (batch, channel, height, width) in [0, 1].
             labels: (batch,) classes, or (batch, class) probabilities where `soft_labels`.
             generator: of the random start, on the device of the images; None: torch's own.
+            check: validate the network's output, which waits for the device.
         """
-        return self.run(net, images, labels, generator)
-
-    def run(
-        self, net: nn.Module, images: Tensor, labels: Tensor, generator: Generator | None, *, check: bool = False
-    ) -> Tensor:
-        """The call; `check` also validates the network's output, which waits for the device."""
         check_epsilon("epsilon", self.epsilon, norm=self.norm, pixels=images[0].numel())
 
         def forward(inputs: Tensor) -> Tensor:
@@ -159,16 +157,17 @@ class GradientAttack:
                 return images.clone()
             ball = BALLS[self.norm](images, self.scale * self.epsilon if self.projection else inf)
             best = _Best(images) if self.keep_best else None
-            with self._prepared(net):
-                loss_of, success_of = self._goal(forward, images, labels)
+            # BatchNorm writes nothing in train mode either; other writes into buffers are undone
+            buffers = unchanged_buffers(net) if self.mode == "train" else nullcontext()
+            with buffers, network_mode(net, self.mode), batch_norm_mode(net, "batch"), frozen_parameters(net):
+                goal = self._goal(forward, images, labels)
                 for _ in range(self.restarts):
-                    adversarial = self._ascend(forward, ball, self._start(ball, generator), loss_of, success_of, best)
+                    adversarial = self._ascend(forward, ball, self._start(ball, generator), goal, best)
             return adversarial if best is None else best.images
 
-    def _ascend(
-        self, forward: OfLogits, ball: Any, adversarial: Tensor, loss_of: OfLogits, success_of: OfLogits, best: Any
-    ) -> Tensor:
+    def _ascend(self, forward: OfLogits, ball: Ball, adversarial: Tensor, goal: Goal, best: _Best | None) -> Tensor:
         """The last iterate, detached; every one is handed to `best`."""
+        loss_of, success_of = goal
         for _ in range(self.steps):
             adversarial = adversarial.detach().requires_grad_()
             logits = forward(adversarial)
@@ -185,14 +184,7 @@ class GradientAttack:
                 best.consider(adversarial, loss_of(logits), success_of(logits))
         return adversarial.detach()
 
-    @contextmanager
-    def _prepared(self, net: nn.Module) -> Iterator[None]:
-        # BatchNorm writes nothing in train mode either; other writes into buffers are undone
-        buffers = unchanged_buffers(net) if self.mode == "train" else nullcontext()
-        with buffers, network_mode(net, self.mode), batch_norm_mode(net, "batch"), frozen_parameters(net):
-            yield
-
-    def _start(self, ball: Any, generator: Generator | None) -> Tensor:
+    def _start(self, ball: Ball, generator: Generator | None) -> Tensor:
         images, noise = ball.images, self.scale * self.noise
         if self.random_start is False:
             return images.clone()
@@ -201,8 +193,7 @@ class GradientAttack:
             return ball.perturbed(noise * drawn)
         return BALLS[self.norm](images, noise).random_point(generator)
 
-    def _goal(self, forward: OfLogits, images: Tensor, labels: Tensor) -> tuple[OfLogits, OfLogits]:
-        """The loss to ascend and the test of success, each logits -> (batch,)."""
+    def _goal(self, forward: OfLogits, images: Tensor, labels: Tensor) -> Goal:
         classes = labels.argmax(1) if labels.is_floating_point() else labels
         loss: Any = kl_from_clean if self.loss == "kl" else self.loss
 
@@ -237,10 +228,71 @@ class _Best:
 
     def consider(self, images: Tensor, losses: Tensor, fooled: Tensor) -> None:
         better = torch.where(fooled == self.fooled, losses > self.losses, fooled)
-        self.images = torch.where(better.view(-1, *[1] * (images.ndim - 1)), images, self.images)
+        self.images = torch.where(per_image(better, images), images, self.images)
         self.losses = torch.where(better, losses, self.losses)
         self.fooled = fooled | self.fooled
 
 
 def _ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def pgd(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | str,
+    step_size: float | str | None = None,
+    steps: int,
+    norm: str = "linf",
+    random_start: bool | str = True,
+    loss: str | AttackLoss | None = None,
+    targeted: bool | str = False,
+    restarts: int = 1,
+    keep_best: bool = False,
+    mode: str = "eval",
+    generator: Generator | None = None,
+) -> Tensor:
+    """Adversarial images by projected gradient descent (Madry et al. 2018).
+
+    Args:
+        net: maps images (batch, channel, height, width) in [0, 1] to logits (batch, class).
+        images: floats in [0, 1].
+        labels: (batch,) the true classes; the classes to reach where `targeted` is True.
+        epsilon, step_size, steps, norm, random_start, loss, targeted, restarts, keep_best, mode: see `GradientAttack`.
+        generator: of the random start; the same generator gives the same images.
+
+    Returns:
+        Images within epsilon of `images` and within [0, 1] to float rounding, detached, in the dtype of `images`. No
+        gradient, hook, mode, requires_grad flag or buffer of `net` is left changed; no parameter gradient is computed.
+
+    Errors:
+        InputError: a setting out of range, images outside [0, 1], labels that are no classes of `net`.
+    """
+    attack = GradientAttack(
+        epsilon=epsilon,
+        steps=steps,
+        step_size=step_size,
+        norm=norm,
+        random_start=random_start,
+        loss=loss,
+        targeted=targeted,
+        restarts=restarts,
+        keep_best=keep_best,
+        mode=mode,
+    )
+    check_batch(images, labels)
+    return attack(net, images, labels, generator=generator, check=True)
+
+
+def fgsm(
+    net: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float | str, norm: str = "linf", mode: str = "eval"
+) -> Tensor:
+    """Adversarial images by the fast gradient sign method (Goodfellow et al. 2015): one step of size epsilon.
+
+    Arguments, result and errors as in `pgd`; in L2 the step goes along the gradient, in L1 along its largest entries.
+    """
+    attack = GradientAttack(epsilon=epsilon, steps=1, step_size=epsilon, norm=norm, random_start=False, mode=mode)
+    check_batch(images, labels)
+    return attack(net, images, labels, check=True)

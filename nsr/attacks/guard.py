@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from nsr.attacks.balls import BALLS, distance
-from nsr.errors import InputError, check_choice, check_epsilon
+from nsr.errors import InputError, check_choice, check_epsilon, named_arguments
 from nsr.losses import precise
 from nsr.modes import network_mode, unchanged_buffers
 from nsr.randomness import draw_seed
@@ -23,7 +22,7 @@ Attack = Callable[..., Tensor]  # (net, images, labels) -> images, and optionall
 
 
 def guarded(attack: Attack, *, norm: str = "linf", epsilon: float | str | None, seed: int = 0) -> Any:
-    """The attack inside a `GuardedAttack`; unchanged where it says by `restores_network` that it needs none.
+    """The attack inside a `GuardedAttack`; unchanged where its `restores_network` is True.
 
     Args:
         attack: (net, images, labels) -> images; `generator=` is passed where the signature names it.
@@ -36,14 +35,28 @@ def guarded(attack: Attack, *, norm: str = "linf", epsilon: float | str | None, 
     return attack if getattr(attack, "restores_network", False) else GuardedAttack(attack, norm, epsilon, seed)
 
 
-class GuardedAttack:
+class AttackWrapper:
+    """Base class of attacks that call another one and leave the network as it was."""
+
+    restores_network = True
+    attack: Any
+
+    @property
+    def scale(self) -> float:
+        """The inner attack's; an AttributeError where it has none, so that it cannot be ramped."""
+        return self.attack.scale
+
+    @scale.setter
+    def scale(self, scale: float) -> None:
+        self.attack.scale = scale
+
+
+class GuardedAttack(AttackWrapper):
     """A third-party attack in eval mode, without side effects, its images checked: see `guarded`.
 
     Errors:
         InputError: the result is not a finite tensor of images in [0, 1] within epsilon of the originals.
     """
-
-    restores_network = True
 
     def __init__(self, attack: Attack, norm: str, epsilon: float | str | None, seed: int):
         if not callable(attack):
@@ -54,16 +67,8 @@ class GuardedAttack:
         self.epsilon = None if radius is None else check_epsilon("epsilon", radius, norm=self.norm)
         self.soft_labels: bool = getattr(attack, "soft_labels", True)
         self.title: str = _own(attack, "title", str, callable_name(attack))
-        self._takes_generator = "generator" in _parameters(attack)
-
-    @property
-    def scale(self) -> float:
-        """The attack's own; an AttributeError where it has none, so that it cannot be ramped."""
-        return self.attack.scale  # type: ignore[attr-defined]
-
-    @scale.setter
-    def scale(self, scale: float) -> None:
-        self.attack.scale = scale  # type: ignore[attr-defined]
+        called = attack.forward if isinstance(attack, nn.Module) else attack
+        self._takes_generator = "generator" in named_arguments(called)[0]
 
     def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None) -> Tensor:
         """Adversarial images, detached, in the shape and dtype of `images`; waits for the device."""
@@ -76,28 +81,28 @@ class GuardedAttack:
             return self._checked(adversarial, images)
 
     def _checked(self, adversarial: Any, images: Tensor) -> Tensor:
+        returned = f"the attack {self.title} returned"
         if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
             is_tensor = isinstance(adversarial, Tensor)
             got = f"shape {tuple(adversarial.shape)}" if is_tensor else f"a {type(adversarial).__name__}"
-            raise InputError(f"the attack {self.title} returned {got}; it must return images {tuple(images.shape)}")
+            raise InputError(f"{returned} {got}; it must return images {tuple(images.shape)}")
         if not adversarial.is_floating_point():
-            raise InputError(f"the attack {self.title} returned {adversarial.dtype}; it must return floats in [0, 1]")
+            raise InputError(f"{returned} {adversarial.dtype}; it must return floats in [0, 1]")
         adversarial = adversarial.detach().to(images.device)
-        rounding = max(torch.finfo(each.dtype).eps for each in (images, adversarial))
+        rounding = 4 * max(torch.finfo(each.dtype).eps for each in (images, adversarial))
         wide = adversarial.to(precise(adversarial))
         far = distance(images.to(wide.dtype), wide, self.norm).max()
         lowest, highest, farthest = torch.stack([*wide.aminmax(), far]).tolist()
-        if not (-4 * rounding <= lowest and highest <= 1 + 4 * rounding):  # NaN is refused too
+        if not (-rounding <= lowest and highest <= 1 + rounding):  # NaN is refused too
             raise InputError(
-                f"the attack {self.title} returned pixels from {lowest:.4g} to {highest:.4g}; they must be finite and "
-                "in [0, 1]: the normalization is part of the network"
+                f"{returned} pixels from {lowest:.4g} to {highest:.4g}; they must be finite and in [0, 1]: the "
+                "normalization is part of the network"
             )
         pixels = {"linf": 1, "l2": images[0].numel() ** 0.5, "l1": images[0].numel()}[self.norm]
-        if self.epsilon is not None and farthest > self.epsilon * (1 + 1e-4) + 4 * rounding * pixels:
+        if self.epsilon is not None and farthest > self.epsilon * (1 + 1e-4) + rounding * pixels:
             raise InputError(
-                f"the attack {self.title} returned images up to {farthest:.4g} from the originals; epsilon is "
-                f"{self.epsilon:.4g} for norm={self.norm}: set the attack's own radius to it (or minimal_norm of a "
-                "LibraryAttack)"
+                f"{returned} images up to {farthest:.4g} from the originals; epsilon is {self.epsilon:.4g} for "
+                f"norm={self.norm}: set the attack's own radius to it (or minimal_norm of a LibraryAttack)"
             )
         return wide.clamp(0, 1).to(images.dtype)
 
@@ -116,22 +121,14 @@ def callable_name(function: Any) -> str:
 
 
 def _own(attack: Any, name: str, kinds: Any, default: Any) -> Any:
-    """The attack's attribute where it is of the kind meant here."""
     value = getattr(attack, name, None)
     return value if isinstance(value, kinds) else default
 
 
-def _parameters(attack: Any) -> tuple[str, ...]:
-    try:
-        return tuple(inspect.signature(attack.forward if isinstance(attack, nn.Module) else attack).parameters)
-    except (TypeError, ValueError):
-        return ()
-
-
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds Python, numpy and torch inside and restores their states afterwards."""
-    states = random.getstate(), np.random.get_state()
+    """Seed Python, numpy and torch inside and restore their states afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -139,8 +136,8 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 @contextmanager

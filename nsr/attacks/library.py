@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nsr.attacks.balls import BALLS, distance
+from nsr.attacks.balls import BALLS, distance, per_image
 from nsr.attacks.guard import callable_name, unwrapped
 from nsr.errors import InputError, check_choice, check_epsilon
 
@@ -73,5 +73,5 @@ class LibraryAttack:
             adversarial = self.attack(net, images, labels)
         if self.minimal_norm and self.epsilon is not None:
             is_near = distance(images, adversarial.detach(), self.norm) <= self.epsilon
-            adversarial = torch.where(is_near.view(-1, *[1] * (images.ndim - 1)), adversarial, images)
+            adversarial = torch.where(per_image(is_near, images), adversarial, images)
         return adversarial

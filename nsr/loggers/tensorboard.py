@@ -14,7 +14,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from torch.utils.tensorboard.summary import hparams
 
 from nsr.loggers.fault_tolerant import reason, tolerate_failures
-from nsr.loggers.sensitivities import COLUMNS, TABLE, SensitivityRecord
+from nsr.metrics.layer_summary import COLUMNS, TABLE, SensitivityRecord
 from nsr.sensitivity import sensitivity_histogram
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,7 @@ class FaultTolerantTensorBoardLogger(TensorBoardLogger):
     def log_hyperparams(self, params: Any, metrics: dict[str, Any] | None = None, step: int | None = None) -> None:
         with tolerate_failures(self):
             super().log_hyperparams(params, metrics, step)
-            writer: Any = self.experiment
-            writer.add_text("settings", _markdown(["setting", "value"], self.hparams.items()))
+            self.experiment.add_text("settings", _markdown(["setting", "value"], self.hparams.items()))
 
     def save(self) -> None:
         with tolerate_failures(self):
@@ -52,7 +51,7 @@ class FaultTolerantTensorBoardLogger(TensorBoardLogger):
 
 
 def tensorboard_logger(*, save_dir: str) -> TensorBoardLogger | DummyLogger:
-    """Lightning's TensorBoardLogger, its files in `save_dir`/tensorboard; one that logs nothing where it cannot write.
+    """Lightning's TensorBoardLogger, files in `save_dir`/tensorboard, or a dummy where it cannot write.
 
     A resumed run adds a file to the earlier ones; TensorBoard shows them as one run.
     """
@@ -68,10 +67,9 @@ def tensorboard_logger(*, save_dir: str) -> TensorBoardLogger | DummyLogger:
 def log_sensitivities(logger: TensorBoardLogger, record: SensitivityRecord, *, step: int) -> None:
     """Log metrics, histograms (64 bins from 0 to the largest value) and the table of layers as text."""
     logger.log_metrics(record.metrics, step=step)
-    writer: Any = logger.experiment
     for name, values in record.histograms.items():
         counts, edges = sensitivity_histogram(values)
-        writer.add_histogram_raw(
+        logger.experiment.add_histogram_raw(
             name,
             min=float(values.min()),
             max=float(values.max()),
@@ -82,15 +80,14 @@ def log_sensitivities(logger: TensorBoardLogger, record: SensitivityRecord, *, s
             bucket_counts=counts.tolist(),
             global_step=step,
         )
-    writer.add_text(TABLE, _markdown(COLUMNS, record.rows), global_step=step)
+    logger.experiment.add_text(TABLE, _markdown(COLUMNS, record.rows), global_step=step)
 
 
 def log_picture(logger: TensorBoardLogger, name: str, path: Path, *, step: int) -> None:
     """Log the picture of a PNG file."""
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB"))
-    writer: Any = logger.experiment
-    writer.add_image(name, pixels, global_step=step, dataformats="HWC")
+    logger.experiment.add_image(name, pixels, global_step=step, dataformats="HWC")
 
 
 def log_results(logger: TensorBoardLogger, results: Mapping[str, float], *, step: int) -> None:
@@ -99,15 +96,13 @@ def log_results(logger: TensorBoardLogger, results: Mapping[str, float], *, step
     logger.log_metrics({name: value for name, value in results.items() if name not in logged}, step)
     plain = (int, float, str, bool, type(None))
     settings = {name: value if isinstance(value, plain) else str(value) for name, value in logger.hparams.items()}
-    writer: Any = logger.experiment
     for summary in hparams(settings, dict(results)):
-        writer.file_writer.add_summary(summary)
+        logger.experiment.file_writer.add_summary(summary)
 
 
 def finish(logger: TensorBoardLogger) -> None:
     """Close the event file."""
-    writer: Any = logger.experiment
-    writer.close()
+    logger.experiment.close()
 
 
 def _markdown(columns: Any, rows: Any) -> str:

@@ -18,12 +18,12 @@ from pytorch_lightning.loggers.logger import DummyLogger
 
 from nsr.compat import wandb_flush_settings
 from nsr.loggers.fault_tolerant import HangError, call_within, reason, tolerate_failures
-from nsr.loggers.sensitivities import COLUMNS, TABLE, SensitivityRecord
+from nsr.metrics.layer_summary import COLUMNS, TABLE, SensitivityRecord
 from nsr.run.processes import global_rank
 from nsr.sensitivity import sensitivity_histogram
 
 INIT_SECONDS = 10  # for a server to answer before the run is recorded offline
-FINISH_SECONDS = 30  # for a server to take the rest of a run at its end
+FINISH_SECONDS = 30  # for a server to receive the rest of a run
 HANG_SECONDS = 10.0  # for W&B's own process to take a row, which usually needs a millisecond
 LOCAL_MODES = ("offline", "dryrun", "disabled")
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def wandb_logger(
     texts = {"project": project, "name": name, "group": group, "job_type": job_type}
     labels: dict[str, Any] = {key: str(value) for key, value in texts.items() if value is not None}  # 1 may be a name
     labels["tags"] = [str(tag) for tag in tags]
-    # W&B's reports of its own errors would hold up the end of the program for 20 s beside a server that hangs
+    # W&B's reports of its own errors would delay the end of the program by 20 s where a server hangs
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         chosen = _mode(mode)
@@ -90,7 +90,7 @@ def wandb_logger(
             return _start(save_dir, labels, chosen)
     except Exception as error:
         log.warning("W&B is not reachable (%s); this run is recorded offline", reason(error))
-        wandb.teardown()  # its local process would not let go of the run's id
+        wandb.teardown()  # its local process would keep the run's id
         chosen = "offline"
     try:
         return _start(save_dir, labels, chosen)
@@ -100,7 +100,7 @@ def wandb_logger(
 
 
 def _mode(wanted: str | None) -> str:
-    """The mode to start in: W&B itself is asked for its settings and for a key, and never prompts for one."""
+    """The mode to start in, by W&B's own settings and key; it never prompts for one."""
     # silent: W&B would ask the server who is logged in, to print it
     settings = wandb.Settings(silent=True) if wanted is None else wandb.Settings(silent=True, mode=wanted)  # type: ignore[arg-type]
     mode: str = wandb.setup(settings).settings.mode

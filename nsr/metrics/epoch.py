@@ -1,4 +1,4 @@
-"""Per-epoch metrics: what training and validation accumulate, and the one result that an epoch gives."""
+"""Per-epoch metrics: what training and validation accumulate, and the result of an epoch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ACCURACY = {"clean": "clean_accuracy", "adversarial": "robust_accuracy"}  # of t
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Everything that one validation gives: callbacks and loggers take this object."""
+    """Results of one validation; callbacks and loggers take this object."""
 
     epoch: int  # 0: before training
     train: Mapping[str, float]  # {'train/loss': ...} of the same epoch; empty before training
@@ -29,7 +29,15 @@ class EpochResult:
     labelled: tuple[int, ...] = ()  # images of each class
 
 
-class TrainingMetrics(nn.Module):
+class _EpochMetrics(nn.Module):
+    def reset(self) -> None:
+        """Empty all sums."""
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.reset()
+
+
+class TrainingMetrics(_EpochMetrics):
     """Means of the loss and its terms, accuracies, and whether each loss was finite; `update` waits for no device.
 
     Args:
@@ -68,12 +76,12 @@ class TrainingMetrics(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """The names in `compute`, in its order."""
-        return [f"train/{name}" for name in (*self.means, *(ACCURACY[view] for view in self.accuracies))]
+        """Names in `compute`, in its order."""
+        return list(self._metrics)
 
     def compute(self) -> dict[str, float]:
         """Return {'train/NAME': mean or accuracy} over all processes."""
-        return {name: float(metric.compute()) for name, metric in zip(self.names, self._metrics, strict=True)}
+        return {name: float(metric.compute()) for name, metric in self._metrics.items()}
 
     def first_not_finite(self) -> int | None:
         """Return the first step whose loss was not finite in any process, else None; waits for the device."""
@@ -85,35 +93,31 @@ class TrainingMetrics(nn.Module):
 
     def sums(self) -> Tensor:
         """Return every accumulated sum of this process: (sum,) float64."""
-        return torch.stack([getattr(metric, name).double() for metric, name in self._states()])
+        return torch.stack([getattr(metric, name).double() for metric, name in self._states])
 
     def load_sums(self, sums: Tensor) -> None:
         """Continue from the `sums` of an interrupted epoch."""
-        states = self._states()
-        if len(states) != len(sums):
+        if len(self._states) != len(sums):
             return  # terms that are known after the first step alone: the epoch's means begin here
+        empty = torch.zeros(0, 1, device=self.means["loss"].total.device)
         for mean in self.means.values():  # torchmetrics warns of a metric that nothing was added to
-            mean.update(torch.zeros((), device=mean.total.device), 0)
+            mean.update(empty.sum(), 0)
         for accuracy in self.accuracies.values():
-            empty = torch.zeros(0, 1, device=accuracy.correct.device)
             accuracy.update(empty, empty[:, 0].long())
-        for (metric, name), saved in zip(states, sums, strict=True):
+        for (metric, name), saved in zip(self._states, sums, strict=True):
             setattr(metric, name, saved.to(getattr(metric, name)))
 
-    def reset(self) -> None:
-        """Empty all sums."""
-        for metric in self._metrics:
-            metric.reset()
+    @property
+    def _metrics(self) -> dict[str, Metric]:
+        accuracies = {ACCURACY[view]: metric for view, metric in self.accuracies.items()}
+        return {f"train/{name}": metric for name, metric in {**self.means, **accuracies}.items()}
 
     @property
-    def _metrics(self) -> list[Metric]:
-        return [*self.means.values(), *self.accuracies.values()]
-
     def _states(self) -> list[tuple[Metric, str]]:
-        return [(metric, name) for metric in self._metrics for name in metric.metric_state]
+        return [(metric, name) for metric in self._metrics.values() for name in metric.metric_state]
 
 
-class ValidationMetrics(nn.Module):
+class ValidationMetrics(_EpochMetrics):
     """Accuracy and cross-entropy, clean and robust, sensitivities, predicted classes, and the user's own metrics.
 
     Args:
@@ -158,12 +162,6 @@ class ValidationMetrics(nn.Module):
         values |= {f"{kind}_cross_entropy": metric.compute() for kind, metric in self.losses.items()}
         values |= {name: metric.compute() for name, metric in self.extra.items()}
         return {f"validation/{name}": value for name, value in flat_values(values).items()}
-
-    def reset(self) -> None:
-        """Empty all sums."""
-        for metric in self.modules():
-            if isinstance(metric, Metric):
-                metric.reset()
 
 
 def flat_values(values: Mapping[str, Any]) -> dict[str, float]:

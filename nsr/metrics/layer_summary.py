@@ -11,6 +11,9 @@ from torch import Tensor
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.sensitivity import most_sensitive
 
+MEANS = ("absolute", "relative", "mean_activation")  # always reported together: a network may merely shrink
+TABLE, HISTOGRAM = "sensitivity/layers", "sensitivity/histogram"
+
 
 class LayerSummary(NamedTuple):
     """One layer after one validation; sensitivities are absolute, in units of the layer's activations."""
@@ -27,6 +30,9 @@ class LayerSummary(NamedTuple):
     def metrics(self) -> dict[str, float]:
         """Return {name: number} without those that are None."""
         return {name: value for name, value in self._asdict().items() if isinstance(value, float)}
+
+
+COLUMNS = ["epoch", "layer", *LayerSummary._fields]
 
 
 class LayerSummaries:
@@ -53,14 +59,11 @@ class LayerSummaries:
 
     def _summary(self, layer: str, sensitivity: LayerSensitivity) -> LayerSummary:
         ids = most_sensitive(sensitivity.absolute, self.list_top).tolist()
-        means = sensitivity.means()
         previous, first = self.previous.get(layer), self.first.get(layer)
         return LayerSummary(
-            absolute=means["absolute"],
+            **sensitivity.means(),
             maximum=float(sensitivity.absolute.max()),
             gini=gini(sensitivity.absolute),
-            relative=means["relative"],
-            mean_activation=means["mean_activation"],
             overlap_previous=None if previous is None else overlap(ids, previous),
             overlap_first=1.0 if first is None else overlap(ids, first),
             most_sensitive=ids,
@@ -74,6 +77,42 @@ class LayerSummaries:
         """Restore the state that `state_dict` returned."""
         self.first, self.previous = dict(state["first"]), dict(state["previous"])
         self.history = [(int(epoch), dict(means)) for epoch, means in state["history"]]
+
+
+class SensitivityRecord(NamedTuple):
+    """One epoch's sensitivities as every logger gets them, however many layers the network has."""
+
+    epoch: int
+    metrics: dict[str, float]
+    histograms: dict[str, Tensor]  # (neuron,) each
+    rows: list[list[object]]  # of the table of layers
+
+
+def sensitivity_record(
+    sensitivities: Mapping[str, LayerSensitivity],
+    summaries: Mapping[str, LayerSummary],
+    *,
+    epoch: int,
+    per_layer: bool = False,
+) -> SensitivityRecord:
+    """Collect means over layers, a histogram of the relative sensitivities of all neurons, and the table of layers.
+
+    Sensitivities above 1 are counted as 1. `per_layer` adds each layer's metrics, and a histogram of its absolute
+    sensitivities.
+    """
+    metrics: dict[str, float] = {}
+    histograms: dict[str, Tensor] = {}
+    rows: list[list[object]] = []
+    if summaries:
+        for name in MEANS:
+            metrics[f"sensitivity/{name}"] = sum(getattr(row, name) for row in summaries.values()) / len(summaries)
+        histograms[HISTOGRAM] = torch.cat([layer.relative for layer in sensitivities.values()]).clamp(max=1)
+    for layer, summary in summaries.items():
+        rows.append([epoch, layer, *summary[:-1], ", ".join(map(str, summary.most_sensitive))])
+        if per_layer:
+            metrics |= {f"sensitivity/{name}/{layer}": value for name, value in summary.metrics().items()}
+            histograms[f"{HISTOGRAM}/{layer}"] = sensitivities[layer].absolute
+    return SensitivityRecord(epoch, metrics, histograms, rows)
 
 
 def gini(values: Tensor) -> float:

@@ -19,10 +19,36 @@ from nsr.layers import Layer
 from nsr.sensitivity import KINDS, SensitivitySums, divide, sensitivity_sums
 
 
-class _NeuronMetric(Metric):
-    """Metric whose vectors stay vectors: torchmetrics would turn that of a layer with one neuron into a scalar."""
+class _Sums(Metric):
+    """Metric of sums over samples, of which `count` is the number."""
+
+    full_state_update = False
+    is_differentiable = False
+    count: Tensor
+
+    def __init__(self, sums: Mapping[str, Tensor], **settings: Any):
+        super().__init__(**settings)
+        for name, nothing in {**sums, "count": torch.zeros((), dtype=torch.int64)}.items():
+            self.add_state(name, nothing, dist_reduce_fx="sum")
+
+
+class _NeuronSums(_Sums):
+    """Sums of each neuron's activation difference and activation."""
+
+    difference: Tensor
+    activation: Tensor
+
+    def __init__(self, shape: tuple[int, ...], **settings: Any):
+        names = ("difference", "activation")
+        super().__init__({name: torch.zeros(shape, dtype=torch.float64) for name in names}, **settings)
+
+    def _add(self, sums: SensitivitySums) -> None:
+        self.difference = self.difference + sums.difference
+        self.activation = self.activation + sums.activation
+        self.count = self.count + sums.samples
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """Keep vectors: torchmetrics would turn that of a layer with one neuron into a scalar."""
         wrapped = super()._wrap_compute(compute)
 
         @wraps(compute)
@@ -32,7 +58,7 @@ class _NeuronMetric(Metric):
         return with_axis
 
 
-class NeuronSensitivity(_NeuronMetric):
+class NeuronSensitivity(_NeuronSums):
     """Sensitivity of one layer's neurons over any number of batches and processes; a torchmetrics Metric.
 
     `update(clean, adversarial)` takes the layer's outputs on a batch of pairs; `compute()` returns (neuron,) float64,
@@ -48,29 +74,16 @@ class NeuronSensitivity(_NeuronMetric):
     """
 
     higher_is_better = False
-    full_state_update = False
-    is_differentiable = False
-    difference: Tensor
-    activation: Tensor
-    count: Tensor
 
     def __init__(self, *, kind: str = "absolute", neuron_dim: int = 1, neurons: int | None = None, **settings: Any):
-        super().__init__(**settings)
+        super().__init__((neurons,) if neurons else (), **settings)
         self.kind = check_choice("kind", kind, KINDS)
         self.neuron_dim = neuron_dim
-        nothing = torch.zeros((neurons,) if neurons else (), dtype=torch.float64)
-        self.add_state("difference", nothing.clone(), dist_reduce_fx="sum")
-        self.add_state("activation", nothing.clone(), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, clean: Tensor, adversarial: Tensor) -> None:
         """Add a batch of pairs, (batch, neuron, ...) each."""
-        sums = sensitivity_sums(
-            clean.detach(), adversarial.detach(), kind=self.kind, neuron_dim=self.neuron_dim, dtype=torch.float64
-        )
-        self.difference = self.difference + sums.difference
-        self.activation = self.activation + sums.activation
-        self.count = self.count + sums.samples
+        settings: Any = {"kind": self.kind, "neuron_dim": self.neuron_dim, "dtype": torch.float64}
+        self._add(sensitivity_sums(clean.detach(), adversarial.detach(), **settings))
 
     def compute(self) -> Tensor:
         """Return (neuron,) float64."""
@@ -102,40 +115,23 @@ def network_sums(
     Args:
         clean, adversarial: {layer: features} of a batch of pairs.
     """
-    sums = [
-        sensitivity_sums(
-            clean[layer.name].detach(),
-            adversarial[layer.name].detach(),
-            neuron_dim=layer.neuron_dim,
-            dtype=torch.float64,
-        )
-        for layer in layers
-    ]
+    sums = []
+    for layer in layers:
+        views = clean[layer.name].detach(), adversarial[layer.name].detach()
+        sums.append(sensitivity_sums(*views, neuron_dim=layer.neuron_dim, dtype=torch.float64))
     return torch.cat([layer.difference for layer in sums]), torch.cat([layer.activation for layer in sums])
 
 
-class NetworkSensitivity(_NeuronMetric):
+class NetworkSensitivity(_NeuronSums):
     """Sensitivities of all captured layers; processes exchange one flat vector a state, however many the layers."""
 
-    full_state_update = False
-    is_differentiable = False
-    difference: Tensor
-    activation: Tensor
-    count: Tensor
-
     def __init__(self, layers: Sequence[Layer], **settings: Any):
-        super().__init__(**settings)
+        super().__init__((sum(layer.neurons for layer in layers),), **settings)
         self.layers = list(layers)
-        neurons = sum(layer.neurons for layer in layers)
-        self.add_state("difference", torch.zeros(neurons, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("activation", torch.zeros(neurons, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, difference: Tensor, activation: Tensor, samples: int) -> None:
         """Add the result of `network_sums` on so many samples."""
-        self.difference = self.difference + difference
-        self.activation = self.activation + activation
-        self.count = self.count + samples
+        self._add(SensitivitySums(difference, activation, samples))
 
     def compute(self) -> dict[str, LayerSensitivity]:
         """Return {layer: its sensitivities}, in the order of the layers."""
@@ -149,28 +145,37 @@ class NetworkSensitivity(_NeuronMetric):
         return sensitivities
 
 
-class Accuracy(Metric):
-    """Fraction of correctly classified images, from integer counts."""
+class _Ratio(_Sums):
+    """A total over samples, divided by their number."""
 
-    higher_is_better = True
-    full_state_update = False
-    is_differentiable = False
-    correct: Tensor
-    count: Tensor
+    total: Tensor
 
     def __init__(self, **settings: Any):
-        super().__init__(**settings)
-        self.add_state("correct", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        super().__init__({"total": torch.zeros((), dtype=torch.float64)}, **settings)
+
+    def compute(self) -> Tensor:
+        """Return a scalar, float64."""
+        return self.total / self.count
+
+
+class Mean(_Ratio):
+    """Mean of a value over samples; unlike torchmetrics' own it copies nothing to the device."""
+
+    def update(self, value: Tensor, samples: int) -> None:
+        """Add a batch's mean, a scalar, and the number of samples that it is the mean of."""
+        self.total = self.total + value.detach().double() * samples
+        self.count = self.count + samples
+
+
+class Accuracy(_Ratio):
+    """Fraction of correctly classified images, in [0, 1]."""
+
+    higher_is_better = True
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: (batch, class) and (batch,)."""
-        self.correct = self.correct + (logits.argmax(1) == labels).sum()
+        self.total = self.total + (logits.argmax(1) == labels).sum()
         self.count = self.count + len(labels)
-
-    def compute(self) -> Tensor:
-        """Return a fraction in [0, 1], float64."""
-        return self.correct.double() / self.count
 
 
 class ClassCounts(Metric):
@@ -196,26 +201,3 @@ class ClassCounts(Metric):
     def compute(self) -> Tensor:
         """Return (2, class) int64: predicted as the class, labeled as the class."""
         return self.counts
-
-
-class Mean(Metric):
-    """Mean of a value over samples; unlike torchmetrics' own it copies nothing to the device."""
-
-    full_state_update = False
-    is_differentiable = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **settings: Any):
-        super().__init__(**settings)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, value: Tensor, samples: int) -> None:
-        """Add a batch's mean, a scalar, and the number of samples that it is the mean of."""
-        self.total = self.total + value.detach().double() * samples
-        self.count = self.count + samples
-
-    def compute(self) -> Tensor:
-        """Return a scalar, float64."""
-        return self.total / self.count

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nsr.errors import InputError, did_you_mean
+from nsr.errors import InputError, did_you_mean, named_arguments
 
 INPUTS = (
     *("clean_logits", "adversarial_logits"),  # (batch, class)
@@ -38,8 +38,11 @@ def required_inputs(objective: Any) -> tuple[str, ...]:
     """
     if not callable(objective) or inspect.isclass(objective):
         raise InputError(f"objective is {objective!r:.80}; it must be a function or object of {', '.join(INPUTS)}")
-    declared = getattr(objective, "inputs", None)
-    names = _parameters(objective) if declared is None else tuple(declared)
+    names = getattr(objective, "inputs", None)
+    if names is None:
+        parameters, _ = named_arguments(objective.forward if isinstance(objective, nn.Module) else objective)
+        # other names with a default are settings
+        names = [name for name, is_required in parameters.items() if name in INPUTS or is_required]
     for name in names:
         if name not in INPUTS:
             raise InputError(
@@ -47,8 +50,11 @@ def required_inputs(objective: Any) -> tuple[str, ...]:
                 f"parameter with a default{did_you_mean(name, INPUTS)}"
             )
     if not names:
-        raise InputError(f"the objective {_name(objective)} has no input; it must name some of {', '.join(INPUTS)}")
-    return names
+        raise InputError(
+            f"the objective {_name(objective)} has no input; it must name some of {', '.join(INPUTS)} in its "
+            "signature or in an attribute `inputs`"
+        )
+    return tuple(names)
 
 
 def required_views(objective: Any) -> tuple[str, ...]:
@@ -88,17 +94,6 @@ def compute_terms(objective: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor
     if torch.is_grad_enabled() and differentiable and not any(value.requires_grad for value in terms.values()):
         raise InputError(f"the terms of the objective {title} carry no gradient; they must not be detached")
     return dict(terms)
-
-
-def _parameters(objective: Any) -> tuple[str, ...]:
-    """The parameter names of a callable; unknown names with a default are settings and left out."""
-    function = objective.forward if isinstance(objective, nn.Module) else objective
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        raise InputError(f"the objective {_name(objective)} has no signature; give it an attribute `inputs`") from None
-    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-    return tuple(each.name for each in named if each.name in INPUTS or each.default is each.empty)
 
 
 def _name(objective: Any) -> str:

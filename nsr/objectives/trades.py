@@ -35,9 +35,8 @@ class Trades:
     def __call__(
         self, *, clean_logits: Tensor, labels: Tensor, adversarial_logits: Tensor | None = None
     ) -> dict[str, Tensor]:
-        terms = {}
+        terms = {"clean_cross_entropy": F.cross_entropy(clean_logits, labels, label_smoothing=self.label_smoothing)}
         if self.beta > 0:
             assert adversarial_logits is not None
             terms["kl_divergence"] = self.beta * kl_divergence(clean_logits, adversarial_logits).mean()
-        loss = F.cross_entropy(clean_logits, labels, label_smoothing=self.label_smoothing)
-        return {"clean_cross_entropy": loss, **terms}
+        return terms

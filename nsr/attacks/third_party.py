@@ -1,0 +1,148 @@
+"""Attacks of other packages: AutoAttack and its parts (pyautoattack), the momentum iterative method (foolbox)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from nsr.errors import InputError, check_batch, check_choice, check_epsilon, check_number
+from nsr.modes import frozen_parameters, network_mode
+
+VERSIONS = ("standard", "plus", "rand", "custom")
+PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+STANDARD = ["apgd-ce", "apgd-t", "fab-t", "square"]
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # their names in both packages
+
+log = logging.getLogger(__name__)
+
+
+class _ThirdParty:
+    """An attack in eval mode that leaves the network and the random state as they were."""
+
+    restores_network = True
+    soft_labels = False
+
+    def __init__(self, epsilon: float | str, norm: str, norms: Iterable[str]):
+        self.norm: str = check_choice("norm", norm, norms)
+        self.epsilon = check_epsilon("epsilon", epsilon, norm=norm)
+
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """Adversarial images; `generator` is not drawn from."""
+        check_batch(images, labels)
+        if self.epsilon == 0:
+            return images.clone()
+        devices = [images.device] if images.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), network_mode(net, "eval"), frozen_parameters(net), torch.enable_grad():
+            return self._run(net, images, labels).detach()
+
+    def _run(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class AutoAttack(_ThirdParty):
+    """pyautoattack's AutoAttack (Croce and Hein 2020), or some of its attacks; the clean image where none succeeds.
+
+    Standard AutoAttack aims at nine targets and so needs ten classes; with fewer, the same four attacks run with as
+    many targets as there are, which is logged.
+
+    Args:
+        epsilon: radius in pixel units.
+        norm: 'linf', 'l2' or 'l1'.
+        version: 'standard', 'plus', 'rand' (for randomized networks) or 'custom'.
+        attacks: of 'custom': some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square.
+        restarts: of APGD in 'custom'.
+        queries: of Square in 'custom'.
+        seed: of every draw; each batch of images starts from it, as in the original.
+
+    Errors:
+        InputError: a setting out of range; attacks without 'custom', or 'custom' without.
+    """
+
+    def __init__(
+        self,
+        *,
+        epsilon: float | str,
+        norm: str = "linf",
+        version: str = "standard",
+        attacks: Sequence[str] | None = None,
+        restarts: int = 1,
+        queries: int = 5000,
+        seed: int = 0,
+    ):
+        super().__init__(epsilon, norm, NORMS)
+        self.version = check_choice("version", version, VERSIONS)
+        if (version == "custom") != bool(attacks):
+            raise InputError(
+                f"attacks is {attacks!r} and version {version!r}; version 'custom' needs attacks, the others take none"
+            )
+        self.attacks = [check_choice("attacks entry", attack, PARTS) for attack in attacks or ()]
+        self.restarts = check_number("restarts", restarts, lowest=1, whole=True)
+        self.queries = check_number("queries", queries, lowest=1, whole=True)
+        self.seed = check_number("seed", seed, lowest=0, whole=True)
+        self._logged = False
+
+    @property
+    def title(self) -> str:
+        return ", ".join(self.attacks) if self.version == "custom" else f"AutoAttack, {self.version}"
+
+    def _run(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        from pyautoattack import AutoAttack as Original
+
+        with torch.no_grad():
+            classes = net(images[:1]).shape[1]
+        version, attacks = self.version, self.attacks or None
+        if version == "standard" and classes < 10:
+            version, attacks = "custom", STANDARD
+            if not self._logged:
+                message = "standard AutoAttack needs ten classes; with %d its attacks take %d targets"
+                log.warning(message, classes, classes - 1)
+                self._logged = True
+        settings: Any = {"version": version, "attacks": attacks, "seed": self.seed, "device": images.device}
+        original = Original(net, norm=NORMS[self.norm], eps=self.epsilon, **settings)
+        if version == "custom":
+            original.apgd.n_restarts = self.restarts
+            original.square.n_queries = self.queries
+        for targeted in (original.apgd_targeted, original.fab):
+            targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
+        return original.run_standard_evaluation(images, labels, batch_size=len(images))[0]
+
+
+class Momentum(_ThirdParty):
+    """foolbox's momentum iterative method, MI-FGSM (Dong et al. 2018), with gradients normalized as in the paper.
+
+    Each gradient has length 1 in L1 before it is summed, equation 6 of the paper; foolbox sums the signs of the
+    gradients, or in L2 their directions.
+
+    Args:
+        epsilon: radius in pixel units.
+        norm: 'linf' or 'l2'.
+        steps: of size epsilon / steps, as in the paper.
+        momentum: decay of the gradients' running sum.
+    """
+
+    def __init__(self, *, epsilon: float | str, norm: str = "linf", steps: int = 40, momentum: float = 1.0):
+        super().__init__(epsilon, norm, ("linf", "l2"))
+        self.steps = check_number("steps", steps, lowest=1, whole=True)
+        self.momentum = check_number("momentum", momentum, lowest=0)
+        self.title = f"MI-FGSM-{steps}"
+
+    def _run(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        with warnings.catch_warnings():  # of foolbox's own imports
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import foolbox
+            from foolbox.attacks.gradient_descent_base import normalize_lp_norms
+
+        original: Any = getattr(foolbox.attacks, f"{NORMS[self.norm]}MomentumIterativeFastGradientMethod")
+
+        class Normalized(original):
+            def normalize(self, gradients: Any, **_: Any) -> Any:
+                return normalize_lp_norms(gradients, p=1)
+
+        attack = Normalized(momentum=self.momentum, steps=self.steps, rel_stepsize=1 / self.steps, random_start=False)
+        bounded = foolbox.PyTorchModel(net, bounds=(0, 1), device=images.device)
+        return attack(bounded, images, labels, epsilons=self.epsilon)[1]  # (raw, clipped, success)
