@@ -136,6 +136,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("allow_changed_config", "compile", "sync_batch_norm", "channels_last", "checks.enabled"), TRUTH),
     **dict.fromkeys(("resume", "checkpoint", "evaluation.cache", "corruptions.root", "data.root"), PLACE),
     "model.weights": PLACE,
+    "model.weights_prefix": optional(word),
     "trusted": list_of(dotted, "[mypackage.Net]"),
     "evaluation.n_examples": optional(COUNT),
     "evaluation.subset": choice("balanced", "first"),
