@@ -131,10 +131,11 @@ def test_every_network_has_its_file():
 def test_a_file_builds_its_network(path):
     assert path.read_text().startswith("# ")
     settings = OmegaConf.to_container(OmegaConf.load(path))
-    assert {name: settings.pop(name) for name in ("normalization", "output", "weights")} == {
+    assert {name: settings.pop(name) for name in ("normalization", "output", "weights", "weights_prefix")} == {
         "normalization": "data",
         "output": None,
         "weights": None,
+        "weights_prefix": None,
     }
     target = settings.pop("_target_")
     if "name" in settings:
