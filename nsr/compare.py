@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nsr.errors import InputError
+from nsr.run.plain_text import printable
 
 if TYPE_CHECKING:
     from nsr.comparison.frames import read_runs
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -103,7 +104,7 @@ def run(options: Any) -> None:
         files = [*write(result, options.output), *write_plots(result, options.output)]
     show(result)
     if files:
-        print(f"\nwritten to  {options.output}: {', '.join(files)}", flush=True)
+        print(f"\nwritten to  {printable(options.output)}: {', '.join(files)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ tests/test_compat.py fails by name when one is gone.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,7 +56,31 @@ def broadcast_no_signals(trainer: pl.Trainer) -> None:
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
+def keep_versions(trainer: pl.Trainer) -> None:
+    """Give WeightAveraging's copy of the network the versions of modules, which Lightning drops from its state."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if (average := getattr(callback, "_average_model", None)) is not None:
+            average.load_state_dict = partial(_load_with_versions, average)
+
+
+def _load_with_versions(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    type(net).load_state_dict(net, with_versions(state, versions_of(net.state_dict())))
+
+
 # ---------------------------------------------------------------- torch 2.11 to 2.14
+
+
+def versions_of(state: Any) -> Mapping[str, Any]:
+    """Return {module: {"version": number}} of a state_dict; empty where it has none."""
+    versions = getattr(state, "_metadata", None)
+    return versions if isinstance(versions, Mapping) else {}
+
+
+def with_versions(state: Mapping[str, Tensor], versions: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a copy of a state_dict with the versions, by which modules decide how to load older states."""
+    copy = OrderedDict(state)
+    copy._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
+    return copy
 
 
 def compile_call(net: nn.Module, call: Callable[[Callable[..., Any], Callable[..., Any]], Any], **options: Any) -> None:

@@ -68,7 +68,7 @@ def slow_iterates(net, image, label, start, *, norm, loss, targeted):
     if targeted:
         sign = -1
     if targeted == "least_likely":
-        aim = min(range(len(clean)), key=lambda k: clean[k])
+        aim = min((k for k in range(len(clean)) if k != label), key=lambda k: clean[k])
     point, iterates = start, []
     for _ in range(STEPS + 1):
         point = point.detach().requires_grad_()

@@ -236,16 +236,6 @@ def test_stronger_attacks_leave_less(hardened, norm):
     assert right[-1] > 5
 
 
-def test_fewer_than_ten_classes_are_reported_once(case, caplog):
-    net, images, labels = case
-    attack = AutoAttack(epsilon=0.5)  # so large that the first of its attacks fools all
-    for _ in range(2):
-        attack(net, images[:10], labels[:10])
-    logged = [record for record in caplog.records if "needs ten classes" in record.message]
-    assert [record.levelname for record in logged] == ["WARNING"]  # on the screen
-    assert "with 4 its attacks take 3 targets" in logged[0].message
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("part", ["apgd-ce", "apgd-dlr", "square"])
 def test_library_attacks_stay_in_the_ball(case, norm, part):

@@ -26,6 +26,7 @@ from nsr.app.composition import compose_checked, is_sweep, jobs, selected_direct
 from nsr.compat import hydra_argument_parser
 from nsr.errors import InputError, RunStopped
 from nsr.run.commands import command, override
+from nsr.run.plain_text import lines, printable
 from nsr.run.processes import (
     DISK_ERRORS,
     fault,
@@ -98,7 +99,7 @@ def _admitted(directory: Path, typed: Sequence[str]) -> list[str]:
 def _fail_at_a_flag(program: str, message: str) -> NoReturn:
     """Replace argparse's page of usage."""
     settings = f"settings are given as name=value, `{command(program, '--help')}` has the choices"
-    print(f"error: {message}; {settings}", file=sys.stderr)
+    print(f"error: {printable(message)}; {settings}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -135,7 +136,7 @@ def _agreed_directory(program: str, overrides: Sequence[str], config_name: str |
         return [override("hydra.run.dir", str(new.parent / of_slurm))]
     found = newest_unfinished(new.parent, overrides)
     if found is None:
-        print(f"no unfinished run of this command in {new.parent}: a new one starts", file=sys.stderr)
+        print(f"no unfinished run of this command in {printable(new.parent)}: a new one starts", file=sys.stderr)
     return [override("hydra.run.dir", str(found or new))]
 
 
@@ -177,7 +178,7 @@ def _fail(message: str, error: Exception) -> NoReturn:
     if is_sweep():
         FAILED.append(message)
         raise CompactHydraException(message) from error  # Hydra runs the other jobs
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(1)
 
 
@@ -193,7 +194,7 @@ def _how_to_resume() -> str:
 def end_of_sweep() -> None:
     """Set exit code 1 where a job failed and the sweeper, such as Optuna's, ran the others without reporting it."""
     if FAILED:
-        print(f"error: {len(FAILED)} jobs of the sweep failed, the last: {FAILED[-1]}", file=sys.stderr)
+        print(f"error: {len(FAILED)} jobs of the sweep failed, the last: {printable(FAILED[-1])}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -202,6 +203,13 @@ class RelevantWarnings(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.name != "py.warnings"
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats without control characters, which names in a message may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return lines(super().format(record))
 
 
 def run_directory() -> Path:

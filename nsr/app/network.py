@@ -25,6 +25,7 @@ from nsr.errors import InputError, check_choice, check_epsilon, check_logits
 from nsr.models import Classifier, build_network
 from nsr.models.build import Allocations
 from nsr.models.normalization import find_normalization, torchvision_name
+from nsr.models.stored import below
 from nsr.models.weights import (
     is_state_dict,
     load_state_dict,
@@ -48,11 +49,12 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
     """
     own = dict(settings["model"])
     choice, weights, output = own.pop("normalization", None), own.pop("weights", None), own.pop("output", None)
+    prefix = own.pop("weights_prefix", None)
     factory = locate(own, "model")
     own.pop("_target_")
     net = build_network(factory, instantiate(own, "model"), **{name: getattr(description, name) for name in SIZES})
     if weights is not None:
-        load_state_dict_file(net, weights)
+        load_state_dict_file(net, weights, prefix=prefix)
     if exchange:
         # here and not by trainer.sync_batchnorm, which makes new layers after the old ones were hooked
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
@@ -102,7 +104,7 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
                     config[part] = OmegaConf.merge(_found(theirs, settings, own) if part == "data" else theirs, own)
             if config.data.get("class_order") is None:
                 config.data.class_order = as_names(settings.get("class_names"), repr(str(config.checkpoint)))
-            config.model.weights = None
+            config.model.weights = config.model.weights_prefix = None
             config.layers = config.layers if config.layers is not None else settings.get("layers")
             if config.norm in (None, settings["norm"]):
                 config.epsilon = config.epsilon if config.epsilon is not None else settings["epsilon"]
@@ -168,8 +170,7 @@ def load_network(
         InputError: they are another network's, or were trained on data unlike those of the description.
     """
     everything = saved["state_dict"] if isinstance(saved["state_dict"], Mapping) else {}
-    own = {key: value for key, value in everything.items() if isinstance(key, str) and key.startswith("net.")}
-    state = {key.removeprefix("net."): value for key, value in own.items()}
+    state = below(everything, "net.")
     if not is_state_dict(state):
         raise InputError(f"{str(path)!r} is no checkpoint of nsr: its state_dict is no mapping of names to tensors")
     try:
@@ -191,7 +192,7 @@ def load_network(
 def network_of(path: Any, place: str, trusted: Sequence[str], description: DataDescription) -> Classifier:
     """Return the network of a checkpoint, with its own normalization, for the data of the description."""
     saved, source = read_settings(path)
-    model = read_part("model", source, path, trusted=trusted) | {"weights": None}
+    model = read_part("model", source, path, trusted=trusted) | {"weights": None, "weights_prefix": None}
     theirs: Any = {name: (source.get("data") or {}).get(name) for name in (*SIZES, "mean", "std")}
     with Allocations(saved["state_dict"]):
         network = build_classifier({"model": model}, replace(description, **theirs))

@@ -143,6 +143,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("allow_changed_config", "compile", "sync_batch_norm", "channels_last", "checks.enabled"), TRUTH),
     **dict.fromkeys(("resume", "checkpoint", "evaluation.cache", "corruptions.root", "data.root"), PLACE),
     "model.weights": PLACE,
+    "model.weights_prefix": optional(word),
     "data.class_names": optional(choice("ignore")),
     "trusted": list_of(trusted_name, "[mypackage.Net]"),
     "evaluation.n_examples": optional(COUNT),

@@ -24,6 +24,7 @@ from nsr.evaluation.curve import write_curve
 from nsr.models.weights import read_checkpoint
 from nsr.run.directory import flat, read_json
 from nsr.run.files import SCHEMA, validated, write_json
+from nsr.run.plain_text import printable
 from nsr.run.processes import global_rank, leave_processes
 from nsr.run.resumption import Earlier, readable_checkpoint, remove_records
 from nsr.run.signals import Interrupted, Signals, interruptible
@@ -38,7 +39,7 @@ def train(config: DictConfig) -> float | tuple[float, ...]:
     with started_job(config, "train") as (job, directory):
         earlier = _earlier(job, directory)
         if earlier.results is not None:
-            print(f"finished already: {directory}", flush=True)
+            print(f"finished already: {printable(directory)}", flush=True)
             return _for_a_sweeper(job.settings, earlier.results)
         if global_rank() == 0:
             write_config(directory, job, extended_from=earlier.extended_from)
@@ -113,11 +114,11 @@ def _earlier(job: Job, directory: Path) -> Earlier:
     if (epoch := earlier.extended_from) is not None:
         kept = directory / f"metrics_epoch{epoch}.json"
         os.replace(directory / "metrics.json", kept)
-        print(f"extending {directory} from epoch {epoch}; its first result is in {kept.name}", flush=True)
+        print(f"extending {printable(directory)} from epoch {epoch}; its first result is in {kept.name}", flush=True)
     elif earlier.checkpoint is not None:
-        print(f"resuming {directory} from {earlier.checkpoint.name}", flush=True)
+        print(f"resuming {printable(directory)} from {earlier.checkpoint.name}", flush=True)
     elif earlier.results is None:
-        print(f"restarting {directory}: it has no checkpoint yet", flush=True)
+        print(f"restarting {printable(directory)}: it has no checkpoint yet", flush=True)
         remove_records(directory)
     return earlier
 

@@ -47,8 +47,8 @@ class GradientAttack:
         loss: the loss to ascend: 'cross_entropy', 'margin' (Carlini and Wagner), 'kl' (to the clean prediction), a
             callable (logits, clean_logits, labels) -> (batch,), or None: cross-entropy, in training the objective's
             `attack_loss` where it has one.
-        targeted: True: the labels are the classes to reach; 'least_likely': the class of least probability on the
-            clean image; the loss then descends. With 'cross_entropy' and 'margin' only.
+        targeted: True: the labels are the classes to reach; 'least_likely': the other class of least probability on
+            the clean image; the loss then descends. With 'cross_entropy' and 'margin' only.
         restarts: number of runs from the start; above 1 the best iterate is kept.
         keep_best: return each image's best iterate of all restarts instead of the last: one that fools the network
             before one that does not, then the one of the highest loss. One more forward pass per restart.
@@ -209,7 +209,8 @@ class GradientAttack:
             return lambda logits: -loss(logits, labels), lambda logits: logits.argmax(1) == classes
         if self.targeted == "least_likely":
             with torch.no_grad():
-                target = forward(images).argmin(1)
+                # never the label itself, which the attack would restore: half the classes, where there are two
+                target = forward(images).scatter(1, classes[:, None], inf).argmin(1)
             return lambda logits: -loss(logits, target), misclassified
         return lambda logits: loss(logits, labels), misclassified
 

@@ -11,11 +11,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from nsr.errors import InputError, check_batch, check_choice, check_epsilon, check_number
+from nsr.losses import margin
 from nsr.modes import frozen_parameters, network_mode
 
 VERSIONS = ("standard", "plus", "rand", "custom")
 PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-STANDARD = ["apgd-ce", "apgd-t", "fab-t", "square"]
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # their names in both packages
 
 log = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ class _ThirdParty:
 class AutoAttack(_ThirdParty):
     """pyautoattack's AutoAttack (Croce and Hein 2020), or some of its attacks; the clean image where none succeeds.
 
-    Standard AutoAttack aims at nine targets and so needs ten classes; with fewer, the same four attacks run with as
-    many targets as there are, which is logged.
+    With fewer than ten classes its targeted attacks aim at all other classes, and where these are too few for the DLR
+    loss, which ranks three logits (targeted: four), APGD ascends the loss's numerator, the margin: both are logged.
 
     Args:
         epsilon: radius in pixel units.
@@ -95,21 +95,41 @@ class AutoAttack(_ThirdParty):
 
         with torch.no_grad():
             classes = net(images[:1]).shape[1]
-        version, attacks = self.version, self.attacks or None
-        if version == "standard" and classes < 10:
-            version, attacks = "custom", STANDARD
-            if not self._logged:
-                message = "standard AutoAttack needs ten classes; with %d its attacks take %d targets"
-                log.warning(message, classes, classes - 1)
-                self._logged = True
-        settings: Any = {"version": version, "attacks": attacks, "seed": self.seed, "device": images.device}
-        original = Original(net, norm=NORMS[self.norm], eps=self.epsilon, **settings)
-        if version == "custom":
+        settings: Any = {"version": self.version, "attacks": self.attacks or None, "seed": self.seed}
+        original = Original(net, norm=NORMS[self.norm], eps=self.epsilon, device=images.device, **settings)
+        if self.version == "custom":
             original.apgd.n_restarts = self.restarts
             original.square.n_queries = self.queries
-        for targeted in (original.apgd_targeted, original.fab):
-            targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
+        changes = _fit_to(original, classes)
+        if changes and not self._logged:
+            log.warning("AutoAttack on %d classes: %s", classes, "; ".join(changes))
+            self._logged = True
         return original.run_standard_evaluation(images, labels, batch_size=len(images))[0]
+
+
+def _fit_to(original: Any, classes: int) -> list[str]:
+    """Limit the targets to the other classes, replace DLR losses that need more classes, and return what changed."""
+    run, targeted, changes = set(original.attacks_to_run), original.apgd_targeted, []
+    for name, attack in (("apgd-t", targeted), ("fab-t", original.fab)):
+        if name in run and attack.n_target_classes >= classes:
+            changes.append(f"{name} has {classes - 1} of its {attack.n_target_classes} targets")
+        attack.n_target_classes = min(attack.n_target_classes, classes - 1)
+
+    def targeted_margin(logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits.gather(1, targeted.y_target[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
+
+    if classes < 3:
+        original.apgd.dlr_loss = margin
+    if classes < 4:  # a third logit would do as a denominator, but make the loss constant for the third class
+        targeted.dlr_loss_targeted = targeted_margin
+        logging.getLogger("auto-attack").addFilter(_is_true)
+    replaced = [name for name, smallest in (("apgd-dlr", 3), ("apgd-t", 4)) if name in run and classes < smallest]
+    return changes + [f"{name} ascends the margin, as its DLR loss needs more classes" for name in replaced]
+
+
+def _is_true(record: logging.LogRecord) -> bool:
+    """Drop pyautoattack's warning that the DLR loss cannot be used, where the margin is."""
+    return "it is not possible to use" not in record.getMessage()
 
 
 class Momentum(_ThirdParty):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from pandas.api.types import is_numeric_dtype
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,7 @@ from rich.text import Text
 from nsr.comparison.statistics import Comparison
 from nsr.comparison.tables import Sheet, commands, sheets
 from nsr.run.files import write_text
+from nsr.run.plain_text import csv_cell, markdown_cell, printable
 
 UNWRAPPED = 40  # characters of a method that stay on one line on a narrow screen
 SHOWN_COMMANDS = 5  # on the screen; in a sweep every run lacks the same
@@ -51,7 +53,8 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     frames = ("comparison.csv", "methods.csv", "differences.csv", "correlations.csv")
     for name, frame in zip(frames, comparison[:4], strict=True):
-        write_text(folder / name, frame.to_csv(index=False, lineterminator="\n"))
+        plain = frame.apply(lambda column: column if is_numeric_dtype(column) else column.map(csv_cell))
+        write_text(folder / name, plain.to_csv(index=False, lineterminator="\n"))
     texts = {"comparison.md": markdown(comparison), "comparison.tex": latex(comparison)}
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -75,8 +78,8 @@ def markdown(comparison: Comparison) -> str:
     parts = ["# Comparison", ""]
     for sheet in sheets(comparison):
         parts += [f"## {sheet.title}", "", *markdown_table(sheet), ""]
-        parts += [_pipe(sheet.note), ""] if sheet.note else []
-    parts += [f"* {note}" for note in comparison.notes]
+        parts += [markdown_cell(sheet.note), ""] if sheet.note else []
+    parts += [f"* {markdown_cell(note)}" for note in comparison.notes]
     if missing := commands(comparison):
         parts += ["", f"{UNFINISHED.capitalize()}; to finish them:", "", "```", *missing, "```"]
     return "\n".join(parts).rstrip() + "\n"
@@ -85,8 +88,11 @@ def markdown(comparison: Comparison) -> str:
 def markdown_table(sheet: Sheet) -> list[str]:
     """Return the lines of a table, numbers aligned right."""
     rule = ["---" if place < sheet.texts else "---:" for place in range(len(sheet.headings))]
-    body = [[f"**{_pipe(cell.text)}**" if cell.best else _pipe(cell.text) for cell in row] for row in sheet.rows]
-    return [f"| {' | '.join(row)} |" for row in ([_pipe(heading) for heading in sheet.headings], rule, *body)]
+    body = [
+        [f"**{markdown_cell(cell.text)}**" if cell.best else markdown_cell(cell.text) for cell in row]
+        for row in sheet.rows
+    ]
+    return [f"| {' | '.join(row)} |" for row in ([markdown_cell(heading) for heading in sheet.headings], rule, *body)]
 
 
 def latex(comparison: Comparison) -> str:
@@ -127,12 +133,3 @@ def _tex(text: str) -> str:
     escaped = escaped.replace(" +- ", r" $\pm$ ")
     escaped = re.sub(r"(?<![\w.])([+-])(?=\d)", r"$\1$", escaped)
     return "--" if escaped == "-" else escaped
-
-
-def _pipe(text: str) -> str:
-    return printable(text).replace("|", r"\|")
-
-
-def printable(text: str) -> str:
-    """Escape line breaks and control characters, which a terminal would obey, in names that others chose."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

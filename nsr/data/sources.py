@@ -92,7 +92,7 @@ class Downloaded(ImageData):
         if not self._is_there():
             raise InputError(
                 f"{self.title} is not in {self.folder} ({reason}): put {', '.join(self.archives)} from "
-                f"{self.page} there, or set data.root to where it is{'' if self.download else ' or ++data.download=true'}"
+                f"{self.page} there, or set data.root to where it is{'' if self.download else ' or data.download=true'}"
             )
 
     def load(self, split: str) -> TensorImages:

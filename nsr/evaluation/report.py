@@ -18,6 +18,7 @@ from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.run.checks import Check
 from nsr.run.commands import command, override
 from nsr.run.files import SENSITIVITY_COLUMNS, append_rows, layer_means, write_json, write_rows, write_sensitivities
+from nsr.run.plain_text import lines, printable
 from nsr.sensitivity import most_sensitive
 
 
@@ -44,9 +45,9 @@ def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -
     """Return a table whose first column holds words, the others numbers."""
     table = Table(title=title)
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left")
+        table.add_column(lines(heading), justify="right" if place else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     return table
 
 
@@ -191,7 +192,7 @@ def show_checks(checks: Sequence[Check], title: str = "checks: the measured robu
         for heading in ("check", "evidence", "usually means"):
             table.add_column(heading, overflow="fold")
         for check in triggered:
-            table.add_row(f"{check.title} ({check.name})", check.evidence, check.meaning)
+            table.add_row(*map(printable, (f"{check.title} ({check.name})", check.evidence, check.meaning)))
         show(table)
     counts = f"{len(triggered)} triggered, {passed} passed, {others} not evaluated"
     show(f"checks      {counts}; checks.json has the evidence")
@@ -209,7 +210,7 @@ def show(*parts: Any) -> None:
     if not console.is_terminal:
         console.width = 160
     for part in filter(None, parts):
-        console.print(part, soft_wrap=isinstance(part, str))
+        console.print(lines(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
 
 
 def _part(results: Mapping[str, float], prefix: str) -> dict[str, float]:

@@ -17,6 +17,7 @@ from nsr.interventions.effects import Effects, Row
 from nsr.interventions.verdicts import FEWEST_IMAGES, is_uninformative, verdicts
 from nsr.plotting import COLUMN, new_figure, save, styled
 from nsr.run.files import append_rows, write_json
+from nsr.run.plain_text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +120,7 @@ def _table(title: str, controls: Sequence[str], rows: Iterable[Sequence[str]]) -
     for control in controls:
         table.add_column(control.replace("_", " "), justify="right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     return table
 
 

@@ -15,6 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from nsr.loggers.fault_tolerant import reason, tolerate_failures
 from nsr.metrics.layer_summary import COLUMNS, TABLE, SensitivityRecord
+from nsr.run.plain_text import markdown_cell
 from nsr.sensitivity import sensitivity_histogram
 
 log = logging.getLogger(__name__)
@@ -107,4 +108,4 @@ def finish(logger: TensorBoardLogger) -> None:
 
 def _markdown(columns: Any, rows: Any) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(markdown_cell, line))} |" for line in lines)

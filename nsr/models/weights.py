@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -13,15 +14,18 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from nsr.errors import InputError
+from nsr.compat import versions_of, with_versions
+from nsr.errors import InputError, one_line
+from nsr.models.stored import BATCH_COUNTER, COMPILED, below, choose_prefix, constants, flat, without_compilation
 
+log = logging.getLogger(__name__)
 NAMES_SHOWN = 3
-NETWORK = "net.net."  # the module keeps its Classifier as `net`, the Classifier its network as `net`
+NETWORK = "state_dict.net.net."  # the module keeps its Classifier as `net`, the Classifier its network as `net`
 PLAIN_PICKLE = "it is no checkpoint that torch.save wrote; a plain pickle"
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
-    """Return the content of a file that `torch.save` wrote, its tensors on the CPU.
+    """Return the content of a file that `torch.save` or safetensors wrote, its tensors on the CPU.
 
     Only tensors and plain values are read (`weights_only`), so a file cannot run code here.
 
@@ -34,15 +38,20 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     name = repr(os.fspath(path))  # repr: a name with a line break stays on one line
     with _open(path, name) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of unusual pickles before it refuses them with an error
+        is_safe = file.read(9)[8:] == b"{"  # safetensors: the length of a header, then the header
+        file.seek(0)
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return _safetensors(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
+        except ImportError:
+            raise InputError(f"{name} needs the package safetensors: pip install safetensors") from None
         except UnpicklingError as error:
             found = re.search(r"GLOBAL (\S+)", str(error))  # in a paragraph that advises to disable the protection
             reason = f"it holds {found[1]}, which" if found else PLAIN_PICKLE
             fix = "; save a plain state_dict instead" if found else ""
             raise InputError(f"refused to read {name}: {reason} could run code when loaded{fix}") from error
         except Exception as error:  # a damaged file makes torch raise nearly anything, KeyError: '101' among it
-            raise InputError(f"{name} is cut short or no checkpoint that torch.save wrote") from error
+            writer = "safetensors" if is_safe else "torch.save"
+            raise InputError(f"{name} is cut short or no checkpoint that {writer} wrote") from error
 
 
 def read_run_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any] | None:
@@ -54,41 +63,60 @@ def read_run_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any] | Non
     return content if isinstance(content, Mapping) and "nsr_settings" in content else None
 
 
-def load_state_dict_file(net: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_state_dict_file(net: nn.Module, path: str | os.PathLike[str], *, prefix: str | None = None) -> None:
     """Copy the weights in the file at `path` into `net`; every key and shape has to fit.
+
+    The keys of nested mappings and the names in them form one dotted name each, such as 'state_dict.model.fc.weight'.
+    The weights are the entries under the prefix where most of the names of `net` are, here 'state_dict.model.'.
 
     Args:
         net: changed in place, and only if everything fits.
-        path: a file of `torch.save` with a state_dict, itself or under the key 'state_dict' or 'model', or the
-            checkpoint of a run. The prefix 'module.', which DataParallel leaves on every key, is removed.
+        path: a file of `torch.save` or safetensors with a state_dict, itself or inside mappings, or the checkpoint of
+            a run.
+        prefix: of the weights, needed where several fit: 'ema', or '.' for none; None: found.
     Errors:
         InputError: one line that names the file; see `read_checkpoint`; or its content does not fit `net`.
     """
-    state = read_checkpoint(path)
-    name = repr(os.fspath(path))
-    is_run = isinstance(state, Mapping) and "nsr_settings" in state
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not is_state_dict(state):
-        got = f"an object of type {type(state).__name__}"
-        if isinstance(state, Mapping):
-            got = f"a mapping with the keys {_some(state)}" if state else "an empty mapping"
+    content, name = read_checkpoint(path), repr(os.fspath(path))
+    stored, expected = flat(content), net.state_dict()
+    if not stored:
+        got = f"an object of type {type(content).__name__}"
+        if isinstance(content, Mapping):
+            got = f"a mapping with the keys {_some(content)}" if content else "an empty mapping"
         raise InputError(f"{name} holds no state_dict, a mapping of names to tensors, but {got}")
-    if is_run:
-        state = {key.removeprefix(NETWORK): tensor for key, tensor in state.items() if key.startswith(NETWORK)}
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    load_state_dict(net, state, name)
+    if not any(COMPILED in key for key in expected):
+        stored = without_compilation(stored)
+    if prefix is None:
+        prefix = NETWORK if "nsr_settings" in content else choose_prefix(expected, stored, name)
+    prefix = f"{prefix.strip('.')}." if prefix.strip(".") else ""
+    state = below(stored, prefix)
+    if not state:
+        known = _some(dict.fromkeys(key.rpartition(".")[0] for key in stored))
+        raise InputError(f"{name} holds no weights under {prefix!r}; its tensors are under {known}")
+    _leave_constants_out(name, state, [key for key in state if key not in expected])
+    _leave_constants_out(name, dict(stored), [key for key in stored if not key.startswith(prefix)])
+    load_state_dict(net, state, f"{name}, under {prefix!r}," if prefix not in ("", NETWORK) else name)
+    if prefix not in ("", NETWORK):
+        unused = len(stored) - len(state)
+        log.info("%s: loaded the weights under %r; %d other tensors are not used", name, prefix, unused)
+
+
+def _leave_constants_out(name: str, state: dict[str, Tensor], names: list[str]) -> None:
+    """Remove what looks like the constants of a normalization from the state, and log how to set them."""
+    for mean, std in constants(state, names):
+        means, stds = (",".join(f"{value:.8g}" for value in state.pop(key).flatten().tolist()) for key in (mean, std))
+        fix = f"model.normalization='{{mean: [{means}], std: [{stds}]}}'"
+        log.warning("%s: %r and %r look like a normalization, which is not loaded; to use it: %s", name, mean, std, fix)
 
 
 def load_state_dict(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Copy `state`, from the file called `name`, into `net`; InputError unless every key and shape fits."""
     expected = net.state_dict()
+    versions = {**versions_of(expected), **versions_of(state)}  # safetensors has none
     # without the weights of heads that the network was built without, such as inception_v3's auxiliary one
     state = {key: tensor for key, tensor in state.items() if getattr(net, key.partition(".")[0], net) is not None}
-    # BatchNorm's batch counter is younger than many weight files; torch does not require it either
-    missing = [key for key in expected if key not in state and not key.endswith(".num_batches_tracked")]
+    # torch does not require BatchNorm's counter either
+    missing = [key for key in expected if key not in state and not key.endswith(BATCH_COUNTER)]
     unexpected = [key for key in state if key not in expected]
     parts = [f"{kind} {_some(keys)}" for kind, keys in (("it lacks", missing), ("it has unknown", unexpected)) if keys]
     if parts:
@@ -102,7 +130,10 @@ def load_state_dict(net: nn.Module, state: Mapping[str, Tensor], name: str) -> N
                 f"{name} does not fit {type(net).__name__}: {key} must have shape {tuple(expected[key].shape)}, "
                 f"but has {tuple(tensor.shape)} in the file; another model, variant, or number of classes?"
             )
-    net.load_state_dict({**expected, **state})
+    try:
+        net.load_state_dict(with_versions({**expected, **state}, versions))
+    except Exception as error:  # of a module's own code for older versions
+        raise InputError(f"{name} cannot be loaded into {type(net).__name__}: {one_line(error)}") from error
 
 
 def is_state_dict(content: object) -> bool:
@@ -121,6 +152,12 @@ def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
         reason = getattr(error, "strerror", None) or error
         start = "" if Path(path).is_absolute() else f" (relative paths start at {str(Path.cwd())!r})"
         raise InputError(f"cannot open {name}: {reason}{start}") from None
+
+
+def _safetensors(file: BinaryIO) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    return load(file.read())
 
 
 def _some(keys: Collection[object]) -> str:

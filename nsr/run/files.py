@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from nsr.run.plain_text import csv_cell
+
 if TYPE_CHECKING:
     from nsr.metrics.layer_summary import LayerSummary
     from nsr.metrics.sensitivity import LayerSensitivity
@@ -25,8 +27,8 @@ def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]
     with path.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if is_new:
-            writer.writerow(columns)
-        writer.writerows(rows)
+            writer.writerow(map(csv_cell, columns))
+        writer.writerows([csv_cell(value) for value in row] for row in rows)
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor, distributed, nn
 from torchmetrics import Metric
 
+from nsr.compat import keep_versions, versions_of, with_versions
 from nsr.data.batches import Batch, images_and_labels, place_of
 from nsr.errors import InputError, RunStopped, check_batch
 from nsr.features import FeatureExtractor
@@ -318,16 +319,19 @@ class RobustClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         sums: Any = self.all_gather(self.train_metrics.sums())  # so far in this epoch, of each process
         checkpoint["training_sums"] = sums.reshape(-1, sums.shape[-1]).cpu()
+        # Lightning's averaged weights come without the versions of modules
+        checkpoint["state_dict"] = with_versions(checkpoint["state_dict"], versions_of(self.state_dict()))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # a run can resume with another stabilizer, or without one
         own = {name: value for name, value in self.state_dict().items() if name.startswith("stabilizer.")}
         for part in {"state_dict", "current_model_state"} & checkpoint.keys():
             kept = {k: value for k, value in checkpoint[part].items() if not k.startswith("stabilizer.") or k in own}
-            checkpoint[part] = {**own, **kept}
+            checkpoint[part] = with_versions({**own, **kept}, versions_of(self.state_dict()))
         sums, trainer = checkpoint.get("training_sums"), self.attached_trainer
         if trainer is None or sums is None:
             return
+        keep_versions(trainer)
         if len(sums) != trainer.world_size:  # of more or fewer processes: all of it to the first
             sums = torch.cat([sums.sum(0, keepdim=True), torch.zeros_like(sums[:1]).repeat(trainer.world_size, 1)])
         self.train_metrics.load_sums(sums[self.global_rank])

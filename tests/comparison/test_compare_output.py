@@ -195,7 +195,7 @@ def test_markdown_is_well_formed(result):
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(blocks) == len(sheets(result))
     assert all(len({len(re.findall(r"(?<!\\)\|", line)) for line in block}) == 1 for block in blocks)
-    assert markdown_table(ODD)[2] == r"| [x] \| {y}^2 ~ z\w <1> | **-1.5** | - |"
+    assert markdown_table(ODD)[2] == r"| [x] \| {y}^2 ~ z\w &lt;1&gt; | **-1.5** | - |"
     assert "**66.00 +- 1.41**" in text
 
 
