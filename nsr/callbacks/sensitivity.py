@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Generator, Tensor, nn
 
 from nsr.data.batches import images_and_labels
-from nsr.errors import InputError, check_batch, check_choice, check_number
+from nsr.errors import InputError, check_batch, check_choice, check_finite_logits, check_number
 from nsr.features import FeatureExtractor
 from nsr.layers import find_layers
 from nsr.loggers import log_picture, log_sensitivities
@@ -102,8 +103,9 @@ class SensitivityLogger(Callback):
         generator = Generator(images.device).manual_seed(draw_seed(self.seed, 1, batch_idx, trainer.global_rank))
         assert self.attack is not None
         with full_precision(images.device):
-            _, clean = extractor(images)
-            _, adversarial = extractor(self.attack(extractor.net, images, labels, generator=generator))
+            clean_logits, clean = extractor(images)
+            logits, adversarial = extractor(self.attack(extractor.net, images, labels, generator=generator))
+            check_finite_logits(torch.cat([clean_logits, logits], 1))
             metric.update(*network_sums(extractor.layers, clean, adversarial), len(labels))
 
     def _measurement(self, pl_module: LightningModule, images: Tensor) -> tuple[FeatureExtractor, NetworkSensitivity]:

@@ -15,8 +15,8 @@ import torch
 from torch import Generator, Tensor, distributed, nn
 from torchmetrics import Metric
 
-from nsr.data.batches import Batch, images_and_labels, place_of
-from nsr.errors import InputError, RunStopped, check_batch
+from nsr.data.batches import Batch, batch_size_of, images_and_labels, place_of
+from nsr.errors import InputError, RunStopped, check_batch, check_finite_logits
 from nsr.features import FeatureExtractor
 from nsr.layers import Layer
 from nsr.metrics.epoch import EpochResult, TrainingMetrics, ValidationMetrics
@@ -39,7 +39,7 @@ class Suite(Protocol):
     metrics: dict[str, float]  # {NAME_accuracy: ...} of the latest test
 
     def start(self, layers: Sequence[Layer], device: torch.device) -> None: ...
-    def measure(self, net: nn.Module, extractor: FeatureExtractor, batch: Batch, *, number: int) -> None: ...
+    def measure(self, net: nn.Module, extractor: FeatureExtractor, batch: Batch, **place: int) -> None: ...
     def finish(self) -> None: ...
 
 
@@ -250,11 +250,20 @@ class RobustClassifier(pl.LightningModule):
                 generator = Generator(self.device).manual_seed(draw_seed(self.seed, 1, place))
                 adversarial_images = self.validation_attack(self.net, images, labels, generator=generator)
             logits, adversarial = self.extractor(adversarial_images)
+            self._check_logits(torch.cat([clean_logits, logits], 1), place)
             loss = self.validation_metrics.update("robust", logits, labels)
             sums = network_sums(self.extractor.layers, clean, adversarial)
             self.validation_metrics.sensitivity.update(*sums, len(labels))
         outputs = {"clean_logits": clean_logits, "adversarial_logits": logits, "labels": labels}
         return {"loss": loss, **outputs, "adversarial_images": adversarial_images}
+
+    def _check_logits(self, logits: Tensor, place: int) -> None:
+        """Raise RunStopped where logits (batch, ...) of the `place`-th validation batch are not finite."""
+        first = place * batch_size_of(self.trainer.val_dataloaders, len(logits))
+        try:
+            check_finite_logits(logits, places=range(first, first + len(logits)))
+        except InputError as error:
+            raise RunStopped(f"validation, epoch {self.current_epoch + 1}: {error}") from error
 
     def on_validation_epoch_end(self) -> None:
         trained = is_training(self.trainer)
@@ -288,8 +297,10 @@ class RobustClassifier(pl.LightningModule):
         place = place_of(self.trainer.test_dataloaders, batch_idx, rank=self.global_rank, size=self.trainer.world_size)
         if place is None:
             return
+        checked = self._checked_batch("test", batch)
+        first = place * batch_size_of(self.trainer.test_dataloaders, len(checked[1]))
         with full_precision(self.device):
-            self.suite.measure(self.net, self.extractor, self._checked_batch("test", batch), number=place)
+            self.suite.measure(self.net, self.extractor, checked, number=place, first=first)
 
     def on_test_epoch_end(self) -> None:
         assert self.suite is not None
