@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from nsr.errors import InputError
+from nsr.run.files import damaged_part
 
+log = logging.getLogger(__name__)
 NAMES_SHOWN = 3
 NETWORK = "net.net."  # the module keeps its Classifier as `net`, the Classifier its network as `net`
 PLAIN_PICKLE = "it is no checkpoint that torch.save wrote; a plain pickle"
@@ -26,13 +29,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     Only tensors and plain values are read (`weights_only`), so a file cannot run code here.
 
     Errors:
-        InputError: one line that names the file: it cannot be opened, is no checkpoint or truncated, or contains
-            something that could run code.
+        InputError: one line that names the file: it cannot be opened, is no checkpoint, truncated or damaged, or
+            contains something that could run code.
     """
     if not isinstance(path, (str, os.PathLike)):  # open() would take a number for a file descriptor
         raise InputError(f"a checkpoint's path is {path!r}; it must be text")
     name = repr(os.fspath(path))  # repr: a name with a line break stays on one line
     with _open(path, name) as file, warnings.catch_warnings():
+        if (part := damaged_part(file)) is not None:
+            raise InputError(f"{name} is damaged: {part} does not have its checksum; copy it again, or take another")
+        file.seek(0)
         warnings.simplefilter("ignore")  # torch warns of unusual pickles before it refuses them with an error
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -93,7 +99,27 @@ def load_state_dict(net: nn.Module, state: Mapping[str, Tensor], name: str) -> N
                 f"{name} does not fit {type(net).__name__}: {key} must have shape {tuple(expected[key].shape)}, "
                 f"but has {tuple(tensor.shape)} in the file; another model, variant, or number of classes?"
             )
+        if _kind(tensor) != _kind(expected[key]):
+            got, wanted = (str(each.dtype).removeprefix("torch.") for each in (tensor, expected[key]))
+            raise InputError(
+                f"{name} holds {key} as {got}; {type(net).__name__} needs {_kind(expected[key])}, {wanted}"
+            )
+    for key, _ in net.named_parameters(remove_duplicate=False):
+        if key in state and not state[key].to(expected[key].dtype).isfinite().all():
+            wanted = f"weights must be finite numbers in {str(expected[key].dtype).removeprefix('torch.')}"
+            raise InputError(f"{name} holds nan or inf in {key}; {wanted}: take an earlier checkpoint")
+    floats = {key: tensor for key, tensor in state.items() if tensor.is_floating_point()}
+    others = {str(tensor.dtype)[6:] for key, tensor in floats.items() if tensor.dtype != expected[key].dtype}
+    if others:
+        log.warning("%s holds weights in %s; they are converted to the network's type", name, ", ".join(sorted(others)))
     net.load_state_dict({**expected, **state})
+
+
+def _kind(tensor: Tensor) -> str:
+    """Return what the values of a tensor are: other widths of the same kind can be converted."""
+    if tensor.is_floating_point():
+        return "floats"
+    return "complex numbers" if tensor.is_complex() else "bools" if tensor.dtype == torch.bool else "integers"
 
 
 def is_state_dict(content: object) -> bool:
