@@ -23,7 +23,7 @@ from nsr.modes import full_precision
 from nsr.plotting import new_figure, save, styled
 from nsr.randomness import draw_seed
 from nsr.run.files import write_layers, write_sensitivities
-from nsr.training.module import RobustClassifier
+from nsr.training.module import RobustClassifier, ends_epoch, validated_epoch
 
 KINDS = ("absolute sensitivity (activation units)", "relative sensitivity (fraction of activation)")
 DRAWING_FRACTION = 0.01  # of the time, for heat maps before the end
@@ -132,7 +132,7 @@ class SensitivityLogger(Callback):
     def _record(
         self, trainer: Trainer, validation: Mapping[str, float], sensitivities: Mapping[str, LayerSensitivity]
     ) -> None:
-        epoch = 0 if trainer.sanity_checking else trainer.current_epoch + 1
+        epoch = validated_epoch(trainer)
         summaries = self.summaries.add(epoch, sensitivities)
         self._where.mkdir(parents=True, exist_ok=True)
         write_sensitivities(self._where / "sensitivity.csv", epoch, sensitivities)
@@ -184,9 +184,9 @@ class _Logits(nn.Module):
 
 
 def _is_recorded(trainer: Trainer) -> bool:
-    """Return whether the validation is part of training and covers all images."""
+    """Return whether the validation is part of training, at the end of an epoch, and covers all images."""
     covers_all = not trainer.sanity_checking or trainer.num_sanity_val_steps == float("inf")
-    return trainer.state.fn == "fit" and covers_all
+    return trainer.state.fn == "fit" and covers_all and ends_epoch(trainer)
 
 
 def draw_heat_map(path: Path, history: Sequence[tuple[int, dict[str, list[float]]]]) -> None:

@@ -48,6 +48,18 @@ def is_training(trainer: pl.Trainer) -> bool:
     return bool(trainer.state.fn == "fit" and not trainer.sanity_checking)
 
 
+def validated_epoch(trainer: pl.Trainer) -> int:
+    """Return the number of the epoch whose end is validated; 0: before training."""
+    return trainer.current_epoch + (not trainer.sanity_checking)  # a further fit() begins with a validation too
+
+
+def ends_epoch(trainer: pl.Trainer) -> bool:
+    """Return whether a validation of a fit is the one after an epoch, cut short or not, or before the first."""
+    if trainer.sanity_checking:
+        return trainer.current_epoch == 0
+    return trainer.is_last_batch or trainer.should_stop
+
+
 class RobustClassifier(pl.LightningModule):
     """A classifier trained on an objective and a stabilizer, and measured under attacks.
 
@@ -271,7 +283,7 @@ class RobustClassifier(pl.LightningModule):
             self.check_finite()
         counts = self.validation_metrics.class_counts.compute().tolist()
         self.result = EpochResult(
-            epoch=0 if self.trainer.sanity_checking else self.current_epoch + 1,
+            epoch=validated_epoch(self.trainer),
             train=self.train_metrics.compute() if trained else {},
             validation=self.validation_metrics.compute(),
             sensitivities=self.validation_metrics.sensitivity.compute(),
