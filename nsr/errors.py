@@ -10,7 +10,7 @@ import difflib
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -169,6 +169,22 @@ def check_logits(logits: Any, labels: Tensor, *, classes: int | None = None) -> 
         raise InputError(f"the network gives {logits.shape[1]} logits an image; the data have {classes} classes")
     if classes is None and int(labels.max()) >= logits.shape[1]:
         raise InputError(f"labels hold the class {int(labels.max())}; the network gives {logits.shape[1]} logits")
+
+
+def check_finite_logits(logits: Tensor, *, places: Sequence[int] | Tensor | None = None) -> None:
+    """Raise InputError where logits (batch, class) are not finite: argmax would make any class of them.
+
+    Args:
+        places: (batch,) index of each image in its data set; None: its index in the batch.
+    """
+    broken = ~logits.isfinite().flatten(1).all(1)
+    if broken.any():
+        first = int(broken.nonzero()[0])
+        value = next(value for value in logits[first].flatten().tolist() if not math.isfinite(value))
+        raise InputError(
+            f"the network's logits of image {first if places is None else int(places[first])} hold {value}; they must "
+            "be finite numbers: check its weights and its normalization"
+        )
 
 
 # ---------------------------------------------------------------- calls of a configuration's _target_

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from nsr.callbacks.progress import TimeLeft
 from nsr.data.corruptions import Corruptions
 from nsr.data.sources import Digits
 from nsr.errors import InputError
+from nsr.evaluation.corrupted import measure_corruptions
 from tests.conftest import evaluated, image_folder, made, read_json, rows
 
 SETTINGS = {"classes": list("0123456789"), "channels": 1, "image_size": 8}
@@ -231,3 +233,20 @@ def test_progress_is_a_row_now_and_then(best, tmp_path, capsys, monkeypatch):
     ]
     assert lines[0].endswith(", ? left")
     assert lines[-1].endswith(", 0:00 left")
+
+
+@pytest.mark.parametrize("tested", [12, 7, 4, 3])
+def test_images_that_a_limit_leaves_out_are_of_no_severity(tested):
+    """Severities of 4 images each, with 4, 2 and 1 of them correct; a limit of batches ends inside one."""
+    correct = torch.tensor([1, 1, 1, 1, 1, 0, 0, 1, 0, 0, 0, 1], dtype=torch.uint8)
+
+    class Tested:
+        def test(self, module, *, datamodule, verbose):
+            module.suite.outcomes = {"clean": correct[:tested]}
+
+    corruptions = SimpleNamespace(names=["fog"], severities=[1, 3, 5], images=lambda name: range(12))
+    module, data = SimpleNamespace(suite=None), SimpleNamespace(test_set=None)
+    rows = measure_corruptions(Tested(), module, data, corruptions, lambda name: None)  # type: ignore[arg-type]
+    expected = {12: [1, 0.5, 0.25], 7: [1, 1 / 3], 4: [1], 3: [1]}[tested]
+    assert [row.accuracy for row in rows] == expected
+    assert [row.severity for row in rows] == [1, 3, 5][: len(expected)]

@@ -184,9 +184,9 @@ def test_chunks_of_another_evaluation_are_refused(tmp_path):
 def test_an_attack_with_other_settings_has_its_own_chunks(tmp_path):
     for steps, expected in ((3, None), (4, None), (3, "first")):
         chunks = ResultCache(tmp_path, {}, {"pgd": {"steps": steps}})
-        assert chunks.read("pgd", 0) == expected
+        assert chunks.read("pgd", "0") == expected
         if expected is None:
-            chunks.write("pgd", 0, "first" if steps == 3 else "second")
+            chunks.write("pgd", "0", "first" if steps == 3 else "second")
 
 
 # ---------------------------------------------------------------- libraries

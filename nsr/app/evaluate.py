@@ -8,13 +8,22 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.utils import get_original_cwd
 from omegaconf import DictConfig
 
 from nsr import __version__
 from nsr.app.build import build_trainer
 from nsr.app.job import Job, progress, run_test, started_job, write_config
 from nsr.evaluation import report
-from nsr.evaluation.cache import ResultCache, fingerprint, images_fingerprint, network_fingerprint
+from nsr.evaluation.cache import (
+    RESPONSE_IMAGES,
+    ResultCache,
+    by_content,
+    fingerprint,
+    fitting_cache,
+    network_fingerprint,
+    network_response,
+)
 from nsr.evaluation.corrupted import corruption_metrics, measure_corruptions
 from nsr.evaluation.curve import expanded, write_curve
 from nsr.evaluation.masking_checks import PROBES, evaluate_checks
@@ -91,22 +100,19 @@ def _analysis_context(job: Job, directory: Path, device: torch.device) -> Analys
 
 def _cache(job: Job, directory: Path, part: str = "") -> ResultCache:
     """The cached results of this evaluation, or of a corruption: the same command finds them again."""
-    settings = job.settings
+    settings, images = job.settings, job.data.test_set
     identity = {
         "network": network_fingerprint(job.module.net),
-        "images": images_fingerprint(job.data.test_set),
-        "images of a batch": job.data.evaluation_batch_size,
         "seed": settings["seed"],
         "nsr": __version__,
-        "layers": settings["layers"],
+        "layers": [repr(layer) for layer in job.module.extractor.layers],
     }
-    attacks = {
-        "clean": None,
-        **expanded(settings["test_attacks"]),
-        "sensitivity": settings["sensitivity_attack"],
-        **dict.fromkeys(PROBES),
-    }
-    folder = directory.parent / "cache" / fingerprint(identity)[:12]
+    ball = {name: settings[name] for name in ("norm", "epsilon")}
+    measured = {**expanded(settings["test_attacks"]), "sensitivity": settings["sensitivity_attack"]}
+    own = by_content({name: {**ball, **(attack or {})} for name, attack in measured.items()}, Path(get_original_cwd()))
+    attacks = {**dict.fromkeys(PROBES), **own, "clean": None}
+    first = torch.stack([images[index][0] for index in range(min(RESPONSE_IMAGES, len(images)))])
+    response = network_response(job.module.net, first)
     if settings["evaluation"]["cache"] is not None:
-        folder = Path(settings["evaluation"]["cache"]) / part
-    return ResultCache(folder, identity, attacks)
+        return ResultCache(Path(settings["evaluation"]["cache"]) / part, identity, attacks, response)
+    return fitting_cache(directory.parent / "cache" / fingerprint(identity)[:12], identity, attacks, response)

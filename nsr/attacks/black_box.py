@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from nsr.attacks.balls import BALLS
 from nsr.attacks.guard import Attack, AttackWrapper, guarded
-from nsr.errors import InputError, check_choice, check_epsilon, check_number
+from nsr.errors import InputError, check_choice, check_epsilon, check_finite_logits, check_number
 from nsr.modes import network_mode
 
 
@@ -40,7 +40,9 @@ class UniformDraws:
                     break
                 drawn = BALLS[self.norm](images[left], self.epsilon).random_point(generator)
                 adversarial[left] = drawn
-                left = left[net(drawn).argmax(1) == labels[left]]
+                logits = net(drawn)
+                check_finite_logits(logits, places=left)
+                left = left[logits.argmax(1) == labels[left]]
         return adversarial
 
 
@@ -86,7 +88,9 @@ class TransferAttack(_OtherNetworks):
             made = self.attack(network.to(images.device), images, labels, generator=generator)
             adversarial[left] = made[left]
             with torch.no_grad(), network_mode(net, "eval"):
-                left = left & (net(adversarial).argmax(1) == labels)
+                logits = net(adversarial)
+            check_finite_logits(logits)
+            left = left & (logits.argmax(1) == labels)
         return adversarial
 
 

@@ -18,7 +18,16 @@ from torch import Generator, Tensor, nn
 
 from nsr.attacks.balls import BALLS, Ball, per_image
 from nsr.attacks.guard import callable_name
-from nsr.errors import InputError, check_batch, check_choice, check_epsilon, check_logits, check_number, fraction
+from nsr.errors import (
+    InputError,
+    check_batch,
+    check_choice,
+    check_epsilon,
+    check_finite_logits,
+    check_logits,
+    check_number,
+    fraction,
+)
 from nsr.losses import cross_entropy, kl_from_clean, margin, precise
 from nsr.modes import MODES, batch_norm_mode, frozen_parameters, network_mode, unchanged_buffers
 
@@ -147,6 +156,7 @@ class GradientAttack:
             logits = net(inputs)
             if check:
                 check_logits(logits, labels)
+                check_finite_logits(logits)
             return logits
 
         # an evaluation may run in inference mode, whose tensors cannot be differentiated
@@ -269,7 +279,8 @@ def pgd(
         gradient, hook, mode, requires_grad flag or buffer of `net` is left changed; no parameter gradient is computed.
 
     Errors:
-        InputError: a setting out of range, images outside [0, 1], labels that are no classes of `net`.
+        InputError: a setting out of range, images outside [0, 1], labels that are no classes of `net`, logits that
+            are not finite.
     """
     attack = GradientAttack(
         epsilon=epsilon,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from nsr.errors import InputError, check_batch, check_choice, check_epsilon, check_number
+from nsr.errors import InputError, check_batch, check_choice, check_epsilon, check_finite_logits, check_number
 from nsr.losses import margin
 from nsr.modes import frozen_parameters, network_mode
 
@@ -36,6 +36,8 @@ class _ThirdParty:
         check_batch(images, labels)
         if self.epsilon == 0:
             return images.clone()
+        with torch.no_grad(), network_mode(net, "eval"):
+            check_finite_logits(net(images))
         devices = [images.device] if images.device.type == "cuda" else []
         with torch.random.fork_rng(devices), network_mode(net, "eval"), frozen_parameters(net), torch.enable_grad():
             return self._run(net, images, labels).detach()

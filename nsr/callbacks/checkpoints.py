@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from contextlib import suppress
@@ -19,6 +20,7 @@ from nsr.errors import RunStopped
 from nsr.run.signals import Interrupted, Signals
 from nsr.training.module import is_training
 
+log = logging.getLogger(__name__)
 PLACE = "nsr_place"  # in a checkpoint: {"epochs": finished, "batches": trained on since}
 NOT_BEGUN = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
 
@@ -56,6 +58,15 @@ class Checkpoints(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.current_epoch > self.place["epochs"]:
             self.save(trainer, epochs=trainer.current_epoch)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if 0 <= trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True  # Lightning validates the weights that it ends with, as it does after max_time
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if is_training(trainer) and trainer.should_stop and not trainer.is_last_batch and trainer.is_global_zero:
+            text = "epoch %d is the last and incomplete: trainer.max_time or max_steps ended it; its row is of %d steps"
+            log.warning(text, trainer.current_epoch + 1, trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.save(trainer, epochs=trainer.fit_loop.epoch_progress.current.completed)

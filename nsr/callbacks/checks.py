@@ -14,7 +14,7 @@ from torch import Generator
 from nsr.attacks import GradientAttack
 from nsr.callbacks.training_checks import RULES, Epoch, Verdict
 from nsr.data.batches import EvaluationBatches, images_and_labels, place_of
-from nsr.errors import check_choice
+from nsr.errors import check_choice, check_finite_logits
 from nsr.metrics.epoch import EpochResult
 from nsr.modes import full_precision
 from nsr.randomness import draw_seed
@@ -83,6 +83,7 @@ class TrainingChecks(pl.Callback):
         with full_precision(pl_module.device):
             generator = Generator(pl_module.device).manual_seed(draw_seed(pl_module.seed, 2, number or 0))
             logits = pl_module.net(probe(pl_module.net, images, labels, generator=generator))
+            check_finite_logits(logits)
         correct = (logits.argmax(1) == labels).sum()
         self._probed = self._probed + torch.stack([correct, torch.full_like(correct, len(labels))])
 

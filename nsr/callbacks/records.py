@@ -12,6 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from nsr.errors import RunStopped
 from nsr.run.files import append_rows, write_json
 from nsr.run.processes import check_same_settings
+from nsr.training.module import ends_epoch
 
 if TYPE_CHECKING:
     from nsr.training.module import RobustClassifier
@@ -52,7 +53,7 @@ class RunRecords(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         result = pl_module.result
-        if trainer.state.fn != "fit" or not trainer.is_global_zero or result is None:
+        if trainer.state.fn != "fit" or not trainer.is_global_zero or result is None or not ends_epoch(trainer):
             return
         if not self.directory.exists() or not (self.directory / "config.yaml").exists():  # a logger makes folders again
             raise RunStopped(f"the run directory {self.directory} was deleted while the run wrote to it")

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Generator, Tensor, nn
 
 from nsr.data.batches import images_and_labels
-from nsr.errors import InputError, check_batch, check_choice, check_number
+from nsr.errors import InputError, check_batch, check_choice, check_finite_logits, check_number
 from nsr.features import FeatureExtractor
 from nsr.layers import find_layers
 from nsr.loggers import log_picture, log_sensitivities
@@ -22,7 +23,7 @@ from nsr.modes import full_precision
 from nsr.plotting import new_figure, save, styled
 from nsr.randomness import draw_seed
 from nsr.run.files import write_layers, write_sensitivities
-from nsr.training.module import RobustClassifier
+from nsr.training.module import RobustClassifier, ends_epoch, validated_epoch
 
 KINDS = ("absolute sensitivity (activation units)", "relative sensitivity (fraction of activation)")
 DRAWING_FRACTION = 0.01  # of the time, for heat maps before the end
@@ -102,8 +103,9 @@ class SensitivityLogger(Callback):
         generator = Generator(images.device).manual_seed(draw_seed(self.seed, 1, batch_idx, trainer.global_rank))
         assert self.attack is not None
         with full_precision(images.device):
-            _, clean = extractor(images)
-            _, adversarial = extractor(self.attack(extractor.net, images, labels, generator=generator))
+            clean_logits, clean = extractor(images)
+            logits, adversarial = extractor(self.attack(extractor.net, images, labels, generator=generator))
+            check_finite_logits(torch.cat([clean_logits, logits], 1))
             metric.update(*network_sums(extractor.layers, clean, adversarial), len(labels))
 
     def _measurement(self, pl_module: LightningModule, images: Tensor) -> tuple[FeatureExtractor, NetworkSensitivity]:
@@ -130,7 +132,7 @@ class SensitivityLogger(Callback):
     def _record(
         self, trainer: Trainer, validation: Mapping[str, float], sensitivities: Mapping[str, LayerSensitivity]
     ) -> None:
-        epoch = 0 if trainer.sanity_checking else trainer.current_epoch + 1
+        epoch = validated_epoch(trainer)
         summaries = self.summaries.add(epoch, sensitivities)
         self._where.mkdir(parents=True, exist_ok=True)
         write_sensitivities(self._where / "sensitivity.csv", epoch, sensitivities)
@@ -182,9 +184,9 @@ class _Logits(nn.Module):
 
 
 def _is_recorded(trainer: Trainer) -> bool:
-    """Return whether the validation is part of training and covers all images."""
+    """Return whether the validation is part of training, at the end of an epoch, and covers all images."""
     covers_all = not trainer.sanity_checking or trainer.num_sanity_val_steps == float("inf")
-    return trainer.state.fn == "fit" and covers_all
+    return trainer.state.fn == "fit" and covers_all and ends_epoch(trainer)
 
 
 def draw_heat_map(path: Path, history: Sequence[tuple[int, dict[str, list[float]]]]) -> None:

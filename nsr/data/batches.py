@@ -221,6 +221,11 @@ def place_of(loader: Any, batch_idx: int, *, rank: int, size: int) -> int | None
     return rank + batch_idx * size
 
 
+def batch_size_of(loader: Any, images: int) -> int:
+    """Return the number of images in the full batches of a loader; `images`, where it does not have one."""
+    return int(getattr(getattr(loader, "batch_sampler", None), "batch_size", None) or images)
+
+
 def images_and_labels(batch: Any) -> Batch:
     """Return the images and labels of a batch: its first two entries, or a mapping's under IMAGE_KEYS and LABEL_KEYS.
 

@@ -102,7 +102,7 @@ class Downloaded(ImageData):
         except FAILURES as error:
             raise InputError(
                 f"{self.title} in {self.folder} cannot be read ({_reason(error)}): delete "
-                f"{(self.folder / self.files[0]).parent} and run again with ++data.download=true, or set data.root"
+                f"{(self.folder / self.files[0]).parent} and run again with data.download=true, or set data.root"
             ) from None
         return TensorImages(images, labels)
 

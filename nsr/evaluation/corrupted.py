@@ -43,8 +43,9 @@ def measure_corruptions(
         data.test_set, suite = data.relabeled(corruptions.images(name)), AttackSuite({})
         module.suite, suite.cache = suite, cache(name)
         trainer.test(module, datamodule=data, verbose=False)
-        correct = suite.outcomes["clean"].view(len(corruptions.severities), -1)  # (severity, image)
-        for severity, flags in zip(corruptions.severities, correct, strict=True):
+        # trainer.limit_test_batches may leave out images of the last severities, or all
+        correct = suite.outcomes["clean"].split(len(data.test_set) // len(corruptions.severities))
+        for severity, flags in zip(corruptions.severities, correct, strict=False):
             count, images = int(flags.sum()), len(flags)
             rows.append(CorruptionAccuracy(name, severity, count / images, *wilson(count, images)))
     data.test_set, module.suite = before

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from torch import Generator, Tensor, nn
 
 from nsr.attacks import GradientAttack
-from nsr.errors import InputError
+from nsr.errors import InputError, check_finite_logits
 from nsr.losses import cross_entropy
 from nsr.modes import frozen_parameters
 from nsr.run.checks import Check
@@ -132,7 +132,9 @@ def zero_gradient(net: nn.Module, images: Tensor, labels: Tensor, *, generator: 
     """Flag images at which the loss has no gradient at all."""
     with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(net):
         inputs = images.detach().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(cross_entropy(net(inputs), labels).sum(), inputs)
+        logits = net(inputs)
+        check_finite_logits(logits)
+        (gradient,) = torch.autograd.grad(cross_entropy(logits, labels).sum(), inputs)
     return (gradient == 0).flatten(1).all(1)
 
 
@@ -141,12 +143,13 @@ def nondeterministic(net: nn.Module, images: Tensor, labels: Tensor, *, generato
     with torch.no_grad():
         first = net(images)
         others = torch.stack([net(images) for _ in range(PASSES - 1)])  # (pass, image, class)
+    check_finite_logits(torch.cat([first[None], others]).transpose(0, 1))
     return (others - first).abs().amax((0, 2)) > DETERMINISTIC * first.abs().amax(1)
 
 
 def epsilon_one(net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
     """Flag images classified correctly under PGD-40 with epsilon 1, which can turn any image into any other."""
-    adversarial = GradientAttack(epsilon=1, steps=40)(net, images, labels, generator=generator)
+    adversarial = GradientAttack(epsilon=1, steps=40)(net, images, labels, generator=generator, check=True)
     with torch.no_grad():
         return (net(images).argmax(1) == labels) & (net(adversarial).argmax(1) == labels)
 

@@ -18,18 +18,20 @@ from scipy.stats import binomtest
 from torch import Generator, Tensor, distributed, nn
 from torchmetrics import Metric
 
-from nsr.evaluation.cache import ResultCache
+from nsr.errors import check_finite_logits
+from nsr.evaluation.cache import ResultCache, batch_fingerprint
 from nsr.features import FeatureExtractor
 from nsr.layers import Layer
 from nsr.metrics.epoch import flat_values
 from nsr.metrics.sensitivity import LayerSensitivity, NetworkSensitivity, network_sums
-from nsr.randomness import draw_seed
+from nsr.randomness import draw_seed, seeded
 
 Attack = Callable[..., Tensor]
 CURVE = "curve_x"  # prefix of rows at other radii than the threat model's: no part of the worst case
 SUMS = ("difference", "activation")
 # of a batch: correct (image,) bool, logits (image, class) where the user's own metrics need them; or SUMS (neuron,)
 Result = dict[str, Tensor]
+Measure = Callable[[], Result]
 Pieces = dict[int, dict[str, Tensor]]  # {number of a batch: {row: values of its images}}
 
 
@@ -82,48 +84,64 @@ class AttackSuite:
         self._sums = None if self.sensitivity_attack is None else NetworkSensitivity(layers).to(device)
 
     def measure(
-        self, net: nn.Module, extractor: FeatureExtractor, batch: tuple[Tensor, Tensor], *, number: int
+        self, net: nn.Module, extractor: FeatureExtractor, batch: tuple[Tensor, Tensor], *, number: int, first: int = 0
     ) -> None:
-        """Measure the `number`-th batch of the whole test set."""
+        """Measure the `number`-th batch of the whole test set, whose images begin with that of index `first`.
+
+        Errors:
+            InputError: logits that are not finite.
+        """
         images, labels = batch
+        name = batch_fingerprint(number, images, labels) if self.cache else ""
+        places = first + torch.arange(len(labels), device=images.device)
         keys = ("correct", "logits") if self.extra else ("correct",)
 
         def generator() -> Generator:
             return Generator(images.device).manual_seed(draw_seed(self.seed, 1, number))
 
-        cached = partial(self._cached, number, images.device)
-        rows = {"clean": cached("clean", keys, partial(_classify, net, images, labels))}
-        for name, attack in self.attacks.items():
-            rows[name] = cached(name, keys, partial(_attack, attack, net, images, labels, rows["clean"], generator()))
-        flags = {name: row["correct"] for name, row in rows.items()}
-        for name, probe in self.probes.items():
+        cached = partial(self._cached, name, number, images.device)
+        rows = {"clean": cached("clean", keys, partial(_classify, net, images, labels, places))}
+        for row, attack in self.attacks.items():
+            measure = partial(_attack, attack, net, images, labels, places, rows["clean"], generator())
+            rows[row] = cached(row, keys, measure)
+        flags = {row: result["correct"] for row, result in rows.items()}
+        for row, probe in self.probes.items():
             measure = partial(_probe, probe, net, images, labels, generator())
-            flags[name] = cached(name, ["correct"], measure)["correct"]
-        piece = {name: values.to(torch.uint8) for name, values in flags.items()}
+            flags[row] = cached(row, ["correct"], measure)["correct"]
+        piece = {row: values.to(torch.uint8) for row, values in flags.items()}
         if self.extra:
-            piece |= {f"logits/{name}": row["logits"] for name, row in rows.items()} | {"labels": labels}
-        self._pieces[number] = {name: values.cpu() for name, values in piece.items()}
+            piece |= {f"logits/{row}": result["logits"] for row, result in rows.items()} | {"labels": labels}
+        self._pieces[number] = {row: values.cpu() for row, values in piece.items()}
         if self.sensitivity_attack is not None and self._sums is not None:
-            measure = partial(_sensitivity, self.sensitivity_attack, net, images, labels, extractor, generator())
+            measure = partial(
+                _sensitivity, self.sensitivity_attack, net, images, labels, places, extractor, generator()
+            )
             sums = cached("sensitivity", SUMS, measure)
             self._sums.update(sums["difference"].double(), sums["activation"].double(), len(labels))
 
     def _cached(
-        self, number: int, device: torch.device, name: str, keys: Sequence[str], measure: Callable[[], Result]
+        self,
+        batch: str,
+        number: int,
+        device: torch.device,
+        row: str,
+        keys: Sequence[str],
+        measure: Measure,
     ) -> Result:
         """Return a batch's result, rounded as in the cache: read from there, else measured and cached."""
-        saved = self.cache.read(name, number) if self.cache else None
+        saved = self.cache.read(row, batch) if self.cache else None
         seconds = None
         if saved is None or any(key not in saved for key in keys):
             started = time.perf_counter()
-            if name != "sensitivity":
-                torch.manual_seed(draw_seed(self.seed, 2, number))  # for networks that draw: the same for any row
-            measured = measure()
+            seed = draw_seed(self.seed, 2, number)
+            with seeded(seed):  # for networks that draw: the same for any row
+                torch.manual_seed(seed)  # of the accelerators too
+                measured = measure()
             saved = {key: _plain(measured[key]) for key in keys}
             if self.cache:
-                self.cache.write(name, number, saved)
+                self.cache.write(row, batch, saved)
             seconds = time.perf_counter() - started
-        self.finished(name, seconds)
+        self.finished(row, seconds)
         return {key: _tensor(saved[key], device) for key in keys}
 
     def finish(self) -> None:
@@ -141,20 +159,28 @@ class AttackSuite:
         self.metrics = accuracies(self.outcomes) | flat_values(own)  # the user's own: {ROW_METRIC: value}
 
 
-def _classify(net: nn.Module, images: Tensor, labels: Tensor) -> Result:
+def _classify(net: nn.Module, images: Tensor, labels: Tensor, places: Tensor) -> Result:
     with torch.no_grad():
         logits = net(images)
+    check_finite_logits(logits, places=places)
     return {"correct": logits.argmax(1) == labels, "logits": logits}
 
 
 def _attack(
-    attack: Attack, net: nn.Module, images: Tensor, labels: Tensor, clean: Result, generator: Generator
+    attack: Attack,
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    places: Tensor,
+    clean: Result,
+    generator: Generator,
 ) -> Result:
     """Attack the images that are classified correctly without an attack; the others keep their clean result."""
     chosen = clean["correct"].nonzero()[:, 0]
     result = {key: values.clone() for key, values in clean.items()}
     if len(chosen):
-        found = _classify(net, attack(net, images[chosen], labels[chosen], generator=generator), labels[chosen])
+        adversarial = attack(net, images[chosen], labels[chosen], generator=generator)
+        found = _classify(net, adversarial, labels[chosen], places[chosen])
         for key, values in result.items():
             values[chosen] = found[key].to(values.dtype)
     return result
@@ -165,11 +191,19 @@ def _probe(probe: Attack, net: nn.Module, images: Tensor, labels: Tensor, genera
 
 
 def _sensitivity(
-    attack: Attack, net: nn.Module, images: Tensor, labels: Tensor, extractor: FeatureExtractor, generator: Generator
+    attack: Attack,
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    places: Tensor,
+    extractor: FeatureExtractor,
+    generator: Generator,
 ) -> Result:
     adversarial = attack(net, images, labels, generator=generator)
     with torch.no_grad():
-        sums = network_sums(extractor.layers, extractor(images)[1], extractor(adversarial)[1])
+        (_, clean), (logits, features) = extractor(images), extractor(adversarial)
+    check_finite_logits(logits, places=places)
+    sums = network_sums(extractor.layers, clean, features)
     return dict(zip(SUMS, sums, strict=True))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nsr.errors import InputError
+from nsr.errors import InputError, check_finite_logits
 from nsr.interventions.controls import MOST, WHOLE, NeuronSets
 from nsr.interventions.ranking import LayerRanking
 from nsr.losses import margin
@@ -98,6 +98,7 @@ class EffectAccumulator:
 
     def add(self, kind: str, layer: str, *, plain: Tensor, patched: Tensor, labels: Tensor) -> None:
         """Add a batch's logits without the interventions (image, class) and with them (distinct set, image, class)."""
+        check_finite_logits(patched.transpose(0, 1))
         margins = margin(patched.flatten(0, 1), labels.repeat(len(patched))).unflatten(0, patched.shape[:2])
         changed, shift = patched.argmax(2) != labels, margins - margin(plain, labels)  # towards misclassification
         if kind == "patch_clean":

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nsr.errors import InputError, check_batch, check_choice, check_logits, check_number
+from nsr.errors import InputError, check_batch, check_choice, check_finite_logits, check_logits, check_number
 from nsr.interventions.controls import NeuronSets, neuron_sets
 from nsr.interventions.effects import ABLATIONS, KINDS, EffectAccumulator, Effects
 from nsr.interventions.pairs import Pairs, adversarial_pairs, check_image_count, halves
@@ -191,6 +191,7 @@ class Interventions:
     ) -> None:
         """Run the two plain passes of a batch, then the patched ones of every kind, layer and set."""
         clean, attacked = patcher.record(pairs.images), patcher.record(pairs.adversarial)
+        check_finite_logits(torch.cat([clean.logits, attacked.logits], 1))
         correct, robust = (recording.logits.argmax(1) == pairs.labels for recording in (clean, attacked))
         accumulator.count(correct, robust)
         for kind in self.kinds:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nsr.compat import versions_of, with_versions
 from nsr.errors import InputError, one_line
 from nsr.models.stored import BATCH_COUNTER, COMPILED, below, choose_prefix, constants, flat, without_compilation
+from nsr.run.files import damaged_part
 
 log = logging.getLogger(__name__)
 NAMES_SHOWN = 3
@@ -30,13 +31,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     Only tensors and plain values are read (`weights_only`), so a file cannot run code here.
 
     Errors:
-        InputError: one line that names the file: it cannot be opened, is no checkpoint or truncated, or contains
-            something that could run code.
+        InputError: one line that names the file: it cannot be opened, is no checkpoint, truncated or damaged, or
+            contains something that could run code.
     """
     if not isinstance(path, (str, os.PathLike)):  # open() would take a number for a file descriptor
         raise InputError(f"a checkpoint's path is {path!r}; it must be text")
     name = repr(os.fspath(path))  # repr: a name with a line break stays on one line
     with _open(path, name) as file, warnings.catch_warnings():
+        if (part := damaged_part(file)) is not None:
+            raise InputError(f"{name} is damaged: {part} does not have its checksum; copy it again, or take another")
+        file.seek(0)
         warnings.simplefilter("ignore")  # torch warns of unusual pickles before it refuses them with an error
         is_safe = file.read(9)[8:] == b"{"  # safetensors: the length of a header, then the header
         file.seek(0)
@@ -130,10 +134,30 @@ def load_state_dict(net: nn.Module, state: Mapping[str, Tensor], name: str) -> N
                 f"{name} does not fit {type(net).__name__}: {key} must have shape {tuple(expected[key].shape)}, "
                 f"but has {tuple(tensor.shape)} in the file; another model, variant, or number of classes?"
             )
+        if _kind(tensor) != _kind(expected[key]):
+            got, wanted = (str(each.dtype).removeprefix("torch.") for each in (tensor, expected[key]))
+            raise InputError(
+                f"{name} holds {key} as {got}; {type(net).__name__} needs {_kind(expected[key])}, {wanted}"
+            )
+    for key, _ in net.named_parameters(remove_duplicate=False):
+        if key in state and not state[key].to(expected[key].dtype).isfinite().all():
+            wanted = f"weights must be finite numbers in {str(expected[key].dtype).removeprefix('torch.')}"
+            raise InputError(f"{name} holds nan or inf in {key}; {wanted}: take an earlier checkpoint")
+    floats = {key: tensor for key, tensor in state.items() if tensor.is_floating_point()}
+    others = {str(tensor.dtype)[6:] for key, tensor in floats.items() if tensor.dtype != expected[key].dtype}
+    if others:
+        log.warning("%s holds weights in %s; they are converted to the network's type", name, ", ".join(sorted(others)))
     try:
         net.load_state_dict(with_versions({**expected, **state}, versions))
     except Exception as error:  # of a module's own code for older versions
         raise InputError(f"{name} cannot be loaded into {type(net).__name__}: {one_line(error)}") from error
+
+
+def _kind(tensor: Tensor) -> str:
+    """Return what the values of a tensor are: other widths of the same kind can be converted."""
+    if tensor.is_floating_point():
+        return "floats"
+    return "complex numbers" if tensor.is_complex() else "bools" if tensor.dtype == torch.bool else "integers"
 
 
 def is_state_dict(content: object) -> bool:

@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nsr.run.plain_text import csv_cell
 
@@ -36,6 +38,20 @@ def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([columns, *rows])
     write_text(path, file.getvalue())
+
+
+def damaged_part(file: BinaryIO) -> str | None:
+    """Return the part of a checkpoint whose checksum does not fit, which torch does not compare; None where all do.
+
+    A file that is no zip, as older ones, has no checksums; those of one written without them are 0.
+    """
+    if not zipfile.is_zipfile(file):
+        return None
+    try:
+        with zipfile.ZipFile(file) as parts:
+            return parts.testzip() if any(part.CRC for part in parts.infolist()) else None
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
+        return str(error)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from nsr.errors import InputError
 from nsr.run.commands import override, parse_value
 from nsr.run.directory import OWN, changes, check_unused, process_status, read_json, read_yaml
+from nsr.run.files import damaged_part
 from nsr.run.own import is_own
 from nsr.run.processes import is_started_from_outside
 
@@ -93,11 +94,16 @@ def _has_new_schedule(
 
 
 def readable_checkpoint(directory: Path) -> Path | None:
-    """Return the newest checkpoint that is complete."""
-    for name in ("last.ckpt", "previous.ckpt"):
-        path = directory / "checkpoints" / name
-        if path.exists() and zipfile.is_zipfile(path):
-            return path
+    """Return the newest checkpoint that is complete, None where there is none; InputError where all are damaged."""
+    paths = [directory / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
+    for path in (found := [path for path in paths if path.exists()]):
+        with path.open("rb") as file:
+            if zipfile.is_zipfile(file) and damaged_part(file) is None:
+                return path
+    if found:
+        names = " and ".join(path.name for path in found)
+        fix = "restore one from a copy, or remove the folder checkpoints to begin anew"
+        raise InputError(f"{directory} cannot be resumed: {names} damaged or cut short; {fix}")
     return None
 
 

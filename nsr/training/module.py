@@ -16,8 +16,8 @@ from torch import Generator, Tensor, distributed, nn
 from torchmetrics import Metric
 
 from nsr.compat import keep_versions, versions_of, with_versions
-from nsr.data.batches import Batch, images_and_labels, place_of
-from nsr.errors import InputError, RunStopped, check_batch
+from nsr.data.batches import Batch, batch_size_of, images_and_labels, place_of
+from nsr.errors import InputError, RunStopped, check_batch, check_finite_logits
 from nsr.features import FeatureExtractor
 from nsr.layers import Layer
 from nsr.metrics.epoch import EpochResult, TrainingMetrics, ValidationMetrics
@@ -42,8 +42,10 @@ class Suite(Protocol):
     def start(self, layers: Sequence[Layer], device: torch.device) -> None:
         """Empty the suite."""
 
-    def measure(self, net: nn.Module, extractor: FeatureExtractor, batch: Batch, *, number: int) -> None:
-        """Attack a batch of the test set."""
+    def measure(
+        self, net: nn.Module, extractor: FeatureExtractor, batch: Batch, *, number: int, first: int = 0
+    ) -> None:
+        """Attack the `number`-th batch of the test set, whose images begin with that of index `first`."""
 
     def finish(self) -> None:
         """Combine the batches, over processes too, into `metrics`."""
@@ -52,6 +54,18 @@ class Suite(Protocol):
 def is_training(trainer: pl.Trainer) -> bool:
     """Return whether the Trainer fits, and is past the validation before training."""
     return bool(trainer.state.fn == "fit" and not trainer.sanity_checking)
+
+
+def validated_epoch(trainer: pl.Trainer) -> int:
+    """Return the number of the epoch whose end is validated; 0: before training."""
+    return trainer.current_epoch + (not trainer.sanity_checking)  # a further fit() begins with a validation too
+
+
+def ends_epoch(trainer: pl.Trainer) -> bool:
+    """Return whether a validation of a fit is the one after an epoch, cut short or not, or before the first."""
+    if trainer.sanity_checking:
+        return trainer.current_epoch == 0
+    return trainer.is_last_batch or trainer.should_stop
 
 
 class RobustClassifier(pl.LightningModule):
@@ -256,11 +270,20 @@ class RobustClassifier(pl.LightningModule):
                 generator = Generator(self.device).manual_seed(draw_seed(self.seed, 1, place))
                 adversarial_images = self.validation_attack(self.net, images, labels, generator=generator)
             logits, adversarial = self.extractor(adversarial_images)
+            self._check_logits(torch.cat([clean_logits, logits], 1), place)
             loss = self.validation_metrics.update("robust", logits, labels)
             sums = network_sums(self.extractor.layers, clean, adversarial)
             self.validation_metrics.sensitivity.update(*sums, len(labels))
         outputs = {"clean_logits": clean_logits, "adversarial_logits": logits, "labels": labels}
         return {"loss": loss, **outputs, "adversarial_images": adversarial_images}
+
+    def _check_logits(self, logits: Tensor, place: int) -> None:
+        """Raise RunStopped where logits (batch, ...) of the `place`-th validation batch are not finite."""
+        first = place * batch_size_of(self.trainer.val_dataloaders, len(logits))
+        try:
+            check_finite_logits(logits, places=range(first, first + len(logits)))
+        except InputError as error:
+            raise RunStopped(f"validation, epoch {self.current_epoch + 1}: {error}") from error
 
     def on_validation_epoch_end(self) -> None:
         trained = is_training(self.trainer)
@@ -268,7 +291,7 @@ class RobustClassifier(pl.LightningModule):
             self.check_finite()
         counts = self.validation_metrics.class_counts.compute().tolist()
         self.result = EpochResult(
-            epoch=0 if self.trainer.sanity_checking else self.current_epoch + 1,
+            epoch=validated_epoch(self.trainer),
             train=self.train_metrics.compute() if trained else {},
             validation=self.validation_metrics.compute(),
             sensitivities=self.validation_metrics.sensitivity.compute(),
@@ -294,8 +317,10 @@ class RobustClassifier(pl.LightningModule):
         place = place_of(self.trainer.test_dataloaders, batch_idx, rank=self.global_rank, size=self.trainer.world_size)
         if place is None:
             return
+        checked = self._checked_batch("test", batch)
+        first = place * batch_size_of(self.trainer.test_dataloaders, len(checked[1]))
         with full_precision(self.device):
-            self.suite.measure(self.net, self.extractor, self._checked_batch("test", batch), number=place)
+            self.suite.measure(self.net, self.extractor, checked, number=place, first=first)
 
     def on_test_epoch_end(self) -> None:
         assert self.suite is not None

@@ -1,0 +1,88 @@
+"""Each row of an epoch is of the weights that the epoch ended with, and there is one."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nsr.attacks import GradientAttack
+from nsr.callbacks import RunRecords, SensitivityLogger
+from nsr.callbacks.checkpoints import Checkpoints
+from nsr.layers import find_layers
+from nsr.objectives import compute_terms
+from nsr.run.files import whole_rows
+from nsr.training.module import RobustClassifier
+
+
+@pytest.fixture
+def fit(tmp_path):
+    torch.manual_seed(0)
+    images, labels = torch.rand(32, 1, 4, 4), torch.arange(32) % 3
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    attack = GradientAttack(epsilon=0.05, steps=1)
+    optimizer = partial(torch.optim.SGD, lr=0.5)
+    layers = find_layers(net, images[:2])
+    module = RobustClassifier(net, layers=layers, classes=3, validation_attack=attack, optimizer=optimizer)
+    module.train_metrics.add_terms(
+        list(compute_terms(module.objective, {"clean_logits": net(images), "labels": labels}))
+    )
+    loaders = [DataLoader(TensorDataset(images, labels), batch_size=8) for _ in range(2)]
+    callbacks = [
+        Checkpoints(tmp_path / "checkpoints"),
+        RunRecords(tmp_path, {}),
+        SensitivityLogger(directory=tmp_path),
+    ]
+
+    def fit(**settings) -> list[str]:
+        quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+        trainer = pl.Trainer(
+            accelerator="cpu", callbacks=callbacks, num_sanity_val_steps=-1, inference_mode=False, **quiet, **settings
+        )
+        trainer.fit(module, *loaders)
+        rows = list(whole_rows(tmp_path / "metrics.csv"))
+        (layer,) = {row["layer"] for row in whole_rows(tmp_path / "layers.csv")}
+        assert [row["epoch"] for row in whole_rows(tmp_path / "layers.csv")] == [r["epoch"] for r in rows]
+        with torch.no_grad():
+            accuracy = (net.eval()(images).argmax(1) == labels).double().mean().item()
+        net.train()
+        assert float(rows[-1]["validation/clean_accuracy"]) == pytest.approx(accuracy, abs=1e-12)
+        saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+        assert layer and saved["nsr_place"]["epochs"] == int(rows[-1]["epoch"])
+        fit.trainer = trainer
+        return [row["epoch"] for row in rows]
+
+    return fit
+
+
+def test_validations_in_the_middle_of_an_epoch_have_no_rows(fit):
+    assert fit(max_epochs=2, val_check_interval=0.5) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("steps", "rows"), [(6, ["0", "1", "2"]), (4, ["0", "1"]), (2, ["0", "1"])])
+def test_an_epoch_that_is_cut_short_has_its_row(fit, steps, rows, caplog):
+    assert fit(max_epochs=5, max_steps=steps) == rows
+    messages = [row.message for row in caplog.records if "incomplete" in row.message]
+    assert len(messages) == (steps % 4 != 0)
+    assert all(message.endswith(f"its row is of {steps} steps") for message in messages)
+
+
+def test_a_run_that_max_time_ends(fit, monkeypatch):
+    calls: list[int] = []
+    elapsed = lambda self, *stage: calls.append(0) or 100.0 * (len(calls) > 6)  # noqa: E731
+    monkeypatch.setattr(pl.callbacks.Timer, "time_elapsed", elapsed)
+    found = fit(max_epochs=5, max_time="00:00:01:00")
+    assert found == [str(epoch) for epoch in range(len(found))] and 2 <= len(found) < 6
+
+
+def test_further_epochs_of_the_same_trainer(fit):
+    assert fit(max_epochs=1) == ["0", "1"]
+    trainer = fit.trainer
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(trainer.lightning_module, trainer.train_dataloader, trainer.val_dataloaders)
+    records = next(callback for callback in trainer.callbacks if isinstance(callback, RunRecords))
+    assert [row["epoch"] for row in whole_rows(records.directory / "metrics.csv")] == ["0", "1", "2", "3"]
