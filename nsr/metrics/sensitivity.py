@@ -100,15 +100,10 @@ def network_sums(
     """Return the sums of activation difference and of activation of all layers' neurons, each (neuron,) float64.
 
     Args:
-        clean, adversarial: {layer: features} of a batch of pairs.
+        clean, adversarial: {layer: (batch, neuron, ...)} of a batch of pairs.
     """
     sums = [
-        sensitivity_sums(
-            clean[layer.name].detach(),
-            adversarial[layer.name].detach(),
-            neuron_dim=layer.neuron_dim,
-            dtype=torch.float64,
-        )
+        sensitivity_sums(clean[layer.name].detach(), adversarial[layer.name].detach(), dtype=torch.float64)
         for layer in layers
     ]
     return torch.cat([layer.difference for layer in sums]), torch.cat([layer.activation for layer in sums])
