@@ -21,35 +21,26 @@ from torch.overrides import TorchFunctionMode
 
 from nsr.compat import tensor_version, without_compilation
 from nsr.errors import InputError
-from nsr.layers import (
-    ACTIVATIONS,
-    Layer,
-    as_list,
-    call_name,
-    calls_matching,
-    check_not_traced,
-    default_children,
-    main_tensor,
-    name_and_call,
-    named_modules,
-    no_match,
-    some_names,
-    tensors_in,
-    traced,
-)
+from nsr.layers import check_not_traced, default_children, traced
+from nsr.layers.activations import ACTIVATIONS
+from nsr.layers.axes import Layer
+from nsr.layers.names import call_name, call_pattern, calls_matching, name_and_call, no_match, some_names
+from nsr.layers.passes import main_tensor, named_modules, tensors_in
 from nsr.modes import eager_mode
 
 
 class _Recorder:
     """State shared by the hooks of one network: calls and outputs of each module in the current pass."""
 
-    def __init__(self, copied: Collection[str] = (), *, active: bool = False):
-        self.copied, self.active = copied, active
+    def __init__(self, layers: Iterable[Layer] = (), *, active: bool = False):
+        self.layers = {layer.name: layer for layer in layers}  # those whose outputs become (batch, neuron, ...)
+        self.active = active
         self.calls: dict[str, int] = {}
         self.features: dict[str, Tensor] = {}
 
     def record(self, layer: str, value: Tensor) -> None:
-        self.features[layer] = value.clone() if layer in self.copied else value
+        value = self.layers[layer].to_features(value)
+        self.features[layer] = value.clone() if self.layers[layer].copied else value
 
     def restart(self) -> None:
         self.calls.clear()
@@ -74,7 +65,7 @@ class _Hook:
 
 
 class FeatureExtractor:
-    """A hooked network: `extractor(images) -> (logits, {layer: features})`, in one pass.
+    """A hooked network: `extractor(images) -> (logits, {layer: (batch, neuron, ...)})`, in one pass.
 
     Build it before `torch.compile`, which ignores later hooks. Outputs with `Layer.copied`, which a later operation
     overwrites, are copied; all others are the network's own tensors.
@@ -91,7 +82,7 @@ class FeatureExtractor:
     def __init__(self, net: nn.Module, layers: Sequence[Layer], *, root: nn.Module | None = None):
         self.net = net
         self.layers = list(layers)
-        self._recorder = _Recorder(copied=frozenset(layer.name for layer in self.layers if layer.copied))
+        self._recorder = _Recorder(self.layers)
         modules = named_modules(net if root is None else root)
         wanted: dict[str, set[int]] = {}
         for layer in self.layers:
@@ -105,7 +96,7 @@ class FeatureExtractor:
         ]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the network's output and {layer: its output} on images (batch, channel, height, width)."""
+        """Return the network's output and {layer: (batch, neuron, ...)} on images (batch, channel, height, width)."""
         recorder = self._recorder
         recorder.restart()
         recorder.active = True
@@ -129,25 +120,30 @@ class FeatureExtractor:
 
 
 @contextmanager
-def capture_features(net: nn.Module, layers: str | Sequence[str] | None = None) -> Iterator[dict[str, Tensor]]:
+def capture_features(
+    net: nn.Module, layers: str | Sequence[str] | Sequence[Layer] | None = None
+) -> Iterator[dict[str, Tensor]]:
     """Fill a dictionary with the outputs of layers at each pass: `with capture_features(net, "layer1.*") as features`.
 
     Args:
         net: any module. A compiled one runs as written inside, so that hooks fire; nothing is compiled again.
         layers: names or patterns (`layer1.*`, `*.relu`, `relu#2` for a second call); None: the activation modules,
-            where there are none the children but the last.
+            where there are none the children but the last. Or the result of `find_layers`.
 
     Yields:
-        {layer: output} of the latest pass of `net`, in the order of the calls, with their gradient graph. Outputs that
-        an operation in the pass writes into and the network's own output are copied. Take `dict(features)` before the
-        next pass. No hook stays.
+        {layer: output} of the latest pass of `net`, in the order of the calls, with their gradient graph: as the module
+        returns it for names, (batch, neuron, ...) for layers of `find_layers`. Outputs that an operation in the pass
+        writes into and the network's own output are copied. Take `dict(features)` before the next pass. No hook stays.
 
     Errors:
         InputError: a pattern that matches no layer, or none that a pass of `net` calls; a traced or exported network;
             an in-place write by code that torch.overrides does not show, such as a custom operator.
     """
     check_not_traced(net, net)
-    modules, patterns = named_modules(net), as_list(layers)
+    modules = named_modules(net)
+    entries: list[str | Layer] = [layers] if isinstance(layers, str) else list(layers or [])
+    found = [entry for entry in entries if isinstance(entry, Layer)]
+    patterns = [entry if isinstance(entry, str) else call_pattern(entry.name) for entry in entries]
     if layers is None:
         activations = [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)]
         chosen: dict[str, set[int] | None] = dict.fromkeys(activations or default_children(net)[:-1])
@@ -156,7 +152,7 @@ def capture_features(net: nn.Module, layers: str | Sequence[str] | None = None) 
     original = without_compilation(net)
     if not chosen:
         raise InputError(f"{type(original).__name__} has no activation modules; name some of {some_names(modules)}")
-    recorder = _CopyOnWrite(net, patterns)
+    recorder = _CopyOnWrite(net, patterns, found)
     with ExitStack() as stack:
         stack.enter_context(eager_mode())
         if not recorder.copies_all:
@@ -190,9 +186,9 @@ class _CopyOnWrite(_Recorder, TorchFunctionMode):
     network with COPIED modules every feature is copied.
     """
 
-    def __init__(self, net: nn.Module, patterns: Sequence[str]):
+    def __init__(self, net: nn.Module, patterns: Sequence[str], layers: Sequence[Layer]):
         TorchFunctionMode.__init__(self)
-        _Recorder.__init__(self, active=True)
+        _Recorder.__init__(self, layers, active=True)
         self.net, self.patterns = net, patterns
         self.copies_all = any(isinstance(module, COPIED) for module in net.modules())
         self.in_pass = False
@@ -204,6 +200,8 @@ class _CopyOnWrite(_Recorder, TorchFunctionMode):
         self.in_pass = True
 
     def record(self, layer: str, value: Tensor) -> None:
+        if layer in self.layers:
+            value = self.layers[layer].to_features(value)
         address = memory_address(value)
         if address is None or self.copies_all or not self.in_pass:
             self.features[layer] = value.clone()

@@ -84,14 +84,31 @@ def frozen_parameters(net: nn.Module) -> Iterator[None]:
     An attack differentiates with respect to the images alone. With frozen parameters autograd neither computes
     the gradients of the weights (a compiled graph would) nor keeps the activations that only these need.
     """
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    with _requires_grad(net, False):
+        yield
+
+
+@contextmanager
+def tracked_parameters(net: nn.Module) -> Iterator[None]:
+    """Set requires_grad of every floating-point parameter of `net` to True inside."""
+    with _requires_grad(net, True):
+        yield
+
+
+@contextmanager
+def _requires_grad(net: nn.Module, value: bool) -> Iterator[None]:
+    changed = [
+        parameter
+        for parameter in net.parameters()
+        if parameter.requires_grad is not value and parameter.is_floating_point() and not parameter.is_inference()
+    ]
     try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+        for parameter in changed:
+            parameter.requires_grad_(value)
         yield
     finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        for parameter in changed:
+            parameter.requires_grad_(not value)
 
 
 @contextmanager

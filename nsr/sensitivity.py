@@ -45,10 +45,11 @@ def neuron_sensitivity(clean: Tensor, adversarial: Tensor, *, kind: str = "absol
         neuron_dim: the axis of the neurons, not the first.
 
     Returns:
-        (neuron,) in float32, or float64 where the features are.
+        (neuron,) in float32, or float64 where the features are; integer and bool features are cast.
 
     Errors:
-        InputError: shapes that differ, an empty batch, a neuron_dim that is the batch or none, an unknown kind.
+        InputError: shapes that differ, no values, complex numbers, a neuron_dim that is the batch or none, an unknown
+            kind.
     """
     sums = sensitivity_sums(clean, adversarial, kind=kind, neuron_dim=neuron_dim)
     return divide(sums, kind)
@@ -69,14 +70,14 @@ def activation_difference(clean: Tensor, adversarial: Tensor, *, distance: str =
         (neuron,) in float32, or float64 where the features are.
 
     Errors:
-        InputError: an unknown distance.
+        InputError: an unknown distance; those of `neuron_sensitivity`.
     """
     check_choice("distance", distance, DISTANCES)
     if distance == "l1":
         return neuron_sensitivity(clean, adversarial, neuron_dim=neuron_dim)
-    precise = torch.promote_types(clean.dtype, torch.float32)
+    clean, adversarial, axis = _checked(clean, adversarial, neuron_dim)
     # (batch, neuron, value)
-    clean, adversarial = (view.to(precise).movedim(neuron_dim, 1) for view in (clean, adversarial))
+    clean, adversarial = (view.movedim(axis, 1) for view in (clean, adversarial))
     clean, adversarial = (view.reshape(*view.shape[:2], -1) for view in (clean, adversarial))
     if distance == "l2":
         return torch.linalg.vector_norm(clean - adversarial, dim=2).mean(0) / clean.shape[2] ** 0.5
@@ -99,6 +100,19 @@ def sensitivity_sums(
     (float64 for whole data sets; None: the dtype of the differences). Arguments and errors as there.
     """
     check_choice("kind", kind, KINDS)
+    clean, adversarial, axis = _checked(clean, adversarial, neuron_dim)
+    others = [dim for dim in range(clean.ndim) if dim != axis]
+    positions = [dim for dim in others if dim != 0]  # height and width, tokens
+    if kind == "mean_first" and positions:
+        clean, adversarial = clean.mean(positions, keepdim=True), adversarial.mean(positions, keepdim=True)
+    values = clean.numel() // (clean.shape[0] * clean.shape[axis])  # dim(F_lm)
+    difference = (clean - adversarial).abs().sum(others, dtype=dtype) / values  # -> (neuron,)
+    activation = clean.abs().sum(others, dtype=dtype) / values  # -> (neuron,)
+    return SensitivitySums(difference, activation, clean.shape[0])
+
+
+def _checked(clean: Tensor, adversarial: Tensor, neuron_dim: int) -> tuple[Tensor, Tensor, int]:
+    """Return both views in at least float32, and the axis of the neurons counted from the first."""
     if clean.shape != adversarial.shape:
         raise InputError(
             f"clean and adversarial features differ in shape, {tuple(clean.shape)} and {tuple(adversarial.shape)}; "
@@ -110,16 +124,15 @@ def sensitivity_sums(
             f"neuron_dim is {neuron_dim} for features of shape {tuple(clean.shape)}; it must name an axis of them "
             "other than the first, which is a batch of at least one sample"
         )
-    precise = torch.promote_types(clean.dtype, torch.float32)
-    clean, adversarial = clean.to(precise), adversarial.to(precise)
-    others = [dim for dim in range(clean.ndim) if dim != axis]
-    positions = [dim for dim in others if dim != 0]  # height and width, tokens
-    if kind == "mean_first" and positions:
-        clean, adversarial = clean.mean(positions, keepdim=True), adversarial.mean(positions, keepdim=True)
-    values = clean.numel() // (clean.shape[0] * clean.shape[axis])  # dim(F_lm)
-    difference = (clean - adversarial).abs().sum(others, dtype=dtype) / values  # -> (neuron,)
-    activation = clean.abs().sum(others, dtype=dtype) / values  # -> (neuron,)
-    return SensitivitySums(difference, activation, clean.shape[0])
+    if clean.numel() == 0:
+        raise InputError(f"features of shape {tuple(clean.shape)} hold no values; each axis must be at least 1 long")
+    precise = torch.promote_types(torch.promote_types(clean.dtype, adversarial.dtype), torch.float32)
+    if precise.is_complex:
+        raise InputError(
+            f"features are complex numbers ({precise}), whose sensitivity is not defined; pass their absolute values, "
+            "or torch.view_as_real of them"
+        )
+    return clean.to(precise), adversarial.to(precise), axis
 
 
 def divide(sums: SensitivitySums, kind: str = "absolute") -> Tensor:
@@ -143,8 +156,19 @@ def most_sensitive(sensitivity: Tensor, top: int | float) -> Tensor:
         (k,) int64 on the device of `sensitivity`; the selection carries no gradient.
 
     Errors:
-        InputError: a top out of range, a sensitivity that is not (neuron,) or empty.
+        InputError: a top out of range, a sensitivity that is not (neuron,), empty or not a number.
     """
+    if sensitivity.isnan().any():
+        ids = sensitivity.isnan().nonzero()[:, -1].tolist()
+        raise InputError(
+            f"the sensitivity of {len(ids)} of {sensitivity.numel()} neurons is nan, the first is neuron {ids[0]}; the "
+            "features it was computed from hold nan or inf"
+        )
+    return largest(sensitivity, top)
+
+
+def largest(sensitivity: Tensor, top: int | float) -> Tensor:
+    """Return what `most_sensitive` does without its check for nan, which waits for the device."""
     check_top("top", top)
     if sensitivity.ndim != 1 or len(sensitivity) == 0:
         raise InputError(f"sensitivity has shape {tuple(sensitivity.shape)}; it must be (neuron,), not empty")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from nsr.errors import InputError, check_choice, check_number, check_top
-from nsr.layers import as_list, matching_names
+from nsr.layers.names import as_list, matching_names
 from nsr.modes import BATCH_NORM
-from nsr.sensitivity import DISTANCES, activation_difference, most_sensitive
+from nsr.sensitivity import DISTANCES, activation_difference, largest
 
 REFRESHES = ("batch", "average", "epoch", "once")
 SELECTIONS = ("most_sensitive", "random", "least_sensitive", "all")
@@ -45,7 +45,7 @@ class SensitivityStabilizer(nn.Module):
         reduction: 'mean' over neurons and layers, or 'sum' over both.
         gradient_through_clean: whether the clean features carry a gradient too.
         batch_norm: mode of BatchNorm in a pass that only this term needs, see `batch_norm_mode`.
-        neuron_dim: the axis of the neurons; None: 1, and -1 for tokens (batch, token, dim).
+        neuron_dim: the axis of the neurons; only features that no FeatureExtractor gave have another than 1.
 
     Errors:
         InputError: a setting out of range; layers that differ between the two views, or that no pattern matches;
@@ -66,7 +66,7 @@ class SensitivityStabilizer(nn.Module):
         reduction: str = "mean",
         gradient_through_clean: bool = True,
         batch_norm: str = "batch",
-        neuron_dim: int | None = None,
+        neuron_dim: int = 1,
     ):
         super().__init__()
         self.weight = check_number("stabilizer.weight", weight, lowest=0)
@@ -112,7 +112,7 @@ class SensitivityStabilizer(nn.Module):
         for name in names:
             term = reduce(differences[name][ids[name]])
             if self.equal_term_size:
-                wanted = reduce(differences[name][most_sensitive(scores[name], self.top)]).detach()
+                wanted = reduce(differences[name][largest(scores[name], self.top)]).detach()
                 term = term * torch.where(term == 0, 1, wanted / term.detach())
             terms.append(term)
         return self.weight * self.scale * reduce(torch.stack(terms))
@@ -120,8 +120,7 @@ class SensitivityStabilizer(nn.Module):
     def _difference(self, clean: Tensor, adversarial: Tensor, distance: str) -> Tensor:
         """Return the activation difference of each neuron, (neuron,)."""
         clean = clean if self.gradient_through_clean else clean.detach()
-        axis = self.neuron_dim if self.neuron_dim is not None else -1 if clean.ndim == 3 else 1
-        return activation_difference(clean, adversarial, distance=distance, neuron_dim=axis)
+        return activation_difference(clean, adversarial, distance=distance, neuron_dim=self.neuron_dim)
 
     def remember(self, sensitivities: Mapping[str, Tensor]) -> None:
         """Select by {layer: (neuron,)} from now on, if `refresh` is 'epoch', or 'once' and these are the first."""
@@ -161,11 +160,11 @@ class SensitivityStabilizer(nn.Module):
             drawn = {name: torch.rand(len(values)).to(values.device) for name, values in scores.items()}
             scores = over_processes(drawn, samples)
         if self.select in ("random", "most_sensitive"):
-            return {name: most_sensitive(values, self.top) for name, values in scores.items()}
-        orders = {name: most_sensitive(values, 1.0) for name, values in scores.items()}
+            return {name: largest(values, self.top) for name, values in scores.items()}
+        orders = {name: largest(values, 1.0) for name, values in scores.items()}
         if self.select == "all":
             return orders
-        return {name: order[-len(most_sensitive(scores[name], self.top)) :] for name, order in orders.items()}
+        return {name: order[-len(largest(scores[name], self.top)) :] for name, order in orders.items()}
 
     def _scores(self, sensitivities: Mapping[str, Tensor], *, samples: int) -> Mapping[str, Tensor]:
         """Return {layer: (neuron,)} that select the most sensitive neurons, without gradient."""

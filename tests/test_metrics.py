@@ -29,13 +29,13 @@ from nsr.sensitivity import KINDS, neuron_sensitivity
 
 SAMPLES = 12
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
-LAYERS = [Layer("conv", 3), Layer("tokens", 4, neuron_dim=-1), Layer("fc", 5)]
+LAYERS = [Layer("conv", 3), Layer("tokens", 4), Layer("fc", 5)]
 
 
 def features(seed=0, dtype=torch.float64, samples=SAMPLES):
     """{layer: (clean, adversarial)}: sums of very different sizes, one silent neuron."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"conv": (samples, 3, 4, 4), "tokens": (samples, 6, 4), "fc": (samples, 5)}
+    shapes = {"conv": (samples, 3, 4, 4), "tokens": (samples, 4, 6), "fc": (samples, 5)}
     made = {}
     for name, shape in shapes.items():
         clean = torch.randn(shape, generator=generator, dtype=torch.float64).exp()
@@ -93,7 +93,7 @@ def computed_with(metric, *others):
 )
 def test_any_split_gives_the_definition(cuts, kind, layer, dtype, seed):
     pair = features(seed, dtype)[layer.name]
-    settings = {"kind": kind, "neuron_dim": layer.neuron_dim}
+    settings = {"kind": kind}
     got = measured(NeuronSensitivity(**settings), pair, parts(cuts)).compute()
     assert got.dtype == torch.float64
     close(got, slow_sensitivity(*pair, **settings), TOLERANCE[dtype])
@@ -147,9 +147,9 @@ def test_network_is_each_layer(cuts, dtype):
     assert list(values) == [layer.name for layer in LAYERS]
     for layer in LAYERS:
         for kind in ("absolute", "relative"):
-            alone = measured(NeuronSensitivity(kind=kind, neuron_dim=layer.neuron_dim), made[layer.name], parts(cuts))
+            alone = measured(NeuronSensitivity(kind=kind), made[layer.name], parts(cuts))
             assert torch.equal(getattr(values[layer.name], kind), alone.compute())
-        mean_activation = slow_mean_activation(made[layer.name][0], neuron_dim=layer.neuron_dim)
+        mean_activation = slow_mean_activation(made[layer.name][0])
         close(values[layer.name].mean_activation, mean_activation, TOLERANCE[dtype])
 
 

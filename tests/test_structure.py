@@ -70,7 +70,19 @@ def test_hydra_is_imported_in_app_alone():
 
 def test_the_mathematics_need_torch_alone():
     allowed = {"torch", "nsr", "numpy", "math", "__future__", "typing", "collections", "dataclasses", "contextlib"}
-    allowed |= {"functools", "inspect", "sys", "logging", "warnings", "random", "re", "fnmatch", "difflib", "itertools"}
+    allowed |= {
+        "functools",
+        "inspect",
+        "sys",
+        "logging",
+        "warnings",
+        "random",
+        "re",
+        "fnmatch",
+        "difflib",
+        "itertools",
+        "weakref",
+    }
     for path in FILES:
         if unit(".".join(path.relative_to(ROOT).with_suffix("").parts)) in TORCH_ALONE:
             found = {module.partition(".")[0] for module in imports(path)} - allowed

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,10 @@ from torch import Tensor, nn
 from nsr.attacks.gradient import Goal, GradientAttack, OfLogits
 from nsr.errors import check_choice, check_number, check_top
 from nsr.features import capture_features
-from nsr.sensitivity import most_sensitive, neuron_sensitivity
+from nsr.layers import Layer, find_layers
+from nsr.sensitivity import largest, neuron_sensitivity
+
+_FOUND: WeakKeyDictionary[nn.Module, dict[str, list[Layer]]] = WeakKeyDictionary()  # so that a batch needs no passes
 
 
 class AdaptiveAttack(GradientAttack):
@@ -27,7 +31,7 @@ class AdaptiveAttack(GradientAttack):
     Args:
         weight: of the activation difference.
         top: number (int) or fraction (float) of a layer's neurons, chosen in each step by the batch's sensitivities.
-        layers: names or patterns of the layers; None: the activations.
+        layers: names or patterns of the layers, as in `find_layers`.
         cross_entropy: whether the loss is part of the sum; without it, a random start is needed.
         settings: of `GradientAttack`, except its loss and targets.
     """
@@ -52,7 +56,11 @@ class AdaptiveAttack(GradientAttack):
         return f"{'adaptive' if self.cross_entropy else 'feature'} PGD-{self.steps}"
 
     def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, **call: Any) -> Tensor:
-        with capture_features(net, self.layers) as self._features:
+        known = _FOUND.setdefault(net, {})
+        names = str(self.layers)
+        if names not in known:
+            known[names] = find_layers(net, images[[0, -1]], self.layers)
+        with capture_features(net, known[names]) as self._features:
             return super().__call__(net, images, labels, **call)
 
     def _goal(self, forward: OfLogits, images: Tensor, labels: Tensor) -> Goal:
@@ -70,7 +78,6 @@ class AdaptiveAttack(GradientAttack):
 
     def _difference(self, clean: Tensor, adversarial: Tensor) -> Tensor:
         """(batch,): each image's mean activation difference over the layer's most sensitive neurons."""
-        axis = -1 if clean.ndim == 3 else 1
         # the sensitivity of a single image, image by image: (batch, neuron)
-        each = torch.vmap(lambda x, y: neuron_sensitivity(x[None], y[None], neuron_dim=axis))(clean, adversarial)
-        return each[:, most_sensitive(each.mean(0), self.top)].mean(1)
+        each = torch.vmap(lambda x, y: neuron_sensitivity(x[None], y[None]))(clean, adversarial)
+        return each[:, largest(each.mean(0), self.top)].mean(1)

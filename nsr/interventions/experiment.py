@@ -30,7 +30,8 @@ from nsr.interventions.pairs import Pairs, adversarial_pairs, check_image_count,
 from nsr.interventions.patching import Patcher, align_neurons
 from nsr.interventions.ranking import RANKINGS, LayerRanking, rank_neurons
 from nsr.interventions.report import tables, write_effects
-from nsr.layers import Layer, as_list, find_layers, matching_names
+from nsr.layers import Layer, find_layers
+from nsr.layers.names import as_list, matching_names
 from nsr.modes import network_mode
 
 
@@ -199,10 +200,10 @@ class Interventions:
             base, other = (attacked, clean) if kind == "patch_clean" else (clean, attacked)
             for part in index.split(self.internal_batch_size) if len(index) else ():
                 recording, labels = base.select(part), pairs.labels[part]
-                for name, layer in patcher.layers.items():
+                for name in patcher.layers:
                     if kind in ABLATIONS:
                         features = recording.features[name]
-                        mean = align_neurons(rankings[name].mean_output.to(features), layer, features.ndim)
+                        mean = align_neurons(rankings[name].mean_output.to(features), features.ndim)
                         replacement = mean if kind == "mean_ablation" else torch.zeros_like(mean)
                     else:
                         replacement = other.features[name][part]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nsr.compat import without_compilation
-from nsr.layers import main_tensor, tensors_in
+from nsr.layers.passes import main_tensor, tensors_in
 
 
 @dataclass

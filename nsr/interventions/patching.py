@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from nsr.errors import InputError
 from nsr.interventions.passes import ReadTracker, Step, Trace, substitution
-from nsr.layers import Layer, name_and_call, named_modules
+from nsr.layers.axes import Layer
+from nsr.layers.names import name_and_call
+from nsr.layers.passes import named_modules
 from nsr.modes import eager_mode, full_precision, network_mode
 
 TRIAL_IMAGES = 3  # a first dimension of 3 that is not the batch is rarer than one of 1, 2 or 4
@@ -107,7 +109,7 @@ class Patcher:
         Args:
             recording: of `record`.
             layer: its name.
-            replacement: the neurons' outputs instead, of the shape of the layer's output or broadcast to it.
+            replacement: the neurons' outputs instead, (batch, neuron, ...) or broadcast to it.
             masks: (set, neuron) bool, True where a neuron's output is replaced.
 
         Returns:
@@ -119,7 +121,7 @@ class Patcher:
             return torch.cat([self._patched(plan, recording, layer, replacement, part) for part in parts])
 
     def _recording(self, images: Tensor, logits: Tensor, trace: Trace) -> Recording:
-        features = {name: trace.features[number] for number, name in self._targets.items()}
+        features = {name: self.layers[name].to_features(trace.features[n]) for n, name in self._targets.items()}
         return Recording(images, logits, features, trace.outputs)
 
     # ---------------------------------------------------------------- plans
@@ -180,8 +182,7 @@ class Patcher:
     ) -> Tensor:
         plain, sets = recording.features[layer], len(masks)
         # masks (set, 1, neuron, 1, 1) on (batch, neuron, height, width) -> (set * batch, neuron, height, width)
-        aligned = align_neurons(masks, self.layers[layer], plain.ndim)
-        patched = torch.where(aligned, replacement, plain).flatten(0, 1)
+        patched = torch.where(align_neurons(masks, plain.ndim), replacement, plain).flatten(0, 1)
 
         def repeated(value: Tensor) -> Tensor:
             return torch.cat([value] * sets)  # unlike repeat it keeps the memory format
@@ -194,7 +195,7 @@ class Patcher:
             return output if reads is None else reads.watch(step.call.number, output)
 
         images = repeated(recording.images)
-        with substitution(plan, output_of, patched), reads or nullcontext():
+        with substitution(plan, output_of, self.layers[layer].to_output(patched)), reads or nullcontext():
             return self.net(images).unflatten(0, (sets, len(plain)))
 
     @contextmanager
@@ -203,8 +204,6 @@ class Patcher:
             yield
 
 
-def align_neurons(values: Tensor, layer: Layer, dimensions: int) -> Tensor:
-    """(..., neuron) -> (..., 1, neuron, 1, 1), to broadcast with a layer's output of so many dimensions."""
-    shape = [1] * dimensions
-    shape[layer.neuron_dim] = -1
-    return values.view(*values.shape[:-1], *shape)
+def align_neurons(values: Tensor, dimensions: int) -> Tensor:
+    """(..., neuron) -> (..., 1, neuron, 1, 1), to broadcast with (batch, neuron, ...) of so many dimensions."""
+    return values.view(*values.shape[:-1], 1, -1, *[1] * (dimensions - 2))

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from nsr.errors import InputError
 from nsr.interventions.pairs import Pairs
 from nsr.interventions.patching import Patcher
-from nsr.layers import Layer, name_and_call, named_modules
+from nsr.layers.axes import Layer
+from nsr.layers.names import name_and_call
+from nsr.layers.passes import named_modules
 from nsr.modes import frozen_parameters, full_precision, network_mode
 from nsr.sensitivity import SensitivitySums, divide, sensitivity_sums
 
@@ -65,7 +67,7 @@ def rank_neurons(patcher: Patcher, batches: Iterable[Pairs], rankings: Sequence[
         clean, adversarial = patcher.record(pairs.images), patcher.record(pairs.adversarial)
         samples += len(pairs.labels)
         for name, layer in patcher.layers.items():
-            new = _layer_sums(layer, clean.features[name], adversarial.features[name])
+            new = _layer_sums(clean.features[name], adversarial.features[name])
             if "conductance" in rankings:
                 size = patcher.internal_batch_size
                 flow = conductance(patcher.net, layer, *pairs, root=patcher.root, internal_batch_size=size)
@@ -74,13 +76,12 @@ def rank_neurons(patcher: Patcher, batches: Iterable[Pairs], rankings: Sequence[
     return {name: _ranking(parts, samples) for name, parts in sums.items()}
 
 
-def _layer_sums(layer: Layer, clean: Tensor, adversarial: Tensor) -> list[Tensor]:
+def _layer_sums(clean: Tensor, adversarial: Tensor) -> list[Tensor]:
     """Activation difference, activation, output and squared difference, summed over the batch, (neuron,) float64."""
-    difference, activation, _ = sensitivity_sums(clean, adversarial, neuron_dim=layer.neuron_dim, dtype=torch.float64)
+    difference, activation, _ = sensitivity_sums(clean, adversarial, dtype=torch.float64)
     sums = [difference, activation]
     for values in (clean, (clean - adversarial) ** 2):
-        values = values.movedim(layer.neuron_dim, 1).reshape(len(values), layer.neurons, -1)
-        sums.append(values.mean(2, dtype=torch.float64).sum(0))
+        sums.append(values.reshape(*values.shape[:2], -1).mean(2, dtype=torch.float64).sum(0))
     return sums
 
 
@@ -141,5 +142,5 @@ def conductance(
             method="riemann_trapezoid",
             internal_batch_size=None if internal_batch_size is None else max(internal_batch_size, len(images)),
         )
-    flow = (flow[0] if isinstance(flow, tuple) else flow).detach().movedim(layer.neuron_dim, 1)
+    flow = layer.to_features((flow[0] if isinstance(flow, tuple) else flow).detach())
     return flow.reshape(*flow.shape[:2], -1).sum(2)

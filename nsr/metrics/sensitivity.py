@@ -113,12 +113,12 @@ def network_sums(
     """Return the sums of activation difference and of activation of all layers' neurons, each (neuron,) float64.
 
     Args:
-        clean, adversarial: {layer: features} of a batch of pairs.
+        clean, adversarial: {layer: (batch, neuron, ...)} of a batch of pairs.
     """
     sums = []
     for layer in layers:
         views = clean[layer.name].detach(), adversarial[layer.name].detach()
-        sums.append(sensitivity_sums(*views, neuron_dim=layer.neuron_dim, dtype=torch.float64))
+        sums.append(sensitivity_sums(*views, dtype=torch.float64))
     return torch.cat([layer.difference for layer in sums]), torch.cat([layer.activation for layer in sums])
 
 

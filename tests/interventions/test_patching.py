@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from nsr.errors import InputError
 from nsr.interventions.patching import TRIAL_IMAGES, Patcher
-from nsr.layers import Layer, find_layers, name_and_call, named_modules
+from nsr.layers import Layer, find_layers
+from nsr.layers.names import name_and_call
+from nsr.layers.passes import named_modules
 from nsr.models import Classifier, ResNet20
 
 # of ResidualNet: no shortcut bypasses these
@@ -47,11 +49,16 @@ def explicit(net: nn.Module, image: Tensor, layer: str, neuron: int, instead: Te
 
 
 def whole_pass(net: nn.Module, layer: Layer, images: Tensor, replacement: Tensor, mask: Tensor) -> Tensor:
-    """The logits of a plain pass whose layer's output a hook replaces."""
+    """The logits of a plain pass whose layer's output a hook replaces; `replacement` is (batch, neuron, ...)."""
     name, which = name_and_call(layer.name)
     calls = []
+    axes = list(range(replacement.ndim))
+    neurons = axes.pop(layer.neuron_dim)
+    axes.remove(layer.batch_dim)
+    order = [layer.batch_dim, neurons, *axes]  # of the output's axes in the replacement
     shape = [1] * replacement.ndim
     shape[layer.neuron_dim] = -1
+    replacement = replacement.permute([order.index(axis) for axis in range(replacement.ndim)])
 
     def replace(module, inputs, output):
         calls.append(1)
@@ -294,10 +301,11 @@ class Mixing(nn.Module):
 
 @pytest.mark.parametrize("part", [Noisy(), Mixing(), None])
 def test_randomness_mixed_images_and_outputs_without_a_batch_are_refused(part):
-    net, layer = Shared(), "offsets"
+    net, layer, message = Shared(), "offsets", "layer 'offsets' has an output without a batch axis"
     if part is not None:
         net, layer = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.ReLU(), part, nn.Linear(5, 3)), "2"
-    with pytest.raises(InputError, match=f"layer '{layer}': its output cannot be replaced in a pass of"):
+        message = "layer '2': its output cannot be replaced in a pass of"
+    with pytest.raises(InputError, match=message):
         recorded(net, layer)
 
 
