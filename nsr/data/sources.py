@@ -90,9 +90,10 @@ class Downloaded(ImageData):
             except FAILURES as error:
                 reason = _reason(error)
         if not self._is_there():
+            further = "" if self.download else " or ++data.download=true"
             raise InputError(
                 f"{self.title} is not in {self.folder} ({reason}): put {', '.join(self.archives)} from "
-                f"{self.page} there, or set data.root to where it is{'' if self.download else ' or ++data.download=true'}"
+                f"{self.page} there, or set data.root to where it is{further}"
             )
 
     def load(self, split: str) -> TensorImages:
