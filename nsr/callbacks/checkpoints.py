@@ -29,6 +29,7 @@ class PlainCheckpointIO(TorchCheckpointIO):
     """Writes straight to the disk; Lightning's own first copies the checkpoint to memory and to the system's /tmp."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(exist_ok=True)  # without parents: a deleted run directory stays deleted
         with Path(path).open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()

@@ -37,9 +37,11 @@ class RunRecords(Callback):
         self._started = self._epoch_started = time.perf_counter()
         self._learning_rate = 0.0
         self._sizes: dict[str, int] = {}  # of the records when the checkpoint was written
+        self._has_config = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter() - self.seconds.get("fit", 0.0)
+        self._has_config = (self.directory / "config.yaml").exists()
         check_same_settings(self.settings, trainer.strategy)
         for name, size in self._sizes.items() if trainer.is_global_zero else ():
             path = self.directory / name
@@ -55,7 +57,7 @@ class RunRecords(Callback):
         result = pl_module.result
         if trainer.state.fn != "fit" or not trainer.is_global_zero or result is None or not ends_epoch(trainer):
             return
-        if not self.directory.exists() or not (self.directory / "config.yaml").exists():  # a logger makes folders again
+        if self._has_config and not (self.directory / "config.yaml").exists():  # a logger makes folders again
             raise RunStopped(f"the run directory {self.directory} was deleted while the run wrote to it")
         learning_rate = self._learning_rate if result.epoch else ""
         row = {"epoch": result.epoch, "learning_rate": learning_rate, **result.train, **result.validation}
