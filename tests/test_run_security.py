@@ -189,16 +189,19 @@ def test_one_bad_run_hides_no_other(theirs, trained, damage):
     assert not any("os.mkdir" in command for command in table["command"])
 
 
-def test_a_signal_of_a_closed_terminal(monkeypatch):
-    with interruptible() as signals:
-        signals.patient = True
-        for _ in range(2):  # the shell's and the system's own
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert signals.received == signal.SIGHUP and Interrupted(signals.received).exit_code == 129
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
-    with interruptible():
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    signal.signal(signal.SIGHUP, before)
+def test_a_signal_of_a_closed_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with interruptible() as signals:
+            signals.patient = True
+            for _ in range(2):  # the shell's and the system's own
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received == signal.SIGHUP and Interrupted(signals.received).exit_code == 129
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        with interruptible():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_reader_that_goes_away_ends_nothing(monkeypatch):
