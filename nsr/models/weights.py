@@ -144,7 +144,7 @@ def load_state_dict(net: nn.Module, state: Mapping[str, Tensor], name: str) -> N
             wanted = f"weights must be finite numbers in {str(expected[key].dtype).removeprefix('torch.')}"
             raise InputError(f"{name} holds nan or inf in {key}; {wanted}: take an earlier checkpoint")
     floats = {key: tensor for key, tensor in state.items() if tensor.is_floating_point()}
-    others = {str(tensor.dtype)[6:] for key, tensor in floats.items() if tensor.dtype != expected[key].dtype}
+    others = {str(t.dtype)[6:] for key, t in floats.items() if t.dtype not in (expected[key].dtype, torch.float32)}
     if others:
         log.warning("%s holds weights in %s; they are converted to the network's type", name, ", ".join(sorted(others)))
     try:
