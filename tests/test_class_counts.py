@@ -66,10 +66,10 @@ def check(name, classes):
     adversarial = attack(net, images, labels)
     assert (adversarial - images).abs().max() <= EPSILON + 1e-6
     assert 0 <= adversarial.min() <= adversarial.max() <= 1
-    withstands = net(adversarial).argmax(1) == labels
-    assert torch.equal(withstands & robust, robust)  # no attack fools an image that is robust
+    correct = net(adversarial).argmax(1) == labels
+    assert torch.equal(correct & robust, robust)  # no attack fools an image that is robust
     if name in EXACT and classes <= 10:
-        assert torch.equal(withstands, robust)
+        assert torch.equal(correct, robust)
 
 
 @pytest.mark.parametrize("classes", COUNTS)

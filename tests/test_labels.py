@@ -21,7 +21,7 @@ MODEL = ("model=small_cnn", "model.width=2", "test_attacks=[clean]")
 
 
 def folder(root: Path, names: str) -> Path:
-    """Two images of one gray value a class, so that an image tells its class."""
+    """Write two images per class, all of one gray value, so that the value identifies the class."""
     for split in ("train", "test"):
         for name in names:
             (root / split / name).mkdir(parents=True)

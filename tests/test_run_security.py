@@ -225,7 +225,8 @@ def test_a_reader_that_goes_away_ends_nothing(monkeypatch):
 def test_faults_of_other_processes_are_one_line(text, line, capsys):
     with pytest.raises(SystemExit), one_line_errors():
         raise RuntimeError(text)
-    assert line in (told := capsys.readouterr().err) and told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert line in printed and printed.count("\n") == 1
     with pytest.raises(RuntimeError, match="of the user's own code"), one_line_errors():
         raise RuntimeError("of the user's own code")
 

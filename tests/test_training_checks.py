@@ -191,7 +191,7 @@ def test_a_constant(epochs, triggered):
     [
         (GradientAttack(epsilon=0.1, steps=1), True),
         (GradientAttack(epsilon=0.2, steps=1), True),
-        (GradientAttack(epsilon=0.09, steps=10), False),  # of course it withstands that
+        (GradientAttack(epsilon=0.09, steps=10), False),  # well within its robustness
         (GradientAttack(epsilon=0.1, steps=1, norm="l2"), False),
         (KeptPerturbation(epsilon=0.1), True),
         (EnsembleAttack(attack=GradientAttack(epsilon=0.1, steps=1), networks=[torch.nn.Identity()]), True),

@@ -102,7 +102,7 @@ def readable_checkpoint(directory: Path) -> Path | None:
                 return path
     if found:
         names = " and ".join(path.name for path in found)
-        fix = "restore one from a copy, or remove the folder checkpoints to begin anew"
+        fix = "restore one from a copy, or remove the folder checkpoints to restart"
         raise InputError(f"{directory} cannot be resumed: {names} damaged or cut short; {fix}")
     return None
 

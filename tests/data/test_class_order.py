@@ -87,7 +87,7 @@ def test_integers_in_another_order_are_a_warning():
 
 
 def folder(root: Path, names: str, gray: dict[str, int]) -> Path:
-    """Two images of one gray value a class, so that an image tells its class."""
+    """Write two images per class, all of one gray value, so that the value identifies the class."""
     for split in ("train", "test"):
         for name in names:
             (root / split / name).mkdir(parents=True)
