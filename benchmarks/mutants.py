@@ -96,6 +96,9 @@ class Recorder:
         self.switch(item.nodeid)
         self.fixtures[item.nodeid] = list(item.fixturenames)
         result = yield
+        if sys.gettrace() is None:  # pyautoattack ends tracing
+            self.coverage.stop()
+            self.coverage.start()
         self.seconds[item.nodeid] = time.process_time() - started
         return result
 

@@ -146,7 +146,7 @@ EVALUATE = [
     ("evaluation.n_examples=0", "evaluation.n_examples is 0"),
     ("evaluation.subset=random", "evaluation.subset is 'random'"),
     ("test_attacks=[pdg]", "did you mean 'pgd'?"),
-    ("checks.stop_on=[weak_attack] checks.enabled=false", "no check is evaluated"),
+    ("checks.stop_on=[convergence] checks.enabled=false", "no check is evaluated"),
 ]
 INTERVENTIONS, CURVE = "analyses=[interventions] analysis.interventions", "test_attacks=[curve] test_attacks.curve"
 CHECKPOINT = [  # beside the checkpoint of a run

@@ -242,10 +242,13 @@ def test_images_that_a_limit_leaves_out_are_of_no_severity(tested):
 
     class Tested:
         def test(self, module, *, datamodule, verbose):
-            module.suite.outcomes = {"clean": correct[:tested]}
+            module.suite.result = SimpleNamespace(outcomes={"clean": correct[:tested]})
 
     corruptions = SimpleNamespace(names=["fog"], severities=[1, 3, 5], images=lambda name: range(12))
-    module, data = SimpleNamespace(suite=None), SimpleNamespace(test_set=None, relabeled=lambda images: images)
+    module, data = (
+        SimpleNamespace(suite=None),
+        SimpleNamespace(test_set=None, test_places=None, relabeled=lambda images: images),
+    )
     rows = measure_corruptions(Tested(), module, data, corruptions, lambda name: None)  # type: ignore[arg-type]
     expected = {12: [1, 0.5, 0.25], 7: [1, 1 / 3], 4: [1], 3: [1]}[tested]
     assert [row.accuracy for row in rows] == expected

@@ -21,7 +21,8 @@ from nsr.attacks import AdaptiveAttack, AutoAttack, GradientAttack, Momentum, Tr
 from nsr.errors import InputError
 from nsr.evaluation.cache import ResultCache
 from nsr.evaluation.masking_checks import mcnemar
-from nsr.evaluation.suite import AttackSuite, wilson
+from nsr.evaluation.outcomes import wilson
+from nsr.evaluation.suite import AttackSuite
 from nsr.features import FeatureExtractor, capture_features
 from tests.conftest import TINY, evaluated, job, made, rows
 
@@ -59,10 +60,10 @@ def measured(suite: AttackSuite, case, *, only: range | None = None) -> dict[str
     extractor = FeatureExtractor(net, [])
     suite.start([], images.device)
     for number in only if only is not None else range(math.ceil(len(images) / CHUNK)):
-        here = slice(number * CHUNK, (number + 1) * CHUNK)
-        suite.measure(net, extractor, (images[here], labels[here]), number=number)
+        here = torch.arange(len(images))[number * CHUNK : (number + 1) * CHUNK]
+        suite.measure(net, extractor, (images[here], labels[here]), number=number, places=here)
     suite.finish()
-    return suite.outcomes
+    return suite.result.outcomes
 
 
 # ---------------------------------------------------------------- rows
@@ -90,7 +91,7 @@ def test_each_attack_is_measured_alone_on_what_is_right_without_one(case):
     # the weak attack saw every image that is right, fallen under the strong one or not
     assert sum(seen["weak"]) == sum(seen["strong"]) == int(right.sum())
     assert outcomes["strong"].sum() < outcomes["weak"].sum()
-    metrics = suite.metrics
+    metrics = suite.result.metrics
     assert metrics["weak_accuracy"] == int(outcomes["weak"].sum()) / 100
     every = (outcomes["weak"] & outcomes["strong"] & outcomes["clean"]).sum()
     assert metrics["worst_case_accuracy"] == int(every) / 100

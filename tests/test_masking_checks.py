@@ -63,7 +63,8 @@ def checked(net: nn.Module, images, labels, **further) -> dict[str, Check]:
     suite.start([], images.device)
     suite.measure(net.eval(), FeatureExtractor(net, []), (images, labels), number=0)
     suite.finish()
-    found = evaluate_checks({**suite.outcomes, **suite.probed}, classes=CLASSES)
+    outcomes = {**suite.result.outcomes, **suite.result.probed}
+    found = evaluate_checks(outcomes, classes=CLASSES, attacks={"L-infinity": {name: name for name in attacks}})
     assert [check.name for check in found] == list(RULES)
     return {check.name: check for check in found}
 
@@ -133,7 +134,7 @@ def test_a_network_that_draws_is_measured_the_same_again(case):
         suite.start([], images.device)
         suite.measure(drawing.eval(), FeatureExtractor(drawing, []), (images, labels), number=0)
         suite.finish()
-        return suite.outcomes
+        return suite.result.outcomes
 
     first, second, alone = outcomes("pgd2", "pgd5"), outcomes("pgd2", "pgd5"), outcomes("pgd5")
     torch.manual_seed(99)
@@ -148,12 +149,14 @@ def flags(*counts: tuple[int, int]) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("rows", "name", "triggered"),
     [
-        ({"pgd100": flags((1, 60), (0, 40)), "pgd": flags((1, 70), (0, 30))}, "weak_attack", True),
-        ({"pgd100": flags((1, 64), (0, 36)), "pgd": flags((1, 70), (0, 30))}, "weak_attack", False),
-        # more than seven points, but three images of forty are no evidence
-        ({"pgd100": flags((1, 28), (0, 12)), "pgd": flags((1, 31), (0, 9))}, "weak_attack", False),
-        # less than eight points, whatever the number of images
-        ({"pgd100": flags((1, 4701), (0, 299)), "pgd": flags((1, 5000))}, "weak_attack", False),
+        ({"apgd_ce": flags((1, 62), (0, 38)), "pgd": flags((1, 70), (0, 30))}, "convergence", True),
+        # seven images are no evidence, however few there are: 2 / 2**7
+        ({"apgd_ce": flags((1, 63), (0, 37)), "pgd": flags((1, 70), (0, 30))}, "convergence", False),
+        # a point at most, whatever the number of images
+        ({"apgd_ce": flags((1, 4950), (0, 50)), "pgd": flags((1, 5000))}, "convergence", False),
+        ({"apgd_ce": flags((1, 4949), (0, 51)), "pgd": flags((1, 5000))}, "convergence", True),
+        # neither alone is below PGD, both together are
+        ({"mine": flags((0, 30), (1, 70)), "pgd": flags((1, 70), (0, 30))}, "convergence", True),
         ({"fgsm": flags((1, 50), (0, 50)), "pgd": flags((1, 70), (0, 30))}, "fgsm_stronger_than_pgd", True),
         ({"fgsm": flags((1, 70), (0, 30)), "pgd": flags((1, 50), (0, 50))}, "fgsm_stronger_than_pgd", False),
         ({"square": flags((1, 50), (0, 5), (1, 45)), "pgd": flags((1, 100))}, "square_stronger_than_pgd", True),
@@ -179,17 +182,42 @@ def flags(*counts: tuple[int, int]) -> torch.Tensor:
     ],
 )
 def test_thresholds(rows, name, triggered):
-    (check,) = [check for check in evaluate_checks(rows, classes=4) if check.name == name]
-    assert check.triggered is triggered, check.evidence
+    assert of_rows(rows, 4)[name].triggered is triggered
+
+
+def of_rows(rows, classes: int, **models) -> dict[str, Check]:
+    """The checks of these rows, in one threat model unless the models are given."""
+    attacks = models or {"L2": {name: name for name in rows if name not in ("clean", *PROBES)}}
+    return {check.name: check for check in evaluate_checks(rows, classes=classes, attacks=attacks)}
+
+
+def test_each_threat_model_is_checked_by_itself():
+    rows = {
+        "pgd_linf": flags((1, 70), (0, 30)),
+        "fgsm_linf": flags((1, 70), (0, 30)),
+        "pgd_l2": flags((1, 70), (0, 30)),
+        "fgsm_l2": flags((1, 50), (0, 50)),
+    }
+    models = {norm: {name: f"{name}_{norm}" for name in ("pgd", "fgsm")} for norm in ("linf", "l2")}
+    found = of_rows(rows, 10, **models)["fgsm_stronger_than_pgd"]
+    assert found.triggered is True
+    assert found.evidence.startswith("l2: fgsm 50.00 %, pgd 70.00 %")
+    # attacks of other threat models say nothing about the convergence of this one's
+    assert of_rows(rows, 10, linf=models["linf"])["convergence"].triggered is False
+    assert of_rows(rows, 10, l2=models["l2"])["convergence"].triggered is True
+    assert of_rows(rows, 10, l2={"pgd": "pgd_l2"})["convergence"].triggered is None
 
 
 def test_they_are_shown_with_evidence_and_meaning(capsys):
     rows = {"fgsm": flags((1, 50), (0, 50)), "pgd": flags((1, 70), (0, 30))}
-    show_checks(evaluate_checks(rows, classes=10))
+    show_checks(list(of_rows(rows, 10).values()))
     text = " ".join(capsys.readouterr().out.split())
     assert "one step is stronger" in text
     assert "fgsm 50.00 %, pgd 70.00 %" in text
-    assert "1 triggered, 0 passed, 7 not evaluated" in text
+    assert "PGD overstates robustness" in text
+    assert "all of pgd, fgsm 50.00 %, pgd 70.00 %" in text
+    assert "the strongest other one is fgsm, 50.00 %" in text
+    assert "2 triggered, 0 passed, 6 not evaluated" in text
 
 
 def test_the_page_has_every_check():
@@ -212,7 +240,7 @@ def test_the_command_ends_where_a_named_one_is_raised(best, tmp_path, capsys):
     """After everything is written and shown, in one line; one that is passed, or not named, ends nothing."""
     # PGD too small to do anything: one honest step is stronger
     command = [best, "test_attacks=[clean,fgsm,pgd]", "evaluation.n_examples=200"]
-    command += ["test_attacks.pgd.steps=1", "test_attacks.pgd.epsilon=0.0001"]
+    command += ["test_attacks.pgd.steps=1", "test_attacks.pgd.step_size=0.0001", "test_attacks.pgd.random_start=false"]
     run = tmp_path / "run"
     with pytest.raises(
         RunStopped, match=r"^checks\.stop_on: one step is stronger than many \(check fgsm_stronger_than_pgd\)"

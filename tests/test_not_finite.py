@@ -81,7 +81,13 @@ def measured(net, case, **settings) -> None:
     suite.start(layers, images.device)
     for number in range(3):
         here = slice(8 * number, 8 * number + 8)
-        suite.measure(net, FeatureExtractor(net, layers), (images[here], labels[here]), number=number, first=8 * number)
+        suite.measure(
+            net,
+            FeatureExtractor(net, layers),
+            (images[here], labels[here]),
+            number=number,
+            places=torch.arange(8 * number, 8 * number + 8),
+        )
 
 
 def test_an_evaluation_names_the_image_of_the_test_set(case):

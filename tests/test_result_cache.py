@@ -62,10 +62,10 @@ def predicted(net, images) -> torch.Tensor:
 
 
 def same(one: AttackSuite, other: AttackSuite) -> bool:
-    pairs = zip(one.sensitivities.values(), other.sensitivities.values(), strict=True)
-    return all(torch.equal(one.outcomes[row], other.outcomes[row]) for row in one.outcomes) and all(
-        torch.equal(a.absolute, b.absolute) for a, b in pairs
-    )
+    first, second = one.result, other.result
+    pairs = zip(first.sensitivities.values(), second.sensitivities.values(), strict=True)
+    equal = [torch.equal(first.outcomes[row], second.outcomes[row]) for row in first.outcomes]
+    return all(equal) and all(torch.equal(a.absolute, b.absolute) for a, b in pairs)
 
 
 class Shifted(nn.Module):
@@ -205,5 +205,5 @@ def test_sensitivity_of_a_network_that_draws_is_the_same_in_a_resumed_evaluation
             torch.rand(len(draw)), random.random()
         suite.measure(drawing, FeatureExtractor(drawing, layers), (images, labels), number=0)
         suite.finish()
-        sensitivities.append(next(iter(suite.sensitivities.values())).absolute)
+        sensitivities.append(next(iter(suite.result.sensitivities.values())).absolute)
     assert torch.equal(sensitivities[0], sensitivities[1]) and torch.equal(sensitivities[0], sensitivities[2])

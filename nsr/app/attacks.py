@@ -16,6 +16,7 @@ from nsr.data import DataDescription
 from nsr.evaluation.curve import expanded
 from nsr.evaluation.masking_checks import PROBES, check_measured
 from nsr.evaluation.suite import AttackSuite
+from nsr.evaluation.threat_models import by_threat_model, threat_model
 from nsr.modes import network_mode
 
 
@@ -49,7 +50,7 @@ def build_suite(settings: Settings, net: nn.Module, description: DataDescription
     """Make the attacks of the test; sensitivity is measured in an evaluation alone."""
     wanted = {"test_attacks": expanded(settings["test_attacks"])}
     attacks = {
-        name: build_attack(settings, attack, place, net, description)
+        name: build_attack({**settings, **threat_model(name, settings)}, attack, place, net, description)
         for name, place, attack in chosen(wanted, "test_attacks")
     }
     sensitivity = settings.get("sensitivity_attack")
@@ -57,7 +58,8 @@ def build_suite(settings: Settings, net: nn.Module, description: DataDescription
         sensitivity = build_attack(settings, sensitivity, "sensitivity_attack", net, description)
     probes = PROBES if settings["checks"].get("enabled") else None
     if probes is not None:
-        check_measured(settings["checks"]["stop_on"], ["clean", *attacks, *probes])
+        rows = [row for rows in by_threat_model(attacks, settings).values() for row in rows]
+        check_measured(settings["checks"]["stop_on"], ["clean", *rows, *probes])
     metrics = build_metrics(settings, description)
     return AttackSuite(attacks, sensitivity_attack=sensitivity, probes=probes, metrics=metrics, seed=settings["seed"])
 

@@ -10,7 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import log
 from typing import Any
 
-from nsr.app.rules import MASKING_CHECKS, NORMS, RULES, TARGET_RULES, TRAINING_CHECKS, choice, dotted, list_of
+from nsr.app.rules import (
+    MASKING_CHECKS,
+    NORMS,
+    RULES,
+    TARGET_RULES,
+    TRAINING_CHECKS,
+    as_list,
+    choice,
+    dotted,
+    list_of,
+    radii,
+)
 from nsr.errors import InputError, check_epsilon, did_you_mean, fraction
 from nsr.run.directory import flat
 
@@ -46,8 +57,25 @@ def check_settings(settings: Mapping[str, Any], program: str) -> None:
     _check_checks(settings["checks"], TRAINING_CHECKS if program == "train" else MASKING_CHECKS)
     if settings.get("compile") is True and settings.get("sync_batch_norm") is True:
         raise InputError("compile and sync_batch_norm are both true; layers that exchange are not compiled: choose one")
+    if settings.get("threat_models") is not None:
+        radii("threat_models", settings["threat_models"])
+    _check_parts_of_test(settings)
     if program == "train" and settings.get("corruptions") is not None:
         raise InputError("test_attacks has corruptions, which training does not measure; give it to evaluate.py")
+
+
+def _check_parts_of_test(settings: Mapping[str, Any]) -> None:
+    """Check that a part of the test set is measured alone."""
+    images = any(isinstance(entry, int) for entry in as_list(settings.get("only")))
+    parts = {"shard": settings.get("shard"), "merge": settings.get("merge"), "only": images or None}
+    given = [name for name, value in parts.items() if value]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} are given; they exclude each other: give one")
+    if images and any(isinstance(entry, str) for entry in as_list(settings["only"])):
+        raise InputError(f"only is {settings['only']!r}; it must be names of rows or indices of images")
+    further = [name for name in ("corruptions", "analyses") if settings.get(name)]
+    if given and given[0] != "merge" and further:
+        raise InputError(f"{given[0]} measures a part of the test set, {further[0]} need all of it; leave them out")
 
 
 def check_complete(settings: Mapping[str, Any], program: str) -> None:

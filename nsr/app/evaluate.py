@@ -1,34 +1,49 @@
-"""One evaluation: the attack suite, masking checks and analyses on a checkpoint or third-party weights."""
+"""One evaluation: the attack suite, masking checks and analyses on a checkpoint or third-party weights.
+
+A shard measures a part of the test set, and a merge reads all shards in place of measuring; both share everything else.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import get_original_cwd
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from nsr import __version__
 from nsr.app.build import build_trainer
 from nsr.app.job import Job, progress, run_test, started_job, write_config
+from nsr.app.parts import (
+    attack_identity,
+    choose_images,
+    identity,
+    merged_shards,
+    restarted,
+    shard_identity,
+    single_images,
+)
 from nsr.evaluation import report
 from nsr.evaluation.cache import (
     RESPONSE_IMAGES,
     ResultCache,
-    by_content,
     fingerprint,
     fitting_cache,
-    network_fingerprint,
     network_response,
 )
-from nsr.evaluation.corrupted import corruption_metrics, measure_corruptions
-from nsr.evaluation.curve import expanded, write_curve
-from nsr.evaluation.masking_checks import PROBES, evaluate_checks
+from nsr.evaluation.corrupted import CorruptionAccuracy, corruption_metrics, measure_corruptions
+from nsr.evaluation.curve import write_curve, write_distances
+from nsr.evaluation.image_table import write_classes, write_images
+from nsr.evaluation.masking_checks import evaluate_checks
+from nsr.evaluation.outcomes import SuiteResult
+from nsr.evaluation.robustbench import write_entry
+from nsr.evaluation.shards import write_shard
+from nsr.evaluation.threat_models import by_threat_model
 from nsr.interventions import AnalysisContext
-from nsr.run.checks import stop_where_triggered
+from nsr.run.checks import Check, stop_where_triggered
+from nsr.run.commands import command, override
 from nsr.run.files import write_json
 from nsr.run.processes import leave_processes
 from nsr.run.signals import interruptible
@@ -46,20 +61,23 @@ def evaluate(config: DictConfig) -> None:
 
 
 def _measure(job: Job, directory: Path, trainer: pl.Trainer) -> None:
-    settings, data, options = job.settings, job.data, job.settings["evaluation"]
-    suite: Any = job.module.suite
-    data.setup("test")
-    which = f"all {len(data.test_set)} test images"
-    if options["n_examples"] is not None:
-        checksum = data.limit_test(options["n_examples"], options["subset"])
-        which = f"{len(data.test_set)} test images, {options['subset']}, checksum {checksum}"
+    settings, data, suite = job.settings, job.data, job.suite
+    which, images = choose_images(job), single_images(job)
     for analysis in job.analyses.values():
         if hasattr(analysis, "check"):
             analysis.check(job.module.extractor.layers, len(data.test_set))
-    suite.cache = _cache(job, directory)
-    metrics = run_test(trainer, job, name="test")
-    outcomes, probed, sensitivities = suite.outcomes, suite.probed, suite.sensitivities
-    if (count := len(outcomes["clean"])) < len(data.test_set):
+    suite.cache, suite.restarted = None if images else _cache(job, directory), restarted(job)
+    if settings["merge"]:
+        suite.start(job.module.extractor.layers, torch.device("cpu"))
+        suite.add(merged_shards(job))
+        result = suite.finish()
+    else:
+        run_test(trainer, job, name="test")
+        result = suite.result
+    if settings["shard"] is not None:
+        _end_shard(job, directory, trainer)
+        return
+    if (count := len(result.labels)) < len(data.test_set):
         which = f"the first {count} of {len(data.test_set)} test images (trainer.limit_test_batches)"
     corrupted = []
     if job.corruptions is not None:
@@ -67,20 +85,56 @@ def _measure(job: Job, directory: Path, trainer: pl.Trainer) -> None:
     if not trainer.is_global_zero:
         return
     write_config(directory, job)
-    metrics |= corruption_metrics(corrupted)
-    report.write_evaluation(directory, metrics, sensitivities, outcomes, corrupted)
-    write_curve(directory, metrics, settings)
-    titles = report.titles(settings, suite)
-    report.show_evaluation(directory, metrics, sensitivities, titles, which=which, list_top=options["list_top"])
-    report.show_corruptions(corrupted)
-    checks = []
-    if settings["checks"]["enabled"]:
-        checks = evaluate_checks({**outcomes, **probed}, classes=job.description.classes)
-        write_json(directory / "checks.json", [check._asdict() for check in checks])
-        report.show_checks(checks)
+    names, files = job.description.class_names, data.files("test")
+    if images:
+        write_images(directory / "only.csv", result, names, files)
+        report.show_images(directory / "only.csv", result, names)
+        return
+    write_images(directory / "images.csv", result, names, files)
+    write_classes(directory, result, names, suite.worst_cases)
+    _report(job, directory, result, corrupted, which)
+    checks = _checks(job, directory, result)
     for analysis in job.analyses.values():
         report.show(*(analysis.run(_analysis_context(job, directory, trainer.strategy.root_device)) or ()))
     stop_where_triggered(checks, settings["checks"]["stop_on"])
+
+
+def _end_shard(job: Job, directory: Path, trainer: pl.Trainer) -> None:
+    part = job.suite.partial_result()  # in every process
+    if not trainer.is_global_zero:
+        return
+    write_config(directory, job)
+    write_shard(directory, job.data.shard, shard_identity(job), part)
+    folder, typed = report.relative(directory.parent), HydraConfig.get().overrides.task
+    merged = [row for row in typed if not row.startswith(("shard=", "hydra."))]
+    print(f"shard {job.settings['shard']}: {len(job.suite.result.labels)} images, {report.relative(directory)}")
+    print(f"when all are done: {command('evaluate', *merged, override('merge', str(folder)))}", flush=True)
+
+
+def _report(
+    job: Job, directory: Path, result: SuiteResult, corrupted: Sequence[CorruptionAccuracy], which: str
+) -> None:
+    """Write and print the accuracies, sensitivities and what follows from them."""
+    settings, options = job.settings, job.settings["evaluation"]
+    metrics = {f"test/{name}": value for name, value in result.metrics.items()} | corruption_metrics(corrupted)
+    report.write_evaluation(directory, metrics, result.sensitivities, corrupted)
+    write_curve(directory, metrics, settings)
+    write_distances(directory, result.distances, job.suite.attacks)
+    write_entry(directory, result.metrics, job.suite.attacks, settings)
+    titles = report.titles(settings, job.suite)
+    report.show_evaluation(directory, metrics, result.sensitivities, titles, which=which, list_top=options["list_top"])
+    report.show_corruptions(corrupted)
+
+
+def _checks(job: Job, directory: Path, result: SuiteResult) -> list[Check]:
+    if not job.settings["checks"]["enabled"]:
+        return []
+    attacks = by_threat_model(job.suite.attacks, job.settings)
+    outcomes = {**result.outcomes, **result.probed}
+    checks = evaluate_checks(outcomes, classes=job.description.classes, attacks=attacks)
+    write_json(directory / "checks.json", [check._asdict() for check in checks])
+    report.show_checks(checks)
+    return checks
 
 
 def _analysis_context(job: Job, directory: Path, device: torch.device) -> AnalysisContext:
@@ -92,7 +146,7 @@ def _analysis_context(job: Job, directory: Path, device: torch.device) -> Analys
         layers=job.module.extractor.layers,
         labels=data.test_set.labels,
         batches=lambda index: ((images.to(device), labels.to(device)) for images, labels in data.test_batches(index)),
-        attack=job.module.suite.sensitivity_attack,  # type: ignore[union-attr]
+        attack=job.suite.sensitivity_attack,
         directory=directory,
         settings=job.record,
     )
@@ -101,18 +155,9 @@ def _analysis_context(job: Job, directory: Path, device: torch.device) -> Analys
 def _cache(job: Job, directory: Path, part: str = "") -> ResultCache:
     """The cached results of this evaluation, or of a corruption: the same command finds them again."""
     settings, images = job.settings, job.data.test_set
-    identity = {
-        "network": network_fingerprint(job.module.net),
-        "seed": settings["seed"],
-        "nsr": __version__,
-        "layers": [repr(layer) for layer in job.module.extractor.layers],
-    }
-    ball = {name: settings[name] for name in ("norm", "epsilon")}
-    measured = {**expanded(settings["test_attacks"]), "sensitivity": settings["sensitivity_attack"]}
-    own = by_content({name: {**ball, **(attack or {})} for name, attack in measured.items()}, Path(get_original_cwd()))
-    attacks = {**dict.fromkeys(PROBES), **own, "clean": None}
+    evaluation, attacks = identity(job), attack_identity(job)
     first = torch.stack([images[index][0] for index in range(min(RESPONSE_IMAGES, len(images)))])
     response = network_response(job.module.net, first)
     if settings["evaluation"]["cache"] is not None:
-        return ResultCache(Path(settings["evaluation"]["cache"]) / part, identity, attacks, response)
-    return fitting_cache(directory.parent / "cache" / fingerprint(identity)[:12], identity, attacks, response)
+        return ResultCache(Path(settings["evaluation"]["cache"]) / part, evaluation, attacks, response)
+    return fitting_cache(directory.parent / "cache" / fingerprint(evaluation)[:12], evaluation, attacks, response)

@@ -27,12 +27,14 @@ from nsr.app.composition import plain, selected_directory, without_hydra
 from nsr.app.configuration import unusual_epsilon
 from nsr.app.machine import check_machine, processes
 from nsr.app.network import load_network, with_checkpoint
+from nsr.app.parts import check_parts
 from nsr.callbacks import ProgressRows
 from nsr.data import DataDescription, ImageData
 from nsr.data.batches import check_divides
 from nsr.data.class_order import third_party_classes
 from nsr.data.origin import data_origin
 from nsr.errors import InputError
+from nsr.evaluation.suite import AttackSuite
 from nsr.models.build import Allocations
 from nsr.models.normalization import Normalization
 from nsr.run.directory import OWN, read_yaml, recorded_status
@@ -63,6 +65,11 @@ class Job:
     analyses: Mapping[str, Any]
     corruptions: Any
     origin: Mapping[str, Any]  # of relative paths of the data of a run, see `data_origin`
+
+    @property
+    def suite(self) -> AttackSuite:
+        """The attacks of its test."""
+        return self.module.suite  # type: ignore[return-value]
 
     @property
     def record(self) -> dict[str, Any]:
@@ -141,6 +148,8 @@ def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> No
     if program == "train" and not is_sweep:
         job.earlier(directory, config.hydra.overrides.task)
     job.data.preflight(("train", "test") if program == "train" else ("test",))  # last: it takes the longest
+    if program == "evaluate":
+        check_parts(job)
     _ready.append(job)
 
 
@@ -195,7 +204,7 @@ def run_test(trainer: pl.Trainer, job: Job, *, name: str) -> dict[str, float]:
     """Test the module as it is; return {NAME/ATTACK_accuracy: fraction, and _low and _high, its interval}."""
     job.module.test_name = name
     trainer.test(job.module, datamodule=job.data, verbose=False)
-    return {f"{name}/{key}": value for key, value in job.module.suite.metrics.items()}  # type: ignore[union-attr]
+    return {f"{name}/{key}": value for key, value in job.suite.result.metrics.items()}  # type: ignore[union-attr]
 
 
 def progress() -> pl.Callback:

@@ -22,6 +22,7 @@ from nsr.data import DataDescription
 from nsr.data.class_order import as_names
 from nsr.data.origin import found_again
 from nsr.errors import InputError, check_choice, check_epsilon, check_logits
+from nsr.evaluation.threat_models import in_each
 from nsr.models import Classifier, build_network
 from nsr.models.build import Allocations
 from nsr.models.normalization import find_normalization, torchvision_name
@@ -123,7 +124,25 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
         config.epsilon = OmegaConf.select(config, f"data.epsilon.{config.norm}")
         if config.epsilon is None:
             raise InputError(f"the data have no customary epsilon for {config.norm}; give epsilon=...")
-    return plain(config), saved
+    return _in_threat_models(config), saved
+
+
+def _in_threat_models(config: DictConfig) -> dict[str, Any]:
+    """Return the settings of an evaluation with the test attacks of each threat model."""
+    settings = plain(config)
+    models = settings["threat_models"]
+    if models is None:
+        return settings
+    customary = settings["data"].get("epsilon") or {}
+    radii = models if isinstance(models, dict) else {norm: customary.get(norm) for norm in models}
+    if not isinstance(models, dict) and config.norm in radii:
+        radii[config.norm] = config.epsilon
+    attacks = {}
+    for norm, radius in radii.items():
+        if radius is None:
+            raise InputError(f"the data have no customary epsilon for {norm}; give threat_models={{{norm}: RADIUS}}")
+        attacks[norm] = plain(OmegaConf.merge(config, {"norm": norm, "epsilon": radius}))["test_attacks"]
+    return {**settings, "threat_models": radii, "test_attacks": in_each(attacks, settings["test_attacks"])}
 
 
 def _found(theirs: dict[str, Any], settings: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from nsr.errors import InputError, check_choice, check_number
+from nsr.errors import InputError, check_choice, check_epsilon, check_number
 
 Rule = Callable[[str, Any], Any]
 NORMS = ("linf", "l2", "l1")
@@ -18,7 +18,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 # docs/checks.md; their thresholds are in nsr.callbacks.training_checks and nsr.evaluation.masking_checks
 TRAINING_CHECKS = ("catastrophic_overfitting", "robust_overfitting", "single_class", "collapsed_network")
 MASKING_CHECKS = (
-    *("weak_attack", "fgsm_stronger_than_pgd", "square_stronger_than_pgd", "random_stronger_than_pgd"),
+    *("convergence", "fgsm_stronger_than_pgd", "square_stronger_than_pgd", "random_stronger_than_pgd"),
     *("unbounded_attack_fails", "zero_gradients", "nondeterministic", "adaptive_stronger_than_autoattack"),
 )
 
@@ -131,6 +131,36 @@ def tags(name: str, value: Any) -> list[str]:
     return checked
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is, null as the empty one, another value as its only entry."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def shard(name: str, value: Any) -> tuple[int, int]:
+    """Allow '3/16', the third of 16 parts; return the part's number from 0, and how many there are."""
+    number, _, count = str(value).partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(f"{name} is {value!r}; it must be NUMBER/COUNT from 1/COUNT to COUNT/COUNT, such as 3/16")
+    return int(number) - 1, int(count)
+
+
+def name_or_image(name: str, value: Any) -> Any:
+    """Allow the name of a row or the index of an image."""
+    return check_number(name, value, lowest=0, whole=True) if isinstance(value, int) else word(name, value)
+
+
+def radii(name: str, value: Any) -> Any:
+    """Allow a list of different norms, or {norm: radius}."""
+    norms = list(value) if isinstance(value, (list, dict)) else []
+    if not norms or len(set(map(str, norms))) < len(norms):
+        raise InputError(f"{name} is {value!r}; it must be a list of different norms, [linf, l2], or {{linf: 8/255}}")
+    for norm in norms:
+        check_choice(f"{name} entry", norm, NORMS)
+        if isinstance(value, dict):
+            check_epsilon(f"{name}.{norm}", value[norm], norm=norm)
+    return value
+
+
 COUNT = number(lowest=1, whole=True)
 TRUTH = choice(True, False)
 PLACE = optional(partial(word, form="a path, or null"))
@@ -147,6 +177,9 @@ RULES: dict[str, Rule] = {
     "data.class_names": optional(choice("ignore")),
     "trusted": list_of(trusted_name, "[mypackage.Net]"),
     "evaluation.n_examples": optional(COUNT),
+    "shard": optional(shard),
+    "only": lambda name, value: [name_or_image(f"{name} entry", entry) for entry in as_list(value)],
+    "merge": lambda name, value: [word(f"{name} entry", entry, "a folder") for entry in as_list(value)],
     "evaluation.subset": choice("balanced", "first"),
     "evaluation.list_top": COUNT,
     "corruptions.names": optional(list_of(word, "[fog, snow]", filled=True)),

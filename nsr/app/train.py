@@ -21,6 +21,7 @@ from nsr.callbacks.checkpoints import PLACE, Checkpoints, Extension, Interruptio
 from nsr.errors import InputError
 from nsr.evaluation import report
 from nsr.evaluation.curve import write_curve
+from nsr.evaluation.image_table import write_images
 from nsr.models.weights import read_checkpoint
 from nsr.run.directory import flat, read_json
 from nsr.run.files import SCHEMA, validated, write_json
@@ -96,8 +97,9 @@ def _callbacks(job: Job, directory: Path, earlier: Earlier) -> list[pl.Callback]
 
 def _report(job: Job, directory: Path, results: Mapping[str, Any], checks: TrainingChecks) -> None:
     """Write the results of a run, metrics.json last: with it the run is finished."""
-    suite: Any = job.module.suite
-    report.write_outcomes(directory / "images.csv", suite.outcomes)  # of the best checkpoint
+    suite: Any = job.suite
+    # of the best checkpoint
+    write_images(directory / "images.csv", suite.result, job.description.class_names, job.data.files("test"))
     write_curve(directory, results, job.settings)
     write_json(directory / "metrics.json", {"schema": SCHEMA, **results})
     report.show_run(directory, results, report.titles(job.settings, suite), checks.results())

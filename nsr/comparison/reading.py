@@ -141,10 +141,12 @@ def _measurements(
 
 
 def _evaluations(directory: Path) -> list[Path]:
-    """List them by name, which is their date; without the folder of the result cache."""
+    """List them by name, which is their date; without the folder of the result cache, shards and single images."""
     folder = directory / "evaluations"
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [entry for entry in entries if (entry / "config.yaml").exists() or (entry / "status.json").exists()]
+    begun = [entry for entry in entries if (entry / "config.yaml").exists() or (entry / "status.json").exists()]
+    parts = [entry for entry in begun if (entry / "shard.pt").exists() or (entry / "only.csv").exists()]
+    return [entry for entry in begun if entry not in parts]
 
 
 def _merged(measurements: list[Measurement]) -> tuple[dict[str, Any], dict[str, float], tuple[str, ...]]:

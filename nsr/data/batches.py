@@ -137,27 +137,51 @@ class EvaluationBatches(Sampler[list[int]]):
     """Batches of consecutive indices, assigned to the processes in turn: rank r takes r, r + world_size, ...
 
     The global list of batches depends on size (number of images) and batch_size alone, so two processes see exactly
-    the batches of one; the last batch may be smaller. Where the list does not divide, the remaining processes run
-    batch 0 again (DDP would hang otherwise); `repeated` marks these, which must not be counted.
+    the batches of one; the last batch may be smaller. A shard has every `shards`-th of them, beginning with number
+    `shard`. Where its batches do not divide, the remaining processes run its first again (DDP would hang otherwise);
+    `repeated` marks these, which must not be counted.
+
+    Args:
+        places: (image,) index of each image in the whole data set, for those who ask `places_of`; None: 0, 1, ...
+
+    Errors:
+        InputError: a shard without a batch.
     """
 
-    def __init__(self, size: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        shard: int = 0,
+        shards: int = 1,
+        places: Tensor | None = None,
+    ) -> None:
         self.size = check_number("size", size, lowest=1, whole=True)
         self.batch_size = check_number("data.evaluation_batch_size", batch_size, lowest=1, whole=True)
         self.world_size = check_number("world_size", world_size, lowest=1, whole=True)
         self.rank = check_number("rank", rank, lowest=0, highest=world_size - 1, whole=True)
-        self.batches = -(-size // batch_size)  # over all processes
+        self.places = torch.arange(size) if places is None else places
+        batches = -(-size // batch_size)
+        self.numbers = range(shard, batches, shards)  # over all processes
+        if not self.numbers:
+            raise InputError(
+                f"shard is {shard + 1}/{shards}, but {size} images are {batches} batches of {batch_size}; give at most "
+                f"{batches} shards, or a smaller data.evaluation_batch_size"
+            )
 
     def repeated(self, batch_idx: int) -> bool:
         """Return whether this process's batch `batch_idx` is a repetition."""
-        return self.rank + batch_idx * self.world_size >= self.batches
+        return self.rank + batch_idx * self.world_size >= len(self.numbers)
 
     def number(self, batch_idx: int) -> int:
-        """Return the number in the global list of this process's batch `batch_idx`; 0 for a repetition."""
-        return 0 if self.repeated(batch_idx) else self.rank + batch_idx * self.world_size
+        """Return the number in the global list of this process's batch `batch_idx`; of a repetition the first."""
+        return self.numbers[0 if self.repeated(batch_idx) else self.rank + batch_idx * self.world_size]
 
     def __len__(self) -> int:
-        return -(-self.batches // self.world_size)
+        return -(-len(self.numbers) // self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch_idx in range(len(self)):
@@ -221,9 +245,16 @@ def place_of(loader: Any, batch_idx: int, *, rank: int, size: int) -> int | None
     return rank + batch_idx * size
 
 
-def batch_size_of(loader: Any, images: int) -> int:
-    """Return the number of images in the full batches of a loader; `images`, where it does not have one."""
-    return int(getattr(getattr(loader, "batch_sampler", None), "batch_size", None) or images)
+def places_of(loader: Any, number: int, images: int) -> Tensor:
+    """Return the indices in the whole data set of so many images, those of the `number`-th batch of an evaluation.
+
+    A loader without batches of its own is taken to have batches of as many images in the order of the data set.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    first = number * int(getattr(batches, "batch_size", None) or images)
+    if isinstance(batches, EvaluationBatches):
+        return batches.places[first : first + images]
+    return torch.arange(first, first + images)
 
 
 def images_and_labels(batch: Any) -> Batch:

@@ -69,6 +69,10 @@ class ImageFolder(ImageData):
             self._check_description()
         return super().describe()
 
+    def files(self, split: str) -> list[str]:
+        folder = self.root / FOLDERS[split]
+        return [os.path.relpath(path, folder) for path in list_images(folder)[0]]
+
     def load(self, split: str) -> TensorImages | LazyImages:
         paths, labels = list_images(self.root / FOLDERS[split])
         shape = {"channels": self.channels, "image_size": self.image_size}

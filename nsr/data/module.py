@@ -114,6 +114,9 @@ class ImageData(pl.LightningDataModule):
         self.training_set: Any = None
         self.validation_set: Any = None
         self.test_set: Any = None
+        self.test_places: Tensor | None = None  # (image,) indices of the images of `test_set` in the whole test set
+        self.chosen: str | None = None  # description of the test images, once they are chosen
+        self.shard = (0, 1)  # of the batches of the test: number from 0, and how many there are
         self._ready: dict[str, Any] = {}  # {split: images} that were loaded and not yet handed over
 
     def prepare(self) -> None:
@@ -211,8 +214,17 @@ class ImageData(pl.LightningDataModule):
                 raise InputError(f"evaluation.subset is first, but {got}; take more, or evaluation.subset=balanced")
         elif n_examples < len(labels):
             _, indices = stratified_split(labels, n_examples, seed=self.split_seed, asked_by="evaluation.n_examples")
-        self.test_set = self.test_set.subset(indices)
+        self.keep_test(indices)
         return hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:12]
+
+    def keep_test(self, indices: Tensor) -> None:
+        """Keep these images of `test_set` alone, (image,) indices in it; after `setup`."""
+        self.test_set = self.test_set.subset(indices)
+        self.test_places = indices if self.test_places is None else self.test_places[indices]
+
+    def files(self, split: str) -> Sequence[str]:
+        """Return the names of the files of a split's images, in their order; empty where they have none."""
+        return ()
 
     def test_batches(self, indices: Tensor) -> DataLoader:
         """Return batches of these test images, all on this process; `setup` comes first."""
@@ -227,9 +239,11 @@ class ImageData(pl.LightningDataModule):
         return self._evaluation_loader(self.validation_set, **self._process())
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.test_set, **self._process())
+        shard, shards = self.shard
+        chosen = {"shard": shard, "shards": shards, "places": self.test_places}
+        return self._evaluation_loader(self.test_set, **chosen, **self._process())
 
-    def _evaluation_loader(self, images: Any, **process: int) -> DataLoader:
+    def _evaluation_loader(self, images: Any, **process: Any) -> DataLoader:
         batches = EvaluationBatches(len(images), self.evaluation_batch_size, **process)
         return ResumableLoader(images, batches, num_workers=self.num_workers)
 

@@ -11,7 +11,8 @@ import pytorch_lightning as pl
 from nsr.data.corruptions import Corruptions
 from nsr.data.module import ImageData
 from nsr.evaluation.cache import ResultCache
-from nsr.evaluation.suite import AttackSuite, wilson
+from nsr.evaluation.outcomes import wilson
+from nsr.evaluation.suite import AttackSuite
 from nsr.training.module import RobustClassifier
 
 
@@ -37,18 +38,19 @@ def measure_corruptions(
     Args:
         cache: name of a corruption -> its cached results; called when `data` holds its images.
     """
-    before = data.test_set, module.suite
+    before = data.test_set, data.test_places, module.suite
+    data.test_places = None
     rows = []
     for name in corruptions.names:
         data.test_set, suite = data.relabeled(corruptions.images(name)), AttackSuite({})
         module.suite, suite.cache = suite, cache(name)
         trainer.test(module, datamodule=data, verbose=False)
         # trainer.limit_test_batches may leave out images of the last severities, or all
-        correct = suite.outcomes["clean"].split(len(data.test_set) // len(corruptions.severities))
+        correct = suite.result.outcomes["clean"].split(len(data.test_set) // len(corruptions.severities))
         for severity, flags in zip(corruptions.severities, correct, strict=False):
             count, images = int(flags.sum()), len(flags)
             rows.append(CorruptionAccuracy(name, severity, count / images, *wilson(count, images)))
-    data.test_set, module.suite = before
+    data.test_set, data.test_places, module.suite = before
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Accuracy against epsilon: one attack at several radii, each a row of its own; a table and a plot."""
+"""Accuracy against epsilon: one attack at several radii, each a row of its own, or the nearest adversarial images."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from nsr.errors import InputError, check_number, fraction
-from nsr.evaluation.suite import CURVE, with_interval
+from nsr.evaluation.outcomes import CURVE, with_interval
 from nsr.run.files import write_rows
 
 NORMS = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}
@@ -65,3 +67,33 @@ def _draw(directory: Path, rows: list[list[float]], attack: Mapping[str, Any], e
         axes.set(xlabel=f"epsilon ({NORMS[attack['norm']]}, pixels in [0, 1])", xlim=(0, None), ylim=(0, 102))
         axes.set_ylabel(f"accuracy under PGD-{attack['steps']} (%)")
         save(figure, directory / "curve")
+
+
+def write_distances(directory: Path, distances: Mapping[str, Tensor], attacks: Mapping[str, Any]) -> None:
+    """Draw distances.png, distances.pdf: the fraction of images that are robust within each distance.
+
+    An image that is misclassified without an attack has distance 0; images.csv has the distances. One panel a norm.
+
+    Args:
+        distances: {row of minimum norm: (image,) distance of the nearest adversarial image, inf: none was found}.
+        attacks: {row: the object that is measured}.
+    """
+    if not distances:
+        return
+    from nsr.plotting import new_figure, save, styled
+
+    norms = list(dict.fromkeys(attacks[row].norm for row in distances))
+    with styled():
+        figure = new_figure(height=2.3 * len(norms))
+        for axes, norm in zip(figure.subplots(len(norms), squeeze=False)[:, 0], norms, strict=True):
+            rows = [row for row in distances if attacks[row].norm == norm]
+            for row in rows:
+                values = distances[row].sort().values
+                finite = values[values.isfinite()].tolist()
+                robust = [100 * (1 - (place + 1) / len(values)) for place in range(len(finite))]
+                axes.step([0, *finite], [100, *robust], where="post", label=getattr(attacks[row], "title", row))
+            axes.axvline(attacks[rows[0]].epsilon, color="0.5", linestyle=":", linewidth=0.8)
+            axes.set(xlabel=f"distance of the nearest adversarial image ({NORMS[norm]}, pixels in [0, 1])")
+            axes.set(xlim=(0, None), ylim=(0, 102), ylabel="robust images (%)")
+            axes.legend(loc="upper right")
+        save(figure, directory / "distances")

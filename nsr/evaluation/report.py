@@ -9,15 +9,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from nsr.evaluation.corrupted import CorruptionAccuracy
 from nsr.evaluation.curve import NORMS, expanded
-from nsr.evaluation.suite import CURVE, with_interval
+from nsr.evaluation.outcomes import CURVE, WORST, SuiteResult, with_interval
+from nsr.evaluation.threat_models import row_threat_model, threat_model
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.run.checks import Check
 from nsr.run.commands import command, override
-from nsr.run.files import SENSITIVITY_COLUMNS, append_rows, layer_means, write_json, write_rows, write_sensitivities
+from nsr.run.files import SENSITIVITY_COLUMNS, append_rows, layer_means, write_json, write_sensitivities
 from nsr.run.plain_text import lines, printable
 from nsr.sensitivity import most_sensitive
 
@@ -33,12 +33,14 @@ def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
     for name, own in expanded(settings["test_attacks"]).items():
         if own is not None:
             attack = suite.attacks[name]
-            norm = getattr(attack, "norm", None) or settings["norm"]
-            epsilon = own.get("epsilon", settings["epsilon"])
+            norm, _ = row_threat_model(name, attack, settings)
+            epsilon = own.get("epsilon", threat_model(name, settings)["epsilon"])
             radius = f"{epsilon:.4g}" if isinstance(epsilon, float) else str(epsilon)
             prefix = "curve: " if name.startswith(CURVE) else ""
             shown[name] = f"{prefix}{getattr(attack, 'title', name)}, {NORMS.get(norm, norm)} {radius}"
-    return {**shown, "worst_case": "worst case of all"}
+    norms = {f"{WORST}_{norm}": f"worst case in {title}" for norm, title in NORMS.items()}
+    combined = "worst case of all" + " norms (union)" * (len(suite.worst_cases) > 1)
+    return shown | {row: norms.get(row, combined) for row in suite.worst_cases}
 
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -131,14 +133,12 @@ def write_evaluation(
     directory: Path,
     metrics: Mapping[str, float],
     sensitivities: Mapping[str, LayerSensitivity],
-    outcomes: Mapping[str, Tensor],
     corrupted: Sequence[CorruptionAccuracy] = (),
 ) -> None:
-    """Write evaluation.json (metrics), evaluation.csv (a row per attack), sensitivity.csv (per neuron), images.csv.
+    """Write evaluation.json (metrics), evaluation.csv (a row per attack), sensitivity.csv (per neuron).
 
     Where corruptions were measured, corruptions.csv has a row for each corruption and severity.
     """
-    write_outcomes(directory / "images.csv", outcomes)
     if corrupted:
         append_rows(directory / "corruptions.csv", CorruptionAccuracy._fields, corrupted)
     write_json(directory / "evaluation.json", dict(metrics))
@@ -163,8 +163,22 @@ def show_evaluation(
         evaluation_table(metrics, attacks, which),
         metrics_table(metrics),
         most_sensitive_table(sensitivities, list_top=list_top) if sensitivities else "",
-        f"\nwritten to  {relative(directory)}  evaluation.json, evaluation.csv, sensitivity.csv, images.csv",
+        f"\nwritten to  {relative(directory)}",
+        "            evaluation.json, evaluation.csv, classes.csv, confusion.csv, images.csv, sensitivity.csv",
     )
+
+
+def show_images(path: Path, result: SuiteResult, class_names: Sequence[str]) -> None:
+    """Print a row for each of a few images: label, and prediction without and under each attack."""
+
+    def named(label: int) -> str:
+        return f"{label} {class_names[label]}" if class_names[label] != str(label) else str(label)
+
+    predicted = [classes.tolist() for classes in result.predictions.values()]
+    columns = zip(result.places.tolist(), result.labels.tolist(), *predicted, strict=True)
+    rows = [[str(place), *map(named, labels)] for place, *labels in columns]
+    headings = ["image", "label", *result.predictions]
+    show(_table("predictions of single test images", headings, rows), f"\nwritten to  {relative(path)}")
 
 
 def show_corruptions(rows: Sequence[CorruptionAccuracy]) -> None:
@@ -196,12 +210,6 @@ def show_checks(checks: Sequence[Check], title: str = "checks: the measured robu
         show(table)
     counts = f"{len(triggered)} triggered, {passed} passed, {others} not evaluated"
     show(f"checks      {counts}; checks.json has the evidence")
-
-
-def write_outcomes(path: Path, outcomes: Mapping[str, Tensor]) -> None:
-    """Write a row per image, in the order of the data set: 1 where it is correctly classified, else 0."""
-    columns = [outcome.tolist() for outcome in outcomes.values()]
-    write_rows(path, ["image", *outcomes], [[image, *row] for image, row in enumerate(zip(*columns, strict=True))])
 
 
 def show(*parts: Any) -> None:

@@ -2,44 +2,59 @@
 
 An image counts as robust to an attack where it is classified correctly without and the attack does not change that. No
 attack profits from what another has found; the images that are robust to all of them are a row of their own,
-`worst_case`. Batches of images are measured, cached and distributed over processes as units: the results of a batch
-depend on its number alone.
+`worst_case`. An attack with a method `nearest` also gives each image's distance to the nearest adversarial image.
+Batches of images are measured, cached and distributed over processes and shards as units. Draws of nsr's attacks are
+seeded by the image's index in the test set: its result does not depend on its batch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from scipy.stats import binomtest
 from torch import Generator, Tensor, distributed, nn
 from torchmetrics import Metric
 
+from nsr.attacks.balls import distance
 from nsr.errors import check_finite_logits
 from nsr.evaluation.cache import ResultCache, batch_fingerprint
+from nsr.evaluation.outcomes import SuiteResult, accuracies, median_distances, worst_cases
 from nsr.features import FeatureExtractor
 from nsr.layers import Layer
+from nsr.losses import margin
 from nsr.metrics.epoch import flat_values
-from nsr.metrics.sensitivity import LayerSensitivity, NetworkSensitivity, network_sums
+from nsr.metrics.sensitivity import NetworkSensitivity, network_sums
 from nsr.randomness import draw_seed, seeded
 
 Attack = Callable[..., Tensor]
-CURVE = "curve_x"  # prefix of rows at other radii than the threat model's: no part of the worst case
 SUMS = ("difference", "activation")
-# of a batch: correct (image,) bool, logits (image, class) where the user's own metrics need them; or SUMS (neuron,)
+# of a batch, (image,): correct, prediction, margin, distance; logits (image, class); or SUMS (neuron,)
 Result = dict[str, Tensor]
-Measure = Callable[[], Result]
-Pieces = dict[int, dict[str, Tensor]]  # {number of a batch: {row: values of its images}}
+Pieces = dict[int, dict[str, Tensor]]  # {number of a batch: {KIND/ROW: values of its images}}
+
+
+class _Batch(NamedTuple):
+    """A batch of images on the device, and what the measurements of it have in common."""
+
+    net: nn.Module
+    images: Tensor  # (image, channel, height, width)
+    labels: Tensor  # (image,)
+    places: Tensor  # (image,): index in the whole test set
+    generators: Callable[[], list[Generator]]  # one for each image, anew for each measurement
+
+    def chosen(self, places: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
+        return self.net, self.images[places], self.labels[places]
 
 
 class AttackSuite:
     """The attacks of a test, and the images that are robust to each.
 
     Args:
-        attacks: {name: attack(net, images, labels, generator=...) -> images}.
+        attacks: {name: attack(net, images, labels, generator=...) -> images}; `generator` is a list of one for each
+            image. An attack's `nearest`, where it has one, is called instead, see `nsr.attacks`.
         sensitivity_attack: makes the pairs that sensitivity is measured on, of all images; None: it is not measured.
         probes: {name: probe(net, images, labels, generator=...) -> (image,) flags} for the checks, no rows.
         metrics: {name: torchmetrics Metric of (logits, labels)}, measured without attack and under each one. An image
@@ -59,18 +74,16 @@ class AttackSuite:
         self.attacks, self.sensitivity_attack, self.seed = dict(attacks), sensitivity_attack, seed
         self.probes, self.extra = dict(probes or {}), dict(metrics or {})
         self.cache: ResultCache | None = None
+        self.restarted: Collection[str] = ()  # measurements that are made anew, whatever the cache has
         # called after each batch of a row; seconds are None where the cache had it
         self.finished: Callable[[str, float | None], None] = lambda row, seconds: None
-        self.outcomes: dict[str, Tensor] = {}  # {row: (image,) uint8, 1 where the image is classified correctly}
-        self.probed: dict[str, Tensor] = {}  # {probe: (image,) uint8}
-        self.metrics: dict[str, float] = {}
-        self.sensitivities: dict[str, LayerSensitivity] = {}
+        self.result: SuiteResult | None = None  # of the latest test
         self._pieces: Pieces = {}
         self._sums: NetworkSensitivity | None = None
 
     @property
     def names(self) -> list[str]:
-        """The rows but for the worst case."""
+        """The rows but for the worst cases."""
         return ["clean", *self.attacks]
 
     @property
@@ -78,45 +91,60 @@ class AttackSuite:
         """The measurements of each batch: rows, probes and sensitivity."""
         return [*self.names, *self.probes, *(["sensitivity"] if self.sensitivity_attack is not None else [])]
 
+    @property
+    def norms(self) -> dict[str, str | None]:
+        """{row: norm of its attack}; None for 'clean', and for an attack that does not say."""
+        return {"clean": None} | {row: getattr(attack, "norm", None) for row, attack in self.attacks.items()}
+
+    @property
+    def worst_cases(self) -> dict[str, list[str]]:
+        """{row of a worst case: the rows that it is over}."""
+        return worst_cases(self.norms)
+
     def start(self, layers: Sequence[Layer], device: torch.device) -> None:
         """Empty the results."""
-        self._pieces = {}
+        self._pieces, self.result = {}, None
         self._sums = None if self.sensitivity_attack is None else NetworkSensitivity(layers).to(device)
 
     def measure(
-        self, net: nn.Module, extractor: FeatureExtractor, batch: tuple[Tensor, Tensor], *, number: int, first: int = 0
+        self,
+        net: nn.Module,
+        extractor: FeatureExtractor,
+        batch: tuple[Tensor, Tensor],
+        *,
+        number: int,
+        places: Tensor | None = None,
     ) -> None:
-        """Measure the `number`-th batch of the whole test set, whose images begin with that of index `first`.
+        """Measure the `number`-th batch of the test.
+
+        Args:
+            places: (image,) index of each image in the whole test set; None: 0, 1, ... in the batch.
 
         Errors:
             InputError: logits that are not finite.
         """
         images, labels = batch
+        places = torch.arange(len(labels)) if places is None else places
         name = batch_fingerprint(number, images, labels) if self.cache else ""
-        places = first + torch.arange(len(labels), device=images.device)
-        keys = ("correct", "logits") if self.extra else ("correct",)
 
-        def generator() -> Generator:
-            return Generator(images.device).manual_seed(draw_seed(self.seed, 1, number))
+        def generators() -> list[Generator]:
+            seeds = (draw_seed(self.seed, 1, place) for place in places.tolist())
+            return [Generator(images.device).manual_seed(seed) for seed in seeds]
 
+        part = _Batch(net, images, labels, places.to(images.device), generators)
         cached = partial(self._cached, name, number, images.device)
-        rows = {"clean": cached("clean", keys, partial(_classify, net, images, labels, places))}
+        keys = ["correct", "prediction", *(["logits"] if self.extra else [])]
+        clean = cached("clean", [*keys, "margin"], partial(_classify, net, images, labels, part.places))
+        rows = {"clean": clean}
         for row, attack in self.attacks.items():
-            measure = partial(_attack, attack, net, images, labels, places, rows["clean"], generator())
-            rows[row] = cached(row, keys, measure)
-        flags = {row: result["correct"] for row, result in rows.items()}
+            own = [*keys, "distance"] if hasattr(attack, "nearest") else keys
+            rows[row] = cached(row, own, partial(_attack, attack, part, clean))
         for row, probe in self.probes.items():
-            measure = partial(_probe, probe, net, images, labels, generator())
-            flags[row] = cached(row, ["correct"], measure)["correct"]
-        piece = {row: values.to(torch.uint8) for row, values in flags.items()}
-        if self.extra:
-            piece |= {f"logits/{row}": result["logits"] for row, result in rows.items()} | {"labels": labels}
-        self._pieces[number] = {row: values.cpu() for row, values in piece.items()}
+            rows[row] = cached(row, ["correct"], partial(_probe, probe, part))
+        piece = {f"{kind}/{row}": values.cpu() for row, result in rows.items() for kind, values in result.items()}
+        self._pieces[number] = piece | {"labels": labels.cpu(), "places": places.cpu()}
         if self.sensitivity_attack is not None and self._sums is not None:
-            measure = partial(
-                _sensitivity, self.sensitivity_attack, net, images, labels, places, extractor, generator()
-            )
-            sums = cached("sensitivity", SUMS, measure)
+            sums = cached("sensitivity", SUMS, partial(_sensitivity, self.sensitivity_attack, part, extractor))
             self._sums.update(sums["difference"].double(), sums["activation"].double(), len(labels))
 
     def _cached(
@@ -126,10 +154,10 @@ class AttackSuite:
         device: torch.device,
         row: str,
         keys: Sequence[str],
-        measure: Measure,
+        measure: Callable[[], Result],
     ) -> Result:
         """Return a batch's result, rounded as in the cache: read from there, else measured and cached."""
-        saved = self.cache.read(row, batch) if self.cache else None
+        saved = self.cache.read(row, batch) if self.cache and row not in self.restarted else None
         seconds = None
         if saved is None or any(key not in saved for key in keys):
             started = time.perf_counter()
@@ -144,65 +172,95 @@ class AttackSuite:
         self.finished(row, seconds)
         return {key: _tensor(saved[key], device) for key in keys}
 
-    def finish(self) -> None:
-        """Combine the batches of all processes into `outcomes`, `probed`, `metrics` and `sensitivities`."""
-        pieces = all_pieces(self._pieces)
-        together = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-        self.outcomes = {name: together[name] for name in self.names}
-        self.probed = {name: together[name] for name in self.probes}
-        self.sensitivities = {} if self._sums is None else self._sums.compute()
+    def partial_result(self) -> dict[str, Any]:
+        """Return the measured batches of all processes and their sums, for `add` of another suite; tensors alone."""
+        pieces, sums = _all_pieces(self._pieces), {}
+        if self._sums is not None:
+            with self._sums.sync_context():
+                sums = {name: getattr(self._sums, name).cpu().clone() for name in (*SUMS, "count")}
+        return {"pieces": pieces, "sums": sums}
+
+    def add(self, partial_results: Iterable[Mapping[str, Any]]) -> None:
+        """Take batches that other suites have measured; after `start`, before `finish`."""
+        for part in partial_results:
+            self._pieces |= part["pieces"]
+            if self._sums is not None:
+                difference, activation = (part["sums"][name].to(self._sums.device) for name in SUMS)
+                self._sums.update(difference, activation, int(part["sums"]["count"]))
+
+    def finish(self) -> SuiteResult:
+        """Combine the batches of all processes into `result`."""
+        pieces = _all_pieces(self._pieces)
+        together = {name: torch.cat([piece[name] for _, piece in sorted(pieces.items())]) for name in _names(pieces)}
+        outcomes = {row: together[f"correct/{row}"].to(torch.uint8) for row in [*self.names, *self.probes]}
+        rows = {row: outcomes[row] for row in self.names}
+        distances = {row: together[f"distance/{row}"] for row in self.names if f"distance/{row}" in together}
         own = {
             f"{row}_{name}": metric.clone().cpu()(together[f"logits/{row}"], together["labels"])
             for name, metric in self.extra.items()
             for row in self.names
         }
-        self.metrics = accuracies(self.outcomes) | flat_values(own)  # the user's own: {ROW_METRIC: value}
+        self.result = SuiteResult(
+            outcomes=rows,
+            predictions={row: together[f"prediction/{row}"] for row in self.names},
+            margins=together["margin/clean"],
+            labels=together["labels"],
+            places=together["places"],
+            distances=distances,
+            probed={probe: outcomes[probe] for probe in self.probes},
+            # the user's own last: {ROW_METRIC: value}
+            metrics=accuracies(rows, self.worst_cases) | median_distances(distances) | flat_values(own),
+            sensitivities={} if self._sums is None else self._sums.compute(),
+        )
+        return self.result
 
 
 def _classify(net: nn.Module, images: Tensor, labels: Tensor, places: Tensor) -> Result:
     with torch.no_grad():
         logits = net(images)
     check_finite_logits(logits, places=places)
-    return {"correct": logits.argmax(1) == labels, "logits": logits}
+    prediction = logits.argmax(1)
+    # the margin loss is what an attack ascends: the largest other logit minus the label's
+    margins = -margin(logits, labels).float()
+    return {"correct": prediction == labels, "prediction": prediction, "logits": logits, "margin": margins}
 
 
-def _attack(
-    attack: Attack,
-    net: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    places: Tensor,
-    clean: Result,
-    generator: Generator,
-) -> Result:
+def _attack(attack: Any, batch: _Batch, clean: Result) -> Result:
     """Attack the images that are classified correctly without an attack; the others keep their clean result."""
     chosen = clean["correct"].nonzero()[:, 0]
     result = {key: values.clone() for key, values in clean.items()}
-    if len(chosen):
-        adversarial = attack(net, images[chosen], labels[chosen], generator=generator)
-        found = _classify(net, adversarial, labels[chosen], places[chosen])
-        for key, values in result.items():
-            values[chosen] = found[key].to(values.dtype)
+    nearest = getattr(attack, "nearest", None)
+    if nearest is not None:
+        result["distance"] = torch.zeros(len(batch.labels), device=batch.images.device)
+    if not len(chosen):
+        return result
+    net, images, labels = batch.chosen(chosen)
+    generators = batch.generators()
+    adversarial = (nearest or attack)(net, images, labels, generator=[generators[i] for i in chosen.tolist()])
+    found = _classify(net, adversarial, labels, batch.places[chosen])
+    if nearest is not None:
+        far = distance(images, adversarial, attack.norm).float().masked_fill(found["correct"], torch.inf)
+        result["distance"][chosen] = far
+        chosen, found = _within(far <= attack.epsilon, chosen, found)
+    for key in clean.keys() & found.keys():
+        result[key][chosen] = found[key].to(result[key].dtype)
     return result
 
 
-def _probe(probe: Attack, net: nn.Module, images: Tensor, labels: Tensor, generator: Generator) -> Result:
-    return {"correct": probe(net, images, labels, generator=generator)}
+def _within(is_near: Tensor, chosen: Tensor, found: Result) -> tuple[Tensor, Result]:
+    """Return the images whose adversarial example lies within the threat model, and their results."""
+    return chosen[is_near], {key: values[is_near] for key, values in found.items()}
 
 
-def _sensitivity(
-    attack: Attack,
-    net: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    places: Tensor,
-    extractor: FeatureExtractor,
-    generator: Generator,
-) -> Result:
-    adversarial = attack(net, images, labels, generator=generator)
+def _probe(probe: Attack, batch: _Batch) -> Result:
+    return {"correct": probe(batch.net, batch.images, batch.labels, generator=batch.generators())}
+
+
+def _sensitivity(attack: Attack, batch: _Batch, extractor: FeatureExtractor) -> Result:
+    adversarial = attack(batch.net, batch.images, batch.labels, generator=batch.generators())
     with torch.no_grad():
-        (_, clean), (logits, features) = extractor(images), extractor(adversarial)
-    check_finite_logits(logits, places=places)
+        (_, clean), (logits, features) = extractor(batch.images), extractor(adversarial)
+    check_finite_logits(logits, places=batch.places)
     sums = network_sums(extractor.layers, clean, features)
     return dict(zip(SUMS, sums, strict=True))
 
@@ -216,36 +274,14 @@ def _tensor(plain: Any, device: torch.device) -> Tensor:
     return torch.tensor([flag == "1" for flag in plain] if isinstance(plain, str) else plain, device=device)
 
 
-def wilson(correct: int, images: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval (Wilson 1927) of a fraction: over other images like these, not over seeds."""
-    interval = binomtest(correct, images).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+def _names(pieces: Pieces) -> list[str]:
+    return list(next(iter(pieces.values())))
 
 
-def accuracies(outcomes: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return {NAME_accuracy: fraction, NAME_low and NAME_high: its 95 % Wilson interval}, worst_case last.
-
-    Args:
-        outcomes: {row: (image,) 1 where the image is classified correctly}.
-    """
-    threat_model = [flags for name, flags in outcomes.items() if not name.startswith(CURVE)]
-    found: dict[str, float] = {}
-    for name, flags in {**outcomes, "worst_case": torch.stack(threat_model).amin(0)}.items():
-        correct, images = int(flags.sum()), len(flags)
-        low, high = wilson(correct, images)
-        found |= {f"{name}_accuracy": correct / images, f"{name}_low": low, f"{name}_high": high}
-    return found
-
-
-def with_interval(metrics: Mapping[str, float], name: str) -> list[float]:
-    """Return NAME_accuracy and its interval, NAME_low and NAME_high."""
-    return [metrics[f"{name}_{part}"] for part in ("accuracy", "low", "high")]
-
-
-def all_pieces(pieces: Pieces) -> list[dict[str, Tensor]]:
-    """Return the batches of all processes, in their order in the test set."""
+def _all_pieces(pieces: Pieces) -> Pieces:
+    """Return the batches of all processes."""
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         gathered: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(gathered, pieces)
-        pieces = {number: piece for part in gathered for number, piece in part.items()}
-    return [pieces[number] for number in sorted(pieces)]
+        return {number: piece for part in gathered for number, piece in part.items()}
+    return pieces

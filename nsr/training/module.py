@@ -16,7 +16,7 @@ from torch import Generator, Tensor, distributed, nn
 from torchmetrics import Metric
 
 from nsr.compat import keep_versions, versions_of, with_versions
-from nsr.data.batches import Batch, batch_size_of, images_and_labels, place_of
+from nsr.data.batches import Batch, images_and_labels, place_of, places_of
 from nsr.errors import InputError, RunStopped, check_batch, check_finite_logits
 from nsr.features import FeatureExtractor
 from nsr.layers import Layer
@@ -37,18 +37,18 @@ class Suite(Protocol):
     `nsr.evaluation.suite.AttackSuite` is one.
     """
 
-    metrics: dict[str, float]  # {NAME_accuracy: ...} of the latest test
+    result: Any  # of the latest test; its `metrics` are {NAME_accuracy: fraction, ...}
 
     def start(self, layers: Sequence[Layer], device: torch.device) -> None:
         """Empty the suite."""
 
     def measure(
-        self, net: nn.Module, extractor: FeatureExtractor, batch: Batch, *, number: int, first: int = 0
+        self, net: nn.Module, extractor: FeatureExtractor, batch: Batch, *, number: int, places: Tensor
     ) -> None:
-        """Attack the `number`-th batch of the test set, whose images begin with that of index `first`."""
+        """Attack the `number`-th batch of the test; `places` (image,) are its images' indices in the test set."""
 
-    def finish(self) -> None:
-        """Combine the batches, over processes too, into `metrics`."""
+    def finish(self) -> Any:
+        """Combine the batches, over processes too, into `result`, and return it."""
 
 
 def is_training(trainer: pl.Trainer) -> bool:
@@ -279,9 +279,8 @@ class RobustClassifier(pl.LightningModule):
 
     def _check_logits(self, logits: Tensor, place: int) -> None:
         """Raise RunStopped where logits (batch, ...) of the `place`-th validation batch are not finite."""
-        first = place * batch_size_of(self.trainer.val_dataloaders, len(logits))
         try:
-            check_finite_logits(logits, places=range(first, first + len(logits)))
+            check_finite_logits(logits, places=places_of(self.trainer.val_dataloaders, place, len(logits)))
         except InputError as error:
             raise RunStopped(f"validation, epoch {self.current_epoch + 1}: {error}") from error
 
@@ -318,14 +317,14 @@ class RobustClassifier(pl.LightningModule):
         if place is None:
             return
         checked = self._checked_batch("test", batch)
-        first = place * batch_size_of(self.trainer.test_dataloaders, len(checked[1]))
+        places = places_of(self.trainer.test_dataloaders, place, len(checked[1]))
         with full_precision(self.device):
-            self.suite.measure(self.net, self.extractor, checked, number=place, first=first)
+            self.suite.measure(self.net, self.extractor, checked, number=place, places=places)
 
     def on_test_epoch_end(self) -> None:
         assert self.suite is not None
-        self.suite.finish()
-        self._log({f"{self.test_name}/{name}": value for name, value in self.suite.metrics.items()})
+        result = self.suite.finish()
+        self._log({f"{self.test_name}/{name}": value for name, value in result.metrics.items()})
 
     def _log(self, values: Mapping[str, float], *, epoch: int | None = None) -> None:
         tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
