@@ -14,7 +14,6 @@ from torch import nn
 from nsr.compat import is_batch_norm, is_tracking_norm
 from nsr.errors import check_choice
 
-MODES = ("eval", "train")
 BATCH_NORM = ("batch", "frozen", "update")
 
 

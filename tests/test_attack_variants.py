@@ -155,7 +155,7 @@ def test_the_kl_attack_goes_away_from_the_prediction_whatever_the_labels():
     before = inventory(net.train())
     assert torch.equal(attack(net, images, (labels + 1) % 4, generator=seeded()), expected)
     same_inventory(before, inventory(net))
-    in_batch = attack_of("linf", random_start="gaussian", loss="kl", mode="train")
+    in_batch = attack_of("linf", random_start="gaussian", loss="kl", batch_norm="batch")
     assert not torch.allclose(in_batch(net, images, labels, generator=seeded()), expected)
     same_inventory(before, inventory(net))
 

@@ -204,11 +204,11 @@ class Confident(nn.Module):
     keep_best=st.booleans(),
     make=st.sampled_from([residual_net, residual_net, Confident]),
     precision=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, "autocast"]),
-    mode=st.sampled_from(["eval", "train"]),
+    batch_norm=st.sampled_from(["eval", "batch"]),
     seed=st.integers(0, 999),
 )
 def test_within_epsilon_and_the_pixel_range(
-    norm, fraction, steps, step_size, random_start, aim, restarts, keep_best, make, precision, mode, seed
+    norm, fraction, steps, step_size, random_start, aim, restarts, keep_best, make, precision, batch_norm, seed
 ):
     dtype = torch.float32 if precision == "autocast" else precision
     net, images = make(seed).to(dtype), some_images(seed=seed, dtype=dtype)
@@ -217,8 +217,9 @@ def test_within_epsilon_and_the_pixel_range(
     loss, targeted = aim
     if loss == "kl" and random_start is False:
         random_start = "gaussian"  # without a random start it is refused
-    chosen = {"loss": loss, "targeted": targeted, "restarts": restarts, "keep_best": keep_best, "mode": mode}
-    chosen |= {"epsilon": epsilon, "steps": steps, "step_size": step_size, "norm": norm, "random_start": random_start}
+    chosen = {"loss": loss, "targeted": targeted, "restarts": restarts, "keep_best": keep_best}
+    chosen |= {"batch_norm": batch_norm, "random_start": random_start}
+    chosen |= {"epsilon": epsilon, "steps": steps, "step_size": step_size, "norm": norm}
     before, kept = inventory(net), images.clone()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "autocast"):
         got = pgd(net, images, LABELS, **chosen, generator=torch.Generator().manual_seed(seed))
@@ -307,30 +308,30 @@ def test_the_generator_decides_the_start(norm):
 
 
 # ---------------------------------------------------------------- without a trace
-@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("batch_norm", ["eval", "batch"])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("with_gradient", [False, True])
-def test_no_trace(mode, norm, with_gradient):
+def test_no_trace(batch_norm, norm, with_gradient):
     net, images, labels = mixed_net(), some_images(), LABELS.clone()
     images.requires_grad_(with_gradient)
     before, kept = inventory(net), images.detach().clone()
-    got = pgd(net, images, labels, **SETTINGS, mode=mode, norm=norm)
+    got = pgd(net, images, labels, **SETTINGS, batch_norm=batch_norm, norm=norm)
     same_inventory(before, inventory(net))
     assert not torch.equal(got, kept)
     assert torch.equal(images, kept)
     assert torch.equal(labels, LABELS)
     assert (images.requires_grad, images.grad) == (with_gradient, None)
     assert (got.requires_grad, got.grad_fn) == (False, None)
-    fgsm(net, images, labels, epsilon=0.1, mode=mode, norm=norm)
+    fgsm(net, images, labels, epsilon=0.1, batch_norm=batch_norm, norm=norm)
     same_inventory(before, inventory(net))
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
-def test_no_trace_of_a_network_that_raises_in_the_middle(mode):
+@pytest.mark.parametrize("batch_norm", ["eval", "batch"])
+def test_no_trace_of_a_network_that_raises_in_the_middle(batch_norm):
     net = Raising(mixed_net(), at=2)
     before, images = inventory(net), some_images()
     with pytest.raises(RuntimeError, match="the network broke"):
-        pgd(net, images, LABELS, **SETTINGS, mode=mode)
+        pgd(net, images, LABELS, **SETTINGS, batch_norm=batch_norm)
     assert net.passes == 2
     same_inventory(before, inventory(net))
     assert torch.is_grad_enabled()
@@ -341,19 +342,19 @@ def test_no_trace_of_a_network_that_keeps_other_statistics():
     """Spectral normalization moves its vectors in every training pass; every buffer is restored."""
     net = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(36, 3)))
     before = inventory(net)
-    pgd(net, some_images(), LABELS, **SETTINGS, mode="train")
+    pgd(net, some_images(), LABELS, **SETTINGS, batch_norm="batch")
     same_inventory(before, inventory(net))
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
-def test_a_pass_made_before_the_attack_can_still_be_differentiated(mode):
+@pytest.mark.parametrize("batch_norm", ["eval", "batch"])
+def test_a_pass_made_before_the_attack_can_still_be_differentiated(batch_norm):
     """Autograd counts every write into a buffer, one that puts the old value back too."""
     net, images = residual_net().train(), some_images()
     counterpart = copy.deepcopy(net)
     for model in (net, counterpart):
         logits = model(images)
         if model is net:
-            pgd(model, images, LABELS, **SETTINGS, mode=mode)
+            pgd(model, images, LABELS, **SETTINGS, batch_norm=batch_norm)
         nn.functional.cross_entropy(logits, LABELS).backward()
     same_inventory(inventory(counterpart), inventory(net))
 
@@ -400,8 +401,8 @@ def test_mode_is_the_networks_during_the_attack(training):
     assert not torch.allclose(in_eval, in_batch)
     before = inventory(net)
     assert torch.equal(pgd(net, images, LABELS, **chosen), in_eval), "eval is the default"
-    assert torch.equal(pgd(net, images, LABELS, **chosen, mode="eval"), in_eval)
-    assert torch.equal(pgd(net, images, LABELS, **chosen, mode="train"), in_batch)
+    assert torch.equal(pgd(net, images, LABELS, **chosen, batch_norm="eval"), in_eval)
+    assert torch.equal(pgd(net, images, LABELS, **chosen, batch_norm="batch"), in_batch)
     same_inventory(before, inventory(net))
 
 
@@ -409,10 +410,10 @@ def test_mode_is_the_networks_during_the_attack(training):
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_an_attack_object_is_pgd_with_its_settings(norm):
     net, images = residual_net().eval(), some_images()
-    attack = GradientAttack(**SETTINGS, norm=norm, mode="train")
+    attack = GradientAttack(**SETTINGS, norm=norm, batch_norm="batch")
     for _ in range(2):  # it carries nothing over
         one = attack(net, images, LABELS, generator=seeded(3))
-        other = pgd(net, images, LABELS, **SETTINGS, norm=norm, mode="train", generator=seeded(3))
+        other = pgd(net, images, LABELS, **SETTINGS, norm=norm, batch_norm="batch", generator=seeded(3))
         assert torch.equal(one, other)
 
 
@@ -452,7 +453,8 @@ def own_loss(logits, clean_logits, labels):
         ({"step_size": "2/0"}, "step_size is '2/0'"),
         ({"random_start": "gaussain"}, "random_start is 'gaussain'; .*did you mean 'gaussian'"),
         ({"random_start": 1}, "random_start is 1;"),
-        ({"mode": "frozen"}, "mode is 'frozen'.*eval, train"),
+        ({"eot_samples": 0}, "eot_samples is 0; it must be a whole number at least 1"),
+        ({"batch_norm": "frozen"}, "batch_norm is 'frozen'.*eval, batch, update"),
         ({"loss": "cross-entropy"}, "loss is 'cross-entropy'.*did you mean 'cross_entropy'"),
         ({"loss": "kl", "random_start": False}, "loss is 'kl' without random start.*must be true or gaussian"),
         ({"loss": Trades().attack_loss, "random_start": False}, "loss is 'kl' without random start"),

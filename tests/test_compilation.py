@@ -105,7 +105,7 @@ def test_a_compiler_that_fails_ends_the_run_in_one_line(tmp_path, monkeypatch, b
     ("settings", "count"),
     [
         (("callbacks=[awp,ema]", "trainer.precision=bf16-mixed"), 6),  # AWP's own, without hooked layers
-        pytest.param(("stabilizer.batch_norm=frozen", "train_attack.mode=train"), 6, marks=pytest.mark.slow),
+        pytest.param(("stabilizer.batch_norm=frozen", "train_attack.batch_norm=batch"), 6, marks=pytest.mark.slow),
         pytest.param(("objective=trades", "trainer.precision=64-true"), 6, marks=pytest.mark.slow),  # TRADES' clean one
     ],
 )

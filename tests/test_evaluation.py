@@ -291,9 +291,10 @@ def test_the_adaptive_attack_against_a_slow_loop(case, cross_entropy):
             neurons = []  # (neuron, image)
             for m in range(moved.shape[1]):
                 neurons.append([(clean[layer][i, m] - moved[i, m]).abs().mean() for i in range(len(images))])
-            order = sorted(range(len(neurons)), key=lambda m, row=neurons: -float(sum(row[m]).detach()))
-            chosen = order[: int(0.5 * len(neurons))]
-            loss = loss + 2.0 * sum(sum(neurons[m]) for m in chosen) / len(chosen) / 2
+            for i in range(len(images)):
+                own = sorted((row[i] for row in neurons), key=lambda value: -float(value.detach()))
+                chosen = own[: int(0.5 * len(own))]
+                loss = loss + 2.0 * sum(chosen) / len(chosen) / 2
         (gradient,) = torch.autograd.grad(loss, adversarial)
         adversarial = (adversarial.detach() + 0.04 * gradient.sign()).clamp(images - 0.1, images + 0.1).clamp(0, 1)
     torch.testing.assert_close(got, adversarial, rtol=0, atol=1e-9)

@@ -114,6 +114,20 @@ def test_so_does_one_whose_attack_breaks_the_network(case):
             measured(net, case, **settings)
 
 
+@pytest.mark.parametrize("settings", [{}, {"keep_best": True}, {"loss": "margin", "restarts": 2}])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_so_does_one_whose_attack_meets_them_on_its_way(case, norm, settings):
+    """Inside the ball, at iterates that the attack would not return, as it takes class 0 for the prediction there."""
+    images, net = case[0], Broken().eval()
+    images[:, 0, 0, 0] = 0.7
+    net.layers[3].bias.data[0] = 5
+    epsilon = {"linf": 0.1, "l2": 1, "l1": 4}[norm]
+    attack = GradientAttack(epsilon=epsilon, steps=5, norm=norm, **settings)
+    with pytest.raises(InputError, match="hold nan"):
+        measured(net, (images, torch.zeros(24, dtype=torch.int64)), attacks={"pgd": attack})
+    attack(net.train(), images, case[1])  # in training nothing waits for the device: the loss is checked there
+
+
 def test_interventions_refuse_them(case):
     with pytest.raises(InputError, match="hold nan"):
         intervene(Broken(), *case, attack=GradientAttack(epsilon=EPSILON, steps=1))

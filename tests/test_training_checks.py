@@ -217,7 +217,7 @@ def checks_of(run: Path) -> dict[str, dict]:
 
 
 ONE_STEP = (  # FGSM as its authors' code makes it, at an epsilon that it cannot learn
-    *("logger=csv", "trainer.accelerator=cpu", "stabilizer=none", "train_attack=fgsm", "train_attack.mode=train"),
+    *("logger=csv", "trainer.accelerator=cpu", "stabilizer=none", "train_attack=fgsm", "train_attack.batch_norm=batch"),
     "epsilon=0.3",
     *("optimizer.lr=0.001", "scheduler=constant", "trainer.max_epochs=8", "test_attacks=[clean]"),
 )
@@ -256,7 +256,7 @@ def test_the_command_ends_with_one_line(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "triggered"),
-    [("train_attack=fgsm train_attack.mode=train", True), ("train_attack=pgd train_attack.steps=5", False)],
+    [("train_attack=fgsm train_attack.batch_norm=batch", True), ("train_attack=pgd train_attack.steps=5", False)],
 )
 def test_at_one_epsilon_one_step_overfits_and_several_do_not(tmp_path, attack, triggered):
     settings = [setting for setting in ONE_STEP if not setting.startswith(("attack=", "attack.", "epsilon"))]

@@ -2,7 +2,8 @@
 
 from nsr.attacks.adaptive import AdaptiveAttack
 from nsr.attacks.black_box import EnsembleAttack, TransferAttack, UniformDraws
-from nsr.attacks.gradient import GradientAttack, fgsm, pgd
+from nsr.attacks.functional import fgsm, pgd
+from nsr.attacks.gradient import GradientAttack
 from nsr.attacks.guard import Attack, guarded
 from nsr.attacks.kept import KeptPerturbation
 from nsr.attacks.library import LibraryAttack

@@ -30,7 +30,7 @@ class AdaptiveAttack(GradientAttack):
 
     Args:
         weight: of the activation difference.
-        top: number (int) or fraction (float) of a layer's neurons, chosen in each step by the batch's sensitivities.
+        top: number (int) or fraction (float) of a layer's neurons, the most sensitive ones of each image in each step.
         layers: names or patterns of the layers, as in `find_layers`.
         cross_entropy: whether the loss is part of the sum; without it, a random start is needed.
         settings: of `GradientAttack`, except its loss and targets.
@@ -80,4 +80,5 @@ class AdaptiveAttack(GradientAttack):
         """(batch,): each image's mean activation difference over the layer's most sensitive neurons."""
         # the sensitivity of a single image, image by image: (batch, neuron)
         each = torch.vmap(lambda x, y: neuron_sensitivity(x[None], y[None]))(clean, adversarial)
-        return each[:, largest(each.mean(0), self.top)].mean(1)
+        count = len(largest(each[0], self.top))
+        return each.topk(count, dim=1).values.mean(1)

@@ -6,9 +6,10 @@ from math import inf
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from nsr.losses import precise
+from nsr.randomness import Generators, draw
 
 
 class Ball:
@@ -17,7 +18,7 @@ class Ball:
     def __init__(self, images: Tensor, epsilon: float):
         self.images, self.epsilon = images, epsilon
 
-    def random_point(self, generator: Generator | None) -> Tensor:
+    def random_point(self, generator: Generators) -> Tensor:
         """Uniform in the ball, then projected onto the pixel range: (batch, channel, height, width)."""
         raise NotImplementedError
 
@@ -39,8 +40,9 @@ class LinfBall(Ball):
         self.lowest = (images - epsilon).clamp_(min=0)
         self.highest = (images + epsilon).clamp_(max=1)
 
-    def random_point(self, generator: Generator | None) -> Tensor:
-        noise = torch.rand(self.images.shape, generator=generator, dtype=self.images.dtype, device=self.images.device)
+    def random_point(self, generator: Generators) -> Tensor:
+        settings: Any = {"generator": generator, "device": self.images.device, "dtype": self.images.dtype}
+        noise = draw(torch.rand, *self.images.shape, **settings)
         return self.perturbed((2 * noise - 1) * self.epsilon)
 
     def perturbed(self, perturbation: Tensor) -> Tensor:
@@ -53,11 +55,11 @@ class LinfBall(Ball):
 class L2Ball(Ball):
     """|| x' - x ||_2 <= epsilon over all of an image's pixels."""
 
-    def random_point(self, generator: Generator | None) -> Tensor:
+    def random_point(self, generator: Generators) -> Tensor:
         # a uniform direction, radius by the root of the dimension
         settings: Any = {"generator": generator, "device": self.images.device, "dtype": precise(self.images)}
-        direction = torch.randn(self.images.shape, **settings)
-        fraction = torch.rand(len(self.images), **settings) ** (1 / self.images[0].numel())
+        direction = draw(torch.randn, *self.images.shape, **settings)
+        fraction = draw(torch.rand, len(self.images), **settings) ** (1 / self.images[0].numel())
         return self.perturbed(unit(direction) * per_image(fraction * self.epsilon, direction))
 
     def perturbed(self, perturbation: Tensor) -> Tensor:
@@ -71,12 +73,12 @@ class L2Ball(Ball):
 class L1Ball(Ball):
     """|| x' - x ||_1 <= epsilon over all of an image's pixels."""
 
-    def random_point(self, generator: Generator | None) -> Tensor:
+    def random_point(self, generator: Generators) -> Tensor:
         # a Laplace direction, radius by the root of the dimension
         settings: Any = {"generator": generator, "device": self.images.device, "dtype": precise(self.images)}
-        uniform = 2 * torch.rand(self.images.shape, **settings) - 1
+        uniform = 2 * draw(torch.rand, *self.images.shape, **settings) - 1
         direction = -torch.log1p(-uniform.abs()) * uniform.sign()
-        fraction = torch.rand(len(self.images), **settings) ** (1 / self.images[0].numel())
+        fraction = draw(torch.rand, len(self.images), **settings) ** (1 / self.images[0].numel())
         length = direction.abs().flatten(1).sum(1)
         return self.perturbed(direction * per_image(fraction * self.epsilon / length, direction))
 

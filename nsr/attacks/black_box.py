@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from nsr.attacks.balls import BALLS
 from nsr.attacks.guard import Attack, AttackWrapper, guarded
 from nsr.errors import InputError, check_choice, check_epsilon, check_finite_logits, check_number
 from nsr.modes import network_mode
+from nsr.randomness import Generators, narrowed
 
 
 class UniformDraws:
@@ -23,6 +24,7 @@ class UniformDraws:
 
     restores_network = True
     soft_labels = False
+    draws_per_image = True
 
     def __init__(self, *, epsilon: float | str, norm: str = "linf", draws: int = 1000):
         self.norm = check_choice("norm", norm, BALLS)
@@ -30,7 +32,7 @@ class UniformDraws:
         self.draws = check_number("draws", draws, lowest=1, whole=True)
         self.title = f"{draws} uniform draws"
 
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None) -> Tensor:
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generators = None) -> Tensor:
         """Images in the ball, shaped as `images`."""
         adversarial = images.clone()
         left = torch.arange(len(images), device=images.device)
@@ -38,7 +40,7 @@ class UniformDraws:
             for _ in range(self.draws):
                 if len(left) == 0:
                     break
-                drawn = BALLS[self.norm](images[left], self.epsilon).random_point(generator)
+                drawn = BALLS[self.norm](images[left], self.epsilon).random_point(narrowed(generator, left))
                 adversarial[left] = drawn
                 logits = net(drawn)
                 check_finite_logits(logits, places=left)
@@ -80,7 +82,7 @@ class TransferAttack(_OtherNetworks):
     def title(self) -> str:
         return f"{self.attack.title} from {len(self.networks)} surrogate{'s' if len(self.networks) > 1 else ''}"
 
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None) -> Tensor:
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generators = None) -> Tensor:
         """Adversarial images of the surrogates."""
         adversarial = images.clone()
         left = labels == labels  # all of them, on their device
@@ -118,7 +120,7 @@ class EnsembleAttack(_OtherNetworks):
     def soft_labels(self) -> bool:
         return self.attack.soft_labels
 
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None) -> Tensor:
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generators = None) -> Tensor:
         """Adversarial images for the source that is drawn."""
         source = int(torch.randint(len(self.networks) + 1, ()))  # on the CPU: does not wait for the device
         if source < len(self.networks):

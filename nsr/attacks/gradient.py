@@ -3,24 +3,24 @@
 x_0 = x, or a random point of the ball; x_{t+1} = project(x_t + step_size * direction(grad_x loss(net(x_t), y))).
 Sources: Goodfellow et al. 2015 (FGSM: one step of size epsilon), Kurakin et al. 2017 (BIM: no random start; targets
 of least likelihood), Madry et al. 2018 (PGD), Carlini and Wagner 2017 (the margin), Zhang et al. 2019 (KL to the clean
-prediction from normal noise), de Jorge et al. 2022 (N-FGSM: one step from wider noise, not projected).
+prediction from normal noise), de Jorge et al. 2022 (N-FGSM: one step from wider noise, not projected), Athalye
+et al. 2018 (EoT: the mean gradient of several passes).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from math import inf
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from nsr.attacks.balls import BALLS, Ball, per_image
 from nsr.attacks.guard import callable_name
 from nsr.errors import (
     InputError,
-    check_batch,
     check_choice,
     check_epsilon,
     check_finite_logits,
@@ -29,9 +29,11 @@ from nsr.errors import (
     fraction,
 )
 from nsr.losses import cross_entropy, kl_from_clean, margin, precise
-from nsr.modes import MODES, batch_norm_mode, frozen_parameters, network_mode, unchanged_buffers
+from nsr.modes import batch_norm_mode, frozen_parameters, network_mode, unchanged_buffers
+from nsr.randomness import Generators, draw
 
 LOSSES = {None: "", "cross_entropy": "", "margin": " on the margin", "kl": " on KL"}  # {loss: its place in a title}
+BATCH_NORM = ("eval", "batch", "update")
 GAUSSIAN_NOISE = 0.001  # the standard deviation of Zhang et al. 2019, in pixels
 
 AttackLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, clean_logits, labels) -> (batch,)
@@ -42,7 +44,8 @@ Goal = tuple[OfLogits, OfLogits]  # the loss to ascend, the test of success
 class GradientAttack:
     """An attack by gradient steps: `attack(net, images, labels)` returns adversarial images.
 
-    For a training loop: unlike `pgd` it does not check the pixel values, which would wait for the device.
+    For a training loop: unlike `pgd` it does not check the pixel values, which would wait for the device, and the
+    logits only of a network in eval mode, once per call.
 
     Args:
         epsilon: radius of the ball in pixel units, a number or text such as '8/255'; 0 returns the images.
@@ -61,15 +64,21 @@ class GradientAttack:
         restarts: number of runs from the start; above 1 the best iterate is kept.
         keep_best: return each image's best iterate of all restarts instead of the last: one that fools the network
             before one that does not, then the one of the highest loss. One more forward pass per restart.
-        mode: 'eval' or 'train' of the network during the attack; 'train' uses the batch's statistics in BatchNorm.
+        batch_norm: 'eval': the network is attacked in eval mode. 'batch': in train mode; BatchNorm uses the batch's
+            statistics, no buffer is left changed. 'update': in the mode that each module has, and passes in train mode
+            update the running statistics, as in published code that attacks the network while it is trained.
+        eot_samples: passes that each gradient, loss and success (of most passes) is taken over, for a network that
+            draws: expectation over transformation.
 
-    Passes: one forward and one backward per step; with 'kl', a callable and 'least_likely' one more forward.
+    Passes: `eot_samples` forward and backward per step; with 'kl', a callable and 'least_likely' as many more forward.
 
     Errors:
-        InputError: a setting out of range; in L2 and L1, on the first call, an epsilon beyond the image's diameter.
+        InputError: a setting out of range; in L2 and L1, on the first call, an epsilon beyond the image's diameter;
+            of a network in eval mode, logits that are not finite in any of the passes.
     """
 
     restores_network = True
+    draws_per_image = True
 
     def __init__(
         self,
@@ -85,7 +94,8 @@ class GradientAttack:
         targeted: bool | str = False,
         restarts: int = 1,
         keep_best: bool = False,
-        mode: str = "eval",
+        batch_norm: str = "eval",
+        eot_samples: int = 1,
     ):
         self.norm = check_choice("norm", norm, BALLS)
         self.epsilon = check_epsilon("epsilon", epsilon, norm=norm)
@@ -104,7 +114,8 @@ class GradientAttack:
         self.loss = loss
         self.restarts = check_number("restarts", restarts, lowest=1, whole=True)
         self.keep_best = check_choice("keep_best", keep_best, (True, False)) or restarts > 1
-        self.mode = check_choice("mode", mode, MODES)
+        self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM)
+        self.eot_samples = check_number("eot_samples", eot_samples, lowest=1, whole=True)
         self.scale = 1.0  # of epsilon, step size and noise: the value that a ramp changes
 
     @property
@@ -132,31 +143,38 @@ class GradientAttack:
 
     @property
     def title(self) -> str:
-        """A short name for tables: FGSM, PGD-40, PGD-40 on the margin, 5 restarts."""
+        """A short name for tables: FGSM, PGD-40, PGD-40 on the margin, 5 restarts, EoT-20."""
+        eot = f", EoT-{self.eot_samples}" if self.eot_samples > 1 else ""
         if self.steps == 1 and self.random_start is False:
-            return "FGSM"
+            return f"FGSM{eot}"
         loss = f" on {callable_name(self.loss)}" if callable(self.loss) else LOSSES[self.loss]
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
-        return f"PGD-{self.steps}{loss}{restarts}"
+        return f"PGD-{self.steps}{loss}{restarts}{eot}"
 
     def __call__(
-        self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None, check: bool = False
+        self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generators = None, check: bool = False
     ) -> Tensor:
-        """Adversarial images, detached, shaped as `images`; the network is left exactly as it was.
+        """Adversarial images, detached, shaped as `images`; the network is left as it was, but for 'update'.
 
         Args:
             images: (batch, channel, height, width) in [0, 1].
             labels: (batch,) classes, or (batch, class) probabilities where `soft_labels`.
-            generator: of the random start, on the device of the images; None: torch's own.
-            check: validate the network's output, which waits for the device.
+            generator: of the random start, on the device of the images; None: torch's own; a sequence: one for each
+                image, whose result then does not depend on the other images of the batch.
+            check: validate the network's output in train mode too, and its shape, which waits for the device.
         """
         check_epsilon("epsilon", self.epsilon, norm=self.norm, pixels=images[0].numel())
+        seen: Tensor | None = None
+        watched = check or not net.training
 
         def forward(inputs: Tensor) -> Tensor:
+            nonlocal seen
             logits = net(inputs)
             if check:
                 check_logits(logits, labels)
-                check_finite_logits(logits)
+            if watched:  # folded without waiting for the device: an entry that was not finite once stays so
+                new = logits.detach()
+                seen = new.clone() if seen is None else torch.where(seen.isfinite(), new, seen)
             return logits
 
         # an evaluation may run in inference mode, whose tensors cannot be differentiated
@@ -167,40 +185,64 @@ class GradientAttack:
                 return images.clone()
             ball = BALLS[self.norm](images, self.scale * self.epsilon if self.projection else inf)
             best = _Best(images) if self.keep_best else None
-            # BatchNorm writes nothing in train mode either; other writes into buffers are undone
-            buffers = unchanged_buffers(net) if self.mode == "train" else nullcontext()
-            with buffers, network_mode(net, self.mode), batch_norm_mode(net, "batch"), frozen_parameters(net):
+            with self._mode(net), frozen_parameters(net):
                 goal = self._goal(forward, images, labels)
                 for _ in range(self.restarts):
                     adversarial = self._ascend(forward, ball, self._start(ball, generator), goal, best)
+            if seen is not None:
+                check_finite_logits(seen)
             return adversarial if best is None else best.images
+
+    @contextmanager
+    def _mode(self, net: nn.Module) -> Iterator[None]:
+        if self.batch_norm == "update":
+            yield
+            return
+        # BatchNorm writes nothing in train mode either; other writes into buffers are undone
+        buffers = unchanged_buffers(net) if self.batch_norm == "batch" else nullcontext()
+        mode = "train" if self.batch_norm == "batch" else "eval"
+        with buffers, network_mode(net, mode), batch_norm_mode(net, "batch"):
+            yield
 
     def _ascend(self, forward: OfLogits, ball: Ball, adversarial: Tensor, goal: Goal, best: _Best | None) -> Tensor:
         """The last iterate, detached; every one is handed to `best`."""
         loss_of, success_of = goal
-        for _ in range(self.steps):
-            adversarial = adversarial.detach().requires_grad_()
+
+        def measure() -> list[Tensor]:
             logits = forward(adversarial)
             losses = loss_of(logits)
             # a sum, not a mean: each image's own gradient, which half precision does not lose
-            (gradient,) = torch.autograd.grad(losses.sum(), adversarial)
+            gradients = torch.autograd.grad(losses.sum(), adversarial) if adversarial.requires_grad else ()
+            return [*gradients, *([losses.detach(), success_of(logits)] if best is not None else [])]
+
+        for _ in range(self.steps):
+            adversarial = adversarial.detach().requires_grad_()
+            gradient, *measured = self._mean(measure)
             adversarial = adversarial.detach()
             if best is not None:
-                best.consider(adversarial, losses.detach(), success_of(logits))
+                best.consider(adversarial, *measured)
             adversarial = ball.step(adversarial, gradient, self.scale * self.step_size)
         if best is not None:
             with torch.no_grad():
-                logits = forward(adversarial)
-                best.consider(adversarial, loss_of(logits), success_of(logits))
+                best.consider(adversarial, *self._mean(measure))
         return adversarial.detach()
 
-    def _start(self, ball: Ball, generator: Generator | None) -> Tensor:
+    def _mean(self, measure: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """The mean over `eot_samples` measurements, each of them of its own passes."""
+        means = measure()
+        if self.eot_samples > 1:
+            means = [value / self.eot_samples for value in means]
+            for _ in range(self.eot_samples - 1):
+                means = [mean + value / self.eot_samples for mean, value in zip(means, measure(), strict=True)]
+        return means
+
+    def _start(self, ball: Ball, generator: Generators) -> Tensor:
         images, noise = ball.images, self.scale * self.noise
         if self.random_start is False:
             return images.clone()
         if self.random_start == "gaussian":
-            drawn = torch.randn(images.shape, generator=generator, dtype=images.dtype, device=images.device)
-            return ball.perturbed(noise * drawn)
+            settings: Any = {"generator": generator, "dtype": images.dtype, "device": images.device}
+            return ball.perturbed(noise * draw(torch.randn, *images.shape, **settings))
         return BALLS[self.norm](images, noise).random_point(generator)
 
     def _goal(self, forward: OfLogits, images: Tensor, labels: Tensor) -> Goal:
@@ -212,15 +254,16 @@ class GradientAttack:
 
         if callable(loss):
             with torch.no_grad():
-                clean = forward(images)
+                (clean,) = self._mean(lambda: [forward(images)])
             return lambda logits: loss(logits, clean, labels), misclassified
         loss = margin if loss == "margin" else cross_entropy
         if self.targeted is True:
             return lambda logits: -loss(logits, labels), lambda logits: logits.argmax(1) == classes
         if self.targeted == "least_likely":
             with torch.no_grad():
-                # never the label itself, which the attack would restore: half the classes, where there are two
-                target = forward(images).scatter(1, classes[:, None], inf).argmin(1)
+                (clean,) = self._mean(lambda: [forward(images)])
+            # never the label itself, which the attack would restore: half the classes, where there are two
+            target = clean.scatter(1, classes[:, None], inf).argmin(1)
             return lambda logits: -loss(logits, target), misclassified
         return lambda logits: loss(logits, labels), misclassified
 
@@ -237,7 +280,9 @@ class _Best:
         self.losses = torch.full((len(images),), -inf, dtype=precise(images), device=images.device)
         self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
-    def consider(self, images: Tensor, losses: Tensor, fooled: Tensor) -> None:
+    def consider(self, images: Tensor, losses: Tensor, success: Tensor) -> None:
+        """Keep the better iterates; `success` is a flag, or the fraction of passes that are fooled."""
+        fooled = success > 0.5
         better = torch.where(fooled == self.fooled, losses > self.losses, fooled)
         self.images = torch.where(per_image(better, images), images, self.images)
         self.losses = torch.where(better, losses, self.losses)
@@ -246,65 +291,3 @@ class _Best:
 
 def _ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor.detach()
-
-
-def pgd(
-    net: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float | str,
-    step_size: float | str | None = None,
-    steps: int,
-    norm: str = "linf",
-    random_start: bool | str = True,
-    loss: str | AttackLoss | None = None,
-    targeted: bool | str = False,
-    restarts: int = 1,
-    keep_best: bool = False,
-    mode: str = "eval",
-    generator: Generator | None = None,
-) -> Tensor:
-    """Adversarial images by projected gradient descent (Madry et al. 2018).
-
-    Args:
-        net: maps images (batch, channel, height, width) in [0, 1] to logits (batch, class).
-        images: floats in [0, 1].
-        labels: (batch,) the true classes; the classes to reach where `targeted` is True.
-        epsilon, step_size, steps, norm, random_start, loss, targeted, restarts, keep_best, mode: see `GradientAttack`.
-        generator: of the random start; the same generator gives the same images.
-
-    Returns:
-        Images within epsilon of `images` and within [0, 1] to float rounding, detached, in the dtype of `images`. No
-        gradient, hook, mode, requires_grad flag or buffer of `net` is left changed; no parameter gradient is computed.
-
-    Errors:
-        InputError: a setting out of range, images outside [0, 1], labels that are no classes of `net`, logits that
-            are not finite.
-    """
-    attack = GradientAttack(
-        epsilon=epsilon,
-        steps=steps,
-        step_size=step_size,
-        norm=norm,
-        random_start=random_start,
-        loss=loss,
-        targeted=targeted,
-        restarts=restarts,
-        keep_best=keep_best,
-        mode=mode,
-    )
-    check_batch(images, labels)
-    return attack(net, images, labels, generator=generator, check=True)
-
-
-def fgsm(
-    net: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float | str, norm: str = "linf", mode: str = "eval"
-) -> Tensor:
-    """Adversarial images by the fast gradient sign method (Goodfellow et al. 2015): one step of size epsilon.
-
-    Arguments, result and errors as in `pgd`; in L2 the step goes along the gradient, in L1 along its largest entries.
-    """
-    attack = GradientAttack(epsilon=epsilon, steps=1, step_size=epsilon, norm=norm, random_start=False, mode=mode)
-    check_batch(images, labels)
-    return attack(net, images, labels, check=True)

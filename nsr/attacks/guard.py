@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from nsr.attacks.balls import BALLS, distance
 from nsr.errors import InputError, check_choice, check_epsilon, named_arguments
 from nsr.losses import precise
 from nsr.modes import network_mode, unchanged_buffers
-from nsr.randomness import draw_seed
+from nsr.randomness import Generators, draw_seed
 
 Attack = Callable[..., Tensor]  # (net, images, labels) -> images, and optionally generator=
 
@@ -25,7 +25,9 @@ def guarded(attack: Attack, *, norm: str = "linf", epsilon: float | str | None, 
     """The attack inside a `GuardedAttack`; unchanged where its `restores_network` is True.
 
     Args:
-        attack: (net, images, labels) -> images; `generator=` is passed where the signature names it.
+        attack: (net, images, labels) -> images. Where its signature names `generator`, it gets the one of the call,
+            and for a sequence (one for each image) one made from the first image's; the sequence itself only where
+            its `draws_per_image` is True.
         norm, epsilon: the threat model, for an attack without such attributes of its own; epsilon None: unbounded.
         seed: of the attack's draws, together with the generator of the call.
 
@@ -40,6 +42,11 @@ class AttackWrapper:
 
     restores_network = True
     attack: Any
+
+    @property
+    def draws_per_image(self) -> bool:
+        """Whether a sequence of generators, one for each image, makes an image's result independent of its batch."""
+        return getattr(self.attack, "draws_per_image", False)
 
     @property
     def scale(self) -> float:
@@ -70,12 +77,17 @@ class GuardedAttack(AttackWrapper):
         called = attack.forward if isinstance(attack, nn.Module) else attack
         self._takes_generator = "generator" in named_arguments(called)[0]
 
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None) -> Tensor:
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generators = None) -> Tensor:
         """Adversarial images, detached, in the shape and dtype of `images`; waits for the device."""
-        device = images.device if generator is None else generator.device
-        drawn = int(torch.randint(2**31, (), generator=generator, device=device))
+        each = list(generator) if isinstance(generator, Sequence) else [generator]
+        device = images.device if each[0] is None else each[0].device
+        # from every one, so that an image's draws do not depend on being the first
+        drawn = [torch.randint(2**31, (), generator=one, device=device) for one in each]
+        seed = draw_seed(self.seed, int(drawn[0]))
+        if isinstance(generator, Sequence) and not self.draws_per_image:
+            generator = Generator(device).manual_seed(seed)
         settings = {"generator": generator} if self._takes_generator else {}
-        with _seeded(draw_seed(self.seed, drawn), images.device), _restored(net):
+        with _seeded(seed, images.device), _restored(net):
             # copies: the attack may write into its arguments, and an evaluation's may be inference tensors
             adversarial = self.attack(net, images.detach().clone(), labels.clone(), **settings)
             return self._checked(adversarial, images)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from nsr.attacks.balls import BALLS, ascended
 from nsr.errors import check_choice, check_epsilon, check_number, fraction
+from nsr.randomness import Generators
 
 
 class KeptPerturbation:
@@ -31,7 +32,7 @@ class KeptPerturbation:
         self.restores_network = True
         self.perturbation: Tensor | None = None  # (largest batch so far, channel, height, width)
 
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None) -> Tensor:
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generators = None) -> Tensor:
         """Return `perturbed(images)`: neither network nor labels change it."""
         return self.perturbed(images)
 

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from nsr.errors import InputError, check_batch, check_choice, check_epsilon, check_finite_logits, check_number
 from nsr.losses import margin
 from nsr.modes import frozen_parameters, network_mode
+from nsr.randomness import Generators
 
 VERSIONS = ("standard", "plus", "rand", "custom")
 PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
@@ -31,7 +32,7 @@ class _ThirdParty:
         self.norm: str = check_choice("norm", norm, norms)
         self.epsilon = check_epsilon("epsilon", epsilon, norm=norm)
 
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | None = None) -> Tensor:
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generators = None) -> Tensor:
         """Adversarial images; `generator` is not drawn from."""
         check_batch(images, labels)
         if self.epsilon == 0:
@@ -146,6 +147,8 @@ class Momentum(_ThirdParty):
         steps: of size epsilon / steps, as in the paper.
         momentum: decay of the gradients' running sum.
     """
+
+    draws_per_image = True  # draws nothing
 
     def __init__(self, *, epsilon: float | str, norm: str = "linf", steps: int = 40, momentum: float = 1.0):
         super().__init__(epsilon, norm, ("linf", "l2"))

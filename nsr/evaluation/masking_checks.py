@@ -227,7 +227,7 @@ RULES = {
         "two passes differ",
         ("nondeterministic",),
         _nondeterministic,
-        "the network draws: attack its expectation (test_attacks.autoattack.version=rand)",
+        "the network draws: attack its expectation (test_attacks.pgd.eot_samples=20, autoattack with version=rand)",
     ),
     "adaptive_stronger_than_autoattack": _Rule(
         "the attack that knows the defense beats AutoAttack",
