@@ -73,9 +73,9 @@ def _check_parts_of_test(settings: Mapping[str, Any]) -> None:
         raise InputError(f"{' and '.join(given)} are given; they exclude each other: give one")
     if images and any(isinstance(entry, str) for entry in as_list(settings["only"])):
         raise InputError(f"only is {settings['only']!r}; it must be names of rows or indices of images")
-    further = [name for name in ("corruptions", "analyses") if settings.get(name)]
+    further = [name for name in ("corruptions", "analysis") if settings.get(name)]
     if given and given[0] != "merge" and further:
-        raise InputError(f"{given[0]} measures a part of the test set, {further[0]} need all of it; leave them out")
+        raise InputError(f"{given[0]} measures a part of the test set, {further[0]} needs all of it; leave it out")
 
 
 def check_complete(settings: Mapping[str, Any], program: str) -> None:

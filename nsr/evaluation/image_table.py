@@ -56,7 +56,7 @@ def write_classes(directory: Path, result: SuiteResult, class_names: Sequence[st
 
 
 def _short(values: Tensor) -> list[str]:
-    return [f"{value:.7g}" for value in values.tolist()]
+    return [f"{value:.6g}" for value in values.tolist()]
 
 
 def _pairs(labels: Tensor, predictions: Tensor) -> list[list[int]]:
