@@ -181,9 +181,10 @@ def check_finite_logits(logits: Tensor, *, places: Sequence[int] | Tensor | None
     if broken.any():
         first = int(broken.nonzero()[0])
         value = next(value for value in logits[first].flatten().tolist() if not math.isfinite(value))
+        image = f"image {first} of the batch" if places is None else f"image {int(places[first])}"
         raise InputError(
-            f"the network's logits of image {first if places is None else int(places[first])} hold {value}; they must "
-            "be finite numbers: check its weights and its normalization"
+            f"the network's logits of {image} hold {value}; they must be finite numbers: check its weights and its "
+            "normalization"
         )
 
 

@@ -44,7 +44,7 @@ def test_the_first_image_is_named(value):
     logits = torch.zeros(5, 3)
     check_finite_logits(logits)
     logits[2, 1] = logits[4, 0] = value
-    with pytest.raises(InputError, match=rf"image 2 hold {value}; they must be finite"):
+    with pytest.raises(InputError, match=rf"image 2 of the batch hold {value}; they must be finite"):
         check_finite_logits(logits)
     with pytest.raises(InputError, match=r"image 32 hold"):
         check_finite_logits(logits, places=range(30, 35))
@@ -65,7 +65,7 @@ def test_attacks_refuse_them(case, name):
     attack, net = ATTACKS[name], Broken()
     if name == "transfer":
         attack.networks = [net.layers]
-    with pytest.raises(InputError, match="image 7 hold nan"):
+    with pytest.raises(InputError, match="image 7( of the batch)? hold nan"):
         attack(net, *case)
 
 
