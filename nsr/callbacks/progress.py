@@ -44,16 +44,20 @@ class ProgressRows(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         self._time_left = TimeLeft(pl_module.suite.work, int(trainer.num_test_batches[0]))  # type: ignore[union-attr]
-        self._printed = time.perf_counter()
+        self._printed, self._estimated = time.perf_counter(), False
         pl_module.suite.finished = self._measured  # type: ignore[union-attr]
 
     def _measured(self, row: str, seconds: float | None) -> None:
         self._time_left.add(row, seconds)
-        now, batches = time.perf_counter(), self._time_left.batches
-        if now - self._printed >= SECONDS_BETWEEN_ROWS:
+        now, batches, left = time.perf_counter(), self._time_left.batches, self._time_left.left()
+        if left is not None and not self._estimated:
+            self._estimated = True
+            if left >= SECONDS_BETWEEN_ROWS:
+                print(f"first of {batches} batches measured: about {duration(left)} left", flush=True)
+        elif now - self._printed >= SECONDS_BETWEEN_ROWS:
             self._printed = now
             done = min(self._time_left.finished[row], batches)
-            print(f"measuring {row}: {done} of {batches} batches, {duration(self._time_left.left())} left", flush=True)
+            print(f"measuring {row}: {done} of {batches} batches, {duration(left)} left", flush=True)
 
 
 class TimeLeft:
