@@ -227,9 +227,11 @@ def test_progress_is_a_row_now_and_then(best, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_ROWS", 0.0)
     command = [best, "test_attacks=[clean,fgsm]", "evaluation.n_examples=100", "data.evaluation_batch_size=50"]
     evaluated(tmp_path / "run", *command, "checks.enabled=false")
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("measuring")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("measuring", "first of"))]
     assert [line.split(",")[0] for line in lines] == [
-        f"measuring {row}: {chunk} of 2 batches" for chunk in (1, 2) for row in ("clean", "fgsm", "sensitivity")
+        *(f"measuring {row}: 1 of 2 batches" for row in ("clean", "fgsm")),
+        "first of 2 batches measured: about 0:00 left",
+        *(f"measuring {row}: 2 of 2 batches" for row in ("clean", "fgsm", "sensitivity")),
     ]
     assert lines[0].endswith(", ? left")
     assert lines[-1].endswith(", 0:00 left")

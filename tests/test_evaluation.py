@@ -325,6 +325,8 @@ def test_transfer_shows_the_surrogates_examples(case):
         ({"version": "custom"}, "version 'custom' needs attacks, the others take none"),
         ({"attacks": ["apgd-ce"]}, "version 'custom' needs attacks, the others take none"),
         ({"version": "custom", "attacks": ["apgd"]}, r"attacks entry is 'apgd'.*did you mean 'apgd-[a-z]+'"),
+        ({"queries": 100}, "queries is 100 and version 'standard', which sets its own; leave queries out"),
+        ({"version": "plus", "restarts": 1}, "restarts is 1 and version 'plus', which sets its own"),
         ({"norm": "l3"}, "norm is 'l3'; it must be one of linf, l2, l1"),
         ({"epsilon": -1}, "epsilon is -1"),
     ],

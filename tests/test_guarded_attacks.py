@@ -23,6 +23,9 @@ from reference import (
 from torch import nn
 
 from nsr.attacks import (
+    APGD,
+    DDN,
+    FMN,
     AdaptiveAttack,
     AutoAttack,
     EnsembleAttack,
@@ -209,6 +212,9 @@ def test_an_attack_on_other_networks_guards_them_too(make):
         TransferAttack(attack=GradientAttack(epsilon=EPSILON, steps=2), networks=[residual_net(1)]),
         AutoAttack(epsilon=EPSILON, version="custom", attacks=["square"], queries=5),
         Momentum(epsilon=EPSILON, steps=2),
+        APGD(epsilon=EPSILON, steps=2),
+        FMN(epsilon=EPSILON, steps=2),
+        DDN(epsilon=EPSILON, steps=2),
     ],
     ids=lambda attack: type(attack).__name__,
 )
@@ -238,6 +244,8 @@ def test_a_shipped_attack_restores_a_network_in_training(attack):
         (AutoAttack(epsilon=EPSILON), "AutoAttack, standard"),
         (AutoAttack(epsilon=EPSILON, version="custom", attacks=["apgd-ce", "square"]), "apgd-ce, square"),
         (Momentum(epsilon=EPSILON), "MI-FGSM-40"),
+        (APGD(epsilon=EPSILON, loss="dlr"), "APGD-Linf, 100 steps on DLR"),
+        (FMN(epsilon=EPSILON), "FMN-100"),
         (UniformDraws(epsilon=EPSILON), "1000 uniform draws"),
         (
             TransferAttack(attack=GradientAttack(epsilon=EPSILON, steps=2), networks=[nn.Identity()] * 2),

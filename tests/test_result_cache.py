@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -176,6 +177,13 @@ def test_settings_are_compared_by_the_content_of_the_files_that_they_name(tmp_pa
     first = of("a", tmp_path / "one.ckpt")
     assert first == of("a", tmp_path / "two.ckpt") != of("b", tmp_path / "one.ckpt")
     assert first["norm"] == "linf" and "one.ckpt" not in str(first)
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    (tmp_path / "folder" / "inner" / "c").write_text("c")
+    folders = [by_content({"root": "folder", "norm": ""}, tmp_path)]
+    for name, text in (("inner/c", "d"), ("inner/e", "d"), ("b", "")):
+        (tmp_path / "folder" / name).write_text(text)
+        folders.append(by_content({"root": str(tmp_path / "folder"), "norm": ""}, tmp_path))
+    assert all(one != other for one, other in itertools.combinations(folders, 2)) and folders[0]["norm"] == ""
     target = {"_target_": "nsr.attacks.GradientAttack", "steps": 3}
     assert by_content(target, tmp_path).items() > target.items() and by_content(target, tmp_path)["source"]
 

@@ -42,7 +42,8 @@ def build_attack(settings: Settings, attack: Settings, place: str, net: nn.Modul
     if isinstance(made, GuardedAttack):
         images, labels = torch.full_like(example_images(description), 0.5), torch.zeros(EXAMPLES, dtype=torch.int64)
         with trial(place, "the attack"), network_mode(net, "eval"):
-            made(net, images, labels, generator=torch.Generator().manual_seed(0))
+            for call in (made, getattr(made, "nearest", made)):
+                call(net, images, labels, generator=torch.Generator().manual_seed(0))
     return made
 
 

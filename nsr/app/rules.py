@@ -206,6 +206,7 @@ TRAINER: dict[str, Rule] = {
 LEARNING_RATE: dict[str, Rule] = {"lr": number(above=0), "weight_decay": number(lowest=0)}
 TARGET_RULES: dict[str, dict[str, Rule]] = {
     "nsr.attacks.GradientAttack": {"steps": COUNT},  # 0 is the library's alone
+    "nsr.attacks.measuring_pgd": {"steps": COUNT},
     "pytorch_lightning.Trainer": TRAINER,
     "torch.optim.Adam": LEARNING_RATE,
     "torch.optim.AdamW": LEARNING_RATE,

@@ -74,11 +74,26 @@ class GuardedAttack(AttackWrapper):
         self.epsilon = None if radius is None else check_epsilon("epsilon", radius, norm=self.norm)
         self.soft_labels: bool = getattr(attack, "soft_labels", True)
         self.title: str = _own(attack, "title", str, callable_name(attack))
-        called = attack.forward if isinstance(attack, nn.Module) else attack
-        self._takes_generator = "generator" in named_arguments(called)[0]
 
     def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generators = None) -> Tensor:
         """Adversarial images, detached, in the shape and dtype of `images`; waits for the device."""
+        return self._call(self.attack, self.epsilon, net, images, labels, generator=generator)
+
+    @property
+    def nearest(self) -> Attack:
+        """The inner attack's `nearest`, guarded at any distance; an AttributeError where it has none."""
+        return functools.partial(self._call, self.attack.nearest, None)
+
+    def _call(
+        self,
+        attack: Attack,
+        epsilon: float | None,
+        net: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        generator: Generators = None,
+    ) -> Tensor:
         each = list(generator) if isinstance(generator, Sequence) else [generator]
         device = images.device if each[0] is None else each[0].device
         # from every one, so that an image's draws do not depend on being the first
@@ -86,13 +101,14 @@ class GuardedAttack(AttackWrapper):
         seed = draw_seed(self.seed, int(drawn[0]))
         if isinstance(generator, Sequence) and not self.draws_per_image:
             generator = Generator(device).manual_seed(seed)
-        settings = {"generator": generator} if self._takes_generator else {}
+        called = attack.forward if isinstance(attack, nn.Module) else attack
+        settings = {"generator": generator} if "generator" in named_arguments(called)[0] else {}
         with _seeded(seed, images.device), _restored(net):
             # copies: the attack may write into its arguments, and an evaluation's may be inference tensors
-            adversarial = self.attack(net, images.detach().clone(), labels.clone(), **settings)
-            return self._checked(adversarial, images)
+            adversarial = attack(net, images.detach().clone(), labels.clone(), **settings)
+            return self._checked(adversarial, images, epsilon)
 
-    def _checked(self, adversarial: Any, images: Tensor) -> Tensor:
+    def _checked(self, adversarial: Any, images: Tensor, epsilon: float | None) -> Tensor:
         returned = f"the attack {self.title} returned"
         if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
             is_tensor = isinstance(adversarial, Tensor)
@@ -111,9 +127,9 @@ class GuardedAttack(AttackWrapper):
                 "normalization is part of the network"
             )
         pixels = {"linf": 1, "l2": images[0].numel() ** 0.5, "l1": images[0].numel()}[self.norm]
-        if self.epsilon is not None and farthest > self.epsilon * (1 + 1e-4) + rounding * pixels:
+        if epsilon is not None and farthest > epsilon * (1 + 1e-4) + rounding * pixels:
             raise InputError(
-                f"{returned} images up to {farthest:.4g} from the originals; epsilon is {self.epsilon:.4g} for "
+                f"{returned} images up to {farthest:.4g} from the originals; epsilon is {epsilon:.4g} for "
                 f"norm={self.norm}: set the attack's own radius to it (or minimal_norm of a LibraryAttack)"
             )
         return wide.clamp(0, 1).to(images.dtype)

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from nsr.attacks.balls import BALLS, distance, per_image
+from nsr.attacks.balls import BALLS
 from nsr.attacks.guard import callable_name, unwrapped
+from nsr.attacks.minimum_norm import fooling, within
 from nsr.errors import InputError, check_choice, check_epsilon
 
 
@@ -24,8 +24,8 @@ class LibraryAttack:
             those of adv-lib, or a partial of one (called as attack(net, images, labels)).
         norm, epsilon: the threat model. foolbox takes epsilon from here; torchattacks and adv-lib from their own
             settings, which must agree with it.
-        minimal_norm: True for an attack that searches the nearest adversarial example (DDN, FMN, CW, DeepFool): one
-            beyond epsilon is a failure, for which the clean image is returned.
+        minimal_norm: True for an attack that searches the nearest adversarial example (CW, DeepFool): one beyond
+            epsilon is a failure, for which the clean image is returned; `nearest` returns it all the same.
 
     Errors:
         InputError: not a callable, a setting out of range, an attack of foolbox or of minimal norm without epsilon.
@@ -60,18 +60,29 @@ class LibraryAttack:
         module = kind.__module__ if hasattr(kind, "__name__") else type(kind).__module__
         return f"{callable_name(kind)} ({module.partition('.')[0]})"
 
+    @property
+    def nearest(self) -> Callable[..., Tensor]:
+        """`nearest(net, images, labels)` of an attack of minimal norm; an AttributeError where it is none."""
+        if not self.minimal_norm:
+            raise AttributeError("nearest")
+        return self._nearest
+
     def __call__(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The adversarial images as the library returns them."""
+        found = self._found(net, images, labels)
+        # LibraryAttack refuses a minimal norm without epsilon
+        return within(found.detach(), images, self.norm, self.epsilon) if self.minimal_norm else found  # type: ignore[arg-type]
+
+    def _nearest(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return fooling(net, self._found(net, images, labels).detach(), images, labels)
+
+    def _found(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         if self._is_foolbox:
             import foolbox
 
             model = foolbox.PyTorchModel(net, bounds=(0, 1), device=images.device)
-            adversarial = self.attack(model, images, labels, epsilons=self.epsilon)[1]  # (raw, clipped, success)
-        elif inspect.isclass(unwrapped(self.attack)):
-            adversarial = self.attack(net)(images, labels)
-        else:
-            adversarial = self.attack(net, images, labels)
-        if self.minimal_norm and self.epsilon is not None:
-            is_near = distance(images, adversarial.detach(), self.norm) <= self.epsilon
-            adversarial = torch.where(per_image(is_near, images), adversarial, images)
-        return adversarial
+            epsilon = None if self.minimal_norm else self.epsilon
+            return self.attack(model, images, labels, epsilons=epsilon)[1]  # (raw, clipped, success)
+        if inspect.isclass(unwrapped(self.attack)):
+            return self.attack(net)(images, labels)
+        return self.attack(net, images, labels)

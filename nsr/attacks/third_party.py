@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # their names in both packages
 log = logging.getLogger(__name__)
 
 
-class _ThirdParty:
+class ThirdParty:
     """An attack in eval mode that leaves the network and the random state as they were."""
 
     restores_network = True
@@ -33,21 +35,49 @@ class _ThirdParty:
         self.epsilon = check_epsilon("epsilon", epsilon, norm=norm)
 
     def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generators = None) -> Tensor:
-        """Adversarial images; `generator` is not drawn from."""
+        """Adversarial images within epsilon.
+
+        Args:
+            generator: seeds the draws, but for AutoAttack's, the first of a sequence; None: torch's own state, which is
+                not advanced.
+        """
         check_batch(images, labels)
+        check_epsilon("epsilon", self.epsilon, norm=self.norm, pixels=images[0].numel())
         if self.epsilon == 0:
             return images.clone()
-        with torch.no_grad(), network_mode(net, "eval"):
-            check_finite_logits(net(images))
-        devices = [images.device] if images.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), network_mode(net, "eval"), frozen_parameters(net), torch.enable_grad():
-            return self._run(net, images, labels).detach()
+        with undisturbed(net, images, generator):
+            return self._run(net, images.contiguous(), labels).detach()
 
     def _run(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         raise NotImplementedError
 
 
-class AutoAttack(_ThirdParty):
+@contextmanager
+def undisturbed(net: nn.Module, images: Tensor, generator: Generators) -> Iterator[None]:
+    """Eval mode, frozen parameters and draws seeded by `generator`; InputError for logits that are not finite."""
+    first = generator[0] if isinstance(generator, Sequence) else generator
+    with torch.no_grad(), network_mode(net, "eval"):
+        check_finite_logits(net(images))
+    devices = [images.device] if images.device.type == "cuda" else []
+    trace = sys.gettrace()
+    with torch.random.fork_rng(devices), network_mode(net, "eval"), frozen_parameters(net), torch.enable_grad():
+        if first is not None:
+            torch.manual_seed(int(torch.randint(2**31, (), generator=first, device=first.device)))
+        try:
+            yield
+        finally:
+            sys.settrace(trace)  # pyautoattack ends a debugger's
+
+
+def load_foolbox() -> Any:
+    """Return foolbox, imported without the warnings of its own imports."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import foolbox
+    return foolbox
+
+
+class AutoAttack(ThirdParty):
     """pyautoattack's AutoAttack (Croce and Hein 2020), or some of its attacks; the clean image where none succeeds.
 
     With fewer than ten classes its targeted attacks aim at all other classes, and where these are too few for the DLR
@@ -58,12 +88,12 @@ class AutoAttack(_ThirdParty):
         norm: 'linf', 'l2' or 'l1'.
         version: 'standard', 'plus', 'rand' (for randomized networks) or 'custom'.
         attacks: of 'custom': some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square.
-        restarts: of APGD in 'custom'.
-        queries: of Square in 'custom'.
+        restarts: of APGD in 'custom', None: 1.
+        queries: of Square in 'custom', None: 5,000.
         seed: of every draw; each batch of images starts from it, as in the original.
 
     Errors:
-        InputError: a setting out of range; attacks without 'custom', or 'custom' without.
+        InputError: a setting out of range; attacks, restarts or queries without 'custom'; 'custom' without attacks.
     """
 
     def __init__(
@@ -73,8 +103,8 @@ class AutoAttack(_ThirdParty):
         norm: str = "linf",
         version: str = "standard",
         attacks: Sequence[str] | None = None,
-        restarts: int = 1,
-        queries: int = 5000,
+        restarts: int | None = None,
+        queries: int | None = None,
         seed: int = 0,
     ):
         super().__init__(epsilon, norm, NORMS)
@@ -84,8 +114,14 @@ class AutoAttack(_ThirdParty):
                 f"attacks is {attacks!r} and version {version!r}; version 'custom' needs attacks, the others take none"
             )
         self.attacks = [check_choice("attacks entry", attack, PARTS) for attack in attacks or ()]
-        self.restarts = check_number("restarts", restarts, lowest=1, whole=True)
-        self.queries = check_number("queries", queries, lowest=1, whole=True)
+        for name, value in (("restarts", restarts), ("queries", queries)):
+            if version != "custom" and value is not None:
+                raise InputError(
+                    f"{name} is {value!r} and version {version!r}, which sets its own; leave {name} out, or choose "
+                    "version 'custom' with attacks"
+                )
+        self.restarts = check_number("restarts", 1 if restarts is None else restarts, lowest=1, whole=True)
+        self.queries = check_number("queries", 5000 if queries is None else queries, lowest=1, whole=True)
         self.seed = check_number("seed", seed, lowest=0, whole=True)
         self._logged = False
 
@@ -135,7 +171,7 @@ def _is_true(record: logging.LogRecord) -> bool:
     return "it is not possible to use" not in record.getMessage()
 
 
-class Momentum(_ThirdParty):
+class Momentum(ThirdParty):
     """foolbox's momentum iterative method, MI-FGSM (Dong et al. 2018), with gradients normalized as in the paper.
 
     Each gradient has length 1 in L1 before it is summed, equation 6 of the paper; foolbox sums the signs of the
@@ -157,10 +193,8 @@ class Momentum(_ThirdParty):
         self.title = f"MI-FGSM-{steps}"
 
     def _run(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        with warnings.catch_warnings():  # of foolbox's own imports
-            warnings.simplefilter("ignore", DeprecationWarning)
-            import foolbox
-            from foolbox.attacks.gradient_descent_base import normalize_lp_norms
+        foolbox = load_foolbox()
+        from foolbox.attacks.gradient_descent_base import normalize_lp_norms
 
         original: Any = getattr(foolbox.attacks, f"{NORMS[self.norm]}MomentumIterativeFastGradientMethod")
 

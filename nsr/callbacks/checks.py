@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Generator
 
-from nsr.attacks import GradientAttack
+from nsr.attacks import measuring_pgd
 from nsr.callbacks.training_checks import RULES, Epoch, Verdict
 from nsr.data.batches import EvaluationBatches, images_and_labels, place_of
 from nsr.errors import check_choice, check_finite_logits
@@ -79,7 +79,7 @@ class TrainingChecks(pl.Callback):
         images, labels = (part[_evenly(trainer, number)] for part in images_and_labels(batch))
         if len(labels) == 0:
             return
-        probe = GradientAttack(epsilon=attack.epsilon, norm=attack.norm, steps=PROBE_STEPS)  # type: ignore[union-attr]
+        probe = measuring_pgd(epsilon=attack.epsilon, norm=attack.norm, steps=PROBE_STEPS)  # type: ignore[union-attr]
         with full_precision(pl_module.device):
             generator = Generator(pl_module.device).manual_seed(draw_seed(pl_module.seed, 2, number or 0))
             logits = pl_module.net(probe(pl_module.net, images, labels, generator=generator))

@@ -129,7 +129,7 @@ def network_response(net: nn.Module, images: Tensor) -> Response:
 
 
 def by_content(settings: Any, folder: Path) -> Any:
-    """Return settings in which a hash replaces the path of each file, and stands beside each `_target_`.
+    """Return settings in which hashes replace the path of each file and folder, and stand beside each `_target_`.
 
     Args:
         settings: plain values.
@@ -140,8 +140,13 @@ def by_content(settings: Any, folder: Path) -> Any:
         return {**own, "source": _source(str(settings["_target_"]))} if "_target_" in settings else own
     if isinstance(settings, (list, tuple)):
         return [by_content(value, folder) for value in settings]
-    if isinstance(settings, str) and os.path.isfile(path := os.path.join(folder, os.path.expanduser(settings))):
-        return {"content": _file_fingerprint(path)}
+    if isinstance(settings, str) and settings:
+        path = os.path.join(folder, os.path.expanduser(settings))
+        if os.path.isfile(path):
+            return {"content": _file_fingerprint(path)}
+        if os.path.isdir(path):
+            files = (os.path.join(place, name) for place, _, names in os.walk(path) for name in names)
+            return {os.path.relpath(file, path): _file_fingerprint(file) for file in files if os.path.isfile(file)}
     return settings
 
 
