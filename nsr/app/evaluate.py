@@ -85,7 +85,7 @@ def _measure(job: Job, directory: Path, trainer: pl.Trainer) -> None:
     if not trainer.is_global_zero:
         return
     write_config(directory, job)
-    names, files = job.description.class_names, data.files("test")
+    names, files = job.description.class_names, data.file_names("test")
     if images:
         write_images(directory / "only.csv", result, names, files)
         report.show_images(directory / "only.csv", result, names)
@@ -146,7 +146,7 @@ def _analysis_context(job: Job, directory: Path, device: torch.device) -> Analys
         layers=job.module.extractor.layers,
         labels=data.test_set.labels,
         batches=lambda index: ((images.to(device), labels.to(device)) for images, labels in data.test_batches(index)),
-        attack=job.suite.sensitivity_attack,
+        attack=job.suite.sensitivity_attack,  # type: ignore[arg-type]
         directory=directory,
         settings=job.record,
     )

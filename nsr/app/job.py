@@ -204,7 +204,7 @@ def run_test(trainer: pl.Trainer, job: Job, *, name: str) -> dict[str, float]:
     """Test the module as it is; return {NAME/ATTACK_accuracy: fraction, and _low and _high, its interval}."""
     job.module.test_name = name
     trainer.test(job.module, datamodule=job.data, verbose=False)
-    return {f"{name}/{key}": value for key, value in job.suite.result.metrics.items()}  # type: ignore[union-attr]
+    return {f"{name}/{key}": value for key, value in job.suite.result.metrics.items()}
 
 
 def progress() -> pl.Callback:

@@ -141,7 +141,8 @@ def _in_threat_models(config: DictConfig) -> dict[str, Any]:
     for norm, radius in radii.items():
         if radius is None:
             raise InputError(f"the data have no customary epsilon for {norm}; give threat_models={{{norm}: RADIUS}}")
-        attacks[norm] = plain(OmegaConf.merge(config, {"norm": norm, "epsilon": radius}))["test_attacks"]
+        config.norm, config.epsilon = norm, radius  # of this copy, for the settings that refer to them
+        attacks[norm] = plain(config)["test_attacks"]
     return {**settings, "threat_models": radii, "test_attacks": in_each(attacks, settings["test_attacks"])}
 
 

@@ -99,7 +99,7 @@ def _report(job: Job, directory: Path, results: Mapping[str, Any], checks: Train
     """Write the results of a run, metrics.json last: with it the run is finished."""
     suite: Any = job.suite
     # of the best checkpoint
-    write_images(directory / "images.csv", suite.result, job.description.class_names, job.data.files("test"))
+    write_images(directory / "images.csv", suite.result, job.description.class_names, job.data.file_names("test"))
     write_curve(directory, results, job.settings)
     write_json(directory / "metrics.json", {"schema": SCHEMA, **results})
     report.show_run(directory, results, report.titles(job.settings, suite), checks.results())

@@ -158,7 +158,7 @@ def _evenly(trainer: pl.Trainer, number: int | None) -> slice:
     batches = getattr(trainer.val_dataloaders, "batch_sampler", None)
     if number is None or not isinstance(batches, EvaluationBatches):
         return slice(None)
-    return slice(-number * batches.batch_size % batches.batches, None, batches.batches)
+    return slice(-number * batches.batch_size % len(batches.numbers), None, batches.batches)
 
 
 def _as_wide(module: RobustClassifier) -> bool:

@@ -69,7 +69,7 @@ class ImageFolder(ImageData):
             self._check_description()
         return super().describe()
 
-    def files(self, split: str) -> list[str]:
+    def file_names(self, split: str) -> list[str]:
         folder = self.root / FOLDERS[split]
         return [os.path.relpath(path, folder) for path in list_images(folder)[0]]
 

@@ -222,7 +222,7 @@ class ImageData(pl.LightningDataModule):
         self.test_set = self.test_set.subset(indices)
         self.test_places = indices if self.test_places is None else self.test_places[indices]
 
-    def files(self, split: str) -> Sequence[str]:
+    def file_names(self, split: str) -> Sequence[str]:
         """Return the names of the files of a split's images, in their order; empty where they have none."""
         return ()
 

@@ -93,7 +93,7 @@ def write_distances(directory: Path, distances: Mapping[str, Tensor], attacks: M
                 robust = [100 * (1 - (place + 1) / len(values)) for place in range(len(finite))]
                 axes.step([0, *finite], [100, *robust], where="post", label=getattr(attacks[row], "title", row))
             axes.axvline(attacks[rows[0]].epsilon, color="0.5", linestyle=":", linewidth=0.8)
-            axes.set(xlabel=f"distance of the nearest adversarial image ({NORMS[norm]}, pixels in [0, 1])")
+            axes.set(xlabel=f"distance of the nearest adversarial image ({NORMS[norm]})")
             axes.set(xlim=(0, None), ylim=(0, 102), ylabel="robust images (%)")
             axes.legend(loc="upper right")
         save(figure, directory / "distances")

@@ -77,7 +77,7 @@ class AttackSuite:
         self.restarted: Collection[str] = ()  # measurements that are made anew, whatever the cache has
         # called after each batch of a row; seconds are None where the cache had it
         self.finished: Callable[[str, float | None], None] = lambda row, seconds: None
-        self.result: SuiteResult | None = None  # of the latest test
+        self.result: SuiteResult  # of the latest test, once there is one
         self._pieces: Pieces = {}
         self._sums: NetworkSensitivity | None = None
 
@@ -94,7 +94,7 @@ class AttackSuite:
     @property
     def norms(self) -> dict[str, str | None]:
         """{row: norm of its attack}; None for 'clean', and for an attack that does not say."""
-        return {"clean": None} | {row: getattr(attack, "norm", None) for row, attack in self.attacks.items()}
+        return {"clean": None, **{row: getattr(attack, "norm", None) for row, attack in self.attacks.items()}}
 
     @property
     def worst_cases(self) -> dict[str, list[str]]:
@@ -103,7 +103,7 @@ class AttackSuite:
 
     def start(self, layers: Sequence[Layer], device: torch.device) -> None:
         """Empty the results."""
-        self._pieces, self.result = {}, None
+        self._pieces = {}
         self._sums = None if self.sensitivity_attack is None else NetworkSensitivity(layers).to(device)
 
     def measure(
