@@ -158,7 +158,8 @@ def _evenly(trainer: pl.Trainer, number: int | None) -> slice:
     batches = getattr(trainer.val_dataloaders, "batch_sampler", None)
     if number is None or not isinstance(batches, EvaluationBatches):
         return slice(None)
-    return slice(-number * batches.batch_size % len(batches.numbers), None, batches.batches)
+    count = len(batches.numbers)
+    return slice(-number * batches.batch_size % count, None, count)
 
 
 def _as_wide(module: RobustClassifier) -> bool:
