@@ -32,6 +32,7 @@ from nsr.objectives import compute_terms
 from nsr.run.processes import is_started_from_outside, observe
 from nsr.training.free import classifier_type
 from nsr.training.module import RobustClassifier, make_optimizer
+from nsr.training.schedules import make_scheduler
 
 
 def build_data(settings: Settings, *, splits: tuple[str, ...]) -> ImageData:
@@ -123,7 +124,11 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
             raise InputError(f"optimizer gives a {type(optimizer).__name__}; it must give a torch.optim.Optimizer")
     if module.scheduler is not None:
         with trial("scheduler", "the schedule"):
-            module.scheduler(optimizer, **({"total_steps": 10} if module.scheduler_interval == "step" else {}))
+            lengths = {
+                "total_steps": 10 * settings["trainer"]["max_epochs"],
+                "steps_per_epoch": 10,
+            }  # nothing is known of the data
+            make_scheduler(module.scheduler, optimizer, lengths if module.scheduler_interval == "step" else {})
     for name, neutral in (("accumulate_grad_batches", 1), ("gradient_clip_val", None)):
         value = settings["trainer"].get(name, neutral)
         if value not in (None, neutral) and not module.automatic_optimization:
