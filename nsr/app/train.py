@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from nsr import loggers
 from nsr.app.build import build_loggers, build_trainer, max_epochs
 from nsr.app.job import Job, progress, run_test, started_job, write_config
 from nsr.app.network import load_network
-from nsr.callbacks import RunRecords, SensitivityLogger, TrainingChecks
+from nsr.callbacks import RunRecords, SensitivityLogger, TrainingChecks, averages
 from nsr.callbacks.checkpoints import PLACE, Checkpoints, Extension, Interruption, PlainCheckpointIO
 from nsr.errors import InputError
 from nsr.evaluation import report
@@ -29,6 +30,8 @@ from nsr.run.processes import global_rank, leave_processes
 from nsr.run.resumption import Earlier, readable_checkpoint, remove_records
 from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.training.compilation import Compilation
+
+log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> float | tuple[float, ...]:
@@ -143,6 +146,8 @@ def test_best_and_last(trainer: pl.Trainer, job: Job, checkpoints: Path) -> dict
         load_network(net, last, checkpoints / "last.ckpt")
         results |= run_test(trainer, job, name="test_last")
     load_network(net, best, checkpoints / "best.ckpt")
+    if averages.KEY in best and trainer.is_global_zero:
+        log.info("best.ckpt holds %s of epoch %d", best[averages.KEY]["chosen"], results["best_epoch"])
     tested = run_test(trainer, job, name="test")
     if results["last_epoch"] == results["best_epoch"]:
         results |= {name.replace("test/", "test_last/"): value for name, value in tested.items()}

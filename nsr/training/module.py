@@ -136,6 +136,7 @@ class RobustClassifier(pl.LightningModule):
         self.result: EpochResult | None = None  # of the latest validation
         self.batch_weight = 1.0  # of this process's part of the batch at hand
         self.steps_before = 0  # optimizer steps before the schedule at hand began
+        self.further_metrics: dict[str, float] = {}  # of callbacks, {'validation/NAME': value} beside the epoch's own
         self.test_name = "test"  # prefix of the metrics of a test: test, test_last
         self._checked: set[str] = set()
 
@@ -295,7 +296,7 @@ class RobustClassifier(pl.LightningModule):
         self.result = EpochResult(
             epoch=validated_epoch(self.trainer),
             train=self.train_metrics.compute() if trained else {},
-            validation=self.validation_metrics.compute(),
+            validation={**self.validation_metrics.compute(), **self.further_metrics},
             sensitivities=self.validation_metrics.sensitivity.compute(),
             predicted=tuple(counts[0]),
             labelled=tuple(counts[1]),
