@@ -3,7 +3,7 @@
 from nsr.callbacks.averages import WeightAverages
 from nsr.callbacks.checks import TrainingChecks
 from nsr.callbacks.progress import ProgressRows
-from nsr.callbacks.ramp import Ramp
+from nsr.callbacks.ramp import Ramp, StepsRamp
 from nsr.callbacks.records import RunRecords
 from nsr.callbacks.sensitivity import SensitivityLogger
 from nsr.callbacks.weight_perturbation import AdversarialWeightPerturbation
@@ -14,6 +14,7 @@ __all__ = [
     "Ramp",
     "RunRecords",
     "SensitivityLogger",
+    "StepsRamp",
     "TrainingChecks",
     "WeightAverages",
 ]
