@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,8 +29,6 @@ from nsr.run.processes import global_rank, leave_processes
 from nsr.run.resumption import Earlier, readable_checkpoint, remove_records
 from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.training.compilation import Compilation
-
-log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> float | tuple[float, ...]:
@@ -147,7 +144,7 @@ def test_best_and_last(trainer: pl.Trainer, job: Job, checkpoints: Path) -> dict
         results |= run_test(trainer, job, name="test_last")
     load_network(net, best, checkpoints / "best.ckpt")
     if averages.KEY in best and trainer.is_global_zero:
-        log.info("best.ckpt holds %s of epoch %d", best[averages.KEY]["chosen"], results["best_epoch"])
+        print(f"best.ckpt holds {best[averages.KEY]['chosen']} of epoch {results['best_epoch']}", flush=True)
     tested = run_test(trainer, job, name="test")
     if results["last_epoch"] == results["best_epoch"]:
         results |= {name.replace("test/", "test_last/"): value for name, value in tested.items()}
