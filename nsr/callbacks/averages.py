@@ -4,7 +4,8 @@
     SWA:  a <- a + (w - a) / (n + 1)          at the end of each epoch after the first `swa_start`, n of them before
 
 SWA: Izmailov et al. 2018, algorithm 1, with a cycle of one epoch. BatchNorm's running statistics are averaged like the
-weights, as Lightning's WeightAveraging does and unlike the paper, which re-estimates them; counters are copied.
+weights, as Lightning's WeightAveraging does and unlike the paper, which re-estimates them; counters are copied. With
+several processes the first one's statistics count: DDP sends its buffers before each pass.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from nsr.errors import InputError, check_number
@@ -96,9 +97,6 @@ class WeightAverages(pl.Callback):
         if trainer.state.fn != "fit":
             return
         self._weights = {key: value.clone() for key, value in _tensors(pl_module).items()}
-        if trainer.world_size > 1:  # each process has BatchNorm statistics of its own
-            for value in chain.from_iterable(average.values() for average in self.averages.values()):
-                distributed.broadcast(value, src=0)
         if len(self.update) > 1:
             found: dict[str, dict[str, float]] = {}
             for name in self.update:
