@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from nsr.app.train import train
-from nsr.callbacks import Ramp
+from nsr.attacks import GradientAttack
+from nsr.callbacks import Ramp, StepsRamp
 from nsr.errors import InputError
 from nsr.models import Classifier
 from nsr.training.module import RobustClassifier
@@ -67,6 +68,43 @@ def test_the_ramps_follow_the_steps(tmp_path, monkeypatch):
     assert weight == pytest.approx([0, 0, 0.5, 1, 1, 1])
     written = [float(row["train/stabilizer"]) for row in rows(tmp_path / "run" / "metrics.csv")[1:]]
     assert written[0] == 0 < written[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "expected"),
+    [
+        ({"epochs": 4}, 10, [1, 3, 6, 8, 10, 10]),  # 1, 3.25, 5.5, 7.75, 10: halves up
+        ({"epochs": 2, "start": 1, "initial": 2}, 7, [2, 2, 5, 7, 7, 7]),
+        ({"epochs": 2, "initial": 4}, 1, [4, 3, 1, 1, 1, 1]),
+    ],
+)
+def test_the_steps_ramp_is_linear_and_the_step_size_follows_its_rule(settings, steps, expected):
+    ramp, attack = StepsRamp(**settings), GradientAttack(epsilon=0.4, steps=steps)
+    module = SimpleNamespace(train_attack=attack, attacks=True, stabilizer=None)
+    ramp.setup(SimpleNamespace(max_epochs=6), module, "fit")
+    for epoch, number in enumerate(expected):
+        ramp.on_train_batch_start(SimpleNamespace(current_epoch=epoch), module, None, 3)
+        assert (attack.steps, attack.step_size) == (number, 2.5 * 0.4 / number)
+    ramp.teardown(None, module, "fit")
+    assert attack.steps == steps
+
+
+@pytest.mark.slow
+def test_a_steps_ramp_without_steps(refused):
+    text = refused("train", *TINY_ATTACK, "callbacks=[steps_ramp]", "objective=natural", "stabilizer=none")
+    assert "callbacks has a ramp of the train_attack, but this run has none" in text
+    text = refused("train", *TINY_ATTACK, "callbacks=[steps_ramp]", "objective=free")
+    assert "steps, a KeptPerturbation without attribute steps; leave the ramp out" in text
+    assert "the ramp never starts" in refused("train", *TINY, "callbacks=[steps_ramp]", "callbacks.steps_ramp.start=3")
+
+
+def test_a_ramp_from_a_part_of_the_value():
+    module = SimpleNamespace(train_attack=SimpleNamespace(scale=1.0))
+    ramp = Ramp(of="train_attack", epochs=2, start=1, initial=0.25)
+    for epoch, expected in enumerate([0.25, 0.625, 1.0, 1.0]):  # at the end of the epoch, of one step each
+        trainer = SimpleNamespace(current_epoch=epoch, num_training_batches=1)
+        ramp.on_train_batch_start(trainer, module, None, 0)
+        assert module.train_attack.scale == pytest.approx(expected)
 
 
 @pytest.mark.slow

@@ -43,6 +43,10 @@ STEPS = "train_attack.steps=2"
 CHOICES = {
     "sns": [STEPS, "scheduler=one_cycle", "stabilizer.refresh=average", "data.augmentation=crop_flip"],
     "averages": [STEPS, "callbacks=[ema,awp,stabilizer_ramp]", "callbacks.ema.decay=0.7", "objective=trades"],
+    "several": [
+        *("train_attack.steps=3", "callbacks=[averages,steps_ramp]", "callbacks.averages.decays=[0.5,0.9]"),
+        *("callbacks.averages.swa_start=1", "callbacks.steps_ramp.epochs=2", "scheduler=warmup_cosine"),
+    ],
     "free": ["objective=free", "objective.replays=2", "trainer.max_epochs=6", "scheduler=cosine"],
     "epoch": [
         *(STEPS, "stabilizer.refresh=epoch", "callbacks=[epsilon_ramp]", "optimizer=sgd"),

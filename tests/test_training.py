@@ -95,6 +95,31 @@ def test_weight_zero_is_bit_equal_to_none(name, dropout):
     assert {"net.bn1.running_mean", "net.bn1.running_var", "net.bn1.num_batches_tracked"} <= set(moved)
 
 
+@pytest.mark.parametrize("kind", [AdversarialTraining, Trades, LogitPairing])
+def test_label_smoothing_is_of_the_loss_and_not_of_the_attack(kind):
+    met, losses = [], []
+    for smoothing in (0.0, 0.4):
+        module = module_of(kind(label_smoothing=smoothing))
+        module.before_passes.append(lambda views, labels: met.append(views["adversarial"]))
+        losses.append(module.train().training_step(batch(), 0).item())
+    assert torch.equal(*met)
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_trainer_clips_the_norm_of_the_gradient(precision):
+    steps = []
+    for settings in ({}, {"gradient_clip_val": 0.05}):
+        module = module_of(AdversarialTraining(), stabilizer=SensitivityStabilizer())
+        before = [weight.detach().clone() for weight in module.net.parameters()]
+        fit(module, [batch()], precision=precision, **settings)
+        moved = [weight.detach() - old for weight, old in zip(module.net.parameters(), before, strict=True)]
+        steps.append(torch.cat([each.flatten() for each in moved]))
+    free, clipped = steps
+    assert free.norm() > 0.1 * 0.06
+    torch.testing.assert_close(clipped, free * 0.1 * 0.05 / free.norm(), rtol=1e-3, atol=1e-6)  # a rate of 0.1
+
+
 @pytest.mark.parametrize("handling", ["batch", "frozen"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_stabilizers_own_pass_leaves_no_trace_in_batch_norm(name, handling):

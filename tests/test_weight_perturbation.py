@@ -181,6 +181,20 @@ def test_a_training_step_is_the_published_procedure(name):
     assert any((gradients[key] - unmoved[key]).norm() > 0.01 * unmoved[key].norm() for key in MOVED)
 
 
+def test_the_gradient_at_the_perturbed_weights_is_clipped_and_the_step_taken_without_them():
+    module, (images, labels), most = module_of(attached=False), batch(), 0.02
+    net = module.net
+    before = state(net)
+    moved = moved_by_hand(net, images, labels, views=("adversarial",), loss_of=pgd_by_hand)
+    _, gradients = gradients_by_hand(moved, images, labels, views=("adversarial",), loss_of=pgd_by_hand)
+    length = sum(value.square().sum() for value in gradients.values()).sqrt()
+    assert length > 2 * most
+    fit(module, [(images, labels)], callbacks=[AdversarialWeightPerturbation(gamma=GAMMA)], gradient_clip_val=most)
+    expected = {key: before[key] - RATE * (most / length * gradients[key] + DECAY * before[key]) for key in gradients}
+    for key, value in expected.items():
+        torch.testing.assert_close(net.get_parameter(key).detach(), value, rtol=1e-5, atol=1e-7)
+
+
 def test_a_stabilizing_term_is_measured_there_and_not_ascended():
     weight = 30.0
     module = module_of(stabilizer=SensitivityStabilizer(weight=weight, top=2))

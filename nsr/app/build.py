@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import ProgressBar, WeightAveraging
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
@@ -21,6 +21,7 @@ from nsr.app.attacks import build_attack, build_metrics, build_suite
 from nsr.app.instantiation import Settings, chosen, in_place, instantiate, locate, make_callable, make_one, trial
 from nsr.app.machine import process_command, processes, shares_batches
 from nsr.app.network import build_classifier, check_classifier, example_images
+from nsr.callbacks import WeightAverages
 from nsr.compat import leave_signals_alone, start_processes_with
 from nsr.data import DataDescription, ImageData, image_data
 from nsr.data.corruptions import Corruptions
@@ -32,6 +33,7 @@ from nsr.objectives import compute_terms
 from nsr.run.processes import is_started_from_outside, observe
 from nsr.training.free import classifier_type
 from nsr.training.module import RobustClassifier, make_optimizer
+from nsr.training.schedules import make_scheduler
 
 
 def build_data(settings: Settings, *, splits: tuple[str, ...]) -> ImageData:
@@ -123,7 +125,11 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
             raise InputError(f"optimizer gives a {type(optimizer).__name__}; it must give a torch.optim.Optimizer")
     if module.scheduler is not None:
         with trial("scheduler", "the schedule"):
-            module.scheduler(optimizer, **({"total_steps": 10} if module.scheduler_interval == "step" else {}))
+            lengths = {
+                "total_steps": 10 * settings["trainer"]["max_epochs"],
+                "steps_per_epoch": 10,
+            }  # nothing is known of the data
+            make_scheduler(module.scheduler, optimizer, lengths if module.scheduler_interval == "step" else {})
     for name, neutral in (("accumulate_grad_batches", 1), ("gradient_clip_val", None)):
         value = settings["trainer"].get(name, neutral)
         if value not in (None, neutral) and not module.automatic_optimization:
@@ -145,6 +151,10 @@ def build_callbacks(settings: Settings, module: RobustClassifier) -> dict[str, p
             with trial(place, "the callback"):
                 callback.check(module, max_epochs(settings))
         made[name] = callback
+    averaging = [name for name, each in made.items() if isinstance(each, (WeightAveraging, WeightAverages))]
+    if len(averaging) > 1:
+        fix = "keep one; averages has settings for all: callbacks.averages.decays, callbacks.averages.swa_start"
+        raise InputError(f"callbacks has {' and '.join(averaging)}, which would each replace the weights; {fix}")
     return made
 
 

@@ -16,7 +16,7 @@ from nsr import loggers
 from nsr.app.build import build_loggers, build_trainer, max_epochs
 from nsr.app.job import Job, progress, run_test, started_job, write_config
 from nsr.app.network import load_network
-from nsr.callbacks import RunRecords, SensitivityLogger, TrainingChecks
+from nsr.callbacks import RunRecords, SensitivityLogger, TrainingChecks, averages
 from nsr.callbacks.checkpoints import PLACE, Checkpoints, Extension, Interruption, PlainCheckpointIO
 from nsr.errors import InputError
 from nsr.evaluation import report
@@ -145,6 +145,8 @@ def test_best_and_last(trainer: pl.Trainer, job: Job, checkpoints: Path) -> dict
         load_network(net, last, checkpoints / "last.ckpt")
         results |= run_test(trainer, job, name="test_last")
     load_network(net, best, checkpoints / "best.ckpt")
+    if averages.KEY in best and trainer.is_global_zero:
+        print(f"best.ckpt holds {best[averages.KEY]['chosen']} of epoch {results['best_epoch']}", flush=True)
     tested = run_test(trainer, job, name="test")
     if results["last_epoch"] == results["best_epoch"]:
         results |= {name.replace("test/", "test_last/"): value for name, value in tested.items()}

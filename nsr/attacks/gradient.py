@@ -100,9 +100,7 @@ class GradientAttack:
         self.norm = check_choice("norm", norm, BALLS)
         self.epsilon = check_epsilon("epsilon", epsilon, norm=norm)
         self.steps = check_number("steps", steps, lowest=0, whole=True)
-        if step_size is None:
-            step_size = 2.5 * self.epsilon / max(steps, 1)
-        self.step_size = float(check_number("step_size", fraction("step_size", step_size), lowest=0))
+        self.step_size = step_size
         self.random_start = check_choice("random_start", random_start, (True, False, "gaussian"))
         self.projection = check_choice("projection", projection, (True, False))
         if noise is None:
@@ -117,6 +115,16 @@ class GradientAttack:
         self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM)
         self.eot_samples = check_number("eot_samples", eot_samples, lowest=1, whole=True)
         self.scale = 1.0  # of epsilon, step size and noise: the value that a ramp changes
+
+    @property
+    def step_size(self) -> float:
+        """In the units of epsilon; by Madry et al.'s rule for the steps at hand where it was set to None."""
+        return 2.5 * self.epsilon / max(self.steps, 1) if self._step_size is None else self._step_size
+
+    @step_size.setter
+    def step_size(self, step_size: float | str | None) -> None:
+        number = None if step_size is None else check_number("step_size", fraction("step_size", step_size), lowest=0)
+        self._step_size = None if number is None else float(number)
 
     @property
     def loss(self) -> str | AttackLoss | None:

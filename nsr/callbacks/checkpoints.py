@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import distributed
 
+from nsr.callbacks.averages import WeightAverages
 from nsr.compat import broadcast_no_signals, restore_loader_state
 from nsr.errors import RunStopped
 from nsr.run.signals import Interrupted, Signals
@@ -169,7 +170,7 @@ class Interruption(pl.Callback):
     ) -> None:
         if is_training(trainer) and (number := self._agreed()):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, WeightAveraging):  # the averages are in place of the weights
+                if isinstance(callback, (WeightAveraging, WeightAverages)):  # the averages are in place of the weights
                     callback.on_validation_epoch_end(trainer, pl_module)
             self._leave(trainer, number, batches=int(trainer.num_training_batches))
 

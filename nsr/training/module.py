@@ -25,6 +25,7 @@ from nsr.metrics.sensitivity import network_sums
 from nsr.modes import batch_norm_mode, full_precision
 from nsr.objectives import Natural, compute_terms, required_inputs, required_views
 from nsr.randomness import draw_seed
+from nsr.training.schedules import make_scheduler
 
 Attack = Callable[..., Tensor]  # attack(net, images, labels, generator=...) -> images
 Passes = tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]  # {view: logits}, {view: {layer: features}}
@@ -84,7 +85,8 @@ class RobustClassifier(pl.LightningModule):
         stabilizer: (clean features, adversarial features) -> scalar; None or weight 0: none.
         optimizer: parameters -> optimizer; a callable whose first parameter is called `net` gets the network.
         scheduler: optimizer -> scheduler.
-        scheduler_interval: 'epoch' or 'step', when it is stepped; with 'step' it also gets total_steps=.
+        scheduler_interval: 'epoch' or 'step', when it is stepped; with 'step' it also gets total_steps=, and
+            steps_per_epoch= where its signature names it.
         augment: images -> images on the device, in training alone.
         suite: the attacks of the test.
         metrics: {name: torchmetrics Metric of (logits, labels)} on clean and on adversarial validation images.
@@ -134,6 +136,7 @@ class RobustClassifier(pl.LightningModule):
         self.result: EpochResult | None = None  # of the latest validation
         self.batch_weight = 1.0  # of this process's part of the batch at hand
         self.steps_before = 0  # optimizer steps before the schedule at hand began
+        self.further_metrics: dict[str, float] = {}  # of callbacks, {'validation/NAME': value} beside the epoch's own
         self.test_name = "test"  # prefix of the metrics of a test: test, test_last
         self._checked: set[str] = set()
 
@@ -292,7 +295,7 @@ class RobustClassifier(pl.LightningModule):
         self.result = EpochResult(
             epoch=validated_epoch(self.trainer),
             train=self.train_metrics.compute() if trained else {},
-            validation=self.validation_metrics.compute(),
+            validation={**self.validation_metrics.compute(), **self.further_metrics},
             sensitivities=self.validation_metrics.sensitivity.compute(),
             predicted=tuple(counts[0]),
             labelled=tuple(counts[1]),
@@ -366,8 +369,11 @@ class RobustClassifier(pl.LightningModule):
         optimizer = make_optimizer(self.optimizer, self.net)
         if self.scheduler is None:
             return optimizer
-        by_step = {"total_steps": self.optimizer_steps} if self.scheduler_interval == "step" else {}
-        scheduler = {"scheduler": self.scheduler(optimizer, **by_step), "interval": self.scheduler_interval}
+        lengths = {}
+        if self.scheduler_interval == "step":
+            lengths = {"total_steps": self.optimizer_steps, "steps_per_epoch": self.steps_per_epoch}
+        made = make_scheduler(self.scheduler, optimizer, lengths)
+        scheduler = {"scheduler": made, "interval": self.scheduler_interval}
         if isinstance(scheduler["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau):
             scheduler["monitor"] = "validation/robust_accuracy"
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -376,6 +382,11 @@ class RobustClassifier(pl.LightningModule):
     def optimizer_steps(self) -> int:
         """Optimizer steps from the beginning of the schedule to the end of the run."""
         return int(self.trainer.estimated_stepping_batches) - self.steps_before
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the training data; known once `optimizer_steps` was asked for."""
+        return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
 
 def make_optimizer(factory: Callable[..., torch.optim.Optimizer], net: nn.Module) -> torch.optim.Optimizer:
