@@ -45,6 +45,21 @@ def overrides_of(group: str, name: str) -> list[str]:
     return [f"{group}={value}", *NEEDED.get((group, name), [])]
 
 
+def test_schedules_end_with_the_epochs_of_free_training():
+    """Free training replays each batch and divides the epochs by the replays, here 15 of 60 rounded up."""
+    for replays, epochs, halves in ((4, 15, [8, 11]), (8, 8, [4, 6])):
+        typed = ["objective=free", f"objective.replays={replays}"]
+        assert compose_checked("train", typed).scheduler.T_max == epochs
+        assert compose_checked("train", [*typed, "scheduler=piecewise"]).scheduler.milestones == halves
+    assert compose_checked("train", []).scheduler.T_max == 60
+
+
+def test_a_composed_command_can_be_resolved():
+    config = without_hydra(compose_checked("train", ["seed=3"]))
+    OmegaConf.resolve(config)
+    assert config.logger.wandb.tags == ["digits", "pgd", "sns"]
+
+
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_composes_and_builds(group, name):
     program = "evaluate" if name == "corruptions" else "train"

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from nsr.app.configuration import check_complete, check_names, check_settings
@@ -59,14 +59,19 @@ def fraction_of(part: float, epochs: int) -> Any:
     return max(1, round(part * epochs)) if isinstance(epochs, int) else epochs
 
 
+def epochs(max_epochs: Any, replays: Any) -> Any:
+    """Return the epochs of the Trainer: free training replays each batch, so takes fewer (Shafahi et al. 2019)."""
+    return -(-max_epochs // replays) if isinstance(max_epochs, int) and isinstance(replays, int) and replays else max_epochs
+
+
 def sweep() -> str | None:
     """Return the name of a sweep's directory, the same for all its jobs; None for a single run."""
     return Path(HydraConfig.get().sweep.dir).absolute().name if is_sweep() else None
 
 
-def chosen(*groups: str) -> list[str]:
+def chosen(*groups: str) -> ListConfig:
     """Return the choices of some groups of conf/, each name once, without groups that were left out."""
-    return list(dict.fromkeys(_choices(groups)))
+    return OmegaConf.create([*dict.fromkeys(_choices(groups))])  # --resolve fails on a plain list
 
 
 def run_name(seed: int) -> str:
@@ -79,7 +84,7 @@ def _choices(groups: Sequence[str]) -> list[str]:
     return [str(choices[group]) for group in groups if choices.get(group) is not None]
 
 
-for resolver in (evaluation_directory, times, fraction_of, sweep, chosen, run_name, local_processes, machines):
+for resolver in (evaluation_directory, times, fraction_of, epochs, sweep, chosen, run_name, local_processes, machines):
     OmegaConf.register_new_resolver(f"nsr.{resolver.__name__}", resolver, replace=True)
 
 
