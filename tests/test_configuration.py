@@ -33,6 +33,7 @@ NEEDED = {
     ("model", "custom"): ["model._target_=tests.networks.Plain", "+model.width=4"],
     ("train_attack", "ensemble"): ["train_attack.checkpoints=[best.ckpt]"],
     ("train_attack", "kept"): ["objective=free"],
+    ("test_attacks", "ddn"): ["norm=l2"],
     ("test_attacks", "transfer"): ["test_attacks.transfer.checkpoints=[best.ckpt]"],
     ("test_attacks", "corruptions"): ["corruptions.root=/somewhere"],
     ("objective", "ensemble_adversarial"): ["train_attack.checkpoints=[best.ckpt]"],
