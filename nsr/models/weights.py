@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nsr.compat import versions_of, with_versions
 from nsr.errors import InputError, one_line
-from nsr.models.stored import BATCH_COUNTER, COMPILED, below, choose_prefix, constants, flat, without_compilation
+from nsr.models.stored import BATCH_COUNTER, COMPILED, below, choose_prefix, constants, flat, renamed
 from nsr.run.files import damaged_part
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,8 @@ def load_state_dict_file(net: nn.Module, path: str | os.PathLike[str], *, prefix
     The weights are the entries under the prefix where most of the names of `net` are, here 'state_dict.model.'.
 
     Args:
-        net: changed in place, and only if everything fits.
+        net: changed in place, and only if everything fits; its `published_names`, where it has them, are {part of a
+            name in files: part of its own name}.
         path: a file of `torch.save` or safetensors with a state_dict, itself or inside mappings, or the checkpoint of
             a run.
         prefix: of the weights, needed where several fit: 'ema', or '.' for none; None: found.
@@ -89,7 +90,8 @@ def load_state_dict_file(net: nn.Module, path: str | os.PathLike[str], *, prefix
             got = f"a mapping with the keys {_some(content)}" if content else "an empty mapping"
         raise InputError(f"{name} holds no state_dict, a mapping of names to tensors, but {got}")
     if not any(COMPILED in key for key in expected):
-        stored = without_compilation(stored)
+        stored = renamed(stored, {COMPILED: ""})
+    stored = renamed(stored, getattr(net, "published_names", {}))
     if prefix is None:
         prefix = NETWORK if "nsr_settings" in content else choose_prefix(expected, stored, name)
     prefix = f"{prefix.strip('.')}." if prefix.strip(".") else ""
