@@ -41,9 +41,15 @@ DEEPMIND_WIDE = Layout(
 )
 RICE = Layout("conv1", "layer{}", 1, (*NAMES, "shortcut.0"), "bn", "linear")
 DEEPMIND_PREACT = Layout(
-    *("conv_2d", "layer_{}", 0),
+    "conv_2d",
+    "layer_{}",
+    0,
     (*DEEPMIND[:2], "conv_2d_1", *DEEPMIND[3:5], "conv_2d_2", "shortcut"),
-    *("batchnorm", "logits", 3, True, True),
+    "batchnorm",
+    "logits",
+    shortcut_size=3,
+    input_shortcut=True,
+    pads_after=True,
 )
 PREACT = {"published": RICE, "wong2020": RICE._replace(norm=None, input_shortcut=True), "deepmind": DEEPMIND_PREACT}
 

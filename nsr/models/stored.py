@@ -85,6 +85,13 @@ def choose_prefix(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], 
     return first
 
 
+def similarity(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> float:
+    """Return the fraction of names, and of names with shapes, that two state_dicts have in common, under any prefix."""
+    state = below(stored, prefixes(expected, stored)[0])
+    ours, theirs = ({*each, *((key, tensor.shape) for key, tensor in each.items())} for each in (expected, state))
+    return len(ours & theirs) / len(ours | theirs)
+
+
 def constants(state: Mapping[str, Tensor], names: Collection[str]) -> list[tuple[str, str]]:
     """Return pairs of names that look like a mean and a standard deviation for each channel.
 

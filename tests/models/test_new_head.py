@@ -1,0 +1,110 @@
+"""A new head on pretrained weights: every other tensor is loaded bit-equal; the nearest networks where nothing fits."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from nsr.app.network import build_classifier, nearest_networks
+from nsr.app.train import train
+from nsr.data import DataDescription
+from nsr.errors import InputError
+from nsr.models import PreActResNet, ResNet20, SmallCNN, WideResNet, timm_model, torchvision_model
+from nsr.models.weights import OtherNetwork, load_state_dict_file
+from tests.conftest import REPEATED, TINY, assert_repeats, evaluated, image_folder, job, made
+
+SIZES = {"channels": 3, "image_size": 32}
+DESCRIPTION = DataDescription(3, 32, 5, (0.5,) * 3, (0.25,) * 3, tuple("abcde"))
+NETWORKS = {
+    "SmallCNN": (SmallCNN, {}, ["fc2"]),
+    "WideResNet": (WideResNet, {"depth": 10, "width": 1}, ["fc"]),
+    "deepmind": (WideResNet, {"depth": 10, "width": 1, "variant": "deepmind"}, ["logits"]),
+    "squeezenet": (torchvision_model, {"name": "squeezenet1_1"}, ["classifier.1"]),
+    "timm": (timm_model, {"name": "test_vit", "img_size": 32}, ["head"]),
+    "two heads": (torchvision_model, {"name": "googlenet", "aux_logits": True}, ["fc", "aux1.fc2", "aux2.fc2"]),
+}
+SLOW = ("squeezenet", "timm", "two heads")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NETWORKS]
+)
+@pytest.mark.parametrize("classes", [5, 10])
+def test_every_tensor_but_the_head_s_is_loaded(
+    name: str, classes: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, settings, heads = NETWORKS[name]
+    state = make(**SIZES, classes=10, **settings).state_dict()
+    torch.save({"model": {f"module.{key}": tensor for key, tensor in state.items()}}, tmp_path / "weights.pt")
+    net = make(**SIZES, classes=classes, **settings)
+    before = copy.deepcopy(net.state_dict())
+    if classes == 5:
+        with pytest.raises(OtherNetwork, match="must have shape .* another model, variant, or number of classes"):
+            load_state_dict_file(net, tmp_path / "weights.pt")
+    else:
+        heads = heads[:1] if name != "two heads" else ["fc"]  # alike: the last layer alone
+    caplog.set_level(logging.INFO)
+    load_state_dict_file(net, tmp_path / "weights.pt", new_head=classes)
+    assert f"is drawn anew for {classes} classes, every other tensor is loaded" in caplog.text
+    for key, tensor in net.state_dict().items():
+        is_head = key.rpartition(".")[0] in heads
+        assert torch.equal(tensor, before[key] if is_head else state[key]), key
+    assert all(head in caplog.text for head in heads)
+
+
+def test_more_than_another_head_is_refused(tmp_path: Path) -> None:
+    torch.save(SmallCNN(**SIZES, classes=10, width=4).state_dict(), tmp_path / "weights.pt")
+    net = SmallCNN(**SIZES, classes=5, width=8)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(OtherNetwork, match="does not fit SmallCNN: conv1.weight must have shape"):
+        load_state_dict_file(net, tmp_path / "weights.pt", new_head=5)
+    with pytest.raises(InputError, match="^SmallCNN has no layer with 7 outputs; model.new_head=true needs a last"):
+        load_state_dict_file(net, tmp_path / "weights.pt", new_head=7)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+
+
+def test_a_file_without_a_head(tmp_path: Path) -> None:
+    state = ResNet20(**SIZES, classes=10).state_dict()
+    torch.save({key: tensor for key, tensor in state.items() if not key.startswith("fc.")}, tmp_path / "weights.pt")
+    net = ResNet20(**SIZES, classes=5)
+    load_state_dict_file(net, tmp_path / "weights.pt", new_head=5)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in net.state_dict().items() if not key.startswith("fc."))
+
+
+def test_the_settings() -> None:
+    own = {"_target_": "nsr.models.SmallCNN", "width": 4, "new_head": True}
+    with pytest.raises(InputError, match=r"^model.new_head is true without model.weights; it keeps all but"):
+        build_classifier({"model": own}, DESCRIPTION)
+    with pytest.raises(InputError, match="^model.new_head is true: the head would be random"):
+        made("evaluate", "model=small_cnn", "model.weights=file.pt", "model.new_head=true", "data=digits")
+
+
+@pytest.mark.slow
+def test_a_run_is_tuned_to_other_classes_and_evaluated(trained: Path, tmp_path: Path) -> None:
+    image_folder(tmp_path / "images", classes=("cat", "dog", "cow"), images=8)
+    data = (f"data.root={tmp_path / 'images'}", "data.channels=1", "data.image_size=8", "data.validation_images=6")
+    weights = (f"model.weights={trained / 'checkpoints' / 'best.ckpt'}", "model.new_head=true")
+    train(job("train", tmp_path / "run", *TINY, "data=image_folder", "data.batch_size=6", *data, *weights))
+    evaluated(tmp_path / "evaluation", f"checkpoint={tmp_path / 'run' / 'checkpoints' / 'best.ckpt'}", *REPEATED)
+    assert_repeats(tmp_path / "run", tmp_path / "evaluation")
+
+
+@pytest.mark.slow
+def test_another_network_s_weights_name_the_nearest_ones(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    for net, nearest in (
+        (PreActResNet(**SIZES, classes=10), r"preactresnet18 \(9\d %\), resnet18"),
+        (WideResNet(**SIZES, classes=5, depth=28, width=2, variant="deepmind"), r"wrn_28_10_deepmind \(\d\d %\), wrn_"),
+        (nn.Linear(2, 3), r"\w+ \(0 %\)"),
+    ):
+        torch.save({"state_dict": {f"module.{key}": each for key, each in net.state_dict().items()}}, file)
+        own = {"_target_": "nsr.models.ResNet18", "weights": str(file), "normalization": "none"}
+        with pytest.raises(InputError, match=f"does not fit ResNet18: .* most similar by names and shapes: {nearest}"):
+            build_classifier({"model": own}, DESCRIPTION)
+    torch.save(PreActResNet(**SIZES, classes=5).state_dict(), file)
+    assert "shapes: preactresnet18 (100 %), " in nearest_networks(file, DESCRIPTION)
