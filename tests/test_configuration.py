@@ -42,6 +42,7 @@ NEEDED = {
     ("model", "resnet50"): ["data=cifar10"],
     **{("model", path.stem): ["model.depth=10", "model.width=1"] for path in (CONF / "model").glob("wrn_*.yaml")},
     ("train_attack", "ensemble"): ["train_attack.checkpoints=[best.ckpt]"],
+    ("callbacks", "freeze"): ["callbacks.freeze.parts=[conv1]"],
     ("train_attack", "kept"): ["objective=free"],
     ("test_attacks", "transfer"): ["test_attacks.transfer.checkpoints=[best.ckpt]"],
     ("test_attacks", "corruptions"): ["corruptions.root=/somewhere"],

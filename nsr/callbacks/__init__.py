@@ -1,10 +1,19 @@
 """Everything that runs beside the training step: records, progress, sensitivities, checks, AWP, ramps."""
 
 from nsr.callbacks.checks import TrainingChecks
+from nsr.callbacks.freeze import Freeze
 from nsr.callbacks.progress import ProgressRows
 from nsr.callbacks.ramp import Ramp
 from nsr.callbacks.records import RunRecords
 from nsr.callbacks.sensitivity import SensitivityLogger
 from nsr.callbacks.weight_perturbation import AdversarialWeightPerturbation
 
-__all__ = ["AdversarialWeightPerturbation", "ProgressRows", "Ramp", "RunRecords", "SensitivityLogger", "TrainingChecks"]
+__all__ = [
+    "AdversarialWeightPerturbation",
+    "Freeze",
+    "ProgressRows",
+    "Ramp",
+    "RunRecords",
+    "SensitivityLogger",
+    "TrainingChecks",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from torch import nn
 
 from nsr.app.network import build_classifier, nearest_networks
 from nsr.app.train import train
+from nsr.callbacks import Freeze
 from nsr.data import DataDescription
 from nsr.errors import InputError
-from nsr.models import PreActResNet, ResNet20, SmallCNN, WideResNet, timm_model, torchvision_model
+from nsr.models import Classifier, PreActResNet, ResNet20, SmallCNN, WideResNet, timm_model, torchvision_model
 from nsr.models.weights import OtherNetwork, load_state_dict_file
 from tests.conftest import REPEATED, TINY, assert_repeats, evaluated, image_folder, job, made
 
@@ -84,12 +86,35 @@ def test_the_settings() -> None:
         made("evaluate", "model=small_cnn", "model.weights=file.pt", "model.new_head=true", "data=digits")
 
 
+def test_parts_that_cannot_be_frozen() -> None:
+    for parts, message in (
+        ("conv1", "callbacks.freeze.parts is 'conv1'; it must be a list of modules, such as"),
+        ([], r"callbacks.freeze.parts is \[\]; it must be a list"),
+        (
+            ["conv9"],
+            r"no module matches 'conv9' \(did you mean 'conv.'\?\); there are conv1, bn1, relu1, pool1, \.\.\.",
+        ),
+        (["*"], r"callbacks.freeze.parts is \['\*'\], the whole network; leave a part to train"),
+    ):
+        module = nn.ModuleDict({"net": Classifier(SmallCNN(**SIZES, classes=5, width=2))})
+        with pytest.raises(InputError, match=message):
+            Freeze(parts=parts).check(SimpleNamespace(net=module["net"], parameters=module.parameters), 1)
+
+
 @pytest.mark.slow
 def test_a_run_is_tuned_to_other_classes_and_evaluated(trained: Path, tmp_path: Path) -> None:
     image_folder(tmp_path / "images", classes=("cat", "dog", "cow"), images=8)
     data = (f"data.root={tmp_path / 'images'}", "data.channels=1", "data.image_size=8", "data.validation_images=6")
     weights = (f"model.weights={trained / 'checkpoints' / 'best.ckpt'}", "model.new_head=true")
-    train(job("train", tmp_path / "run", *TINY, "data=image_folder", "data.batch_size=6", *data, *weights))
+    frozen = ("callbacks=[freeze]", "callbacks.freeze.parts=[conv1,'bn*']", "stabilizer=none")
+    train(job("train", tmp_path / "run", *TINY, "data=image_folder", "data.batch_size=6", *data, *weights, *frozen))
+    before, after = (
+        torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+        for run in (trained, tmp_path / "run")
+    )
+    for key in (key for key in before if key.startswith("net.net.") and ".fc2." not in key):
+        is_frozen = key.split(".")[2].startswith(("conv1", "bn"))
+        assert torch.equal(before[key], after[key]) is is_frozen, key
     evaluated(tmp_path / "evaluation", f"checkpoint={tmp_path / 'run' / 'checkpoints' / 'best.ckpt'}", *REPEATED)
     assert_repeats(tmp_path / "run", tmp_path / "evaluation")
 
