@@ -207,7 +207,7 @@ def test_the_files_of_images_and_classes(tmp_path):
 
 
 def test_the_entry_for_robustbench(tmp_path):
-    attack = SimpleNamespace(norm="linf", epsilon=8 / 255, version="standard")
+    attack = SimpleNamespace(norm="linf", epsilon=8 / 255, is_standard=True)
     settings = {
         "norm": "linf",
         "epsilon": "8/255",
@@ -223,7 +223,7 @@ def test_the_entry_for_robustbench(tmp_path):
     # every field of an entry of its model zoo
     of_zoo = "link name authors additional_data number_forward_passes dataset venue architecture eps clean_acc reported"
     assert set(entry) >= {*of_zoo.split(), "autoattack_acc", "footnote", "unreliable"}
-    attack.version = "custom"
+    attack.is_standard = False
     (tmp_path / "robustbench.json").unlink()
     write_entry(tmp_path, {}, {"autoattack": attack}, settings)
     assert not (tmp_path / "robustbench.json").exists()

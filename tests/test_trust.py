@@ -18,6 +18,7 @@ from nsr.errors import InputError
 
 # written out, so that a name that joins by mistake is noticed
 OURS = {"VGG16", "Classifier", "Normalize", "ResNet18", "ResNet20", "SmallCNN", "timm_model", "torchvision_model"}
+OURS |= {"PreActResNet", "ResNet34", "ResNet50", "WideResNet"}
 ALLOWED = {f"nsr.models.{name}" for name in OURS} | {"timm.create_model"}
 ALLOWED |= {f"torchvision.models.{name}" for name in ("resnet18", "vit_b_16", "vgg11_bn", "inception_v3")}
 DATA = {"nsr.data.CIFAR10", "nsr.data.Digits", "nsr.data.FashionMNIST", "nsr.data.ImageFolder"}

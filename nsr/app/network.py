@@ -14,8 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from nsr.app.allowlist import admitted, on_this_machine, plain_copy, targets
-from nsr.app.composition import plain
+from nsr.app.allowlist import OF_THE_CLASSIFIER, admitted, on_this_machine, plain_copy, targets
+from nsr.app.composition import CONFIGURATIONS, plain
 from nsr.app.instantiation import EXAMPLES, Settings, instantiate, locate
 from nsr.app.rules import NORMS, optional, patterns
 from nsr.data import DataDescription
@@ -26,18 +26,21 @@ from nsr.evaluation.threat_models import in_each
 from nsr.models import Classifier, build_network
 from nsr.models.build import Allocations
 from nsr.models.normalization import find_normalization, torchvision_name
-from nsr.models.stored import below
+from nsr.models.stored import below, similarity
 from nsr.models.weights import (
+    OtherNetwork,
     is_state_dict,
     load_state_dict,
     load_state_dict_file,
     read_checkpoint,
     read_run_checkpoint,
+    stored_under_names_of,
 )
 from nsr.modes import network_mode
 from nsr.run.own import is_own, is_trusted, trusted_names
 
 log = logging.getLogger(__name__)
+OF_WEIGHTS = ("weights", "weights_prefix", "new_head")
 SIZES = ("channels", "classes", "image_size")  # of the data that a network is made for
 
 
@@ -50,12 +53,19 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
     """
     own = dict(settings["model"])
     choice, weights, output = own.pop("normalization", None), own.pop("weights", None), own.pop("output", None)
-    prefix = own.pop("weights_prefix", None)
+    prefix, new_head = own.pop("weights_prefix", None), own.pop("new_head", False)
+    if new_head and weights is None:
+        raise InputError(
+            "model.new_head is true without model.weights; it keeps all but the last layer of model.weights=FILE"
+        )
     factory = locate(own, "model")
     own.pop("_target_")
     net = build_network(factory, instantiate(own, "model"), **{name: getattr(description, name) for name in SIZES})
     if weights is not None:
-        load_state_dict_file(net, weights, prefix=prefix)
+        try:
+            load_state_dict_file(net, weights, prefix=prefix, new_head=description.classes if new_head else None)
+        except OtherNetwork as error:
+            raise InputError(f"{error} {nearest_networks(weights, description)}") from error
     if exchange:
         # here and not by trainer.sync_batchnorm, which makes new layers after the old ones were hooked
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
@@ -65,6 +75,27 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
     classifier = Classifier(net, *normalization.constants, output=output)
     classifier.normalization = normalization
     return classifier.to(memory_format=torch.channels_last) if settings.get("channels_last") else classifier  # type: ignore[call-overload]
+
+
+def nearest_networks(weights: Any, description: DataDescription) -> str:
+    """Return a line with the three networks of conf/ whose names and shapes are most like those of a weight file."""
+    content, found = read_checkpoint(weights), []
+    for path in sorted((CONFIGURATIONS / "model").glob("*.yaml")):
+        own = plain(OmegaConf.load(path))  # type: ignore[arg-type]
+        if "???" in own.values():  # needs a name
+            continue
+        settings = {
+            key: value for key, value in own.items() if key not in {"_target_", *OF_THE_CLASSIFIER, *OF_WEIGHTS}
+        }
+        sizes = {name: getattr(description, name) for name in SIZES}
+        try:
+            with torch.device("meta"):
+                net = build_network(locate(own, "model"), settings, **sizes)
+        except InputError:  # other images than these
+            continue
+        found.append((similarity(net.state_dict(), stored_under_names_of(net, content)), path.stem))
+    nearest = ", ".join(f"{name} ({100 * value:.0f} %)" for value, name in sorted(found, reverse=True)[:3])
+    return f"most similar by names and shapes: {nearest}; model.new_head=true loads all but a head of other classes"
 
 
 def example_images(description: DataDescription) -> Tensor:
@@ -105,7 +136,7 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
                     config[part] = OmegaConf.merge(_found(theirs, settings, own) if part == "data" else theirs, own)
             if config.data.get("class_order") is None:
                 config.data.class_order = as_names(settings.get("class_names"), repr(str(config.checkpoint)))
-            config.model.weights = config.model.weights_prefix = None
+            config.model.weights = config.model.weights_prefix = config.model.new_head = None
             config.layers = config.layers if config.layers is not None else settings.get("layers")
             if config.norm in (None, settings["norm"]):
                 config.epsilon = config.epsilon if config.epsilon is not None else settings["epsilon"]
@@ -114,6 +145,8 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
         raise InputError(
             "nothing to evaluate: give checkpoint=RUN/checkpoints/best.ckpt, or model=NAME model.weights=FILE data=NAME"
         )
+    elif config.model.get("new_head"):
+        raise InputError("model.new_head is true: the head would be random; it is for train.py alone")
     elif config.data.class_order is None and (run := read_run_checkpoint(config.model.weights)) is not None:
         config.data.class_order = as_names(run["nsr_settings"].get("class_names"), repr(str(config.model.weights)))
     if config.data.get("download") is None:  # an argument of the data sets that can be downloaded alone
@@ -212,7 +245,7 @@ def load_network(
 def network_of(path: Any, place: str, trusted: Sequence[str], description: DataDescription) -> Classifier:
     """Return the network of a checkpoint, with its own normalization, for the data of the description."""
     saved, source = read_settings(path)
-    model = read_part("model", source, path, trusted=trusted) | {"weights": None, "weights_prefix": None}
+    model = read_part("model", source, path, trusted=trusted) | dict.fromkeys(OF_WEIGHTS)
     theirs: Any = {name: (source.get("data") or {}).get(name) for name in (*SIZES, "mean", "std")}
     with Allocations(saved["state_dict"]):
         network = build_classifier({"model": model}, replace(description, **theirs))

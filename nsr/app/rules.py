@@ -174,6 +174,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("resume", "checkpoint", "evaluation.cache", "corruptions.root", "data.root"), PLACE),
     "model.weights": PLACE,
     "model.weights_prefix": optional(word),
+    "model.new_head": optional(TRUTH),
     "data.class_names": optional(choice("ignore")),
     "trusted": list_of(trusted_name, "[mypackage.Net]"),
     "evaluation.n_examples": optional(COUNT),

@@ -98,7 +98,7 @@ def _admitted(settings: Mapping[str, Any], trusted: Sequence[str]) -> dict[str, 
         found[part] = admitted(part, own, trusted=trusted)
         if part == "model" and "weights" in own:  # a file that is read as any checkpoint
             found[part]["weights"] = PLACE("the checkpoint's model.weights", own["weights"])
-            found[part]["weights_prefix"] = own.get("weights_prefix")
+            found[part] |= {name: own.get(name) for name in ("weights_prefix", "new_head")}
     found["data"] = on_this_machine(found["data"])
     for place, mapping in mappings(found):
         if wrong := next((key for key in mapping if not KEY.fullmatch(key)), None):

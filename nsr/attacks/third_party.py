@@ -88,12 +88,12 @@ class AutoAttack(ThirdParty):
         norm: 'linf', 'l2' or 'l1'.
         version: 'standard', 'plus', 'rand' (for randomized networks) or 'custom'.
         attacks: of 'custom': some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square.
-        restarts: of APGD in 'custom', None: 1.
-        queries: of Square in 'custom', None: 5,000.
+        restarts: of APGD on the cross-entropy and on DLR, None: the version's, 1 in 'custom'.
+        queries: of Square, None: 5,000.
         seed: of every draw; each batch of images starts from it, as in the original.
 
     Errors:
-        InputError: a setting out of range; attacks, restarts or queries without 'custom'; 'custom' without attacks.
+        InputError: a setting out of range; attacks without 'custom'; 'custom' without attacks.
     """
 
     def __init__(
@@ -114,20 +114,21 @@ class AutoAttack(ThirdParty):
                 f"attacks is {attacks!r} and version {version!r}; version 'custom' needs attacks, the others take none"
             )
         self.attacks = [check_choice("attacks entry", attack, PARTS) for attack in attacks or ()]
-        for name, value in (("restarts", restarts), ("queries", queries)):
-            if version != "custom" and value is not None:
-                raise InputError(
-                    f"{name} is {value!r} and version {version!r}, which sets its own; leave {name} out, or choose "
-                    "version 'custom' with attacks"
-                )
-        self.restarts = check_number("restarts", 1 if restarts is None else restarts, lowest=1, whole=True)
-        self.queries = check_number("queries", 5000 if queries is None else queries, lowest=1, whole=True)
+        self.restarts = None if restarts is None else check_number("restarts", restarts, lowest=1, whole=True)
+        self.queries = None if queries is None else check_number("queries", queries, lowest=1, whole=True)
         self.seed = check_number("seed", seed, lowest=0, whole=True)
         self._logged = False
 
     @property
     def title(self) -> str:
-        return ", ".join(self.attacks) if self.version == "custom" else f"AutoAttack, {self.version}"
+        own = {"restarts": self.restarts, "queries": self.queries}
+        changed = [f"{value} {name}" for name, value in own.items() if value is not None]
+        return ", ".join([*(self.attacks or ["AutoAttack", self.version]), *changed])
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether it is the metric of published tables."""
+        return self.version == "standard" and self.restarts is None and self.queries is None
 
     def _run(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         from pyautoattack import AutoAttack as Original
@@ -136,8 +137,10 @@ class AutoAttack(ThirdParty):
             classes = net(images[:1]).shape[1]
         settings: Any = {"version": self.version, "attacks": self.attacks or None, "seed": self.seed}
         original = Original(net, norm=NORMS[self.norm], eps=self.epsilon, device=images.device, **settings)
-        if self.version == "custom":
-            original.apgd.n_restarts = self.restarts
+        restarts = 1 if self.restarts is None and self.version == "custom" else self.restarts
+        if restarts is not None:
+            original.apgd.n_restarts = restarts
+        if self.queries is not None:
             original.square.n_queries = self.queries
         changes = _fit_to(original, classes)
         if changes and not self._logged:

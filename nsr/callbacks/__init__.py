@@ -2,6 +2,7 @@
 
 from nsr.callbacks.averages import WeightAverages
 from nsr.callbacks.checks import TrainingChecks
+from nsr.callbacks.freeze import Freeze
 from nsr.callbacks.progress import ProgressRows
 from nsr.callbacks.ramp import Ramp, StepsRamp
 from nsr.callbacks.records import RunRecords
@@ -10,6 +11,7 @@ from nsr.callbacks.weight_perturbation import AdversarialWeightPerturbation
 
 __all__ = [
     "AdversarialWeightPerturbation",
+    "Freeze",
     "ProgressRows",
     "Ramp",
     "RunRecords",

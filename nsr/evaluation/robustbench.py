@@ -25,7 +25,7 @@ def write_entry(
         attacks: {row: the object that is measured}.
         settings: of the command.
     """
-    rows = [row for row, attack in attacks.items() if getattr(attack, "version", None) == "standard"]
+    rows = [row for row, attack in attacks.items() if getattr(attack, "is_standard", False)]
     if not rows:
         return
     row = rows[0]

@@ -43,10 +43,16 @@ def below(state: Mapping[str, Tensor], prefix: str) -> State:
     return with_versions(found, {key[len(prefix) :]: each for key, each in versions if f"{key}.".startswith(prefix)})
 
 
-def without_compilation(state: Mapping[str, Tensor]) -> State:
-    """Return the entries by the names that they had before torch.compile."""
-    versions = {f"{key}.".replace(COMPILED, "")[:-1]: each for key, each in versions_of(state).items()}
-    return with_versions({key.replace(COMPILED, ""): tensor for key, tensor in state.items()}, versions)
+def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
+    """Return the entries, and the versions of their modules, with each part of a name in `names` replaced, in order."""
+
+    def new(key: str) -> str:
+        for old, name in names.items():
+            key = key.replace(old, name)
+        return key
+
+    versions = {new(f"{key}.")[:-1]: each for key, each in versions_of(state).items()}
+    return with_versions({new(key): tensor for key, tensor in state.items()}, versions)
 
 
 def prefixes(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list[str]:
@@ -77,6 +83,13 @@ def choose_prefix(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], 
         fix = f"choose with model.weights_prefix={others[0].removesuffix('.')}"
         raise InputError(f"{name} holds different weights that fit, under {fitting}; {fix}")
     return first
+
+
+def similarity(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> float:
+    """Return the fraction of names, and of names with shapes, that two state_dicts have in common, under any prefix."""
+    state = below(stored, prefixes(expected, stored)[0])
+    ours, theirs = ({*each, *((key, tensor.shape) for key, tensor in each.items())} for each in (expected, state))
+    return len(ours & theirs) / len(ours | theirs)
 
 
 def constants(state: Mapping[str, Tensor], names: Collection[str]) -> list[tuple[str, str]]:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from nsr.compat import versions_of, with_versions
 from nsr.errors import InputError, one_line
-from nsr.models.stored import BATCH_COUNTER, COMPILED, below, choose_prefix, constants, flat, without_compilation
+from nsr.models.stored import BATCH_COUNTER, COMPILED, below, choose_prefix, constants, flat, renamed
 from nsr.run.files import damaged_part
 
 log = logging.getLogger(__name__)
 NAMES_SHOWN = 3
+LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # layers that can be a head
 NETWORK = "state_dict.net.net."  # the module keeps its Classifier as `net`, the Classifier its network as `net`
 PLAIN_PICKLE = "it is no checkpoint that torch.save wrote; a plain pickle"
 
@@ -67,29 +68,38 @@ def read_run_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any] | Non
     return content if isinstance(content, Mapping) and "nsr_settings" in content else None
 
 
-def load_state_dict_file(net: nn.Module, path: str | os.PathLike[str], *, prefix: str | None = None) -> None:
+class OtherNetwork(InputError):
+    """Weights whose names or shapes are not the network's."""
+
+
+def load_state_dict_file(
+    net: nn.Module, path: str | os.PathLike[str], *, prefix: str | None = None, new_head: int | None = None
+) -> None:
     """Copy the weights in the file at `path` into `net`; every key and shape has to fit.
 
     The keys of nested mappings and the names in them form one dotted name each, such as 'state_dict.model.fc.weight'.
     The weights are the entries under the prefix where most of the names of `net` are, here 'state_dict.model.'.
 
     Args:
-        net: changed in place, and only if everything fits.
+        net: changed in place, and only if everything fits; its `published_names`, where it has them, are {part of a
+            name in files: part of its own name}.
         path: a file of `torch.save` or safetensors with a state_dict, itself or inside mappings, or the checkpoint of
             a run.
         prefix: of the weights, needed where several fit: 'ema', or '.' for none; None: found.
+        new_head: number of classes; the last layer keeps the values that it has in `net`, whatever its shape in the
+            file, and every other tensor is loaded.
     Errors:
-        InputError: one line that names the file; see `read_checkpoint`; or its content does not fit `net`.
+        OtherNetwork: its names or shapes do not fit `net`.
+        InputError: one line that names the file; see `read_checkpoint`; or its values do not fit `net`.
     """
     content, name = read_checkpoint(path), repr(os.fspath(path))
-    stored, expected = flat(content), net.state_dict()
+    expected = net.state_dict()
+    stored = stored_under_names_of(net, content)
     if not stored:
         got = f"an object of type {type(content).__name__}"
         if isinstance(content, Mapping):
             got = f"a mapping with the keys {_some(content)}" if content else "an empty mapping"
         raise InputError(f"{name} holds no state_dict, a mapping of names to tensors, but {got}")
-    if not any(COMPILED in key for key in expected):
-        stored = without_compilation(stored)
     if prefix is None:
         prefix = NETWORK if "nsr_settings" in content else choose_prefix(expected, stored, name)
     prefix = f"{prefix.strip('.')}." if prefix.strip(".") else ""
@@ -99,10 +109,49 @@ def load_state_dict_file(net: nn.Module, path: str | os.PathLike[str], *, prefix
         raise InputError(f"{name} holds no weights under {prefix!r}; its tensors are under {known}")
     _leave_constants_out(name, state, [key for key in state if key not in expected])
     _leave_constants_out(name, dict(stored), [key for key in stored if not key.startswith(prefix)])
+    if new_head is not None:
+        state = with_new_head(net, state, new_head, name)
     load_state_dict(net, state, f"{name}, under {prefix!r}," if prefix not in ("", NETWORK) else name)
     if prefix not in ("", NETWORK):
         unused = len(stored) - len(state)
         log.info("%s: loaded the weights under %r; %d other tensors are not used", name, prefix, unused)
+
+
+def stored_under_names_of(net: nn.Module, content: Any) -> dict[str, Tensor]:
+    """Return {dotted name: tensor} of a file's content, published names replaced by those of the class of `net`."""
+    stored = flat(content)
+    if not any(COMPILED in key for key in net.state_dict()):
+        stored = renamed(stored, {COMPILED: ""})
+    return renamed(stored, getattr(net, "published_names", {}))
+
+
+def with_new_head(net: nn.Module, state: Mapping[str, Tensor], classes: int, name: str) -> dict[str, Tensor]:
+    """Return `state`, from the file called `name`, with the values that the head of `net` has; log the head's name.
+
+    The head are the linear layers and convolutions with an output per class that the file lacks, or has with another
+    number of outputs; without any, the last one with an output per class.
+
+    Errors:
+        InputError: no layer has an output per class.
+    """
+    layers = {
+        key: {f"{key}.{part}": tensor for part, tensor in module.state_dict().items()}
+        for key, module in net.named_modules()
+        if isinstance(module, LINEAR) and module.weight.shape[0] == classes
+    }
+    if not layers:
+        fix = "model.new_head=true needs a last linear layer or convolution with an output per class"
+        raise InputError(f"{type(net).__name__} has no layer with {classes} outputs; {fix}")
+    new = [key for key, tensors in layers.items() if any(_is_new(state.get(part), tensors[part]) for part in tensors)]
+    new = new or [*layers][-1:]
+    log.info("%s: %s is drawn anew for %d classes, every other tensor is loaded", name, " and ".join(new), classes)
+    return with_versions(
+        {**state, **{part: each for key in new for part, each in layers[key].items()}}, versions_of(state)
+    )
+
+
+def _is_new(stored: Tensor | None, own: Tensor) -> bool:
+    return stored is None or (stored.shape[1:] == own.shape[1:] and stored.shape != own.shape)
 
 
 def _leave_constants_out(name: str, state: dict[str, Tensor], names: list[str]) -> None:
@@ -114,7 +163,7 @@ def _leave_constants_out(name: str, state: dict[str, Tensor], names: list[str]) 
 
 
 def load_state_dict(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Copy `state`, from the file called `name`, into `net`; InputError unless every key and shape fits."""
+    """Copy `state`, from the file called `name`, into `net`; OtherNetwork unless every key and shape fits."""
     expected = net.state_dict()
     versions = {**versions_of(expected), **versions_of(state)}  # safetensors has none
     # without the weights of heads that the network was built without, such as inception_v3's auxiliary one
@@ -124,13 +173,13 @@ def load_state_dict(net: nn.Module, state: Mapping[str, Tensor], name: str) -> N
     unexpected = [key for key in state if key not in expected]
     parts = [f"{kind} {_some(keys)}" for kind, keys in (("it lacks", missing), ("it has unknown", unexpected)) if keys]
     if parts:
-        raise InputError(f"{name} does not fit {type(net).__name__}: {'; '.join(parts)}; another model or variant?")
+        raise OtherNetwork(f"{name} does not fit {type(net).__name__}: {'; '.join(parts)}; another model or variant?")
     for key, tensor in state.items():
         # refused before anything is copied: torch would stop after some tensors
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise InputError(f"{name} holds {key} as a sparse, quantized or meta tensor; it must be a dense one")
         if tensor.shape != expected[key].shape:
-            raise InputError(
+            raise OtherNetwork(
                 f"{name} does not fit {type(net).__name__}: {key} must have shape {tuple(expected[key].shape)}, "
                 f"but has {tuple(tensor.shape)} in the file; another model, variant, or number of classes?"
             )

@@ -114,8 +114,8 @@ def test_every_network_has_its_file():
     targets = {settings["_target_"] for name, settings in files.items() if name != "custom"}
     assert targets == {f"nsr.models.{name}" for name in models.__all__ if name not in ("Classifier", "Normalize")}
     for settings in files.values():
-        names = ("normalization", "output", "weights", "weights_prefix")
-        assert [settings[name] for name in names] == [None, None, None, None]
+        names = ("normalization", "output", "weights", "weights_prefix", "new_head")
+        assert [settings[name] for name in names] == [None, None, None, None, False]
 
 
 def test_arguments_are_passed_on_to_the_library():

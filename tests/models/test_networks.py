@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nsr.errors import InputError
 from nsr.models import VGG16, ResNet18, ResNet20, SmallCNN
-from nsr.models.networks import BasicBlock, PadShortcut, projection_shortcut
+from nsr.models.resnet import BasicBlock, PadShortcut, projection_shortcut
 
 SMALLEST = {SmallCNN: 4, ResNet20: 4, VGG16: 4, ResNet18: 8}
 every_network = pytest.mark.parametrize("kind", SMALLEST)
@@ -75,8 +75,28 @@ def test_impossible_sizes_are_refused(kind: type[nn.Module]) -> None:
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(InputError, match=r"variant is 'project'; it must be one of published, projection_bias"):
         ResNet20(channels=3, classes=10, variant="project")
+    message = r"activation is 'sillu' \(did you mean 'silu'\?\); it must be the name of an activation in torch.nn"
+    with pytest.raises(InputError, match=message):
+        VGG16(channels=3, classes=10, activation="sillu")
+    with pytest.raises(InputError, match="activation is 'threshold', which cannot be made without arguments: .*; give"):
+        ResNet18(channels=3, classes=10, activation="threshold")
+    with pytest.raises(InputError, match="activation is .*len.*cannot be made"):
+        ResNet18(channels=3, classes=10, activation=len)
     with pytest.raises(InputError, match="width is 1.5; it must be a whole number at least 1"):
         SmallCNN(channels=1, classes=10, image_size=8, width=1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [SmallCNN, ResNet20, pytest.param(VGG16, marks=pytest.mark.slow)])
+def test_the_activation_is_any_of_torch_or_a_module_that_is_copied(kind: type[nn.Module]) -> None:
+    places = [
+        name for name, each in kind(channels=3, classes=10, image_size=8).named_modules() if type(each) is nn.ReLU
+    ]
+    for choice, expected in (("silu", nn.SiLU), ("LeakyReLU", nn.LeakyReLU), ("leaky_relu", nn.LeakyReLU)):
+        net = kind(channels=3, classes=10, image_size=8, activation=choice)
+        assert [name for name, each in net.named_modules() if type(each) is expected] == places
+    net = kind(channels=3, classes=10, image_size=8, activation=nn.PReLU(init=0.5))
+    slopes = {id(net.get_submodule(name).weight): net.get_submodule(name).weight for name in places}
+    assert len(slopes) == len(places) and all(slope.item() == 0.5 for slope in slopes.values())
 
 
 def batch_norm_shapes(name: str, channels: int) -> dict[str, tuple[int, ...]]:
