@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -204,6 +205,10 @@ def test_what_is_applied_image_by_image_is_read_so_and_depends_on_seed_epoch_and
     for other in (by_image(data, epoch=1), by_image(made(["crop_flip", shaded], seed=1))):
         assert (other != first).flatten(1).any(1).sum() == 18
     assert len({image.amax().item() for image in first}) == 18
+    data.trainer = SimpleNamespace(global_rank=1, world_size=2)  # this process reads half of each batch
+    loader = data.train_dataloader()
+    for batch, (images, _) in zip(loader.batch_sampler, loader, strict=True):
+        assert torch.equal(images, first[batch])
 
 
 def test_transforms_of_batches_at_the_end_are_left_to_the_step():
