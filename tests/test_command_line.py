@@ -86,6 +86,8 @@ TRAIN = [
     ("data=custom data._target_=os.getcwd", "getcwd returns str"),
     ("data.augmentation={_target_: torch.nn.Flatten}", "data.augmentation"),
     ("data.augmentation=nothing", "data.augmentation is 'nothing'"),
+    ("data.augmentation=cropshift", "strength of cropshift is 10 for images of 8 x 8 pixels"),
+    ("data.augmentation=[cutmix] objective=mart", "objective takes class indices alone"),
     ("objective=null +objective._target_=math.sqrt +train_attack=pgd", "objective"),
     ("stabilizer=null +stabilizer._target_=math.floor", "the stabilizer failed in a trial"),
     ("optimizer=null +optimizer._target_=math.floor", "the optimizer failed in a trial"),

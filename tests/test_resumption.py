@@ -41,7 +41,12 @@ SETTINGS = [*without("train_attack."), "trainer.max_epochs=3", "trainer.limit_tr
 SLOW = pytest.mark.slow
 STEPS = "train_attack.steps=2"
 CHOICES = {
-    "sns": [STEPS, "scheduler=one_cycle", "stabilizer.refresh=average", "data.augmentation=crop_flip"],
+    "sns": [
+        STEPS,
+        "scheduler=one_cycle",
+        "stabilizer.refresh=average",
+        "data.augmentation=[crop_flip,rand_augment,cutmix]",
+    ],
     "averages": [STEPS, "callbacks=[ema,awp,stabilizer_ramp]", "callbacks.ema.decay=0.7", "objective=trades"],
     "several": [
         *("train_attack.steps=3", "callbacks=[averages,steps_ramp]", "callbacks.averages.decays=[0.5,0.9]"),

@@ -15,12 +15,14 @@ from pytorch_lightning.callbacks import ProgressBar, WeightAveraging
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from nsr import loggers
 from nsr.app.attacks import build_attack, build_metrics, build_suite
 from nsr.app.instantiation import Settings, chosen, in_place, instantiate, locate, make_callable, make_one, trial
 from nsr.app.machine import process_command, processes, shares_batches
 from nsr.app.network import build_classifier, check_classifier, example_images
+from nsr.attacks.guard import GuardedAttack
 from nsr.callbacks import WeightAverages
 from nsr.compat import leave_signals_alone, start_processes_with
 from nsr.data import DataDescription, ImageData, image_data
@@ -48,11 +50,13 @@ def build_data(settings: Settings, *, splits: tuple[str, ...]) -> ImageData:
     return data
 
 
-def build_module(settings: Settings, description: DataDescription, *, augment: Any = None) -> RobustClassifier:
+def build_module(
+    settings: Settings, description: DataDescription, *, augment: Any = None, mix: Any = None
+) -> RobustClassifier:
     """Make the LightningModule: that of an evaluation where the settings have no objective.
 
     Args:
-        augment: images -> images, in training alone.
+        augment, mix: of training alone, see `RobustClassifier`.
     """
     exchange = bool(settings.get("sync_batch_norm")) and shares_batches(settings)
     classifier = build_classifier(settings, description, exchange=exchange)
@@ -61,7 +65,7 @@ def build_module(settings: Settings, description: DataDescription, *, augment: A
     layers = find_layers(classifier, example, settings["layers"], root=classifier.net)
     kind, training = RobustClassifier, {}
     if "objective" in settings:
-        training = _training_parts(settings, classifier, description) | {"augment": augment}
+        training = _training_parts(settings, classifier, description) | {"augment": augment, "mix": mix}
         kind = classifier_type(training["objective"], training.get("train_attack"))
         training["metrics"] = build_metrics(settings, description)
     own = dict(settings.get("module") or {})
@@ -102,6 +106,8 @@ def _training_parts(settings: Settings, classifier: Classifier, description: Dat
 def _try_training(module: RobustClassifier, settings: Settings, example: Tensor) -> None:
     """Try objective, stabilizer, optimizer and schedule once; the objective's terms are known afterwards."""
     labels = torch.arange(len(example))
+    if module.mix is not None:
+        labels = one_hot(labels, module.classes).to(example.dtype)
     net: Any = module.net
     with torch.no_grad(), network_mode(net, "eval"):
         logits, features = module.train_extractor(example)
@@ -110,6 +116,9 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
         values |= {f"{view}_images": example, f"{view}_logits": logits, f"{view}_features": features}
     with trial("objective", "the objective"), network_mode(net, "eval"):
         terms = compute_terms(module.objective, values)
+    if module.mix is not None and isinstance(module.train_attack, GuardedAttack):  # it was tried on class indices
+        with trial("train_attack", "the attack"), network_mode(net, "eval"):
+            module.train_attack(net, example, labels, generator=torch.Generator().manual_seed(0))
     module.train_metrics.add_terms([*terms, *(["stabilizer"] if module.stabilizer is not None else [])])
     if module.stabilizer is not None:
         with trial("stabilizer", "the stabilizer"):

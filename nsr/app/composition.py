@@ -61,7 +61,8 @@ def fraction_of(part: float, epochs: int) -> Any:
 
 def epochs(max_epochs: Any, replays: Any) -> Any:
     """Return the epochs of the Trainer: free training replays each batch, so takes fewer (Shafahi et al. 2019)."""
-    return -(-max_epochs // replays) if isinstance(max_epochs, int) and isinstance(replays, int) and replays else max_epochs
+    are_counts = all(isinstance(value, int) and value > 0 for value in (max_epochs, replays))
+    return -(-max_epochs // replays) if are_counts else max_epochs
 
 
 def sweep() -> str | None:

@@ -118,7 +118,7 @@ def make_job(config: DictConfig, program: str) -> Job:
     data = build.build_data(settings, splits=("train", "test") if program == "train" else ("test",))
     description = data.describe()
     with nullcontext() if saved is None else Allocations(saved["state_dict"]):
-        module = build.build_module(settings, description, augment=data.augment)
+        module = build.build_module(settings, description, augment=data.augment, mix=data.mix)
     if saved is not None:
         load_network(module.net, saved, settings["checkpoint"], description=description)
     callbacks, analyses = build.build_callbacks(settings, module), build.build_analyses(settings, module)

@@ -50,8 +50,8 @@ class ImageData(pl.LightningDataModule):
         validation_images: held out of the training images, a count (int) or a fraction (float), stratified by class.
         split_seed: alone decides which images are held out.
         seed: with the epoch, decides the order of the training images.
-        augmentation: 'none', 'crop_flip', a callable or a list of callables; becomes `augment`, which the training
-            step applies on the device.
+        augmentation: a name of `nsr.data.augmentation`, a callable or a list of these; becomes `augment` and `mix`,
+            which the training step applies on the device, but for what the training loader applies image by image.
         num_workers: processes that load images.
         root: the folder of the data.
     Errors:
@@ -105,7 +105,7 @@ class ImageData(pl.LightningDataModule):
         self.validation_images = validation_images
         self.split_seed = check_number("data.split_seed", split_seed, lowest=0, highest=2**32 - 1, whole=True)
         self.seed = check_number("data.seed", seed, lowest=0, whole=True)
-        self.augment = build_augmentation(augmentation)
+        self.augment, self.mix = build_augmentation(augmentation)
         cpus = os.cpu_count() or 1
         bounds = {"lowest": 0, "highest": min(256, max(16, 4 * cpus))}
         advice = f"this machine has {cpus} CPUs"
@@ -175,8 +175,11 @@ class ImageData(pl.LightningDataModule):
         if self.infers_description:
             for split in (*splits, *["validation"] * (self.has_validation and "train" in splits)):
                 self._images(split)
+        shape = (description.channels, description.image_size, description.image_size)
         if "train" in splits and isinstance(self.augment, Augmentation):
-            self.augment.preflight((description.channels, description.image_size, description.image_size))
+            self.augment.preflight(shape)
+        if "train" in splits and self.mix is not None:
+            self.mix.preflight(shape, description.classes)
 
     def prepare_data(self) -> None:
         self.prepare()
@@ -233,7 +236,10 @@ class ImageData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         batches = TrainingBatches(len(self.training_set), self.batch_size, seed=self.seed, **self._process())
         batches.overfits = getattr(self.trainer, "overfit_batches", 0) > 0
-        return ResumableLoader(self.training_set, batches, num_workers=self.num_workers)
+        images = self.training_set
+        if isinstance(self.augment, Augmentation):
+            images = self.augment.loaded(images, seed=self.seed)
+        return ResumableLoader(images, batches, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.validation_set, **self._process())

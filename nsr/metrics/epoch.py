@@ -61,7 +61,11 @@ class TrainingMetrics(_EpochMetrics):
     def update(
         self, loss: Tensor, terms: Mapping[str, Tensor], logits: Mapping[str, Tensor], labels: Tensor, *, step: int
     ) -> None:
-        """Add a step: scalars, and logits (batch, class) of each view."""
+        """Add a step: scalars, logits (batch, class) of each view, labels (batch,) or probabilities (batch, class).
+
+        An accuracy is that of the most probable class of mixed labels.
+        """
+        classes = labels.argmax(1) if labels.is_floating_point() else labels
         for term in terms:
             if term not in self.means:
                 self.means[term] = Mean().to(loss.device)
@@ -69,7 +73,7 @@ class TrainingMetrics(_EpochMetrics):
             value = loss if term == "loss" else terms.get(term, torch.zeros_like(loss))  # a ramp left it out
             mean.update(value, len(labels))
         for view, of_view in logits.items():
-            self.accuracies[view].update(of_view.detach(), labels)
+            self.accuracies[view].update(of_view.detach(), classes)
         here = torch.full_like(self.not_finite, step)  # filled on the device, nothing is copied there
         broken = torch.where(loss.detach().isfinite(), self.not_finite, here)
         self.not_finite = torch.minimum(self.not_finite, broken)

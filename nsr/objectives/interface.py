@@ -4,7 +4,7 @@
 
 An attribute `inputs` lists the names where the signature does not, such as where they depend on a setting. Their order
 is the order of the passes. A method `attack_loss(logits, clean_logits, labels) -> (batch,)` is the loss ascended by a
-training attack that has none of its own.
+training attack that has none of its own. An attribute `soft_labels = False` refuses class probabilities as labels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nsr.errors import InputError, did_you_mean, named_arguments
 
 INPUTS = (
     *("clean_logits", "adversarial_logits"),  # (batch, class)
-    "labels",  # (batch,) class indices
+    "labels",  # (batch,) class indices, or (batch, class) probabilities
     *("clean_features", "adversarial_features"),  # {layer: output of the layer}
     *("clean_images", "adversarial_images"),  # (batch, channel, height, width) in [0, 1]
     "net",

@@ -23,6 +23,8 @@ class Mart:
         weight: of the divergence.
     """
 
+    soft_labels = False  # the boosted cross-entropy has no published form for class probabilities
+
     def __init__(self, *, weight: float = 5.0):
         self.weight = check_number("objective.weight", weight, lowest=0)
 

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from nsr.compat import keep_versions, versions_of, with_versions
 from nsr.data.batches import Batch, images_and_labels, place_of, places_of
-from nsr.errors import InputError, RunStopped, check_batch, check_finite_logits
+from nsr.errors import InputError, RunStopped, check_batch, check_finite_logits, dotted_name
 from nsr.features import FeatureExtractor
 from nsr.layers import Layer
 from nsr.metrics.epoch import EpochResult, TrainingMetrics, ValidationMetrics
@@ -88,6 +88,7 @@ class RobustClassifier(pl.LightningModule):
         scheduler_interval: 'epoch' or 'step', when it is stepped; with 'step' it also gets total_steps=, and
             steps_per_epoch= where its signature names it.
         augment: images -> images on the device, in training alone.
+        mix: after it, (images, labels, classes=) -> images, class probabilities (batch, class), see nsr.data.mixing.
         suite: the attacks of the test.
         metrics: {name: torchmetrics Metric of (logits, labels)} on clean and on adversarial validation images.
         terms: names of the objective's terms, where they are known before the first step.
@@ -109,6 +110,7 @@ class RobustClassifier(pl.LightningModule):
         scheduler: Callable[..., Any] | None = None,
         scheduler_interval: str = "epoch",
         augment: Callable[[Tensor], Tensor] | None = None,
+        mix: Callable[..., Batch] | None = None,
         suite: Suite | None = None,
         metrics: Mapping[str, Metric] | None = None,
         terms: Sequence[str] = (),
@@ -121,7 +123,7 @@ class RobustClassifier(pl.LightningModule):
         self.train_attack, self.validation_attack, self.suite = train_attack, validation_attack, suite
         self.stabilizer: Any = stabilizer if getattr(stabilizer, "weight", 1) > 0 else None
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
-        self.augment, self.seed = augment, seed
+        self.augment, self.mix, self.seed = augment, mix, seed
         self.before_passes: list[Callable[[Mapping[str, Tensor], Tensor], None]] = []  # where AWP moves the weights
         self.inputs, self.views = required_inputs(self.objective), required_views(self.objective)
         attack_loss = getattr(self.objective, "attack_loss", None)
@@ -130,6 +132,8 @@ class RobustClassifier(pl.LightningModule):
         self.train_extractor = FeatureExtractor(net, self._layers_of_training(layers), root=root)
         if self.train_attack is None and (self.attacks or self.stabilizer is not None):
             raise InputError("train_attack is None; this objective or stabilizer needs adversarial images")
+        if mix is not None:
+            self._check_soft_labels()
         names = [*terms, "stabilizer"] if terms and self.stabilizer is not None else terms
         self.train_metrics = TrainingMetrics(names, self.views)
         self.validation_metrics = ValidationMetrics(layers, classes, metrics)
@@ -139,6 +143,16 @@ class RobustClassifier(pl.LightningModule):
         self.further_metrics: dict[str, float] = {}  # of callbacks, {'validation/NAME': value} beside the epoch's own
         self.test_name = "test"  # prefix of the metrics of a test: test, test_last
         self._checked: set[str] = set()
+
+    def _check_soft_labels(self) -> None:
+        """Raise InputError where the objective, or the attack that it needs, takes class indices alone."""
+        attack = self.train_attack if self.attacks or self.stabilizer is not None else None
+        for place, part in {"objective": self.objective, "train_attack": attack}.items():
+            if not getattr(part, "soft_labels", True):
+                raise InputError(
+                    f"{place} takes class indices alone ({dotted_name(part)}), but data.augmentation mixes labels; "
+                    f"leave cutmix and mixup out, or choose another {place}"
+                )
 
     def _layers_of_training(self, layers: Sequence[Layer]) -> list[Layer]:
         """Return the hooked layers whose features the objective or the stabilizer takes."""
@@ -183,13 +197,18 @@ class RobustClassifier(pl.LightningModule):
         return self._loss(views, labels)
 
     def _begin(self, batch: Any, batch_idx: int) -> Batch:
-        """Validate and augment the batch; seed every later draw of the step."""
+        """Validate, augment and mix the batch; seed every later draw of the step.
+
+        Returns:
+            images, and labels (batch,), or (batch, class) where they are mixed.
+        """
         images, labels = self._checked_batch("train", batch)
         loader = getattr(self.attached_trainer, "train_dataloader", None)
         weight = getattr(getattr(loader, "batch_sampler", None), "weight", None)
         self.batch_weight = 1.0 if weight is None else weight(batch_idx)
         torch.manual_seed(draw_seed(self.seed, 0, self.current_epoch, batch_idx, self.global_rank))
-        return (images if self.augment is None else self.augment(images)), labels
+        images = images if self.augment is None else self.augment(images)
+        return (images, labels) if self.mix is None else self.mix(images, labels, classes=self.classes)
 
     def _loss(self, views: Mapping[str, Tensor], labels: Tensor) -> Tensor:
         """Sum the terms of objective and stabilizer, and record them; weighted for the mean over processes."""
@@ -202,7 +221,7 @@ class RobustClassifier(pl.LightningModule):
         return loss if self.batch_weight == 1.0 else loss * self.batch_weight
 
     def compute_objective(self, views: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-        """Compute the objective alone, a scalar, of {view: images (batch, channel, height, width)} and labels (batch,).
+        """Compute the objective alone, a scalar, of {view: images (batch, channel, height, width)} and their labels.
 
         It leaves no trace in the metrics.
         """
