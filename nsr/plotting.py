@@ -41,6 +41,7 @@ def styled(theme: Mapping[str, str] = PAPER) -> Iterator[None]:
         **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
         **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
         "axes.prop_cycle": cycler(color=COLORS),
+        "text.parse_math": False,  # names may hold $
         "axes.linewidth": 0.6,
         "grid.color": theme["grid"],
         "grid.linewidth": 0.4,
@@ -67,7 +68,11 @@ def save(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "pdf")) -> l
     import matplotlib
 
     names = [f"{path.name}.{kind}" for kind in kinds]
-    with matplotlib.rc_context({"pdf.fonttype": 42}), _warnings_only():  # text stays text
+    kept: dict[Any, Any] = {
+        "pdf.fonttype": 42,
+        "text.parse_math": False,
+    }  # text stays text; ticks are made late
+    with matplotlib.rc_context(kept), _warnings_only():
         for name, kind in zip(names, kinds, strict=True):
             partial, metadata = path.with_name(f"{name}.partial"), {"CreationDate": None} if kind == "pdf" else None
             figure.savefig(partial, format=kind, dpi=DOTS, metadata=metadata)

@@ -3,8 +3,10 @@
 import csv
 
 import pytest
+from matplotlib.text import Text
 
 from nsr.evaluation import report
+from nsr.plotting import new_figure, save, styled
 from nsr.run.files import append_rows
 from nsr.run.plain_text import csv_cell, lines, markdown_cell, printable
 
@@ -27,6 +29,18 @@ def test_no_text_in_a_csv_file_is_a_formula(name, tmp_path):
     assert rows[0][1][0] in "'\\"
     assert rows[1][1] == "-0.5"  # numbers stay numbers
     assert csv_cell("layer1.0") == "layer1.0"
+
+
+def test_a_plot_shows_names_as_text(tmp_path):
+    """No mathematics: matplotlib would fail at the first name, and show others in another form."""
+    names = [r"$\frac{$ _x", "$a$b$", "a_b^c", r"\alpha", "[bold]a[/b]"]
+    with styled():
+        figure = new_figure(height=1)
+        figure.subplots().set_yticks(range(len(names)), names)
+    save(figure, tmp_path / "plot", ["png"])
+    texts = [text for text in figure.findobj(Text) if text.get_text() in names]
+    assert {text.get_text() for text in texts} == set(names)
+    assert not any(text.get_parse_math() for text in texts)
 
 
 def test_tables_and_lines_show_names_as_text(capsys):

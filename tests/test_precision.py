@@ -19,6 +19,17 @@ from nsr.models.weights import read_checkpoint
 from tests.conftest import TINY, job, made
 
 
+@pytest.mark.slow
+def test_averages_of_float64_training_are_float64(tmp_path):
+    """They are swapped with the weights for each validation, which float32 averages would round."""
+    train(job("train", tmp_path / "run", *TINY, "trainer.precision=64-true", "callbacks=[ema]"))
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    for part in ("state_dict", "current_model_state"):
+        weights = [value for name, value in saved[part].items() if name.endswith("weight")]
+        assert weights and all(value.dtype == torch.float64 for value in weights)
+        assert any((value != value.float()).any() for value in weights)
+
+
 def test_half_precision_trains_and_float32_measures(tmp_path, monkeypatch):
     """Hooked layers of bf16 training are bf16; those of validation float32, its sums float64 of float32 differences,
     and its sensitivities those that a run in float32 measures on the same weights."""

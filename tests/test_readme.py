@@ -30,7 +30,7 @@ def overrides_of(arguments: str) -> list[str]:
 
 @pytest.mark.parametrize(("entry", "arguments"), COMMANDS)
 def test_every_command_composes(entry, arguments):
-    for job in jobs(overrides_of(arguments)):
+    for job in jobs(overrides_of(arguments), is_sweep=True):
         compose_checked(entry, job)
 
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from nsr.app.command_line import one_line_errors
 from nsr.app.composition import compose_checked, plain, without_hydra
 from nsr.app.third_party import admitted_command
 from nsr.app.train import train
-from nsr.callbacks.checkpoints import PlainCheckpointIO
+from nsr.callbacks.checkpoints import Extension, PlainCheckpointIO
 from nsr.errors import InputError, RunStopped
 from nsr.run.commands import override
 from nsr.run.directory import changes, check_unused, process_status, recorded_status
@@ -261,6 +262,33 @@ def test_a_run_of_two_processes_resumes_as_one(step, call, uninterrupted, tmp_pa
     torch.save(saved, last)
     run(tmp_path / "run", *CHOICES["sns"])
     assert_same_run(uninterrupted("sns"), tmp_path / "run")
+
+
+@SLOW
+@pytest.mark.parametrize("limit", ["+trainer.max_steps=2", "+trainer.max_time=00:00:00:01"])
+def test_a_run_that_a_limit_ended_gets_more_with_a_larger_one(limit, tmp_path, monkeypatch):
+    directory, (name, _, value) = tmp_path / "run", limit.lstrip("+").partition("=")
+    with monkeypatch.context() as patch:
+        seconds = iter([0.0, 0.0])  # at the start and after the first step
+        patch.setattr("pytorch_lightning.callbacks.Timer.time_elapsed", lambda self, *stage: next(seconds, 2.0))
+        run(directory, limit)
+    before = (directory / "metrics.json").read_text()
+    with pytest.raises(InputError, match=rf"{name} is {value}, which .*last.ckpt has reached already: no step would"):
+        run(directory, limit, "trainer.max_epochs=4", "scheduler=constant")
+    assert (directory / "metrics.json").read_text() == before
+    run(directory, limit.replace("2", "8").replace(":01", ":59"))
+    epochs = [row["epoch"] for row in whole_rows(directory / "metrics.csv")]
+    assert epochs == [str(epoch) for epoch in range(len(epochs))] and len(epochs) > 2
+    assert (directory / "metrics_epoch1.json").read_text() == before
+
+
+def test_the_first_process_decides_on_a_new_schedule(monkeypatch):
+    for first in (True, False):
+        strategy = SimpleNamespace(broadcast=lambda mine, first=first: first)
+        group, module = {"lr": 0.0, "initial_lr": 0.1}, SimpleNamespace()
+        saved = {"lr_schedulers": [{}], "global_step": 7, "optimizer_states": [{"param_groups": [group]}]}
+        Extension(new_schedule=False).on_load_checkpoint(SimpleNamespace(strategy=strategy), module, saved)  # of rank 1
+        assert (group["lr"], saved["lr_schedulers"]) == ((0.1, []) if first else (0.0, [{}]))
 
 
 def test_fewer_epochs_than_there_are(interrupted):

@@ -135,15 +135,19 @@ def test_foolbox_of_minimal_norm_is_not_cut_at_epsilon(linear):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "norm"), [(FMN, "linf"), (FMN, "l2"), (FMN, "l1"), (DDN, "l2")])
 def test_the_nearest_image_is_as_near_as_the_smallest_ball_in_which_pgd_fools(kind, norm):
-    images, labels = pattern_images(60, classes=4)
-    net = trained_net(images, labels)
-    smallest = torch.full((60,), math.inf)  # radius at which PGD-100 fools, of radii that grow by 8 %
-    for epsilon in (RADIUS[norm] * 1.08**power for power in range(10, -16, -1)):
+    digits = load_digits()
+    images, labels = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None], torch.tensor(digits.target)
+    net = trained_net(images[:1200], labels[:1200], steps=60)
+    images, labels = images[1200:1260], labels[1200:1260]
+    smallest = torch.full((60,), math.inf)  # radius at which PGD-100 fools, of radii that grow by 15 %
+    for epsilon in (RADIUS[norm] * 1.15**power for power in range(6, -18, -1)):
         attack = GradientAttack(epsilon=epsilon, steps=100, norm=norm, keep_best=True)
         fooled = net(attack(net, images, labels, generator=seeded(0))).argmax(1) != labels
         smallest[fooled] = epsilon
-    ratio = distance(images, kind(epsilon=1, norm=norm).nearest(net, images, labels), norm) / smallest
-    assert 0.9 < ratio.median() < 1.02, ratio
+    found = kind(epsilon=1, norm=norm).nearest(net, images, labels)
+    assert (net(found).argmax(1) == labels).sum() <= 1
+    ratio = distance(images, found, norm) / smallest
+    assert 0.8 < ratio.median() < 1.02, ratio
     assert (ratio < 1.15).float().mean() > 0.9, ratio
 
 

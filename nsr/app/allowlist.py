@@ -16,9 +16,10 @@ from nsr.app.configuration import mappings
 from nsr.data.sources import Downloaded
 from nsr.errors import InputError
 from nsr.models.build import torchvision_classifiers
+from nsr.run.directory import MOST_VALUES
 from nsr.run.own import is_trusted
 
-DEPTH, VALUES = 20, 10_000  # a run of ours has 3 levels and some 150 values
+DEPTH = 20  # a run of ours has 3 levels, some 150 values and the names of its classes
 # arguments that fetch or read weights: a checkpoint has its own
 LOADERS = {"weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path", "cache_dir"}
 LOADERS |= {f"pretrained_{name}" for name in ("cfg", "cfg_overlay", "strict", "filter_fn", "model_args")}
@@ -92,7 +93,7 @@ def targets(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _copied(value: Any, place: str, depth: int, counted: Iterator[int]) -> Any:
-    if depth > DEPTH or next(counted) > VALUES:
+    if depth > DEPTH or next(counted) > MOST_VALUES:
         raise InputError(f"the checkpoint's {place} is deeper or larger than the settings of a run: refused")
     if isinstance(value, Mapping):
         for key in value:

@@ -10,13 +10,17 @@ from torchmetrics import Metric, MetricCollection
 
 from nsr.app.instantiation import EXAMPLES, Settings, chosen, locate, make_callable, make_one, parameters, trial
 from nsr.app.network import example_images, network_of
-from nsr.attacks import guarded
+from nsr.app.rules import NORMS
+from nsr.attacks import AdaptiveAttack, guarded
 from nsr.attacks.guard import GuardedAttack
 from nsr.data import DataDescription
+from nsr.errors import check_epsilon
 from nsr.evaluation.curve import expanded
 from nsr.evaluation.masking_checks import PROBES, check_measured
 from nsr.evaluation.suite import AttackSuite
 from nsr.evaluation.threat_models import by_threat_model, threat_model
+from nsr.layers import find_layers
+from nsr.layers.names import as_list
 from nsr.modes import network_mode
 
 
@@ -33,12 +37,20 @@ def build_attack(settings: Settings, attack: Settings, place: str, net: nn.Modul
     """
     own, further = dict(attack), {}
     named = parameters(locate(own, place))
+    norm = own.get("norm", settings["norm"])
+    if own.get("epsilon") is not None and norm in NORMS:
+        pixels = description.channels * description.image_size**2
+        check_epsilon(f"{place}.epsilon", own["epsilon"], norm=norm, pixels=pixels)
     if "checkpoints" in own and "checkpoints" not in named:
         # the threat model stands beside them for the table; the attack within has its own
         own = {name: value for name, value in own.items() if name not in ("norm", "epsilon") or name in named}
         trusted, paths = settings["trusted"], own.pop("checkpoints") or ()
         further["networks"] = [network_of(path, f"{place}.checkpoints", trusted, description) for path in paths]
     made = guarded(make_callable(own, place, **further), norm=settings["norm"], epsilon=settings["epsilon"])
+    if isinstance(made, AdaptiveAttack) and made.layers is not None:  # names in the network, as those of `layers`
+        with trial(place, "the choice of layers"):
+            find_layers(net, example_images(description), made.layers, root=net.net)  # type: ignore[arg-type]
+        made.layers = [f"net.{name}" for name in as_list(made.layers)]
     if isinstance(made, GuardedAttack):
         images, labels = torch.full_like(example_images(description), 0.5), torch.zeros(EXAMPLES, dtype=torch.int64)
         with trial(place, "the attack"), network_mode(net, "eval"):

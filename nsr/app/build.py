@@ -5,7 +5,7 @@ Whatever nsr ships comes through the same doors as a user's own class: a `_targe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from nsr.callbacks import WeightAverages
 from nsr.compat import leave_signals_alone, start_processes_with
 from nsr.data import DataDescription, ImageData, image_data
 from nsr.data.corruptions import Corruptions
-from nsr.errors import InputError
+from nsr.errors import InputError, check_choice, did_you_mean, named_arguments
 from nsr.layers import find_layers
 from nsr.models import Classifier
 from nsr.modes import network_mode
@@ -73,13 +73,14 @@ def build_module(
         kind = locate(settings["module"], "module")  # type: ignore[assignment]
         if not (isinstance(kind, type) and issubclass(kind, RobustClassifier)):
             raise InputError("module._target_ is no subclass of nsr.RobustClassifier; it must be one")
+    suite = build_suite(settings, classifier, description)
     with trial("module", kind.__name__):
         module = kind(
             classifier,
             layers=layers,
             root=classifier.net,
             classes=description.classes,
-            suite=build_suite(settings, classifier, description),
+            suite=suite,
             seed=settings["seed"],
             **training,
             **own,
@@ -109,7 +110,7 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
     if module.mix is not None:
         labels = one_hot(labels, module.classes).to(example.dtype)
     net: Any = module.net
-    with torch.no_grad(), network_mode(net, "eval"):
+    with network_mode(net, "eval"):
         logits, features = module.train_extractor(example)
     values = {"labels": labels, "net": net}
     for view in ("clean", "adversarial"):
@@ -137,8 +138,10 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
             lengths = {
                 "total_steps": 10 * settings["trainer"]["max_epochs"],
                 "steps_per_epoch": 10,
-            }  # nothing is known of the data
-            make_scheduler(module.scheduler, optimizer, lengths if module.scheduler_interval == "step" else {})
+            }  # the data's are unknown
+            made = make_scheduler(module.scheduler, optimizer, lengths if module.scheduler_interval == "step" else {})
+            optimizer.step(lambda: 0.0)  # without gradients, which changes nothing
+            made.step()
     for name, neutral in (("accumulate_grad_batches", 1), ("gradient_clip_val", None)):
         value = settings["trainer"].get(name, neutral)
         if value not in (None, neutral) and not module.automatic_optimization:
@@ -156,6 +159,9 @@ def build_callbacks(settings: Settings, module: RobustClassifier) -> dict[str, p
     made = {}
     for name, place, own in chosen(settings, "callbacks"):
         callback = make_one(own, place, pl.Callback, "a pytorch_lightning Callback")
+        if isinstance(callback, (pl.callbacks.BatchSizeFinder, pl.callbacks.LearningRateFinder)):
+            why = "it tries values on the run itself; a sweep compares them, such as -m optimizer.lr=0.001,0.01"
+            raise InputError(f"{place} is a {type(callback).__name__}; {why}")
         if hasattr(callback, "check"):
             with trial(place, "the callback"):
                 callback.check(module, max_epochs(settings))
@@ -164,7 +170,20 @@ def build_callbacks(settings: Settings, module: RobustClassifier) -> dict[str, p
     if len(averaging) > 1:
         fix = "keep one; averages has settings for all: callbacks.averages.decays, callbacks.averages.swa_start"
         raise InputError(f"callbacks has {' and '.join(averaging)}, which would each replace the weights; {fix}")
+    if all(type(callback).__module__.startswith(("nsr.", "pytorch_lightning.")) for callback in made.values()):
+        _check_monitored(settings, module, made)
     return made
+
+
+def _check_monitored(settings: Settings, module: RobustClassifier, callbacks: Mapping[str, pl.Callback]) -> None:
+    """Raise InputError where a callback monitors what the run does not log; Lightning notices after an epoch."""
+    if "objective" not in settings or settings.get("module") or settings.get("metrics"):
+        return  # or the user's own classes log further values
+    known = [*module.validation_metrics.names, *module.train_metrics.names]
+    for name, callback in callbacks.items():
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None or isinstance(callback, pl.callbacks.EarlyStopping):
+            check_choice(f"callbacks.{name}.monitor", monitor, known)
 
 
 def check_loggers(settings: Settings) -> None:
@@ -173,6 +192,10 @@ def check_loggers(settings: Settings) -> None:
         kind = locate(own, place)
         if isinstance(kind, type) and not issubclass(kind, Logger):
             raise InputError(f"{place} is a {kind.__name__}; it must be a pytorch_lightning Logger")
+        names, takes_others = named_arguments(kind)
+        if wrong := [name for name in own if name not in names and not name.startswith("_") and not takes_others]:
+            hint = f"{did_you_mean(wrong[0], names)}; it takes {', '.join(names)}"
+            raise InputError(f"{place}.{wrong[0]} is no argument of {own['_target_']}{hint}")
 
 
 def build_loggers(settings: Settings, directory: Path) -> list[Logger]:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nsr.app.composition import compose_checked, is_sweep, jobs, selected_directory, with_folder, without_null
 from nsr.compat import hydra_argument_parser
-from nsr.errors import InputError, RunStopped
+from nsr.errors import InputError, RunStopped, one_line
 from nsr.run.commands import command, override
 from nsr.run.plain_text import lines, printable
 from nsr.run.processes import (
@@ -35,7 +35,14 @@ from nsr.run.processes import (
     make_importable,
     slurm_directory,
 )
-from nsr.run.resumption import AUTO, check_sweep, newest_unfinished, override_value, resumed_command
+from nsr.run.resumption import (
+    AUTO,
+    check_sweep,
+    configuration_name,
+    newest_unfinished,
+    override_value,
+    resumed_command,
+)
 from nsr.run.signals import REQUEUE, Interrupted, requeue
 
 FAILED: list[str] = []  # the jobs of this process's sweep
@@ -66,10 +73,14 @@ def check_command_line(program: str, arguments: Sequence[str] | None = None) -> 
     with one_line_errors():
         if options.config_dir is not None:
             overrides = with_folder(overrides, options.config_dir)
+        recorded = None
         if not asks and not repeats:
+            if program == "train" and options.config_name is None:
+                options.config_name = recorded = configuration_name(overrides)
             overrides = _checked(program, overrides, options)
     if arguments is None:
-        sys.argv[1:] = [*(argument for argument in sys.argv[1:] if argument not in options.overrides), *overrides]
+        flags = [argument for argument in sys.argv[1:] if argument not in options.overrides]
+        sys.argv[1:] = [*flags, *(["--config-name", recorded] if recorded is not None else []), *overrides]
 
 
 def _checked(program: str, overrides: list[str], options: Namespace) -> list[str]:
@@ -81,9 +92,11 @@ def _checked(program: str, overrides: list[str], options: Namespace) -> list[str
     else:
         overrides = overrides + _agreed_directory(program, overrides, options.config_name)
     if global_rank() == 0:
-        configurations = [compose_checked(program, row, options.config_name) for row in jobs(overrides)]
+        configurations = [
+            compose_checked(program, row, options.config_name) for row in jobs(overrides, is_sweep=options.multirun)
+        ]
         if options.multirun:
-            _check_optuna(configurations[0], overrides)
+            _check_sweeper(configurations[0], overrides)
         from nsr.app.job import preflight  # torch is loaded here
 
         preflight(configurations[0], program, is_sweep=options.multirun)
@@ -103,10 +116,13 @@ def _fail_at_a_flag(program: str, message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _check_optuna(config: DictConfig, overrides: Sequence[str]) -> None:
-    """InputError where Optuna has nothing to draw, or nothing to optimize."""
-    sweeper = config.hydra.sweeper
+def _check_sweeper(config: DictConfig, overrides: Sequence[str]) -> None:
+    """InputError where Optuna has nothing to draw, or nothing to optimize, and for an interval without it."""
+    sweeper, parsed = config.hydra.sweeper, OverridesParser.create().parse_overrides(list(overrides))
     if not str(sweeper._target_).startswith("hydra_plugins.hydra_optuna_sweeper."):
+        interval = next((row.input_line for row in parsed if row.is_interval_sweep()), None)
+        if interval is not None and str(sweeper._target_).endswith(".BasicSweeper"):
+            raise InputError(f"{interval} is an interval, from which Optuna alone draws: sweep=optuna")
         return
     given = sweeper.direction if OmegaConf.is_list(sweeper.direction) else [sweeper.direction]
     directions = [str(entry).rpartition(".")[2] for entry in given]
@@ -116,7 +132,6 @@ def _check_optuna(config: DictConfig, overrides: Sequence[str]) -> None:
             f"hydra.sweeper.direction is {', '.join(directions)} for sweep_metrics={metrics}: each accuracy is "
             "maximized; sweep=optuna and sweep=optuna_multi set both"
         )
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
     if not (sweeper.params or sweeper.search_space or any(row.is_sweep_override() for row in parsed)):
         raise InputError("Optuna has nothing to draw: name settings, such as 'optimizer.lr=interval(0.001,0.01)'")
 
@@ -156,8 +171,10 @@ def one_line_errors() -> Iterator[None]:
             _fail(f"the run directory {run_directory()} was deleted while the run wrote to it", error)
         place = error.filename or run_directory()
         _fail(f"{error.strerror}: {place}; what was written before is kept{_how_to_resume()}", error)
-    except RuntimeError as error:
-        if (reason := fault(error)) is None:
+    except Exception as error:
+        if type(error).__name__ == "MisconfigurationException":  # Lightning's, which is not loaded yet
+            _fail(f"trainer: {one_line(error)}", error)
+        if not isinstance(error, RuntimeError) or (reason := fault(error)) is None:
             raise
         if global_rank() != 0:
             sys.exit(1)  # the first process reports it

@@ -14,23 +14,27 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from yaml import YAMLError
 
 from nsr.app.configuration import check_complete, check_names, check_settings
 from nsr.app.rules import NORMS
 from nsr.errors import InputError, check_choice, did_you_mean, fraction
 from nsr.run.commands import override
 from nsr.run.directory import flat
+from nsr.run.plain_text import printable
 from nsr.run.processes import local_processes, machines
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # a wheel holds the folder inside the package; in a checkout it stands beside it
 CONFIGURATIONS = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 GROUPS = {path.name for path in CONFIGURATIONS.iterdir() if path.is_dir()}
+SINGLE = ("data", "model", "objective", "train_attack", "validation_attack", "stabilizer", "optimizer", "scheduler")
+LISTS = ("test_attacks", "callbacks", "logger", "analyses")
 LAUNCHERS = {
     "joblib": "pip install hydra-joblib-launcher",
     **dict.fromkeys(("submitit_local", "submitit_slurm"), "pip install hydra-submitit-launcher"),
@@ -106,7 +110,9 @@ def compose_checked(program: str, overrides: Sequence[str], config_name: str | N
     with initialize_config_dir(config_dir=str(CONFIGURATIONS), version_base="1.3"):
         try:
             config = compose(name, list(overrides), return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException, TypeError, ValueError, AssertionError) as error:
+        except RecursionError as error:
+            raise InputError("a file of the configuration has itself among its defaults; take it out there") from error
+        except (HydraException, OmegaConfBaseException, YAMLError, TypeError, ValueError, AssertionError) as error:
             raise InputError(_explain(program, name, overrides, error)) from error
         HydraConfig.instance().set_config(config)
         check_complete(config, program)
@@ -149,18 +155,25 @@ def with_folder(overrides: Sequence[str], folder: str) -> list[str]:
 
 
 def without_null(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with ~GROUP for GROUP=null, which Hydra does not accept."""
-    null = {f"{group}=null": f"~{group}" for group in GROUPS}
+    """Return the overrides with ~GROUP, or GROUP=[], for GROUP=null, which Hydra does not accept."""
+    null = {f"{group}=null": f"{group}=[]" if group in LISTS else f"~{group}" for group in GROUPS}
     return [null.get(row, row) for row in overrides]
 
 
-def jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the command itself or, for a sweep, a row for each value, with all others at their first."""
+def jobs(overrides: Sequence[str], *, is_sweep: bool) -> list[list[str]]:
+    """Return the command itself or, for a sweep, a row for each value, with all others at their first.
+
+    Errors:
+        InputError: an override that cannot be read, or has several values in a command that is no sweep.
+    """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise InputError(_first_line(error)) from error
     _check_choices(parsed)
+    several = next((row.input_line for row in parsed if row.is_sweep_override()), None)
+    if several is not None and not is_sweep:
+        raise InputError(f"{several} has several values; give -m too, for a run of each, or a list: NAME=[...]")
     values = [row for row in map(_values, parsed) if row]
     first = [row[0] for row in values]
     others = [(position, value) for position, row in enumerate(values) for value in row[1:]]
@@ -173,6 +186,8 @@ def _check_choices(parsed: Sequence[Override]) -> None:
         name = row.key_or_group
         if name in GROUPS and not row.is_sweep_override() and not row.is_delete():
             value = row.value()
+            if isinstance(value, list) and name in SINGLE:
+                raise InputError(f"{row.input_line}: {name} takes one choice, {name}=NAME")
             if not all(isinstance(entry, str) for entry in (value if isinstance(value, list) else [value])):
                 form = f"{name}=NAME or {name}=[NAME]"
                 raise InputError(f"{row.input_line}: a choice is a name or a list of names, {form}")
@@ -182,8 +197,14 @@ def _values(row: Override) -> list[str]:
     """The overrides that a sweep makes of one; none where a sweeper draws from an interval or a pattern."""
     if not row.is_sweep_override():
         return [row.input_line or ""]
-    if row.is_choice_sweep() or row.is_range_sweep():
-        return [f"{row.get_key_element()}={value}" for value in row.sweep_string_iterator()]
+    if row.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        if row.key_or_group not in GROUPS:
+            raise InputError(f"{row.input_line}: a pattern is for choices, such as model=glob(resnet*)")
+    elif row.is_choice_sweep() or row.is_range_sweep():
+        values = [f"{row.get_key_element()}={value}" for value in row.sweep_string_iterator()]
+        if not values:
+            raise InputError(f"{row.input_line} has no value; a sweep needs at least one")
+        return values
     return []
 
 
@@ -206,8 +227,10 @@ def _explain(program: str, name: str, overrides: Sequence[str], error: Exception
         names = _known_names(name, [row for row in overrides if not row.lstrip("+~").startswith(match[1])])
         other = "evaluate" if program == "train" else "train"
         # a name of a folder of conf/ that this program takes nothing from
-        hint = f"; {other}.py has it" if wrong in names else did_you_mean(wrong, names)
-        return f"{wrong}: there is no such setting{hint}; `{program}.py --cfg job` prints all of them"
+        others = [each for each in names if not wrong.startswith(f"{each}.")]
+        hint = f"; {other}.py has it" if wrong in names else did_you_mean(wrong, others)
+        added = f"; +{wrong}=... adds one" if "." in wrong and not hint else ""
+        return f"{wrong}: there is no such setting{hint}; `{program}.py --cfg job` prints all of them{added}"
     return _first_line(error)
 
 
@@ -222,8 +245,10 @@ def _known_names(name: str, overrides: Sequence[str]) -> list[str]:
 def _first_line(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         problem = str(error.message).splitlines()[0]
-        return f"{error.override}: {problem}; the form is name=value, text with spaces in quotes"
+        return f"{printable(error.override)}: {problem}; the form is name=value, text with spaces in quotes"
     text = str(error) or "the defaults list cannot be composed"
+    if text.startswith("Error merging") and error.__cause__ is not None:
+        text = f"{text}: {str(error.__cause__).partition(chr(10))[0]}"
     lines = [line.strip() for line in text.splitlines()]
     return " ".join(line for line in lines if line and not line.startswith("object_type"))
 

@@ -166,4 +166,6 @@ def check_names(settings: Mapping[str, Any], known: Iterable[str], text: str, pr
         if name not in allowed and f"${{{name}" not in text:
             other = {"train": "evaluate", "evaluate": "train"}[program]
             hint = did_you_mean(name, allowed) or f"; `{program}.py --cfg job` prints all of them"
+            if name == "experiment":
+                hint += "; a file of experiment/ begins with the line # @package _global_"
             raise InputError(f"{name}: there is no such setting{hint}; {other}.py may have it")

@@ -66,7 +66,7 @@ def locate(settings: Settings, place: str) -> Callable[..., Any]:
     target = str(settings["_target_"])
     try:
         found = _imported(target)
-    except Exception as error:  # whatever a module raises as it is imported
+    except (Exception, SystemExit) as error:  # whatever a module raises as it is imported
         reason = " ".join(str(error).split())
         raise InputError(
             f"{place}._target_ is {target}; it must be importable, from an installed package or a module in the "

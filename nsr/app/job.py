@@ -29,6 +29,7 @@ from nsr.app.machine import check_machine, processes
 from nsr.app.network import load_network, with_checkpoint
 from nsr.app.parts import check_parts
 from nsr.callbacks import ProgressRows
+from nsr.callbacks.checkpoints import PLACE
 from nsr.data import DataDescription, ImageData
 from nsr.data.batches import check_divides
 from nsr.data.class_order import third_party_classes
@@ -37,9 +38,11 @@ from nsr.errors import InputError
 from nsr.evaluation.suite import AttackSuite
 from nsr.models.build import Allocations
 from nsr.models.normalization import Normalization
+from nsr.models.weights import read_checkpoint
 from nsr.run.directory import OWN, read_yaml, recorded_status
 from nsr.run.files import SCHEMA, write_text
 from nsr.run.own import remember
+from nsr.run.plain_text import printable
 from nsr.run.processes import global_rank
 from nsr.run.resumption import Earlier, earlier_run
 from nsr.training.module import RobustClassifier
@@ -104,7 +107,27 @@ class Job:
     def earlier(self, directory: Path, overrides: Sequence[str]) -> Earlier | None:
         """Return the run that the directory holds, None where there is none; InputError where it does not fit."""
         resume, changed = self.settings["resume"], self.settings["allow_changed_config"]
-        return earlier_run(directory, self.record, resume=resume, changed=changed, overrides=list(overrides))
+        earlier = earlier_run(directory, self.record, resume=resume, changed=changed, overrides=list(overrides))
+        if earlier is not None and earlier.checkpoint is not None:
+            _check_limits(self.settings, earlier.checkpoint, is_extended=earlier.extended_from is not None)
+        return earlier
+
+
+def _check_limits(settings: Mapping[str, Any], checkpoint: Path, *, is_extended: bool) -> None:
+    """Raise InputError where a run is resumed for fewer epochs than it has, or extended within a limit it reached."""
+    saved, trainer = read_checkpoint(checkpoint), settings["trainer"]
+    if (epochs := saved[PLACE]["epochs"]) > build.max_epochs(settings):
+        wanted = trainer["max_epochs"]
+        raise InputError(
+            f"trainer.max_epochs is {wanted}, but {checkpoint} is already of epoch {epochs}; give at least as many"
+        )
+    reached = {"max_steps": trainer.get("max_steps", -1) in range(saved["global_step"] + 1)}
+    if (timer := saved["callbacks"].get("Timer")) and trainer.get("max_time") is not None:
+        left = pl.callbacks.Timer(trainer["max_time"]).time_remaining() or 0.0
+        reached["max_time"] = left <= timer["time_elapsed"]["train"]
+    for name in (name for name, is_reached in reached.items() if is_extended and is_reached):
+        what = f"trainer.{name} is {trainer[name]}, which {checkpoint} has reached already: no step would be trained"
+        raise InputError(f"{what}; give a larger one, +trainer.{name}=...")
 
 
 def make_job(config: DictConfig, program: str) -> Job:
@@ -144,7 +167,7 @@ def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> No
         build.check_loggers(settings)
     job = make_job(without_hydra(config), program)
     if not is_elsewhere:
-        build.build_trainer(settings, directory, ())
+        build.build_trainer(settings, directory, list(job.callbacks.values()))
     if program == "train" and not is_sweep:
         job.earlier(directory, config.hydra.overrides.task)
     job.data.preflight(("train", "test") if program == "train" else ("test",))  # last: it takes the longest
@@ -192,7 +215,8 @@ def write_config(directory: Path, job: Job, *, extended_from: int | None = None)
     choices = {group: str(name) for group, name in hydra.runtime.choices.items() if "hydra" not in group and name}
     places = [row for row in hydra.overrides.hydra if row.startswith("hydra.searchpath=")]
     typed = [row for row in [*places, *hydra.overrides.task] if row.lstrip("+~").partition("=")[0] not in OWN]
-    content = {"schema": SCHEMA, **job.record, "choices": choices, "overrides": typed}
+    named = {"config_name": hydra.job.config_name} if hydra.job.config_name not in (None, "train", "evaluate") else {}
+    content = {"schema": SCHEMA, **named, **job.record, "choices": choices, "overrides": typed}
     content |= {"extended": extended} if extended else {}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_text(directory / "config.yaml", text)
@@ -238,5 +262,5 @@ def started_job(config: DictConfig, program: str) -> Iterator[tuple[Job, Path]]:
         for level, note in job.notes if global_rank() == 0 else ():
             log.log(level, note)
             if level < logging.WARNING:  # the screen has warnings alone
-                print(note, flush=True)
+                print(printable(note), flush=True)
         yield job, directory

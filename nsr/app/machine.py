@@ -13,6 +13,7 @@ from hydra.utils import get_original_cwd
 from nsr.app.instantiation import Settings
 from nsr.errors import InputError
 from nsr.run.commands import override
+from nsr.run.processes import is_started_from_outside
 
 
 def _asked(settings: Settings) -> tuple[str, Any]:
@@ -48,6 +49,11 @@ def check_machine(settings: Settings) -> None:
     """Raise InputError where this machine lacks the devices or the precision; Lightning might take another one."""
     accelerator, _ = _asked(settings)
     _check_devices(settings)
+    nodes = settings["trainer"].get("num_nodes", 1)
+    if nodes > 1 and not is_started_from_outside() and "NODE_RANK" not in os.environ:
+        raise InputError(
+            f"trainer.num_nodes is {nodes}; several machines are started by torchrun or srun, docs/scale.md"
+        )
     precision = settings["trainer"].get("precision", "32-true")
     on_mps = accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available())
     if precision == "64-true" and on_mps and not on_gpus(settings):

@@ -21,7 +21,7 @@ from nsr.app.rules import NORMS, optional, patterns
 from nsr.data import DataDescription
 from nsr.data.class_order import as_names
 from nsr.data.origin import found_again
-from nsr.errors import InputError, check_choice, check_epsilon, check_logits
+from nsr.errors import InputError, check_choice, check_epsilon, check_finite_logits, check_logits
 from nsr.evaluation.threat_models import in_each
 from nsr.models import Classifier, build_network
 from nsr.models.build import Allocations
@@ -58,6 +58,8 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
         raise InputError(
             "model.new_head is true without model.weights; it keeps all but the last layer of model.weights=FILE"
         )
+    if prefix is not None and weights is None:
+        raise InputError(f"model.weights_prefix is {prefix!r}, but model.weights is not given; give both, or none")
     factory = locate(own, "model")
     own.pop("_target_")
     net = build_network(factory, instantiate(own, "model"), **{name: getattr(description, name) for name in SIZES})
@@ -116,6 +118,7 @@ def check_classifier(classifier: Classifier, description: DataDescription) -> No
         fix = "choose another model, or another data.image_size"
         raise InputError(f"{type(classifier.net).__name__} takes no images of {size}: {reason}; {fix}") from error
     check_logits(logits, torch.zeros(EXAMPLES, dtype=torch.int64), classes=description.classes)
+    check_finite_logits(logits)
 
 
 def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, Any] | None]:

@@ -123,6 +123,23 @@ def milestones(name: str, value: Any) -> Any:
     return epochs
 
 
+def steps(name: str, value: Any) -> Any:
+    """Allow a count of steps, or -1 for no limit."""
+    return value if value == -1 else check_number(name, value, lowest=1, whole=True, advice="or -1: no limit")
+
+
+def strategy(name: str, value: Any) -> Any:
+    """Allow strategies but those that start processes with copies of the run's objects."""
+    if isinstance(value, str) and any(word in value for word in ("spawn", "fork", "notebook")):
+        raise InputError(f"{name} is {value!r}; it copies the objects of a run to its processes; give trainer=ddp")
+    return value
+
+
+def profiler(name: str, value: Any) -> Any:
+    """Allow the profilers that Lightning has by name, or an object."""
+    return value if isinstance(value, dict) else check_choice(name, value, ("simple", "advanced", "pytorch", None))
+
+
 def tags(name: str, value: Any) -> list[str]:
     """Allow a list of different texts, each short enough for W&B."""
     checked = list_of(partial(text, longest=64), "[paper]")(name, value)
@@ -164,8 +181,10 @@ def radii(name: str, value: Any) -> Any:
 COUNT = number(lowest=1, whole=True)
 TRUTH = choice(True, False)
 PLACE = optional(partial(word, form="a path, or null"))
+CHECKPOINTS = list_of(partial(word, form="a path"), "[RUN/checkpoints/best.ckpt]", filled=True)
 OF_NSR = "nsr sets it; leave it out"
 RULES: dict[str, Rule] = {
+    "name": partial(text, longest=255),
     "norm": optional(choice(*NORMS)),
     "seed": number(lowest=0, highest=2**32 - 1, whole=True),
     "layers": optional(patterns),
@@ -177,6 +196,7 @@ RULES: dict[str, Rule] = {
     "model.new_head": optional(TRUTH),
     "data.class_names": optional(choice("ignore")),
     "trusted": list_of(trusted_name, "[mypackage.Net]"),
+    **dict.fromkeys(("train_attack.checkpoints", "test_attacks.transfer.checkpoints"), CHECKPOINTS),
     "evaluation.n_examples": optional(COUNT),
     "shard": optional(shard),
     "only": lambda name, value: [name_or_image(f"{name} entry", entry) for entry in as_list(value)],
@@ -190,7 +210,12 @@ TRAINER: dict[str, Rule] = {
     "devices": devices,
     "precision": choice(*PRECISIONS),
     **dict.fromkeys(("num_nodes", "max_epochs", "accumulate_grad_batches", "log_every_n_steps"), COUNT),
-    "max_steps": number(lowest=-1, whole=True),
+    **dict.fromkeys(("min_epochs", "min_steps"), optional(COUNT)),
+    "max_steps": steps,
+    **dict.fromkeys(("detect_anomaly", "enable_model_summary", "enable_progress_bar"), TRUTH),
+    "strategy": strategy,
+    "profiler": profiler,
+    "sync_batchnorm": refused("it would replace layers that are hooked; give sync_batch_norm=true"),
     **dict.fromkeys(("limit_train_batches", "limit_val_batches", "limit_test_batches"), fraction_or_count),
     "gradient_clip_val": optional(number(above=0)),
     "num_sanity_val_steps": choice(-1),
@@ -212,15 +237,20 @@ TARGET_RULES: dict[str, dict[str, Rule]] = {
     "torch.optim.Adam": LEARNING_RATE,
     "torch.optim.AdamW": LEARNING_RATE,
     "torch.optim.SGD": {**LEARNING_RATE, "momentum": number(lowest=0, highest=1), "nesterov": TRUTH},
-    "torch.optim.lr_scheduler.CosineAnnealingLR": {"T_max": COUNT},
+    "torch.optim.lr_scheduler.CosineAnnealingLR": {"T_max": COUNT, "eta_min": number(lowest=0)},
     "torch.optim.lr_scheduler.MultiStepLR": {"milestones": milestones, "gamma": number(above=0, highest=1)},
     "torch.optim.lr_scheduler.OneCycleLR": {
         "max_lr": number(above=0),
+        "total_steps": choice(None),
         "pct_start": number(above=0, highest=1),
         "anneal_strategy": choice("linear", "cos"),
     },
     "pytorch_lightning.callbacks.EMAWeightAveraging": {"decay": number(lowest=0, highest=1)},
-    "pytorch_lightning.callbacks.EarlyStopping": {"patience": COUNT, "mode": choice("max", "min")},
+    "pytorch_lightning.callbacks.EarlyStopping": {
+        "patience": COUNT,
+        "mode": choice("max", "min"),
+        "min_delta": number(lowest=0),
+    },
     "nsr.loggers.wandb.wandb_logger": {
         "mode": choice("online", "offline", None),
         "project": partial(text, without="/\\#?%:"),

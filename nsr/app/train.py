@@ -10,20 +10,19 @@ from typing import Any
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
 
 from nsr import loggers
-from nsr.app.build import build_loggers, build_trainer, max_epochs
+from nsr.app.build import build_loggers, build_trainer
 from nsr.app.job import Job, progress, run_test, started_job, write_config
 from nsr.app.network import load_network
 from nsr.callbacks import RunRecords, SensitivityLogger, TrainingChecks, averages
 from nsr.callbacks.checkpoints import PLACE, Checkpoints, Extension, Interruption, PlainCheckpointIO
-from nsr.errors import InputError
 from nsr.evaluation import report
 from nsr.evaluation.curve import write_curve
 from nsr.evaluation.image_table import write_images
 from nsr.models.weights import read_checkpoint
-from nsr.run.directory import flat, read_json
+from nsr.run.directory import changes, flat, read_json, read_yaml
 from nsr.run.files import SCHEMA, validated, write_json
 from nsr.run.plain_text import printable
 from nsr.run.processes import global_rank, leave_processes
@@ -44,8 +43,6 @@ def train(config: DictConfig) -> float | tuple[float, ...]:
             return _for_a_sweeper(job.settings, earlier.results)
         if global_rank() == 0:
             write_config(directory, job, extended_from=earlier.extended_from)
-        if earlier.checkpoint is not None:
-            _check_epochs(job.settings, earlier.checkpoint)
         with interruptible() as signals:
             return _for_a_sweeper(job.settings, _train(job, directory, earlier, signals))
 
@@ -66,6 +63,7 @@ def _train(job: Job, directory: Path, earlier: Earlier, signals: Signals) -> dic
         checkpoints = Checkpoints(directory / "checkpoints")
         callbacks = [checkpoints, *_callbacks(job, directory, earlier), checks, Interruption(signals, checkpoints)]
         trainer = build_trainer(job.settings, directory, callbacks, logger=made, plugins=[PlainCheckpointIO()])
+        trainer.precision_plugin.convert_module(job.module)  # before weight averaging copies it
         trainer.fit(job.module, datamodule=job.data, ckpt_path=earlier.checkpoint, weights_only=True)
         results = test_best_and_last(trainer, job, directory / "checkpoints")
         if trainer.is_global_zero:
@@ -85,13 +83,13 @@ def _train(job: Job, directory: Path, earlier: Earlier, signals: Signals) -> dic
 def _callbacks(job: Job, directory: Path, earlier: Earlier) -> list[pl.Callback]:
     """Those between the checkpoints, which come first, and the checks."""
     return [
-        *([Extension()] if earlier.new_schedule else []),
+        Extension(earlier.new_schedule),
         *([Compilation()] if job.settings["compile"] else []),
         *([LearningRateMonitor("epoch")] if any(job.settings.get("logger") or {}) else []),
         *job.callbacks.values(),
         RunRecords(directory, job.record),
         SensitivityLogger(directory=directory),
-        progress(),
+        *([] if any(isinstance(each, ProgressBar) for each in job.callbacks.values()) else [progress()]),
     ]
 
 
@@ -108,8 +106,10 @@ def _report(job: Job, directory: Path, results: Mapping[str, Any], checks: Train
 def _earlier(job: Job, directory: Path) -> Earlier:
     """Find what there is to resume. The first process decides; the others may find what it has just written."""
     if global_rank() != 0:
+        recorded = read_yaml(directory / "config.yaml")  # before metrics.json, which the first process moves before it
         checkpoint = readable_checkpoint(directory) if job.settings["resume"] else None
-        return Earlier(checkpoint, read_json(directory / "metrics.json"))
+        is_extended = recorded is not None and changes(recorded, job.record)
+        return Earlier(checkpoint, None if is_extended else read_json(directory / "metrics.json"))
     earlier = job.earlier(directory, HydraConfig.get().overrides.task)
     if earlier is None:
         return Earlier(None)
@@ -123,16 +123,6 @@ def _earlier(job: Job, directory: Path) -> Earlier:
         print(f"restarting {printable(directory)}: it has no checkpoint yet", flush=True)
         remove_records(directory)
     return earlier
-
-
-def _check_epochs(settings: Mapping[str, Any], checkpoint: Path) -> None:
-    """A run is not resumed for fewer epochs than it has."""
-    epochs = read_checkpoint(checkpoint)[PLACE]["epochs"]
-    if epochs > max_epochs(settings):
-        wanted = settings["trainer"]["max_epochs"]
-        raise InputError(
-            f"trainer.max_epochs is {wanted}, but {checkpoint} is already of epoch {epochs}; give at least as many"
-        )
 
 
 def test_best_and_last(trainer: pl.Trainer, job: Job, checkpoints: Path) -> dict[str, Any]:

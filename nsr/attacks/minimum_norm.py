@@ -16,7 +16,7 @@ from nsr.attacks.third_party import NORMS, ThirdParty, load_foolbox, undisturbed
 from nsr.errors import check_batch, check_number
 from nsr.randomness import Generators
 
-OVERSHOOT = 1e-4  # of the radius
+OVERSHOOT = 0.02  # of the radius, as in DeepFool; the distances found do not depend on it
 
 
 class _MinimumNorm(ThirdParty):
@@ -94,8 +94,9 @@ class DDN(_MinimumNorm):
 def _crossing(foolbox: Any, norm: str) -> Any:
     """Return foolbox's FMN for a norm, with two changes to its projection.
 
-    Its radius overshoots by `OVERSHOOT`: where the loss is linear, the radius is the distance of the boundary, which
-    rounding may never let it cross. And in L2 it projects: foolbox 3.3.4 divides the length by itself there.
+    Its radius overshoots by `OVERSHOOT`: where the loss is piecewise linear, the radius is the distance of the
+    boundary, which many images else approach and never cross (docs/attacks.md). And in L2 it projects:
+    foolbox 3.3.4 divides the length by itself there.
     """
     base: Any = getattr(foolbox.attacks, {"linf": "LInfFMNAttack", "l2": "L2FMNAttack", "l1": "L1FMNAttack"}[norm])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,10 @@ class PlainCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(exist_ok=True)  # without parents: a deleted run directory stays deleted
         with Path(path).open("wb") as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # of torch's archive, which cannot be ended after the error of the disk
+                raise next((each for each in _before(error) if isinstance(each, OSError)), error) from None
             file.flush()
             os.fsync(file.fileno())
 
@@ -122,9 +126,14 @@ class Checkpoints(pl.Callback):
 
 
 class Extension(pl.Callback):
-    """Starts a new schedule with the further epochs of a finished run; without it the old one continues."""
+    """Starts a new schedule with the further epochs of a finished run, where the first process says so."""
+
+    def __init__(self, new_schedule: bool):
+        self.new_schedule = new_schedule
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if not trainer.strategy.broadcast(self.new_schedule):
+            return
         checkpoint["lr_schedulers"] = []
         pl_module.steps_before = checkpoint["global_step"]
         for state in checkpoint["optimizer_states"]:
@@ -197,6 +206,13 @@ class Interruption(pl.Callback):
             # all batches are trained on: the epoch resumes at the beginning of its validation
             begun = {"total": {**NOT_BEGUN, "ready": 1, "started": 1}, "current": NOT_BEGUN, "is_last_batch": False}
             checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = begun
+
+
+def _before(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those in whose handling it was raised."""
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 def _rename(path: Path, to: Path, *, keep: bool = False) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 
+from nsr.run.plain_text import printable
+
 if TYPE_CHECKING:
     from nsr.training.module import RobustClassifier
 
@@ -40,7 +42,10 @@ class ProgressRows(pl.Callback):
         loss = terms[0] + (f" ({', '.join(terms[1:])})" if len(terms) > 2 else "")
         took = time.perf_counter() - self._epoch_started
         left = (time.perf_counter() - self._started) / (result.epoch - self._first) * (total - result.epoch)
-        print(f"epoch {result.epoch}/{total}  {loss}  {accuracies}  {took:.1f} s, {left:.0f} s left", flush=True)
+        print(
+            f"epoch {result.epoch}/{total}  {printable(loss)}  {accuracies}  {took:.1f} s, {left:.0f} s left",
+            flush=True,
+        )
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         self._time_left = TimeLeft(pl_module.suite.work, int(trainer.num_test_batches[0]))  # type: ignore[union-attr]
@@ -57,7 +62,7 @@ class ProgressRows(pl.Callback):
         elif now - self._printed >= SECONDS_BETWEEN_ROWS:
             self._printed = now
             done = min(self._time_left.finished[row], batches)
-            print(f"measuring {row}: {done} of {batches} batches, {duration(left)} left", flush=True)
+            print(f"measuring {printable(row)}: {done} of {batches} batches, {duration(left)} left", flush=True)
 
 
 class TimeLeft:

@@ -155,7 +155,10 @@ def _map_style(dataset: Any, name: str) -> Any:
         images, labels = dataset
         if len(images) != len(labels):
             raise InputError(f"{name} has {len(images)} images and {len(labels)} labels; it must have as many of each")
-        dataset = TensorDataset(torch.as_tensor(images), torch.as_tensor(labels))
+        try:
+            dataset = TensorDataset(torch.as_tensor(images), torch.as_tensor(labels))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{name}: its arrays must be of numbers ({one_line(error)})") from error
     elif not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")) or isinstance(dataset, IterableDataset):
         if not isinstance(dataset, Iterable):
             raise InputError(f"{name} is {type(dataset).__name__}; it must be a dataset of (image, label)")

@@ -58,7 +58,7 @@ class ImageData(pl.LightningDataModule):
         InputError: a setting outside its range.
     """
 
-    # whether channels, image_size, ... may be None until `describe`, and the preflight loads the images
+    # whether channels, image_size, ... may be None until `describe`
     infers_description = False
     has_validation = False  # whether `load('validation')` replaces the images held out of the training images
     class_names: Sequence[str] = ()  # of its own labels
@@ -132,6 +132,7 @@ class ImageData(pl.LightningDataModule):
     def describe(self) -> DataDescription:
         """Return the facts that networks and attacks are built with; the classes are those of the network's outputs."""
         names = self.matched.names
+        self._check_class_count(tuple(self.class_names), self.title)
         if self.class_order is not None:
             self.classes = len(names)
         return DataDescription(
@@ -172,9 +173,8 @@ class ImageData(pl.LightningDataModule):
         """Raise InputError for faults of images and augmentation that only show in use, before a run begins."""
         description = self.describe()
         self.check_splits(splits)
-        if self.infers_description:
-            for split in (*splits, *["validation"] * (self.has_validation and "train" in splits)):
-                self._images(split)
+        for split in splits:
+            self.setup("fit" if split == "train" else split)
         shape = (description.channels, description.image_size, description.image_size)
         if "train" in splits and isinstance(self.augment, Augmentation):
             self.augment.preflight(shape)
@@ -279,10 +279,13 @@ class ImageData(pl.LightningDataModule):
 
     def _set_class_names(self, names: Sequence[str], source: str) -> None:
         """Set the names of the classes that `source` has; InputError where data.classes is another number."""
+        self._check_class_count(names, source)
+        self.class_names, self.classes = names, len(names) or self.classes
+
+    def _check_class_count(self, names: Sequence[str], source: str) -> None:
         if names and self.class_order is None and self.classes not in (None, len(names)):
             advice = "leave data.classes out to use them"
             raise InputError(f"data.classes is {self.classes}, but {source} has {len(names)} classes; {advice}")
-        self.class_names, self.classes = names, len(names) or self.classes
 
     def _infer_mean_and_std(self, images: Iterable[np.ndarray]) -> None:
         """Set mean and std, where they are None, to those of images (channel, height, width), to 4 digits."""

@@ -25,7 +25,9 @@ def expanded(test_attacks: Mapping[str, Any]) -> dict[str, Any]:
     curve = test_attacks.get("curve")
     if curve is None:
         return attacks
-    scales = curve["scales"]
+    scales = curve.get("scales")
+    if not isinstance(curve.get("attack"), Mapping):
+        raise InputError(f"test_attacks.curve.attack is {curve.get('attack')!r}; it must be the settings of an attack")
     if not isinstance(scales, list) or not scales or len(set(map(str, scales))) < len(scales):
         raise InputError(f"test_attacks.curve.scales is {scales!r}; it must be a list of different numbers")
     for scale in scales:

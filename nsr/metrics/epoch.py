@@ -144,6 +144,11 @@ class ValidationMetrics(_EpochMetrics):
             {f"{kind}_{name}": metric.clone() for name, metric in (extra or {}).items() for kind in self.accuracies}
         )
 
+    @property
+    def names(self) -> list[str]:
+        """Names in `compute`, without those of the user's own metrics."""
+        return [f"validation/{kind}_{name}" for name in ("accuracy", "cross_entropy") for kind in self.accuracies]
+
     def update(self, kind: str, logits: Tensor, labels: Tensor) -> Tensor:
         """Add a batch of logits (batch, class) and labels (batch,); return its cross-entropy, a scalar.
 

@@ -22,6 +22,7 @@ from nsr.run.processes import is_started_from_outside
 AUTO = "auto"
 NAMED = 5  # differences in one line
 RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv", "checks.json", "timing.json")  # of a run that restarts
+LIMITS = {"trainer.max_epochs", "trainer.max_time", "trainer.max_steps"}
 HORIZON = ("T_max", "total_steps")  # settings of a schedule that is not defined beyond its end
 
 
@@ -57,7 +58,8 @@ def earlier_run(
     results = read_json(directory / "metrics.json")
     if results is not None and resume and _is_extension(different):
         new_schedule = _has_new_schedule(directory, recorded, settings, overrides)
-        return Earlier(readable_checkpoint(directory), None, different["trainer.max_epochs"][0], new_schedule)
+        before = results.get("last_epoch", recorded["trainer"]["max_epochs"])
+        return Earlier(readable_checkpoint(directory), None, before, new_schedule)
     if different and (results is not None or not (resume and changed)):
         names = [f"{name} was {before} and is {now}" for name, (before, now) in different.items()]
         if len(names) > NAMED + 1:
@@ -72,9 +74,10 @@ def earlier_run(
 
 
 def _is_extension(different: Mapping[str, tuple[Any, Any]]) -> bool:
-    """Return whether only epochs and schedule have changed, to more epochs."""
+    """Return whether only limits and schedule have changed, not to fewer epochs."""
     before, now = different.get("trainer.max_epochs", (0, 0))
-    return now > before and all(name == "trainer.max_epochs" or name.startswith("scheduler.") for name in different)
+    others = {name for name in different if not name.startswith("scheduler.")}
+    return now >= before and bool(others) and others <= LIMITS
 
 
 def _has_new_schedule(
@@ -84,8 +87,8 @@ def _has_new_schedule(
     typed = [row for row in overrides if row not in recorded.get("overrides", [])]
     if any(name_of(row).partition(".")[0] == "scheduler" for row in typed):
         return True
-    if any(name in (settings.get("scheduler") or {}) for name in HORIZON):
-        before, now = (part["trainer"]["max_epochs"] for part in (recorded, settings))
+    before, now = (part["trainer"]["max_epochs"] for part in (recorded, settings))
+    if now > before and any(name in (settings.get("scheduler") or {}) for name in HORIZON):
         raise InputError(
             f"the schedule of {directory} ends with its {before} epochs; it must get another one for the "
             f"{now - before} further epochs: scheduler=constant, or scheduler.T_max={now - before} for cosine"
@@ -137,6 +140,13 @@ def resumed_command(overrides: Sequence[str], admit: Callable[[Path, list[str]],
     recorded = admit(directory, own) if recorded is None else recorded
     kept = [row for row in recorded if name_of(row) not in {*changed, *OWN}]
     return [*kept, *own, override("resume", str(directory)), override("hydra.run.dir", str(directory))]
+
+
+def configuration_name(overrides: Sequence[str]) -> str | None:
+    """Return what `--config-name` was for the run that `resume` names, where this user started it; else None."""
+    resume = _resumed_directory(overrides)
+    content = read_yaml(Path(resume).expanduser() / "config.yaml") if resume else None
+    return content.get("config_name") if content is not None and is_own(content) else None
 
 
 def _own_command(directory: Path) -> list[str] | None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from nsr.run.plain_text import printable
+
 HANGUP = getattr(signal, "SIGHUP", None)  # a terminal or an ssh session closes; Windows has none
 REQUEUE = signal.SIGUSR1  # that SLURM is asked to send ahead of the time limit: #SBATCH --signal=USR1@120
 
@@ -38,7 +40,7 @@ def requeue() -> None:
         problem = done.stderr.strip() if done.returncode else ""
     except OSError as error:
         problem = str(error)
-    print(f"job {job} is not requeued: {problem}" if problem else f"job {job} is requeued", file=sys.stderr)
+    print(printable(f"job {job} is not requeued: {problem}" if problem else f"job {job} is requeued"), file=sys.stderr)
 
 
 class Signals:

@@ -1,0 +1,99 @@
+"""Faults of a real run: a process stopped or killed, its directory deleted, a file too large. One line, no hang."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, in_a_process, read_json, rows, without
+
+pytestmark = pytest.mark.slow
+# the user's own command, that waits 2 s instead of 30 s for a process
+COMMAND = """
+from nsr.run import processes
+processes.SECONDS_TO_END = 2.0
+from nsr.app.main import train
+train()
+"""
+SETTINGS = (*without("trainer.max_epochs", "trainer.accelerator", "test_attacks."), "test_attacks=[clean]")
+ALONE = {"OMP_NUM_THREADS": "1"}
+
+
+def train_until(line: str, then: Callable[[int], object], *overrides: str, **settings: int) -> tuple[int, list[str]]:
+    """Start a run, call `then` with its process id once it has printed such a line: (exit code, lines of stderr)."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *SETTINGS, *overrides],
+        **{"cwd": ROOT, "env": {**os.environ, **ALONE}, "text": True, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        for printed in process.stdout or ():
+            if printed.startswith(line):
+                break
+        then(process.pid)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:  # it hangs
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, errors.splitlines()
+
+
+def send(number: int) -> Callable[[int], None]:
+    """Send a signal to the further process of a run."""
+
+    def to_the_child_of(process: int) -> None:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        (child,) = [pid for pid in children if b"nsr.app.main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(int(child), number)
+
+    return to_the_child_of
+
+
+def test_a_stopped_process_ends_the_run_in_one_line(tmp_path):
+    directory = tmp_path / "run"
+    settings = ["trainer=ddp_cpu", "trainer.max_epochs=500", f"hydra.run.dir={directory}"]
+    code, errors = train_until("epoch 1/", send(signal.SIGSTOP), *settings)
+    assert code == 1 and len(errors) == 1, errors
+    assert re.match(r"error: process \d+ of this run was stopped for 2 s, and is killed; .*resume=", errors[0])
+    assert read_json(directory / "status.json")["status"] == "failed"
+
+
+def test_a_killed_process_ends_the_run_in_one_line_and_the_run_resumes(tmp_path):
+    directory = tmp_path / "run"
+    settings = ["trainer=ddp_cpu", "trainer.max_epochs=6", f"hydra.run.dir={directory}"]
+    code, errors = train_until("epoch 1/", send(signal.SIGKILL), *settings)
+    assert code == 1 and len(errors) == 1, errors
+    assert re.match(r"error: a process of this run has ended: \d+ with code -9; python train.py resume=", errors[0])
+    done = in_a_process("train.py", f"resume={directory}", folder=ROOT, **ALONE)
+    assert done.returncode == 0, done.stderr
+    assert [row["epoch"] for row in rows(directory / "metrics.csv")] == [str(epoch) for epoch in range(7)]
+
+
+def test_a_run_whose_directory_is_deleted_ends_in_one_line(tmp_path):
+    directory = tmp_path / "run"
+    settings = ["trainer.accelerator=cpu", "trainer.max_epochs=500", f"hydra.run.dir={directory}"]
+    code, errors = train_until("epoch 1/", lambda _: shutil.rmtree(directory), *settings)
+    assert code == 1 and len(errors) == 1, errors
+    assert errors[0].startswith("error: ") and str(directory) in errors[0]
+    assert not directory.exists()
+
+
+def test_a_file_larger_than_allowed_ends_the_run_in_one_line(tmp_path):
+    directory = tmp_path / "run"
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))}  # bytes
+    settings = ["trainer.accelerator=cpu", "trainer.max_epochs=500", f"hydra.run.dir={directory}"]
+    code, errors = train_until("never", lambda _: None, *settings, **limit)
+    assert code == 1 and len(errors) == 1, errors
+    assert "File too large" in errors[0] and "kept" in errors[0]
+    assert read_json(directory / "status.json")["status"] == "failed"
