@@ -1,12 +1,15 @@
 """Images (batch, channel, height, width) in [0, 1] and labels (batch,): data sets, batches, augmentation."""
 
+from nsr.data.arrays import npz
 from nsr.data.augmentation import CropFlip
 from nsr.data.batches import EvaluationBatches, TrainingBatches
-from nsr.data.datasets import image_data, npz
+from nsr.data.datasets import image_data
+from nsr.data.description import DataDescription
 from nsr.data.image_folder import ImageFolder
 from nsr.data.images import TensorImages
-from nsr.data.module import DataDescription, ImageData
-from nsr.data.sources import CIFAR10, Digits, FashionMNIST
+from nsr.data.module import ImageData
+from nsr.data.sources import CIFAR10, CIFAR100, MNIST, STL10, SVHN, Digits, FashionMNIST, MNIST5k
 
-__all__ = ["CIFAR10", "CropFlip", "DataDescription", "Digits", "EvaluationBatches", "FashionMNIST", "ImageData"]
-__all__ += ["ImageFolder", "TensorImages", "TrainingBatches", "image_data", "npz"]
+__all__ = ["CIFAR10", "CIFAR100", "MNIST", "STL10", "SVHN", "CropFlip", "DataDescription", "Digits"]
+__all__ += ["EvaluationBatches", "FashionMNIST", "ImageData", "ImageFolder", "MNIST5k", "TensorImages"]
+__all__ += ["TrainingBatches", "image_data", "npz"]
