@@ -18,7 +18,8 @@ from nsr.data.augmentation import Augmentation, build_augmentation
 from nsr.data.batches import EvaluationBatches, ResumableLoader, TrainingBatches, stratified_split
 from nsr.data.class_order import Matched, Names, match_classes, read_class_order
 from nsr.data.description import DataDescription, check_description, mean_and_std
-from nsr.data.images import check_labels, relabeled
+from nsr.data.extra import MixedBatches, check_extra, read_extra
+from nsr.data.images import JoinedImages, check_labels, relabeled
 from nsr.errors import InputError, check_fits_memory, check_number
 
 
@@ -42,6 +43,7 @@ class ImageData(pl.LightningDataModule):
             step applies on the device.
         num_workers: processes that load images.
         root: the folder of the data.
+        extra, extra_fraction: a .npz file of further training images, and their part of each batch, see `MixedBatches`.
     Errors:
         InputError: a setting outside its range.
     """
@@ -70,6 +72,8 @@ class ImageData(pl.LightningDataModule):
         augmentation: str | Callable[[Tensor], Tensor] | Sequence[Any] | None = "none",
         num_workers: int = 0,
         root: str | Path | None = None,
+        extra: str | Path | None = None,
+        extra_fraction: float | None = None,
     ) -> None:
         super().__init__()
         self.title = type(self).__name__  # in messages
@@ -93,6 +97,8 @@ class ImageData(pl.LightningDataModule):
         advice = f"this machine has {cpus} CPUs"
         self.num_workers = check_number("data.num_workers", num_workers, **bounds, whole=True, advice=advice)
         self.root: Any = None if root is None else Path(root).expanduser().absolute()
+        self.extra, self.extra_fraction = check_extra(extra, extra_fraction, self.batch_size), extra_fraction
+        self.extra_set: Any = None
         self.training_set: Any = None
         self.validation_set: Any = None
         self.test_set: Any = None
@@ -156,6 +162,8 @@ class ImageData(pl.LightningDataModule):
         if self.infers_description:
             for split in (*splits, *["validation"] * (self.has_validation and "train" in splits)):
                 self._images(split)
+        if "train" in splits:
+            self._set_extra()
         if "train" in splits and isinstance(self.augment, Augmentation):
             self.augment.preflight((description.channels, description.image_size, description.image_size))
 
@@ -165,6 +173,7 @@ class ImageData(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Load what the stage ('fit', 'validate', 'test'; None: all) needs, once."""
         if stage in ("fit", "validate", None) and self.training_set is None:
+            self._set_extra()
             images = self._checked("train")
             if self.has_validation:
                 self.training_set, self.validation_set = images, self._checked("validation")
@@ -201,9 +210,15 @@ class ImageData(pl.LightningDataModule):
         return self._evaluation_loader(self.test_set.subset(indices))
 
     def train_dataloader(self) -> DataLoader:
-        batches = TrainingBatches(len(self.training_set), self.batch_size, seed=self.seed, **self._process())
+        images, process = self.training_set, {"seed": self.seed, **self._process()}
+        if self.extra_set is None:
+            batches = TrainingBatches(len(images), self.batch_size, **process)
+        else:
+            extra = {"extra": len(self.extra_set), "fraction": self.extra_fraction}
+            batches = MixedBatches(len(images), self.batch_size, **extra, **process)
+            images = JoinedImages(images, self.extra_set)
         batches.overfits = getattr(self.trainer, "overfit_batches", 0) > 0
-        return ResumableLoader(self.training_set, batches, num_workers=self.num_workers)
+        return ResumableLoader(images, batches, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.validation_set, **self._process())
@@ -234,16 +249,29 @@ class ImageData(pl.LightningDataModule):
     def _checked(self, split: str) -> Any:
         self.check_splits([split])
         self.describe()
-        images = self.relabeled(self._images(split))
+        images = self._fitting(self._images(split), self.title)
         del self._ready[split]
-        check_labels(images.labels, self.classes)
         if split == "train" and len(images.labels.unique()) < 2:
             raise InputError(f"the training images of {self.title} are all of one class; a classifier needs at least 2")
+        return images
+
+    def _fitting(self, images: Any, title: str) -> Any:
+        """Return images with the labels of the network's outputs; InputError where shape or labels do not fit."""
+        images = self.relabeled(images)
+        check_labels(images.labels, self.classes)
         shape, expected = tuple(images[0][0].shape), (self.channels, self.image_size, self.image_size)
         if shape != expected:
             reason = f"but data.channels and data.image_size make it {expected}"
-            raise InputError(f"the images of {self.title} have shape {shape}, {reason}")
+            raise InputError(f"the images of {title} have shape {shape}, {reason}")
         return images
+
+    def _set_extra(self) -> None:
+        if self.extra is not None and self.extra_set is None:
+            self.describe()
+            try:
+                self.extra_set = self._fitting(read_extra(self.extra), str(self.extra))
+            except InputError as error:
+                raise InputError(f"data.extra: {error}") from None
 
     def _set_class_names(self, names: Sequence[str], source: str) -> None:
         """Set the names of the classes that `source` has; InputError where data.classes is another number."""
