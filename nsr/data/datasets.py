@@ -63,6 +63,7 @@ class DatasetImages(ImageData):
         self.resize = self.image_size is not None
         self.factory, self.arguments, self.loader = factory, dict(arguments), loader
         self.title, self.datasets = dotted_name(factory), dict[str, Any]()
+        self.origin = str(arguments.get("path") or arguments.get("root") or self.title)
 
     def prepare(self) -> None:
         if not self.datasets:
@@ -126,7 +127,7 @@ class DatasetImages(ImageData):
         return TensorImages(torch.stack(images), torch.tensor(labels))
 
 
-def _one_by_one(group: str, kind: type, settings: Mapping[str, Any], **offered: Any) -> Any:
+def _one_by_one(group: str, kind: Callable[..., Any], settings: Mapping[str, Any], **offered: Any) -> Any:
     """Make each split of a class of datasets whose signature names `train` or `split`, as those of torchvision."""
     named = named_arguments(kind)[0]
     name = next((name for name in ("train", "split") if name in named and name not in settings), None)

@@ -70,6 +70,9 @@ class ImageFolder(ImageData):
                 cut = "; data.test_images=0.2 cuts them from train" if name == "test" else ""
                 raise InputError(f"{self.root} has no {folder.name}; this needs {folder}/CLASS/IMAGE{cut}")
 
+    def split_source(self, split: str) -> str:
+        return super().split_source(split) or f"{self.folders[split].name}/"
+
     def describe(self) -> DataDescription:
         self.prepare()
         if None in (self.channels, self.image_size, self.mean, self.std):

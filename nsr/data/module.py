@@ -54,6 +54,7 @@ class ImageData(pl.LightningDataModule):
     class_names: Sequence[str] = ()  # of its own labels
     class_order: Sequence[Names] | None = None  # of the network's outputs
     ignores_names = False
+    origin = ""  # where the images come from, in the summary
 
     def __init__(
         self,
@@ -115,6 +116,12 @@ class ImageData(pl.LightningDataModule):
     def load(self, split: str) -> Any:
         """Return the 'train', 'validation' or 'test' Dataset of (image, label), with `labels` and `subset(indices)`."""
         raise NotImplementedError
+
+    def split_source(self, split: str) -> str:
+        """Return where the images of a split come from, within `origin`; "" where that says all."""
+        if split == "validation" and not self.has_validation:
+            return "held out of train"
+        return "cut from train" if split == "test" and self.test_images is not None else ""
 
     def describe(self) -> DataDescription:
         """Return the facts that networks and attacks are built with; the classes are those of the network's outputs."""
@@ -214,7 +221,7 @@ class ImageData(pl.LightningDataModule):
         if self.extra_set is None:
             batches = TrainingBatches(len(images), self.batch_size, **process)
         else:
-            extra = {"extra": len(self.extra_set), "fraction": self.extra_fraction}
+            extra: dict[str, Any] = {"extra": len(self.extra_set), "fraction": self.extra_fraction}
             batches = MixedBatches(len(images), self.batch_size, **extra, **process)
             images = JoinedImages(images, self.extra_set)
         batches.overfits = getattr(self.trainer, "overfit_batches", 0) > 0
