@@ -219,7 +219,7 @@ def test_folders_of_images(refused, folder):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_an_image_whose_header_alone_is_sound(refused, folder, split, monkeypatch):
     """Channels and size are read off it; that its pixels are broken shows when all are decoded, before the run."""
-    monkeypatch.setattr("nsr.data.module.SAMPLE", 1)
+    monkeypatch.setattr("nsr.data.description.SAMPLE", 1)
     path = folder / split / "dog" / "5.png"
     path.write_bytes(path.read_bytes()[:45])  # the first pixels' chunk has begun
     command = ["data=image_folder", f"data.root={folder}", "data.validation_images=4", "data.batch_size=2"]

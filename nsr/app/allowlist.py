@@ -13,7 +13,7 @@ from typing import Any
 
 from nsr import data, models
 from nsr.app.configuration import mappings
-from nsr.data.sources import Downloaded
+from nsr.data.downloads import TorchvisionData
 from nsr.errors import InputError
 from nsr.models.build import torchvision_classifiers
 from nsr.run.directory import MOST_VALUES
@@ -80,7 +80,7 @@ def admitted(part: str, settings: Any, *, trusted: Sequence[str] = (), is_own: b
 def on_this_machine(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the admitted data of a checkpoint without a download, with no more loader processes than cores."""
     kind = getattr(data, str(settings["_target_"]).removeprefix("nsr.data."), None)
-    if isinstance(kind, type) and issubclass(kind, Downloaded):
+    if isinstance(kind, type) and issubclass(kind, TorchvisionData):
         settings = {**settings, "download": False}
     if isinstance(workers := settings.get("num_workers"), int):
         settings = {**settings, "num_workers": min(workers, os.cpu_count() or 1)}

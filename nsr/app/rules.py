@@ -190,7 +190,7 @@ RULES: dict[str, Rule] = {
     "layers": optional(patterns),
     "sweep_metrics": list_of(choice("robust_accuracy", "clean_accuracy"), "[robust_accuracy]", filled=True),
     **dict.fromkeys(("allow_changed_config", "compile", "sync_batch_norm", "channels_last", "checks.enabled"), TRUTH),
-    **dict.fromkeys(("resume", "checkpoint", "evaluation.cache", "corruptions.root", "data.root"), PLACE),
+    **dict.fromkeys(("resume", "checkpoint", "evaluation.cache", "corruptions.root", "data.root", "data.extra"), PLACE),
     "model.weights": PLACE,
     "model.weights_prefix": optional(word),
     "model.new_head": optional(TRUTH),

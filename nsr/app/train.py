@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from nsr.app.job import Job, progress, run_test, started_job, write_config
 from nsr.app.network import load_network
 from nsr.callbacks import RunRecords, SensitivityLogger, TrainingChecks, averages
 from nsr.callbacks.checkpoints import PLACE, Checkpoints, Extension, Interruption, PlainCheckpointIO
+from nsr.data.summary import summary
 from nsr.evaluation import report
 from nsr.evaluation.curve import write_curve
 from nsr.evaluation.image_table import write_images
@@ -29,6 +31,8 @@ from nsr.run.processes import global_rank, leave_processes
 from nsr.run.resumption import Earlier, readable_checkpoint, remove_records
 from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.training.compilation import Compilation
+
+log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> float | tuple[float, ...]:
@@ -64,6 +68,8 @@ def _train(job: Job, directory: Path, earlier: Earlier, signals: Signals) -> dic
         callbacks = [checkpoints, *_callbacks(job, directory, earlier), checks, Interruption(signals, checkpoints)]
         trainer = build_trainer(job.settings, directory, callbacks, logger=made, plugins=[PlainCheckpointIO()])
         trainer.precision_plugin.convert_module(job.module)  # before weight averaging copies it
+        if global_rank() == 0:
+            _summarize(job, trainer.world_size)
         trainer.fit(job.module, datamodule=job.data, ckpt_path=earlier.checkpoint, weights_only=True)
         results = test_best_and_last(trainer, job, directory / "checkpoints")
         if trainer.is_global_zero:
@@ -78,6 +84,18 @@ def _train(job: Job, directory: Path, earlier: Earlier, signals: Signals) -> dic
         loggers.finish(made)
         leave_processes(trainer, orderly=orderly)
     return results
+
+
+def _summarize(job: Job, processes: int) -> None:
+    """Print the splits of the data, and log them."""
+    job.data.setup("fit")
+    job.data.setup("test")
+    lines, warnings = summary(job.data, processes=processes)
+    for line in lines:
+        log.info(line)
+        print(printable(line), flush=True)
+    for line in warnings:
+        log.warning(line)
 
 
 def _callbacks(job: Job, directory: Path, earlier: Earlier) -> list[pl.Callback]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from nsr.data.images import TensorImages, already_collated
+from nsr.data.images import JoinedImages, TensorImages, already_collated
 from nsr.errors import InputError, check_number
 
 Batch = tuple[Tensor, Tensor]  # images (batch, channel, height, width) in [0, 1], labels (batch,)
@@ -203,7 +203,7 @@ class ResumableLoader(DataLoader):
         super().__init__(
             images,
             batch_sampler=batches,
-            collate_fn=already_collated if isinstance(images, TensorImages) else None,
+            collate_fn=already_collated if isinstance(images, (TensorImages, JoinedImages)) else None,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             worker_init_fn=ignore_signals,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, Subset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from nsr.data.decoding import LABEL_KEYS, Reader, item_parts
+from nsr.data.description import DataDescription, sample_indices
 from nsr.data.images import MEMORY_LIMIT_BYTES, LazyImages, TensorImages
-from nsr.data.module import DataDescription, ImageData, sample_indices
-from nsr.errors import InputError, call_checked, check_fits_memory, dotted_name, one_line
+from nsr.data.module import ImageData
+from nsr.errors import InputError, call_checked, check_fits_memory, dotted_name, named_arguments, one_line
 from nsr.randomness import seeded
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 LOADER_SETTINGS = inspect.signature(ImageData.__init__).parameters.keys() - {"self", "root"}
 ALLOWED = "it must be {'train': dataset, 'test': dataset}, with 'validation' if there is one, or (train, test)"
 SPLITS = ("train", "validation", "test")
-IMAGE_WORDS = {"x", "image", "images", "data"}  # in the name of an array of images
 
 
 def image_data(factory: Callable[..., Any], settings: Mapping[str, Any]) -> ImageData:
@@ -64,19 +63,33 @@ class DatasetImages(ImageData):
         self.resize = self.image_size is not None
         self.factory, self.arguments, self.loader = factory, dict(arguments), loader
         self.title, self.datasets = dotted_name(factory), dict[str, Any]()
+        self.origin = str(arguments.get("path") or arguments.get("root") or self.title)
 
     def prepare(self) -> None:
         if not self.datasets:
+            call = _one_by_one if isinstance(self.factory, type) and issubclass(self.factory, Dataset) else call_checked
             with seeded(self.split_seed):
-                returned = call_checked("data", self.factory, self.arguments, **self.loader)
+                returned = call("data", self.factory, self.arguments, **self.loader)
             self.datasets = named_datasets(returned, self.title)
             self.has_validation = "validation" in self.datasets
+            if self.test_images is not None:
+                self._cut_test()
 
     def check_splits(self, splits: Sequence[str]) -> None:
         self.prepare()
         for split in splits:
             if split not in self.datasets:
-                raise InputError(f"{self.title} returns {', '.join(self.datasets)}; this needs {split}")
+                cut = "; data.test_images=0.2 cuts it from train" if split == "test" else ""
+                raise InputError(f"{self.title} returns {', '.join(self.datasets)}; this needs {split}{cut}")
+
+    def _cut_test(self) -> None:
+        if "test" in self.datasets:
+            super().check_splits(["test"])  # refuses
+        train = self.datasets["train"]
+        is_read = isinstance(train, (TensorImages, LazyImages))
+        labels = train.labels if is_read else Reader(train, f"train of {self.title}").labels()
+        for split, chosen in zip(("train", "test"), self._cut(labels, "test_images"), strict=True):
+            self.datasets[split] = train.subset(chosen) if is_read else Subset(train, chosen.tolist())
 
     def describe(self) -> DataDescription:
         self.prepare()
@@ -96,6 +109,8 @@ class DatasetImages(ImageData):
 
     def load(self, split: str) -> TensorImages | LazyImages:
         """Read a split into memory, or its labels alone where it is too large or drawn again in each epoch."""
+        if isinstance(self.datasets[split], (TensorImages, LazyImages)):
+            return self.datasets[split]
         name = f"{split} of {self.title}"
         read = Reader(self.datasets[split], name, self.channels, self.image_size, resize=self.resize)
         count, draws = len(self.datasets[split]), read.draws()
@@ -112,25 +127,22 @@ class DatasetImages(ImageData):
         return TensorImages(torch.stack(images), torch.tensor(labels))
 
 
-def npz(path: str | Path) -> dict[str, Any]:
-    """Return the datasets of a .npz file, such as the arrays x_train, y_train, x_test, y_test.
-
-    An array is named by its split (train, val or validation, test) and its content (x, image, images or data; y, label,
-    labels or targets), in any order, joined by _.
-    """
-    found: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for name in arrays.files:
-            words = set(name.lower().split("_"))
-            split = words & {*SPLITS, "val"}
-            content = "images" if words & IMAGE_WORDS else "labels"
-            if split and words & (IMAGE_WORDS | {"y", "label", "labels", "targets"}):
-                found.setdefault(split.pop(), {})[content] = arrays[name]
-    pairs = {split: (parts["images"], parts["labels"]) for split, parts in found.items() if len(parts) == 2}
-    if not pairs:
-        got = ", ".join(arrays.files)
-        raise InputError(f"{path} has the arrays {got}; it must have x_train, y_train, x_test, y_test")
-    return pairs
+def _one_by_one(group: str, kind: Callable[..., Any], settings: Mapping[str, Any], **offered: Any) -> Any:
+    """Make each split of a class of datasets whose signature names `train` or `split`, as those of torchvision."""
+    named = named_arguments(kind)[0]
+    name = next((name for name in ("train", "split") if name in named and name not in settings), None)
+    if name is None:
+        return call_checked(group, kind, settings, **offered)
+    if name == "train":
+        return {split: call_checked(group, kind, {**settings, name: split == name}, **offered) for split in SPLITS[::2]}
+    found = {}
+    for split in ("train", "val", "test"):
+        try:
+            found[split] = call_checked(group, kind, {**settings, name: split}, **offered)
+        except InputError as error:
+            if "Unknown value" not in str(error):  # of torchvision's verify_str_arg: it has no such split
+                raise
+    return found
 
 
 def named_datasets(returned: Any, name: str) -> dict[str, Any]:

@@ -1,34 +1,40 @@
-"""Your own images: a folder ROOT/train/CLASS/IMAGE, ROOT/test/CLASS/IMAGE."""
+"""Your own images: a folder ROOT/train/CLASS/IMAGE, ROOT/test/CLASS/IMAGE, and that of (Tiny) ImageNet."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nsr.data.decoding import all_gray, common_size, decoded, lazy_images
+from nsr.data.description import DataDescription, sample_indices
 from nsr.data.images import MEMORY_LIMIT_BYTES, LazyImages, TensorImages
-from nsr.data.module import DataDescription, ImageData, sample_indices
+from nsr.data.module import ImageData
 from nsr.errors import InputError, check_choice, check_fits_memory
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 LAYOUT = "it must contain train/CLASS/IMAGE and test/CLASS/IMAGE"
-FOLDERS = {"train": "train", "test": "test", "validation": "val"}  # of each split, one of train and test at least
+FOLDERS = ("train", "test", "val", "valid")  # one of train and test at least
+ANNOTATIONS = "val_annotations.txt"  # of Tiny-ImageNet's val/images: file, class and box, separated by tabs
 
 
 class ImageFolder(ImageData):
     """ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE, where the names of the class folders are the classes.
 
-    Images in ROOT/val/CLASS/IMAGE, where it exists, replace those held out of train/. An evaluation needs test/ alone,
-    training train/. channels, image_size, classes, mean and std that are None are inferred by `describe`; channels,
-    mean and std from up to 2,000 evenly spaced images of train/, or test/ where there is no train/. Images of another
-    size than image_size are resized (shorter side, antialiased) and cropped at the center.
+    Images in ROOT/val/CLASS/IMAGE, or ROOT/valid/, where it exists, replace those held out of train/. An evaluation
+    needs test/ alone, training train/. In Tiny-ImageNet's layout (val/images, val/val_annotations.txt) val/ has the
+    test images, for those of its test/ have no labels. channels, image_size, classes, mean and std that are None are
+    inferred by `describe`; channels, mean and std from up to 2,000 evenly spaced images of train/, or test/ where there
+    is no train/. Images of another size than image_size are resized (shorter side, antialiased) and cropped at the
+    center.
 
     Args:
+        test_folder: the folder of the test images; None: test, or val in Tiny-ImageNet's layout.
         in_memory: decode all images once and keep them as uint8; None: where they take less than 2 GiB.
         settings: see ImageData.
     Errors:
@@ -37,28 +43,40 @@ class ImageFolder(ImageData):
 
     infers_description = True
 
-    def __init__(self, *, in_memory: bool | None = None, **settings: Any) -> None:
+    def __init__(self, *, test_folder: str | None = None, in_memory: bool | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         check_choice("data.channels", self.channels, (None, 1, 3))
         self.in_memory = check_choice("data.in_memory", in_memory, (None, True, False))
         if self.root is None:
             raise InputError("data.root is None; it must be the folder that contains train/CLASS/IMAGE")
+        check_choice("data.test_folder", test_folder, (None, *FOLDERS[1:]))
+        self.test_folder, self.folders = test_folder, dict[str, Path]()
 
     def prepare(self) -> None:
         if not self.class_names:
-            self._set_class_names(check_folder(self.root), self.root)
-            self.has_validation = (self.root / FOLDERS["validation"]).is_dir()
+            self.folders = split_folders(self.root, self.test_folder)
+            self._set_class_names(check_folders(self.root, self.folders), self.root)
+            self.has_validation = "validation" in self.folders
 
     def check_splits(self, splits: Sequence[str]) -> None:
+        self.prepare()
+        if self.test_images is not None and "test" in self.folders:
+            got = f"data.test_images is {self.test_images}, but the test images are in {self.folders['test']}"
+            raise InputError(f"{got}: leave it out")
         for split in splits:
-            folder = self.root / FOLDERS[split]
-            if not folder.is_dir():
-                raise InputError(f"{self.root} has no {folder.name}; this needs {folder}/CLASS/IMAGE")
+            name = "train" if self.test_images is not None else split
+            if name not in self.folders:
+                folder = self.root / (self.test_folder or name if name == "test" else name)
+                cut = "; data.test_images=0.2 cuts them from train" if name == "test" else ""
+                raise InputError(f"{self.root} has no {folder.name}; this needs {folder}/CLASS/IMAGE{cut}")
+
+    def split_source(self, split: str) -> str:
+        return super().split_source(split) or f"{self.folders[split].name}/"
 
     def describe(self) -> DataDescription:
         self.prepare()
         if None in (self.channels, self.image_size, self.mean, self.std):
-            found = {name: list_images(self.root / name)[0] for name in FOLDERS.values() if (self.root / name).is_dir()}
+            found = {split: self._listed(split)[0] for split in self.folders}
             paths = [path for group in found.values() for path in group]
             images = found.get("train", paths)
             sample = [images[index] for index in sample_indices(len(images))]
@@ -70,37 +88,60 @@ class ImageFolder(ImageData):
         return super().describe()
 
     def file_names(self, split: str) -> list[str]:
-        folder = self.root / FOLDERS[split]
-        return [os.path.relpath(path, folder) for path in list_images(folder)[0]]
+        return [os.path.relpath(path, self.root) for path in self._listed(split)[0]]
 
     def load(self, split: str) -> TensorImages | LazyImages:
-        paths, labels = list_images(self.root / FOLDERS[split])
+        paths, labels = self._listed(split)
         shape = {"channels": self.channels, "image_size": self.image_size}
         size_bytes = len(paths) * self.channels * self.image_size**2
         if not (size_bytes < MEMORY_LIMIT_BYTES if self.in_memory is None else self.in_memory):
-            return lazy_images(paths, torch.tensor(labels), **shape)
+            return lazy_images(paths, labels, **shape)
         what = f"{len(paths)} images of data.image_size={self.image_size}"
         check_fits_memory(what, size_bytes, "set a smaller data.image_size, or data.in_memory=false")
         images = np.empty((len(paths), self.channels, self.image_size, self.image_size), np.uint8)
         for index, image in enumerate(decoded(paths, **shape)):
             images[index] = image
-        return TensorImages(torch.from_numpy(images), torch.tensor(labels))
+        return TensorImages(torch.from_numpy(images), labels)
+
+    def _listed(self, split: str) -> tuple[list[str], Tensor]:
+        """Return the paths of the images of a split, and their labels."""
+        cuts = self.test_images is not None and split != "validation"
+        paths, numbers = list_images(self.folders["train" if cuts else split])
+        labels = torch.tensor(numbers)
+        if not cuts:
+            return paths, labels
+        chosen = self._cut(labels, "test_images")[split == "test"]
+        return [paths[index] for index in chosen.tolist()], labels[chosen]
 
 
-def check_folder(root: Path) -> list[str]:
-    """Return the names of the classes, in the order of their labels; InputError for another layout."""
+def split_folders(root: Path, test_folder: str | None = None) -> dict[str, Path]:
+    """Return {'train', 'test', 'validation': folder} of those that there are; InputError where there is none."""
     if not root.is_dir():
         raise InputError(f"data.root is {root}, which is no folder; {LAYOUT}")
-    classes = {name: class_names(root / name) for name in FOLDERS.values() if (root / name).is_dir()}
-    if not classes.keys() & {"train", "test"}:
-        found = class_names(root)
-        hint = f"; it has {some(found)}: if these are the classes, move them into {root / 'train'}" if found else ""
-        raise InputError(f"data.root is {root}, which has neither train nor test; {LAYOUT}{hint}")
+    found = {name: root / name for name in FOLDERS if (root / name).is_dir()}
+    if {"val", "valid"} <= found.keys():
+        raise InputError(f"{root} has val and valid; it must have one of them: move or rename the other")
+    if test_folder is None:
+        test_folder = "val" if (root / "val" / ANNOTATIONS).is_file() else "test"
+    splits = {"train": "train", "test": test_folder, "validation": "valid" if "valid" in found else "val"}
+    if splits["validation"] == test_folder:
+        del splits["validation"]
+    folders = {split: found[name] for split, name in splits.items() if name in found}
+    if not folders.keys() & {"train", "test"}:
+        names = class_names(root)
+        hint = f"; it has {some(names)}: if these are the classes, move them into {root / 'train'}" if names else ""
+        raise InputError(f"data.root is {root}, which has neither train nor {test_folder}; {LAYOUT}{hint}")
+    return folders
+
+
+def check_folders(root: Path, folders: Mapping[str, Path]) -> list[str]:
+    """Return the names of the classes, in the order of their labels; InputError for another layout."""
+    classes = {folder.name: class_names(folder) for folder in folders.values()}
     for split, names in classes.items():
         if len(names) < 2:
             got = f"only the class {names[0]!r}" if names else "no class folder"
             raise InputError(f"{root / split} has {got}; it must have a folder for each of 2 or more classes")
-        for name in names:
+        for name in names if annotated(root / split) is None else ():
             if next(images_in(root / split / name), None) is None:
                 suffixes = ", ".join(IMAGE_SUFFIXES)
                 raise InputError(f"{root / split / name} has no image ({suffixes}); add some, or remove the folder")
@@ -115,14 +156,30 @@ def check_folder(root: Path) -> list[str]:
 
 def list_images(folder: Path) -> tuple[list[str], list[int]]:
     """Return the paths of all images of `folder`/CLASS, class after class, and their labels."""
-    found = [sorted(images_in(folder / name)) for name in class_names(folder)]
+    names, by_class = class_names(folder), annotated(folder)
+    found = [sorted(images_in(folder / name) if by_class is None else by_class[name]) for name in names]
     labels = [label for label, paths in enumerate(found) for _ in paths]
     return [path for paths in found for path in paths], labels
 
 
 def class_names(folder: Path) -> list[str]:
-    """Return the folders in `folder`, sorted, without hidden ones (.ipynb_checkpoints)."""
+    """Return the folders in `folder`, sorted, without hidden ones (.ipynb_checkpoints), or the classes annotated."""
+    if (by_class := annotated(folder)) is not None:
+        return sorted(by_class)
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def annotated(folder: Path) -> dict[str, list[str]] | None:
+    """Return {class: paths in `folder`/images} of Tiny-ImageNet's val_annotations.txt, None where there is none."""
+    path, found = folder / ANNOTATIONS, dict[str, list[str]]()
+    if not path.is_file():
+        return None
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        file, tab, rest = line.partition("\t")
+        if not tab or "/" in file:
+            raise InputError(f"{path}, line {number} is {line[:60]!r}; it must have a file and a class, after a tab")
+        found.setdefault(rest.partition("\t")[0], []).append(str(folder / "images" / file))
+    return found
 
 
 def images_in(folder: Path) -> Iterator[str]:

@@ -90,6 +90,38 @@ class LazyImages(Dataset[Item]):
         return LazyImages(self.read, self.labels[indices], self.indices[indices], seed=self.seed)
 
 
+class JoinedImages(Dataset[tuple[Tensor, Tensor]]):
+    """The images of a set, followed by those of an extra set."""
+
+    def __init__(self, own: Any, extra: Any) -> None:
+        self.own, self.extra = own, extra
+
+    def __len__(self) -> int:
+        return len(self.own) + len(self.extra)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return a batch, (batch, channel, height, width) and (batch,); needs `already_collated` in the loader."""
+        chosen, own = torch.as_tensor(indices), len(self.own)
+        order = torch.argsort(chosen >= own, stable=True)
+        parts = [(self.own, chosen[chosen < own]), (self.extra, chosen[chosen >= own] - own)]
+        batches = [_batch(images, places) for images, places in parts if len(places)]
+        images, labels = map(torch.cat, zip(*batches, strict=True))
+        back = torch.argsort(order)
+        return images[back], labels[back]
+
+    @property
+    def epoch(self) -> Tensor:
+        """Return what the loader sets to the number of the epoch; AttributeError where the images draw nothing."""
+        return self.own.epoch
+
+
+def _batch(images: Any, places: Tensor) -> tuple[Tensor, Tensor]:
+    if isinstance(images, TensorImages):
+        return images.__getitems__(places)  # type: ignore[arg-type]
+    items = [images[index] for index in places.tolist()]
+    return torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
+
+
 class Relabeled(Dataset[Item]):
     """The images of any dataset with other labels (image,)."""
 

