@@ -177,9 +177,12 @@ CHECKPOINT = [  # beside the checkpoint of a run
 ]
 
 
+BAD = [("train", *row) for row in TRAIN] + [("evaluate", *row) for row in EVALUATE]
+
+
 @pytest.mark.parametrize(
     ("program", "line", "message"),
-    [("train", *row) for row in TRAIN] + [("evaluate", *row) for row in EVALUATE],
+    [pytest.param(*row, marks=pytest.mark.slow if place % 3 else ()) for place, row in enumerate(BAD)],
     ids=lambda value: value[:50] if isinstance(value, str) else None,
 )
 def test_bad_input_is_answered_in_one_line(refused, program, line, message):

@@ -38,7 +38,9 @@ def mine(tmp_path_factory):
     sys.modules.pop("mine", None)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(each, marks=pytest.mark.slow if place > 1 else ()) for place, each in enumerate(COMMANDS)]
+)
 def test_every_command_of_the_page_trains(command, mine, tmp_path):
     overrides = without_null(shlex.split(command)[2:])
     logger = [] if any("logger" in row for row in overrides) else ["logger=none"]

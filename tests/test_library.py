@@ -103,8 +103,9 @@ HEAVY = {"pytorch_lightning", "torchmetrics", "torchvision", "hydra", "wandb", "
     [
         ("import nsr.errors, nsr.app.configuration", {"torch", "numpy", *HEAVY}),
         ("from nsr.app.composition import compose_checked; compose_checked('train', [])", {"torch", "wandb"}),
-        (f"import {', '.join(f'nsr.{name}' for name in CORE)}", HEAVY),  # all of the library but its metrics
-        ("import nsr.comparison.plots, nsr.comparison.writing", {"torch"}),
+        # all of the library but its metrics
+        pytest.param(f"import {', '.join(f'nsr.{name}' for name in CORE)}", HEAVY, marks=pytest.mark.slow),
+        pytest.param("import nsr.comparison.plots, nsr.comparison.writing", {"torch"}, marks=pytest.mark.slow),
         pytest.param("import nsr.app.train", {"wandb", "tensorboard"}, marks=pytest.mark.slow),
     ],
 )
