@@ -70,12 +70,15 @@ def npz(path: str | Path, test_path: str | Path | None = None) -> dict[str, Tens
 
 def pairs(path: str | Path) -> dict[str, tuple[Array, Array]]:
     """Return {'train', 'validation', 'test': (images, labels)} of a .npz file; nothing but its headers is read."""
-    arrays, found = headers(Path(path).expanduser()), dict[str, dict[bool, Array]]()
+    arrays, found, texts = headers(Path(path).expanduser()), dict[str, dict[bool, Array]](), dict[str, Array]()
     for name, array in arrays.items():
         words = name.lower().replace(".", "_").split("_")
         split = next((SPLITS[word] for word in words if word in SPLITS), "train")
         is_images, is_labels = bool(IMAGE_WORDS & {*words}), bool(LABEL_WORDS & {*words})
-        if is_images == is_labels or array.dtype.kind in "US":  # another array, or names of classes
+        if is_images == is_labels:
+            continue
+        if array.dtype.kind in "US":  # names of classes, beside the labels
+            texts[split] = array
             continue
         other = found.setdefault(split, {}).setdefault(is_images, array)
         if other is not array:
@@ -84,6 +87,8 @@ def pairs(path: str | Path) -> dict[str, tuple[Array, Array]]:
         if len(parts) == 1:
             is_images, lone = next(iter(parts.items()))
             missing = "labels" if is_images else "images"
+            if (text := texts.get(split)) is not None:
+                raise InputError(f"{text.name} in {path} has the type {text.dtype}; it must hold numbers")
             raise InputError(f"{path} has {lone.name}, but no {missing} for {split}; {FORMS}")
     if not found:
         raise InputError(f"{path} has the arrays {', '.join(arrays) or 'none'}; {FORMS}")
