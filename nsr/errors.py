@@ -213,6 +213,8 @@ def call_checked(group: str, function: Callable[..., Any], settings: Mapping[str
     """
     named, takes_others = named_arguments(function)
     name = dotted_name(function)
+    # null of a choice in conf/ whose _target_ was replaced: nothing that was asked for
+    settings = {key: value for key, value in settings.items() if value is not None or key in named or takes_others}
     arguments = {**{key: value for key, value in offered.items() if key in named}, **settings}
     for key in settings if not takes_others else ():
         if key not in named:

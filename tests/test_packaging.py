@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -25,7 +26,8 @@ PINNED = re.findall(r"^[a-z].*$", (ROOT / "requirements.txt").read_text(), flags
 
 
 def run(*command: str | Path, cwd: Path, **settings) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **settings)
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # runs extend it
+    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

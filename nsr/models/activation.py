@@ -20,13 +20,15 @@ NAMES = {
 
 
 def activation_builder(choice: Any) -> Callable[[], nn.Module]:
-    """Return a function that makes one activation module at each call.
+    """Return a function that makes one activation module at each call; None is ReLU.
 
     Args:
         choice: the name of a class in torch.nn, 'relu', 'SiLU' or 'leaky_relu'; a class; or a module, which is copied.
     Errors:
         InputError: an unknown name, or a class that cannot be made without arguments.
     """
+    if choice is None:
+        return nn.ReLU
     if isinstance(choice, nn.Module):
         return partial(copy.deepcopy, choice)
     kind = NAMES.get(choice.lower().replace("_", "")) if isinstance(choice, str) else choice
