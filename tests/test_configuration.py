@@ -49,6 +49,7 @@ NEEDED = {
     ("test_attacks", "ddn"): ["norm=l2"],
     ("test_attacks", "transfer"): ["test_attacks.transfer.checkpoints=[best.ckpt]"],
     ("test_attacks", "corruptions"): ["corruptions.root=/somewhere"],
+    ("experiment", "cifar10_wang2023"): ["data.extra=/somewhere.npz"],
     ("objective", "ensemble_adversarial"): ["train_attack.checkpoints=[best.ckpt]"],
 }
 NOT_HERE = ("cifar", "=mnist ", "fashion_mnist", "svhn", "stl10", "imagenet")

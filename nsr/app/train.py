@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def _train(job: Job, directory: Path, earlier: Earlier, signals: Signals) -> dic
         trainer.precision_plugin.convert_module(job.module)  # before weight averaging copies it
         if global_rank() == 0:
             _summarize(job, trainer.world_size)
+        warnings.filterwarnings("ignore", "A `OneCycleLR` scheduler is using 'interval': 'epoch'")  # as configured
         trainer.fit(job.module, datamodule=job.data, ckpt_path=earlier.checkpoint, weights_only=True)
         results = test_best_and_last(trainer, job, directory / "checkpoints")
         if trainer.is_global_zero:

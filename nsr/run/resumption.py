@@ -23,7 +23,7 @@ AUTO = "auto"
 NAMED = 5  # differences in one line
 RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv", "checks.json", "timing.json")  # of a run that restarts
 LIMITS = {"trainer.max_epochs", "trainer.max_time", "trainer.max_steps"}
-HORIZON = ("T_max", "total_steps")  # settings of a schedule that is not defined beyond its end
+HORIZON = ("T_max", "total_steps", "epochs")  # settings of a schedule that is not defined beyond its end
 
 
 class Earlier(NamedTuple):

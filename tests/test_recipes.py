@@ -1,0 +1,115 @@
+"""The recipes of conf/experiment: the schedules of the authors, short trainings, the page made from the files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch.optim.lr_scheduler import CyclicLR
+
+from benchmarks import recipes
+from nsr.app.composition import compose_checked
+from nsr.app.train import train
+from nsr.training.schedules import make_scheduler
+from tests.conftest import job
+from tests.data.test_sources import write_cifar
+
+NAMES = [recipe.name for recipe in recipes.recipes()]
+TINY = ["data.batch_size=4", "data.validation_images=4", "trainer.limit_train_batches=3", "validation_attack.steps=1"]
+TINY += ["test_attacks=[clean]", "logger=none", "trainer.accelerator=cpu"]
+
+
+def composed(name, *overrides):
+    extra = ["data.extra=/somewhere.npz"] if name == "cifar10_wang2023" else []
+    return compose_checked("train", [f"experiment={name}", *extra, *overrides])
+
+
+def course(config, steps_per_epoch=1):
+    """Learning rate and momentum at the beginning of every step: (step, 2)."""
+    optimizer = instantiate(config.optimizer)([torch.zeros(1, requires_grad=True)])
+    settings, steps = (
+        OmegaConf.to_container(config.scheduler, resolve=True),
+        steps_per_epoch * config.trainer.max_epochs,
+    )
+    lengths = {"total_steps": steps, "steps_per_epoch": steps_per_epoch} if "total_steps" in settings else {}
+    settings.pop("total_steps", None)
+    scheduler, rows = make_scheduler(instantiate(settings), optimizer, lengths), []
+    for _ in range(steps):
+        rows.append([optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]])
+        optimizer.step()
+        scheduler.step()
+    return np.array(rows)
+
+
+def drops(lr, epochs, starts, first):
+    """The rate of every epoch, divided by ten at each of `starts`, where the authors' code counts from `first`."""
+    return [lr * 0.1 ** sum(epoch >= start for start in starts) for epoch in range(first, epochs + first)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [  # as in the authors' code: adjust_learning_rate counts from 1, lr_schedule from 0
+        ("cifar10_rice", drops(0.1, 200, [100, 150], 0)),
+        ("cifar10_trades_wrn", drops(0.1, 76, [75, 90, 100], 1)),
+        ("cifar10_mart", drops(0.01, 120, [75, 90, 100], 1)),
+        ("cifar10_trades_awp_wrn", drops(0.1, 200, [100, 150], 1)),
+        ("cifar10_bag_of_tricks", drops(0.1, 110, [100, 105], 0)),
+    ],
+)
+def test_piecewise_rates_are_those_of_the_authors(name, expected):
+    rows = course(composed(name))
+    np.testing.assert_allclose(rows[:, 0], expected)
+    assert (rows[:, 1] == 0.9).all()
+
+
+@pytest.mark.parametrize(("name", "peak"), [("cifar10_fast", 0.2)])
+def test_a_cyclic_schedule_is_that_of_the_authors(name, peak):
+    """torch's CyclicLR, a triangle over the run; OneCycleLR is ahead of it by up to a step."""
+    config, steps_per_epoch = composed(name), 40
+    steps = config.trainer.max_epochs * steps_per_epoch
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak, momentum=0.9)
+    cyclic, expected = CyclicLR(optimizer, 0.0, peak, step_size_up=steps / 2, step_size_down=steps / 2), []
+    for _ in range(steps):
+        expected.append([optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]])
+        optimizer.step()
+        cyclic.step()
+    rows = course(config, steps_per_epoch)
+    assert np.abs(rows - expected).max() <= 2.01 * peak / steps
+    assert rows[:, 0].max() == pytest.approx(peak)
+    assert rows[:, 1].min() == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(("name", "lr", "epochs", "rise"), [("cifar10_wang2023", 0.2, 400, 0.025)])
+def test_a_one_cycle_schedule_is_that_of_the_authors(name, lr, epochs, rise):
+    """torch's OneCycleLR with its defaults, a step an epoch."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, pct_start=rise, total_steps=epochs)
+    rows = course(composed(name))
+    for found in rows:
+        assert found.tolist() == [optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]]
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_trains_with_the_stabilizer(name, tmp_path, monkeypatch):
+    write_cifar(tmp_path, monkeypatch)
+    np.savez(tmp_path / "extra.npz", image=np.zeros((8, 32, 32, 3), np.uint8), label=np.zeros(8, np.int64))
+    overrides = [f"experiment={name}", "stabilizer=sns", *TINY, f"data.root={tmp_path}", "data.download=false"]
+    overrides += ["model=wrn_28_10"] if "resnet18" in composed(name).name else []
+    overrides += ["model.depth=10", "model.width=1"]
+    overrides += [f"data.extra={tmp_path}/extra.npz"] if name == "cifar10_wang2023" else []
+    overrides += [f"trainer.max_epochs={8 if name == 'cifar10_free' else 1}"]
+    train(job("train", tmp_path / "run", *overrides))
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_the_page_is_made_from_the_recipes():
+    assert len(NAMES) == 10
+    assert recipes.PAGE.read_text() == recipes.page(recipes.PAGE.read_text())
+    awp = recipes.cells(next(recipe for recipe in recipes.recipes() if recipe.name == "cifar10_trades_awp_wrn"))
+    assert awp[1:6] == ["wrn_34_10", "trades + awp", "200 x 128", "0.1 piecewise, 0.0005", "85.36 / 56.17"]
