@@ -55,7 +55,8 @@ CHOICES = {
     ],
     "free": ["objective=free", "objective.replays=2", "trainer.max_epochs=6", "scheduler=cosine"],
     "epoch": [
-        *(STEPS, "stabilizer.refresh=epoch", "callbacks=[epsilon_ramp]", "optimizer=sgd"),
+        *(STEPS, "stabilizer.refresh=epoch", "callbacks=[epsilon_ramp,freeze]", "callbacks.freeze.parts=[conv2]"),
+        *("optimizer=sgd", "optimizer.groups={conv1: {lr: 0.01}, bn*: {weight_decay: 0}}"),
         *("scheduler=piecewise", "scheduler.milestones=[2]"),
     ],
 }

@@ -6,6 +6,7 @@ Whatever nsr ships comes through the same doors as a user's own class: a `_targe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from nsr.modes import network_mode
 from nsr.objectives import compute_terms
 from nsr.run.processes import is_started_from_outside, observe
 from nsr.training.free import classifier_type
-from nsr.training.module import RobustClassifier, make_optimizer
+from nsr.training.module import RobustClassifier
+from nsr.training.optimizers import grouped, make_optimizer
 from nsr.training.schedules import make_scheduler
 
 
@@ -91,7 +93,12 @@ def build_module(
 
 
 def _training_parts(settings: Settings, classifier: Classifier, description: DataDescription) -> dict[str, Any]:
-    parts = {name: make_callable(settings[name], name) for name in ("objective", "optimizer")}
+    optimizer, parts = dict(settings["optimizer"]), {"objective": make_callable(settings["objective"], "objective")}
+    # unless it is an argument of the user's own class
+    groups = None if "groups" in named_arguments(locate(optimizer, "optimizer"))[0] else optimizer.pop("groups", None)
+    parts["optimizer"] = make_callable(optimizer, "optimizer")
+    if groups is not None:
+        parts["optimizer"] = partial(grouped, groups=groups, optimizer=parts["optimizer"])
     for name in ("validation_attack", "train_attack"):
         if (settings.get(name) or {}).get("_target_"):
             parts[name] = build_attack(settings, settings[name], name, classifier, description)

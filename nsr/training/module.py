@@ -6,7 +6,6 @@ the sum. Each epoch gives one `EpochResult`, which callbacks and loggers take.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -25,6 +24,7 @@ from nsr.metrics.sensitivity import network_sums
 from nsr.modes import batch_norm_mode, full_precision
 from nsr.objectives import Natural, compute_terms, required_inputs, required_views
 from nsr.randomness import draw_seed
+from nsr.training.optimizers import make_optimizer
 from nsr.training.schedules import make_scheduler
 
 Attack = Callable[..., Tensor]  # attack(net, images, labels, generator=...) -> images
@@ -406,9 +406,3 @@ class RobustClassifier(pl.LightningModule):
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the training data; known once `optimizer_steps` was asked for."""
         return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
-
-
-def make_optimizer(factory: Callable[..., torch.optim.Optimizer], net: nn.Module) -> torch.optim.Optimizer:
-    """Call `factory` on the network if its first parameter is called `net`, else on the network's parameters."""
-    first = next(iter(inspect.signature(factory).parameters), "")
-    return factory(net if first == "net" else net.parameters())

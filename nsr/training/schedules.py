@@ -35,9 +35,17 @@ def n_steps(name: str, length: float, *, total_steps: int, steps_per_epoch: int)
 
 
 def make_scheduler(factory: Callable[..., Any], optimizer: Optimizer, lengths: Mapping[str, int]) -> Any:
-    """Call `factory` on the optimizer with the lengths of the run: total_steps=, and others where it names them."""
+    """Call `factory` on the optimizer with the lengths of the run: total_steps=, and others where it names them.
+
+    A bound max_lr, as OneCycleLR has for all groups of the optimizer, is scaled to the rate of each.
+    """
     named, _ = named_arguments(factory)
-    return factory(optimizer, **{key: value for key, value in lengths.items() if key == "total_steps" or key in named})
+    given: dict[str, Any] = {key: value for key, value in lengths.items() if key == "total_steps" or key in named}
+    peak = getattr(factory, "keywords", {}).get("max_lr")
+    if isinstance(peak, (int, float)):
+        base, rates = optimizer.defaults["lr"], [group["lr"] for group in optimizer.param_groups]
+        given |= {} if set(rates) == {base} else {"max_lr": [peak * rate / base for rate in rates]}
+    return factory(optimizer, **given)
 
 
 class WarmUp(LRScheduler):
