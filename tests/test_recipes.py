@@ -28,7 +28,8 @@ def composed(name, *overrides):
 
 def course(config, steps_per_epoch=1):
     """Learning rate and momentum at the beginning of every step: (step, 2)."""
-    optimizer = instantiate(config.optimizer)([torch.zeros(1, requires_grad=True)])
+    own = {name: value for name, value in config.optimizer.items() if name != "groups"}
+    optimizer = instantiate(own)([torch.zeros(1, requires_grad=True)])
     settings, steps = (
         OmegaConf.to_container(config.scheduler, resolve=True),
         steps_per_epoch * config.trainer.max_epochs,
