@@ -26,6 +26,33 @@ def composed(name, *overrides):
     return compose_checked("train", [f"experiment={name}", *extra, *overrides])
 
 
+# defaults of the arguments or configuration files in the authors' repositories: batch size, epochs, weight decay,
+# Nesterov, epsilon; of the attack steps, step size, start, BatchNorm (update: the attack's passes write the statistics)
+SMALL_EPSILON, STEP = ("0.031", 10, "0.007", "gaussian", "eval"), "2/255"
+AUTHORS = {
+    "cifar10_rice": (128, 200, 5e-4, False, "8/255", 10, STEP, True, "update"),
+    "cifar10_trades_wrn": (128, 76, 2e-4, False, *SMALL_EPSILON),
+    "cifar10_mart": (128, 120, 3.5e-3, False, *SMALL_EPSILON),
+    "cifar10_trades_awp_wrn": (128, 200, 5e-4, False, "8/255", 10, STEP, "gaussian", "eval"),
+    "cifar10_fast": (128, 15, 5e-4, False, "8/255", 1, str(10 / 255), True, "update"),
+    "cifar10_nfgsm": (128, 30, 5e-4, False, "8/255", 1, "8/255", True, "update"),
+    "cifar10_bag_of_tricks": (128, 110, 5e-4, False, "8/255", 10, "0.007", "gaussian", "eval"),
+    "cifar10_pgd_wa": (128, 100, 5e-4, False, "8/255", 10, STEP, True, "eval"),
+    "cifar10_wang2023": (512, 400, 5e-4, True, "8/255", 10, STEP, True, "batch"),
+    "cifar10_free": (128, 8 * 10, 5e-4, False, "8/255", None, "8/255", None, None),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_are_those_of_the_authors(name):
+    config = composed(name)
+    attack, optimizer = config.train_attack, config.optimizer
+    found = (config.data.batch_size, config.trainer.max_epochs, optimizer.weight_decay, optimizer.nesterov)
+    found += (str(attack.epsilon), attack.get("steps"), str(attack.step_size))
+    assert (*found, attack.get("random_start"), attack.get("batch_norm")) == AUTHORS[name]
+
+
 def course(config, steps_per_epoch=1):
     """Learning rate and momentum at the beginning of every step: (step, 2)."""
     own = {name: value for name, value in config.optimizer.items() if name != "groups"}
