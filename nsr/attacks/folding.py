@@ -49,8 +49,8 @@ class FoldedPair:
         if not self._can_be_folded(inputs):
             return type(self.layer).forward(self.layer, inputs)
         self._fold()
-        self.output = self._apply(inputs)
-        return self.output
+        self.output = output = self._apply(inputs)
+        return output
 
     def forward_norm(self, inputs: Tensor) -> Tensor:
         """Return the inputs where they are the output of both layers already; else normalize them."""
