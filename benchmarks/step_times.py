@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.common import machine
 from nsr import models
 from nsr.attacks import GradientAttack
+from nsr.attacks.folding import foldable_pairs
 from nsr.layers import find_layers
 from nsr.models import Classifier
 from nsr.objectives import AdversarialTraining
@@ -119,11 +120,20 @@ def adversarial_training(
     return module
 
 
-def nsr_step(sizes: Sizes, *, device: torch.device = CPU, variant: Variant = FLOAT32, stabilizes: bool = True) -> Step:
+def nsr_step(
+    sizes: Sizes,
+    *,
+    device: torch.device = CPU,
+    variant: Variant = FLOAT32,
+    stabilizes: bool = True,
+    folds: bool = False,
+) -> Step:
     """Training step, gradients and SGD, as the Trainer makes them."""
     net, batches = network_and_batches(sizes, device, variant)
     stabilizer = SensitivityStabilizer() if stabilizes else None
     module = adversarial_training(net, batches[0][0][:2], stabilizer=stabilizer)
+    if folds:
+        module.folded_pairs = foldable_pairs(net, batches[0][0][:2])
     if variant.compiled:
         net.compile(backend=sizes.backend)
 

@@ -28,6 +28,7 @@ from benchmarks.step_times import (
     STEP_SIZE,
     Sizes,
     Step,
+    Variant,
     floor_step,
     milliseconds,
     network_and_batches,
@@ -40,6 +41,7 @@ NETWORKS = {  # name: (sizes, steps that are timed together)
     "ResNet20, 32 x 32": (Sizes(network="ResNet20", batch=64), 1),
     "SmallCNN, 8 x 8": (Sizes(network="SmallCNN", image_size=8, batch=64), 10),
 }
+CHANNELS_LAST = Variant(channels_last=True)
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
@@ -81,7 +83,8 @@ def measure(sizes: Sizes, rounds: int, together: int) -> dict[str, Any]:
     """Milliseconds of each step, and the ratios of their medians."""
     steps = {
         "floor": floor_step(sizes, views=1),
-        "nsr": nsr_step(sizes, stabilizes=False),
+        "nsr": nsr_step(sizes, stabilizes=False),  # performance=off
+        "nsr, performance=auto": nsr_step(sizes, variant=CHANNELS_LAST, stabilizes=False, folds=True),
         **{name: library_step(sizes, attack) for name, attack in LIBRARIES.items() if installed(name)},
         "floor of sns": floor_step(sizes, views=2),
         "nsr with sns": nsr_step(sizes, stabilizes=True),
@@ -94,6 +97,7 @@ def measure(sizes: Sizes, rounds: int, together: int) -> dict[str, Any]:
                 times[name].append(taken / together)
     middle = {name: median(values) for name, values in times.items()}
     ratios = {name: middle["nsr"] / middle[name] for name in ("floor", *LIBRARIES) if name in middle}
+    ratios["performance=auto"] = middle["nsr"] / middle["nsr, performance=auto"]
     ratios["floor, both with sns"] = middle["nsr with sns"] / middle["floor of sns"]
     return {
         "nsr_to": {name: round(ratio, 3) for name, ratio in ratios.items()},

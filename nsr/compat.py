@@ -139,6 +139,17 @@ def is_tracking_norm(module: nn.Module) -> bool:
     return isinstance(module, _NormBase)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether torch.compile was applied to the module itself. torch 2.12."""
+    return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether the module has a hook of its forward or backward pass. torch 2.12."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
 def wandb_flush_settings(seconds: float) -> dict[str, Any]:
     """The setting of W&B that bounds what a killed process loses, {} where W&B no longer has it; wandb 0.31.0."""
     import wandb

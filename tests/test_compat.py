@@ -84,3 +84,17 @@ def test_no_other_file_touches_a_private_attribute_of_a_foreign_object(path):
         if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
     ]
     assert foreign == []
+
+
+def test_hooks_and_compilation_are_seen():
+    net = nn.Linear(2, 2)
+    assert not compat.is_hooked(net)
+    assert not compat.is_compiled(net)
+    for register in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
+        handle = getattr(net, f"register_{register}")(lambda *_: None)
+        assert compat.is_hooked(net)
+        handle.remove()
+    assert not compat.is_hooked(net)
+    assert compat.is_compiled(torch.compile(net, backend="eager"))
+    net.compile(backend="eager")
+    assert compat.is_compiled(net)

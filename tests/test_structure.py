@@ -71,6 +71,7 @@ def test_hydra_is_imported_in_app_alone():
 def test_the_mathematics_need_torch_alone():
     allowed = {"torch", "nsr", "numpy", "math", "__future__", "typing", "collections", "dataclasses", "contextlib"}
     allowed |= {
+        "copy",
         "functools",
         "inspect",
         "sys",

@@ -23,6 +23,7 @@ from nsr.app.attacks import build_attack, build_metrics, build_suite
 from nsr.app.instantiation import Settings, chosen, in_place, instantiate, locate, make_callable, make_one, trial
 from nsr.app.machine import process_command, processes, shares_batches
 from nsr.app.network import build_classifier, check_classifier, example_images
+from nsr.app.performance import choose_folding, uses_channels_last
 from nsr.attacks.guard import GuardedAttack
 from nsr.callbacks import WeightAverages
 from nsr.compat import leave_signals_alone, start_processes_with
@@ -62,6 +63,8 @@ def build_module(
     """
     exchange = bool(settings.get("sync_batch_norm")) and shares_batches(settings)
     classifier = build_classifier(settings, description, exchange=exchange)
+    if uses_channels_last(settings, classifier):
+        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_classifier(classifier, description)
     example = example_images(description)
     layers = find_layers(classifier, example, settings["layers"], root=classifier.net)
@@ -89,6 +92,7 @@ def build_module(
         )
     if "objective" in settings:
         _try_training(module, settings, example)
+        choose_folding(settings, module, example)
     return module
 
 

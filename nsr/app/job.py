@@ -28,6 +28,7 @@ from nsr.app.configuration import unusual_epsilon
 from nsr.app.machine import check_machine, processes
 from nsr.app.network import load_network, with_checkpoint
 from nsr.app.parts import check_parts
+from nsr.app.performance import resumed_choice, uses_channels_last
 from nsr.callbacks import ProgressRows
 from nsr.callbacks.checkpoints import PLACE
 from nsr.data import DataDescription, ImageData
@@ -82,6 +83,7 @@ class Job:
         of_data |= {name: list(of_data[name]) for name in ("mean", "std")}
         own = {name: value for name, value in self.settings.items() if name not in OWN}
         own["model"] = {**own["model"], "normalization": self._normalization.record}
+        own["channels_last"] = uses_channels_last(self.settings, self.module.net)  # on another device the same
         return {
             **own,
             "data": {**own["data"], **of_data},
@@ -95,8 +97,8 @@ class Job:
 
     @property
     def notes(self) -> list[tuple[int, str]]:
-        """Levels and lines on how labels and normalization of a checkpoint or weights are taken."""
-        lines = [self.data.matched.note, self._normalization.note]
+        """Levels and lines on how labels and normalization of weights are taken, and on performance."""
+        lines = [self.data.matched.note, self._normalization.note, self.module.performance_note]
         notes = [(logging.INFO, line) for line in lines if line is not None]
         if self.settings["model"].get("weights") is not None:
             line, is_warning = third_party_classes(self.description.class_names)
@@ -130,9 +132,15 @@ def _check_limits(settings: Mapping[str, Any], checkpoint: Path, *, is_extended:
         raise InputError(f"{what}; give a larger one, +trainer.{name}=...")
 
 
-def make_job(config: DictConfig, program: str) -> Job:
-    """Make everything that a command needs from its configuration, or take it from the preflight."""
+def make_job(config: DictConfig, program: str, directory: Path | None = None) -> Job:
+    """Make everything that a command needs from its configuration, or take it from the preflight.
+
+    Args:
+        directory: of the run, which may hold one to resume.
+    """
     settings, saved = with_checkpoint(config) if program == "evaluate" else (plain(config), None)
+    if program == "train":
+        settings = resumed_choice(settings, None if directory is None else read_yaml(directory / "config.yaml"))
     while _ready:
         job = _ready.pop()
         if job.settings == settings:
@@ -165,7 +173,7 @@ def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> No
     if program == "train":
         check_divides(settings["data"].get("batch_size", 128), processes(settings))
         build.check_loggers(settings)
-    job = make_job(without_hydra(config), program)
+    job = make_job(without_hydra(config), program, directory)
     if not is_elsewhere:
         build.build_trainer(settings, directory, list(job.callbacks.values()))
     if program == "train" and not is_sweep:
@@ -252,7 +260,7 @@ def started_job(config: DictConfig, program: str) -> Iterator[tuple[Job, Path]]:
         os.chdir(get_original_cwd())
         try:
             check_machine(plain(config))
-            job = make_job(config, program)
+            job = make_job(config, program, directory)
         finally:
             os.chdir(here)
         settings = job.settings

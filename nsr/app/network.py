@@ -76,7 +76,7 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
     normalization = find_normalization(choice, net, name, run, data=data, file=weights)
     classifier = Classifier(net, *normalization.constants, output=output)
     classifier.normalization = normalization
-    return classifier.to(memory_format=torch.channels_last) if settings.get("channels_last") else classifier  # type: ignore[call-overload]
+    return classifier
 
 
 def nearest_networks(weights: Any, description: DataDescription) -> str:

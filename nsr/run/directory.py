@@ -144,7 +144,8 @@ def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
     """Return {name: (before, now)} of every setting that differs, but for those that make no other run."""
     ignored = {*OWN, *BESIDE, "logger", "trusted", "data.download", "data.num_workers"}
     before, now = (
-        {name: value for name, value in flat(part) if not ignored & {name, name.partition(".")[0]}}
+        {"performance": "off"}  # of a run of before there was a choice
+        | {name: value for name, value in flat(part) if not ignored & {name, name.partition(".")[0]}}
         for part in (recorded, settings)
     )
     pairs = {name: (before.get(name, "nothing"), now.get(name, "nothing")) for name in before | now}

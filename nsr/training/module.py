@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor, distributed, nn
 from torchmetrics import Metric
 
+from nsr.attacks.folding import FoldedPair, folded_batch_norm
 from nsr.compat import keep_versions, versions_of, with_versions
 from nsr.data.batches import Batch, images_and_labels, place_of, places_of
 from nsr.errors import InputError, RunStopped, check_batch, check_finite_logits, dotted_name
@@ -124,6 +125,8 @@ class RobustClassifier(pl.LightningModule):
         self.stabilizer: Any = stabilizer if getattr(stabilizer, "weight", 1) > 0 else None
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self.augment, self.mix, self.seed = augment, mix, seed
+        self.folded_pairs: list[FoldedPair] = []  # in training's attack; of performance=auto
+        self.performance_note: str | None = None
         self.before_passes: list[Callable[[Mapping[str, Tensor], Tensor], None]] = []  # where AWP moves the weights
         self.inputs, self.views = required_inputs(self.objective), required_views(self.objective)
         attack_loss = getattr(self.objective, "attack_loss", None)
@@ -191,7 +194,8 @@ class RobustClassifier(pl.LightningModule):
         views = {"clean": images}
         if self.attacks or self.stabilizes:
             assert self.train_attack is not None
-            views["adversarial"] = self.train_attack(self.net, images, labels)
+            with folded_batch_norm(self.folded_pairs):
+                views["adversarial"] = self.train_attack(self.net, images, labels)
         for prepare in self.before_passes:
             prepare(views, labels)
         return self._loss(views, labels)

@@ -1,0 +1,68 @@
+"""performance=auto: what makes training faster and changes its numbers by rounding alone, chosen before it starts.
+
+The choice is a function of settings, network and kind of device, never of a timing, so every process makes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nsr.app.instantiation import Settings
+from nsr.app.machine import on_gpus
+from nsr.attacks.folding import foldable_pairs
+from nsr.compat import is_batch_norm
+from nsr.training.free import FreeClassifier
+from nsr.training.module import RobustClassifier
+
+FOLDABLE = ("32-true", "64-true")  # in mixed precision a folded weight would be rounded once more
+
+
+def resumed_choice(settings: Settings, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the settings with what the run that a directory holds had chosen; a run without a choice has 'off'."""
+    chosen: dict[str, Any] = {"performance": settings["performance"] or "off"}  # YAML reads a bare off as false
+    if recorded is not None:
+        chosen["performance"] = chosen["performance"] if "performance" in recorded else "off"
+        if settings["channels_last"] == "auto":
+            chosen["channels_last"] = recorded.get("channels_last", False)
+    return {**settings, **chosen}
+
+
+def uses_channels_last(settings: Settings, net: nn.Module) -> bool:
+    """Return whether images and weights are stored pixel by pixel."""
+    choice = settings.get("channels_last", False)
+    if choice != "auto":
+        return bool(choice)
+    accelerator = settings["trainer"].get("accelerator", "auto")
+    on_cpu = not on_gpus(settings) and (accelerator == "cpu" or not torch.backends.mps.is_available())
+    is_faster = on_gpus(settings) or (on_cpu and torch.backends.mkldnn.is_available())
+    return settings["performance"] == "auto" and is_faster and any(isinstance(m, nn.Conv2d) for m in net.modules())
+
+
+def choose_folding(settings: Settings, module: RobustClassifier, example: Tensor) -> None:
+    """Set the module's `folded_pairs` and the line `performance_note` on what was chosen and why."""
+    if settings.get("performance", "off") == "off":
+        return
+    layout = "images stored channels-last" if uses_channels_last(settings, module.net) else "images in torch's layout"
+    why = _not_folded(settings, module)
+    if why is None:
+        module.folded_pairs = foldable_pairs(module.net, example)
+        count = len(module.folded_pairs)
+        norms = sum(is_batch_norm(each) for each in module.net.modules())
+        why = f"training's attack folds {count} of {norms} BatchNorm layers into the layer before"
+    module.performance_note = f"performance=auto: {layout}; {why} (numbers change by rounding; off: as written)"
+
+
+def _not_folded(settings: Settings, module: RobustClassifier) -> str | None:
+    """Return why the training attack runs the network as written; None where it need not."""
+    if not (module.attacks or module.stabilizer is not None) or isinstance(module, FreeClassifier):
+        return "no attack to fold BatchNorm for"
+    if (mode := getattr(module.train_attack, "batch_norm", "eval")) != "eval":
+        return f"BatchNorm not folded with train_attack.batch_norm={mode}"
+    if settings.get("compile"):
+        return "BatchNorm not folded with compile=true"
+    precision = settings["trainer"].get("precision", "32-true")
+    return None if precision in FOLDABLE else f"BatchNorm not folded in {precision}"
