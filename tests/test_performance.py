@@ -13,7 +13,7 @@ TINY = without()
 
 
 def test_performance_is_chosen_stored_and_taken_again():
-    run = made("train", *TINY)
+    run = made("train", *TINY, "performance=auto")
     assert len(run.module.folded_pairs) == 3
     assert run.record["channels_last"] is torch.backends.mkldnn.is_available()
     assert sum("folds 3 of 3 BatchNorm layers" in line for _, line in run.notes) == 1
@@ -31,5 +31,5 @@ def test_the_users_own_layout_and_what_is_not_folded():
     off = made("train", *TINY, "performance=off", "channels_last=true")
     assert (off.module.folded_pairs, off.module.performance_note) == ([], None)
     assert off.record["channels_last"] is True  # the user's own wins
-    compiled = made("train", *TINY, "compile=true")
+    compiled = made("train", *TINY, "performance=auto", "compile=true")
     assert compiled.module.folded_pairs == []
