@@ -30,22 +30,22 @@ ALONE = {"OMP_NUM_THREADS": "1"}
 
 def train_until(line: str, then: Callable[[int], object], *overrides: str, **settings: int) -> tuple[int, list[str]]:
     """Start a run, call `then` with its process id once it has printed such a line: (exit code, lines of stderr)."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", COMMAND, *SETTINGS, *overrides],
         **{"cwd": ROOT, "env": {**os.environ, **ALONE}, "text": True, **settings},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-    )
-    try:
-        for printed in process.stdout or ():
-            if printed.startswith(line):
-                break
-        then(process.pid)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:  # it hangs
-            os.killpg(process.pid, signal.SIGKILL)
+    ) as process:
+        try:
+            for printed in process.stdout or ():
+                if printed.startswith(line):
+                    break
+            then(process.pid)
+            _, errors = process.communicate(timeout=120)
+        finally:
+            if process.poll() is None:  # it hangs
+                os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, errors.splitlines()
 
 
@@ -82,8 +82,13 @@ def test_a_killed_process_ends_the_run_in_one_line_and_the_run_resumes(tmp_path)
 
 def test_a_run_whose_directory_is_deleted_ends_in_one_line(tmp_path):
     directory = tmp_path / "run"
+
+    def delete(process: int) -> None:
+        while directory.exists():  # the run writes a file meanwhile
+            shutil.rmtree(directory, ignore_errors=True)
+
     settings = ["trainer.accelerator=cpu", "trainer.max_epochs=500", f"hydra.run.dir={directory}"]
-    code, errors = train_until("epoch 1/", lambda _: shutil.rmtree(directory), *settings)
+    code, errors = train_until("epoch 1/", delete, *settings)
     assert code == 1 and len(errors) == 1, errors
     assert errors[0].startswith("error: ") and str(directory) in errors[0]
     assert not directory.exists()

@@ -120,3 +120,11 @@ def test_a_run_steps_them_every_optimizer_step(tmp_path, monkeypatch, objective)
     rising = [(t + 1) / BATCHES for t in range(BATCHES)]
     falling = [(steps - t) / (steps - BATCHES) for t in range(BATCHES, steps)]
     assert found == pytest.approx([0.005 * factor for factor in rising + falling], rel=1e-12)
+
+
+def test_a_run_too_short_for_a_schedule_is_refused():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=RATE)
+    factory = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=RATE, pct_start=0.5)
+    with pytest.raises(InputError, match="a phase without a step in a run of 2 steps; train longer"):
+        make_scheduler(factory, optimizer, {"total_steps": 2, "steps_per_epoch": 2})
+    assert make_scheduler(factory, optimizer, {"total_steps": 4, "steps_per_epoch": 2}).total_steps == 4

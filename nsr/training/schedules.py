@@ -38,6 +38,9 @@ def make_scheduler(factory: Callable[..., Any], optimizer: Optimizer, lengths: M
     """Call `factory` on the optimizer with the lengths of the run: total_steps=, and others where it names them.
 
     A bound max_lr, as OneCycleLR has for all groups of the optimizer, is scaled to the rate of each.
+
+    Errors:
+        InputError: a run too short for the schedule: OneCycleLR divides by the length of its phases.
     """
     named, _ = named_arguments(factory)
     given: dict[str, Any] = {key: value for key, value in lengths.items() if key == "total_steps" or key in named}
@@ -45,7 +48,11 @@ def make_scheduler(factory: Callable[..., Any], optimizer: Optimizer, lengths: M
     if isinstance(peak, (int, float)):
         base, rates = optimizer.defaults["lr"], [group["lr"] for group in optimizer.param_groups]
         given |= {} if set(rates) == {base} else {"max_lr": [peak * rate / base for rate in rates]}
-    return factory(optimizer, **given)
+    try:
+        return factory(optimizer, **given)
+    except ZeroDivisionError as error:
+        got = f"scheduler has a phase without a step in a run of {lengths.get('total_steps', 'so few')} steps"
+        raise InputError(f"{got}; train longer, or choose another schedule or scheduler.pct_start") from error
 
 
 class WarmUp(LRScheduler):
