@@ -67,7 +67,7 @@ def _draw(directory: Path, rows: list[list[float]], attack: Mapping[str, Any], e
         axes.axvline(epsilon, color="0.5", linestyle=":", linewidth=0.8)
         axes.annotate("threat model", (epsilon, 100), rotation=90, ha="right", va="top")
         axes.set(xlabel=f"epsilon ({NORMS[attack['norm']]}, pixels in [0, 1])", xlim=(0, None), ylim=(0, 102))
-        axes.set_ylabel(f"accuracy under PGD-{attack['steps']} (%)")
+        axes.set_ylabel(f"accuracy, {attack['steps']} attack steps (%)")
         save(figure, directory / "curve")
 
 
