@@ -83,7 +83,7 @@ def test_a_wheel_holds_the_package_and_its_configurations(built):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert f"{information}/licenses/LICENSE" in names
     assert metadata["Requires-Python"] == "<3.14,>=3.10"
-    assert sorted(metadata.get_all("Provides-Extra")) == ["attribution", "dev", "models", "sweeps"]
+    assert sorted(metadata.get_all("Provides-Extra")) == ["attribution", "dev", "docs", "examples", "models", "sweeps"]
     with tarfile.open(source) as file:
         folders = {name.split("/")[1] for name in file.getnames() if name.count("/") > 1}
     assert folders == {"nsr", "conf", "nsr.egg-info"}
