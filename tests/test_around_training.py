@@ -31,7 +31,7 @@ TINY_ATTACK = without("train_attack.steps")  # of an objective that brings its o
 
 @pytest.mark.parametrize(
     "objective",
-    ["trades", *(pytest.param(name, marks=SLOW) for name in OBJECTIVES)],
+    [pytest.param(name, marks=SLOW) for name in ("trades", *OBJECTIVES)],
 )
 def test_every_objective_trains_from_the_command_line(tmp_path, trained, objective):
     """With the stabilizer, its terms in the records; weight 0 ends bit-identically to none."""
@@ -179,6 +179,7 @@ def test_weight_perturbation_from_the_command_line(tmp_path):
     assert all(torch.equal(plain[key], late[key]) for key in plain)
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_complete_run(tmp_path):
     # at this rate nothing is learnt: robust accuracy does not rise
     overrides = ["callbacks=[early_stopping]", "callbacks.early_stopping.patience=2", "trainer.max_epochs=9"]
@@ -190,7 +191,11 @@ def test_early_stopping_ends_a_complete_run(tmp_path):
 
 @pytest.mark.parametrize(
     ("scheduler", "epochs", "expected"),
-    [("cosine", 2, [1, 0.5]), ("piecewise", 4, [1, 1, 0.1, 0.01]), ("constant", 2, [1, 1])],
+    [
+        ("cosine", 2, [1, 0.5]),
+        pytest.param("piecewise", 4, [1, 1, 0.1, 0.01], marks=SLOW),
+        pytest.param("constant", 2, [1, 1], marks=SLOW),
+    ],
 )
 def test_schedules_of_epochs(tmp_path, scheduler, epochs, expected):
     train(job("train", tmp_path / "run", *TINY, f"scheduler={scheduler}", f"trainer.max_epochs={epochs}"))
@@ -236,7 +241,7 @@ def test_free_training_divides_the_epochs(tmp_path):
     assert 0 < float(kept.abs().max()) <= 0.15 + 1e-6
 
 
-@pytest.mark.parametrize("refresh", ["average", "epoch", "once"])
+@pytest.mark.parametrize("refresh", ["epoch", *(pytest.param(name, marks=SLOW) for name in ("average", "once"))])
 def test_the_stabilizer_scores_are_in_the_checkpoint(tmp_path, refresh):
     train(job("train", tmp_path / "run", *TINY, f"stabilizer.refresh={refresh}", "trainer.max_epochs=2"))
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)

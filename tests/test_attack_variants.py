@@ -196,7 +196,7 @@ def best_of(iterates):
 
 
 @both_norms
-@pytest.mark.parametrize("restarts", [1, 2])
+@pytest.mark.parametrize("restarts", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize(("loss", "targeted"), AIMS)
 def test_the_best_iterate_of_each_image_is_kept(norm, loss, targeted, restarts):
     net, images, labels = some_task(norm, targeted)

@@ -80,10 +80,24 @@ def composed(group: str, name: str) -> DictConfig:
     return compose_checked("evaluate" if name == "corruptions" else "train", overrides_of(group, name))
 
 
-@pytest.mark.parametrize(("group", "name"), [choice.values for choice in CHOICES])
+ALONE = [  # but for those that the quick tests build, or compose together
+    pytest.param(*choice.values, marks=pytest.mark.slow if not choice.marks or choice.values[0] in LISTS else ())
+    for choice in CHOICES
+]
+
+
+@pytest.mark.parametrize(("group", "name"), ALONE)
 def test_every_choice_composes(group, name):
     config = composed(group, name)
     assert group in LISTS or config.hydra.runtime.choices[group] == name
+
+
+@pytest.mark.parametrize("group", LISTS)
+def test_the_choices_of_a_list_compose_together(group):
+    names = [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
+    names = [name for name in names if name != "none" and (group, name) not in NEEDED]
+    config = compose_checked("train", [f"{group}=[{','.join(names)}]"])
+    assert set(names) <= set(config[group])
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)

@@ -39,6 +39,7 @@ def by_name(folder: Path):
 
 
 # ---------------------------------------------------------------- a real one
+@pytest.mark.slow
 def test_a_real_run_and_its_evaluation(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
@@ -258,37 +259,41 @@ MINE = {"_target_": "mypkg.MyObjective", "beta": 2}
 OBJECTIVES = ("trades", "nfgsm", "fast", "pgd", "natural", "free")
 
 
+LABELS = [  # commands apart by |
+    (
+        "|".join(f"objective={name} stabilizer=none" for name in OBJECTIVES),
+        ["natural", "fast", "nfgsm", "free", "pgd", "trades"],
+    ),
+    (
+        "objective=mart | objective=ensemble_adversarial train_attack.checkpoints=[a.ckpt]",
+        ["mart + sns", "ensemble_adversarial + sns"],
+    ),
+    ("stabilizer=sns | stabilizer=none", ["pgd", "pgd + sns"]),
+    (
+        "stabilizer.weight=2 | stabilizer.top=0.3",
+        [f"pgd + sns({own})" for own in ("weight=1, top=0.3", "weight=2, top=0.1")],
+    ),
+    ("objective.clean_weight=0.5 |", ["pgd(clean_weight=0) + sns", "pgd(clean_weight=0.5) + sns"]),
+    ("optimizer=sgd | optimizer=adam", ["pgd + sns optimizer=adam", "pgd + sns optimizer=sgd"]),
+    (
+        "model=resnet18 | model.width=8 |",
+        ["pgd + sns model=resnet18", *(f"pgd + sns model=small_cnn model.width={width}" for width in (8, 32))],
+    ),
+    ("callbacks=[awp] |", ["pgd + sns", "pgd + sns + awp"]),
+    ("trainer.max_epochs=16 | trainer.max_epochs=5", ["pgd + sns max_epochs=5", "pgd + sns max_epochs=16"]),
+    ("train_attack.steps=5 |", ["pgd(steps=5) + sns", "pgd(steps=10) + sns"]),
+    ("train_attack=fgsm |", ["pgd(train_attack=fgsm) + sns", "pgd(train_attack=pgd) + sns"]),
+    # the same settings by another choice
+    ("objective=fast | objective=pgd train_attack=fast", ["fast + sns"]),
+    # nothing of the machine or the loggers makes another method
+    ("trainer.accelerator=cpu name=other data.num_workers=1 logger=tensorboard |", ["pgd + sns"]),
+]
+QUICK_LABELS = (0, 3, 11, 12)  # a choice, a setting, the same by another choice, what makes no difference
+
+
 @pytest.mark.parametrize(
     ("commands", "labels"),
-    [  # commands apart by |
-        (
-            "|".join(f"objective={name} stabilizer=none" for name in OBJECTIVES),
-            ["natural", "fast", "nfgsm", "free", "pgd", "trades"],
-        ),
-        (
-            "objective=mart | objective=ensemble_adversarial train_attack.checkpoints=[a.ckpt]",
-            ["mart + sns", "ensemble_adversarial + sns"],
-        ),
-        ("stabilizer=sns | stabilizer=none", ["pgd", "pgd + sns"]),
-        (
-            "stabilizer.weight=2 | stabilizer.top=0.3",
-            [f"pgd + sns({own})" for own in ("weight=1, top=0.3", "weight=2, top=0.1")],
-        ),
-        ("objective.clean_weight=0.5 |", ["pgd(clean_weight=0) + sns", "pgd(clean_weight=0.5) + sns"]),
-        ("optimizer=sgd | optimizer=adam", ["pgd + sns optimizer=adam", "pgd + sns optimizer=sgd"]),
-        (
-            "model=resnet18 | model.width=8 |",
-            ["pgd + sns model=resnet18", *(f"pgd + sns model=small_cnn model.width={width}" for width in (8, 32))],
-        ),
-        ("callbacks=[awp] |", ["pgd + sns", "pgd + sns + awp"]),
-        ("trainer.max_epochs=16 | trainer.max_epochs=5", ["pgd + sns max_epochs=5", "pgd + sns max_epochs=16"]),
-        ("train_attack.steps=5 |", ["pgd(steps=5) + sns", "pgd(steps=10) + sns"]),
-        ("train_attack=fgsm |", ["pgd(train_attack=fgsm) + sns", "pgd(train_attack=pgd) + sns"]),
-        # the same settings by another choice
-        ("objective=fast | objective=pgd train_attack=fast", ["fast + sns"]),
-        # nothing of the machine or the loggers makes another method
-        ("trainer.accelerator=cpu name=other data.num_workers=1 logger=tensorboard |", ["pgd + sns"]),
-    ],
+    [pytest.param(*row, marks=() if place in QUICK_LABELS else pytest.mark.slow) for place, row in enumerate(LABELS)],
 )
 def test_methods_and_their_labels(tmp_path, commands, labels):
     for number, command in enumerate(commands.split("|")):
@@ -341,11 +346,23 @@ def test_labels_of_foreign_classes_and_files(tmp_path, changes, labels):
     ("overrides", "difference"),
     [
         (["epsilon=0.1"], "epsilon is 0.15 in A and 0.1 in B; compare"),
-        (["norm=l2"], "norm is 'linf' in A and 'l2' in B; compare"),
+        pytest.param(["norm=l2"], "norm is 'linf' in A and 'l2' in B; compare", marks=pytest.mark.slow),
         (["data.split_seed=1"], "data.split_seed is 0 in A and 1 in B; compare"),
-        (["data.validation_images=100"], "data.validation_images is 200 in A and 100 in B; compare"),
-        (["test_attacks.pgd.steps=20"], "test_attacks.pgd.steps is 40 in A and 20 in B; compare"),
-        (["validation_attack.steps=5"], "validation_attack.steps is 10 in A and 5 in B; compare"),
+        pytest.param(
+            ["data.validation_images=100"],
+            "data.validation_images is 200 in A and 100 in B; compare",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["test_attacks.pgd.steps=20"],
+            "test_attacks.pgd.steps is 40 in A and 20 in B; compare",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["validation_attack.steps=5"],
+            "validation_attack.steps is 10 in A and 5 in B; compare",
+            marks=pytest.mark.slow,
+        ),
         (["data=fashion_mnist", "epsilon=0.15"], "data is 'digits' in A and 'fashion_mnist' in B; compare"),
     ],
 )

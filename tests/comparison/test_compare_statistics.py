@@ -110,6 +110,7 @@ def test_weights_are_repetitions(data):
             assert value == pytest.approx(spearmanr(one, two).statistic, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_bootstrap_draws_methods_with_all_their_runs():
     """Against a loop that puts the drawn methods' runs one after the other."""
     runs = made(8, noise=0.3)

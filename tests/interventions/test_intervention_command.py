@@ -53,6 +53,7 @@ def test_the_command_writes_what_the_call_returns(command, tmp_path, capsys):
         assert text in shown
 
 
+@pytest.mark.slow
 def test_selected_layers_without_a_fooled_image(command, tmp_path, capsys):
     kinds = "analysis.interventions.kinds=[patch_adversarial,zero_ablation]"
     layers = "analysis.interventions.layers=[relu1,relu4]"

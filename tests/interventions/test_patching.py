@@ -184,7 +184,10 @@ def networks() -> dict[str, tuple[nn.Module, Tensor]]:
     }
 
 
-@pytest.mark.parametrize("name", ["residual", "tokens", "shared", "resnet20", "normalized", "sequential"])
+@pytest.mark.parametrize(
+    "name",
+    ["residual", "tokens", "shared", pytest.param("resnet20", marks=pytest.mark.slow), "normalized", "sequential"],
+)
 def test_every_layer_of_every_network_against_whole_passes(name):
     net, images = networks()[name]
     patcher, layers, clean, adversarial = recorded(net, "[!o]*", images=images)  # all but Shared's offsets

@@ -88,7 +88,7 @@ def test_every_builder_of_torchvision_names_its_class():
         assert inspect.isclass(returned) and issubclass(returned, nn.Module)
 
 
-@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+@pytest.mark.parametrize("name", [pytest.param("inception_v3", marks=pytest.mark.slow), "googlenet"])
 def test_published_weights_with_auxiliary_heads(name, tmp_path):
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(name, weights=None, num_classes=4, init_weights=True).eval()
