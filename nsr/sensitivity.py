@@ -15,6 +15,7 @@ This file needs torch alone. Loss, metric, callbacks and reports all call it.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -51,8 +52,10 @@ def neuron_sensitivity(clean: Tensor, adversarial: Tensor, *, kind: str = "absol
         InputError: shapes that differ, no values, complex numbers, a neuron_dim that is the batch or none, an unknown
             kind.
     """
-    sums = sensitivity_sums(clean, adversarial, kind=kind, neuron_dim=neuron_dim)
-    return divide(sums, kind)
+    if kind == "relative":
+        return divide(sensitivity_sums(clean, adversarial, kind=kind, neuron_dim=neuron_dim), kind)
+    clean, adversarial, over = _prepared(clean, adversarial, kind, neuron_dim)  # without the sums of |F(x)|
+    return _summed(clean - adversarial, over) / len(clean)
 
 
 def activation_difference(clean: Tensor, adversarial: Tensor, *, distance: str = "l1", neuron_dim: int = 1) -> Tensor:
@@ -99,16 +102,24 @@ def sensitivity_sums(
     Differences are taken in at least float32 whatever the features are in; the sums are accumulated in `dtype`
     (float64 for whole data sets; None: the dtype of the differences). Arguments and errors as there.
     """
+    clean, adversarial, over = _prepared(clean, adversarial, kind, neuron_dim)
+    difference, activation = (_summed(values, over, dtype) for values in (clean - adversarial, clean))
+    return SensitivitySums(difference, activation, clean.shape[0])
+
+
+def _prepared(clean: Tensor, adversarial: Tensor, kind: str, neuron_dim: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Return both views, for 'mean_first' their means over positions, and the axes of samples and positions."""
     check_choice("kind", kind, KINDS)
     clean, adversarial, axis = _checked(clean, adversarial, neuron_dim)
-    others = [dim for dim in range(clean.ndim) if dim != axis]
-    positions = [dim for dim in others if dim != 0]  # height and width, tokens
-    if kind == "mean_first" and positions:
-        clean, adversarial = clean.mean(positions, keepdim=True), adversarial.mean(positions, keepdim=True)
-    values = clean.numel() // (clean.shape[0] * clean.shape[axis])  # dim(F_lm)
-    difference = (clean - adversarial).abs().sum(others, dtype=dtype) / values  # -> (neuron,)
-    activation = clean.abs().sum(others, dtype=dtype) / values  # -> (neuron,)
-    return SensitivitySums(difference, activation, clean.shape[0])
+    over = [dim for dim in range(clean.ndim) if dim != axis]
+    if kind == "mean_first" and over[1:]:  # height and width, tokens
+        clean, adversarial = clean.mean(over[1:], keepdim=True), adversarial.mean(over[1:], keepdim=True)
+    return clean, adversarial, over
+
+
+def _summed(values: Tensor, over: list[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Sum each neuron's mean |value| over the samples, -> (neuron,); `over` are the axes of samples and positions."""
+    return values.abs().sum(over, dtype=dtype) / math.prod(values.shape[dim] for dim in over[1:])
 
 
 def _checked(clean: Tensor, adversarial: Tensor, neuron_dim: int) -> tuple[Tensor, Tensor, int]:

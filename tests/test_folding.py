@@ -186,6 +186,25 @@ def test_weights_that_change_inside_are_folded_again():
     torch.testing.assert_close(folded, gradient(net, images()), rtol=1e-10, atol=0)
 
 
+def test_mixed_precision_casts_folded_weights_once():
+    net = settled(chain(nn.Conv2d(3, 6, **CONV), nn.BatchNorm2d(6), nn.Conv2d(6, 6, **CONV), nn.BatchNorm2d(6)))
+    inputs = images(dtype=torch.float32)
+    pairs, exact = foldable_pairs(net, inputs[:2]), gradient(net, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = gradient(net, inputs)
+        with folded_batch_norm(pairs):
+            folded = gradient(net, inputs)
+            kept = [pair.weight for pair in pairs]
+            gradient(net, inputs)
+            assert all(
+                pair.weight is each and each.dtype is torch.bfloat16 for pair, each in zip(pairs, kept, strict=True)
+            )
+            with torch.autocast("cpu", enabled=False):
+                torch.testing.assert_close(gradient(net, inputs), exact, rtol=1e-4, atol=1e-7)
+    assert len(pairs) == 2
+    assert (folded - exact).norm() < 1.5 * (plain - exact).norm()  # as far from float32 as bf16 is
+
+
 def test_a_network_that_changes_its_way_ends_the_run():
     net = settled(Twice("plain").double())
     pairs = foldable_pairs(net, images(2))

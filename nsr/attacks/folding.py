@@ -82,15 +82,17 @@ class FoldedPair:
         """Compute the folded weight and bias, where they are not those of the present tensors."""
         layer, norm = self.layer, self.norm
         tensors = (layer.weight, layer.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        state = [(id(each), tensor_version(each)) for each in tensors if each is not None]
+        dtype, device = _dtype_of_pass(layer.weight), layer.weight.device
+        state = [dtype, *((id(each), tensor_version(each)) for each in tensors if each is not None)]
         if state == self.state:
             return
+        wide = torch.float32 if device.type == "mps" else torch.float64  # rounded once, at the end
         with torch.no_grad():
-            scale = torch.rsqrt(norm.running_var + norm.eps)
-            scale = scale if norm.weight is None else scale * norm.weight
-            bias = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
-            self.weight = layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1))
-            self.bias = bias * scale if norm.bias is None else bias * scale + norm.bias
+            weight, bias, gamma, beta, mean, variance = (each if each is None else each.to(wide) for each in tensors)
+            scale = torch.rsqrt(variance + norm.eps) * (1 if gamma is None else gamma)
+            bias = (-mean if bias is None else bias - mean) * scale + (0 if beta is None else beta)
+            self.weight = (weight * scale.view(-1, *[1] * (weight.ndim - 1))).to(dtype)
+            self.bias = bias.to(dtype)
         self.state = state
 
     def _apply(self, inputs: Tensor) -> Any:
@@ -121,6 +123,12 @@ def folded_batch_norm(pairs: Sequence[FoldedPair]) -> Iterator[None]:
             for module in (pair.layer, pair.norm):
                 vars(module).pop("forward", None)
             pair.forget()
+
+
+def _dtype_of_pass(weight: Tensor) -> torch.dtype:
+    """Return what a convolution computes in: in mixed precision cast here, once a step, and not in each pass."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def foldable_pairs(net: nn.Module, example: Tensor) -> list[FoldedPair]:
