@@ -42,7 +42,7 @@ from nsr.evaluation.robustbench import write_entry
 from nsr.evaluation.shards import write_shard
 from nsr.evaluation.threat_models import by_threat_model
 from nsr.interventions import AnalysisContext
-from nsr.report.page import write_or_warn
+from nsr.report import automatic
 from nsr.run.checks import Check, stop_where_triggered
 from nsr.run.commands import command, override
 from nsr.run.files import write_json
@@ -99,7 +99,7 @@ def _measure(job: Job, directory: Path, trainer: pl.Trainer) -> None:
     for analysis in job.analyses.values():
         report.show(*(analysis.run(_analysis_context(job, directory, trainer.strategy.root_device)) or ()))
     if settings["report"]:
-        write_or_warn(directory)
+        automatic.write_or_warn(directory)
     stop_where_triggered(checks, settings["checks"]["stop_on"])
 
 

@@ -25,7 +25,7 @@ from nsr.evaluation import report
 from nsr.evaluation.curve import write_curve
 from nsr.evaluation.image_table import write_images
 from nsr.models.weights import read_checkpoint
-from nsr.report.page import write_or_warn
+from nsr.report import automatic
 from nsr.run.directory import changes, flat, read_json, read_yaml
 from nsr.run.files import SCHEMA, validated, write_json
 from nsr.run.plain_text import printable
@@ -122,9 +122,9 @@ def _report(job: Job, directory: Path, results: Mapping[str, Any], checks: Train
     write_images(directory / "images.csv", suite.result, job.description.class_names, job.data.file_names("test"))
     write_curve(directory, results, job.settings)
     write_json(directory / "metrics.json", {"schema": SCHEMA, **results})
-    if job.settings["report"]:
-        write_or_warn(directory)
     report.show_run(directory, results, report.titles(job.settings, suite), checks.results())
+    if job.settings["report"]:
+        automatic.write_or_warn(directory)
 
 
 def _earlier(job: Job, directory: Path) -> Earlier:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from nsr.comparison.frames import read_runs
+import numpy
+import pandas
+from scipy.stats import rankdata
+
+from nsr.comparison.frames import MEASURES, layers_of, read_runs
 from nsr.comparison.plots import accuracy, layers, robustness
 from nsr.comparison.statistics import Comparison, compare
 from nsr.comparison.tables import Sheet, attack_name, commands, sheets
@@ -44,7 +49,7 @@ def page_sections(comparison: Comparison) -> list[Section]:
     parts = [
         Section("Result", "result", notes, tables=[_table(found[0])] if found else [], data=data),
         Section("Plots", "plots", figures=_plots(comparison)),
-        Section("Tables", "tables", tables=[_table(sheet) for sheet in found[1:]]),
+        Section("Tables", "tables", tables=[*map(_table, found[1:]), *_concordances(comparison.runs)]),
     ]
     if missing:
         parts.append(Section("To finish", "commands", ["Commands for what is missing:"], code=missing))
@@ -73,8 +78,43 @@ def _plots(comparison: Comparison) -> list[Figure]:
 
 
 def _table(sheet: Sheet) -> Table:
-    rows = [[Cell(cell.text, _number(cell.text), best=cell.best) for cell in row] for row in sheet.rows]
-    return Table(f"{sheet.title[0].upper()}{sheet.title[1:]}", sheet.headings, rows, sheet.texts, sheet.note)
+    rows = [
+        [Cell(cell.text.replace(" +- ", " ± "), _number(cell.text), best=cell.best) for cell in row]
+        for row in sheet.rows
+    ]
+    return Table(
+        f"{sheet.title[0].upper()}{sheet.title[1:]}".replace("+-", "±"), sheet.headings, rows, sheet.texts, sheet.note
+    )
+
+
+def concordance(values: numpy.ndarray) -> float:
+    """Return Kendall's W (Kendall and Babington Smith 1939) of rankings, 1 where all agree; ties share mean ranks.
+
+    Args:
+        values: (ranking, item).
+    """
+    ranks = numpy.apply_along_axis(rankdata, 1, values)
+    judges, items = values.shape
+    tied = sum(
+        float((counts**3 - counts).sum()) for counts in (numpy.unique(row, return_counts=True)[1] for row in ranks)
+    )
+    deviation = float(((ranks.sum(0) - judges * (items + 1) / 2) ** 2).sum())
+    return 12 * deviation / (judges**2 * (items**3 - items) - judges * tied) if items > 1 else math.nan
+
+
+def _concordances(runs: pandas.DataFrame) -> list[Table]:
+    """Tabulate whether the seeds of a method agree on which layers are sensitive."""
+    names, rows = layers_of(runs), []
+    done = runs[runs["status"] == "finished"]
+    for method, group in done.groupby("method", sort=False):
+        values = [group[[f"{measure}/{name}" for name in names]].dropna().to_numpy(float) for measure in MEASURES[:2]]
+        if len(names) > 1 and all(len(one) > 1 for one in values):
+            agreed = [concordance(one) for one in values]
+            cells = [Cell(f"{one:.2f}" if math.isfinite(one) else "–", one) for one in agreed]
+            rows.append([Cell(str(method)), Cell(str(len(group)), len(group)), *cells])
+    title = "Agreement of seeds on the order of layers by sensitivity: Kendall's W, 1 where all seeds agree"
+    note = "Neurons have no counterpart in a network of another seed, so their order is not compared."
+    return [Table(title, ["method", "seeds", *MEASURES[:2]], rows, note=note)] if rows else []
 
 
 def _number(text: str) -> float | None:

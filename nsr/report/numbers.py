@@ -17,8 +17,8 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """Return fractions as '[66.2, 74.2]', in percent."""
-    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+    """Return fractions as '[66.2, 74.2]', in percent; a dash for none."""
+    return f"[{100 * low:.1f}, {100 * high:.1f}]" if math.isfinite(low) else "–"
 
 
 def rounded(value: float) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +17,10 @@ from nsr.report.files import PLACES, Picture, RunFiles, read_files
 from nsr.report.numbers import plain
 from nsr.report.parts import Figure, Section
 from nsr.report.sections import checks, headline, interventions, robustness, sensitivity, settings, training
-from nsr.run.directory import read_yaml
 from nsr.run.files import SCHEMA, write_text
 from nsr.run.plain_text import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
-log = logging.getLogger(__name__)
 NAME = "report.html"
 SECTIONS: dict[str, Callable[[RunFiles], Section | None] | None] = {  # in the page's order; None: pictures alone
     "result": headline.section,
@@ -54,27 +51,17 @@ def write_report(directory: Path, output: Path | None = None) -> Path:
         output: the file; None: report.html in the directory.
     """
     path = output or directory / NAME
-    write_text(path, render(read_files(directory)))
+    write_text(path, render(read_files(directory.absolute())))
     return path
-
-
-def write_or_warn(directory: Path) -> None:
-    """Write the report of a run, or of the run that an evaluation belongs to; log what went wrong in one line."""
-    try:
-        run = directory.parent.parent
-        is_of_run = directory.parent.name == "evaluations" and read_yaml(run / "config.yaml") is not None
-        of_best = Path(str((read_yaml(directory / "config.yaml") or {}).get("checkpoint"))).name == "best.ckpt"
-        write_report(run if is_of_run and of_best else directory)
-    except Exception as error:
-        log.warning(f"no {NAME}: {type(error).__name__}: {printable(one_line(error))}")
 
 
 def render(run: RunFiles) -> str:
     """Return the page of a run."""
     pictures = list(run.pictures())
     sections = [made for name, make in SECTIONS.items() if (made := _made(name, make, run, pictures))]
-    kind = "Evaluation" if run.is_evaluation else "Run"
-    return html(f"{kind} {run.directory.resolve().name}", str(run.directory), sections, run.problems)
+    kind, name = "Evaluation" if run.is_evaluation else "Run", run.run.settings.get("name")
+    title = " ".join(filter(None, [kind, str(name or ""), run.directory.resolve().name]))
+    return html(title, str(run.directory), sections, run.problems)
 
 
 def _made(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from nsr.comparison.reading import Measurement
+from nsr.comparison.reading import Measurement, evaluate_command
 from nsr.report.facts import attack_title, facts
 from nsr.report.files import RunFiles, folder_of, results_of
 from nsr.report.numbers import interval, percent
@@ -14,10 +15,19 @@ from nsr.report.parts import Cell, Section, Table
 CURVE, WORST, STRONG = "curve_x", "worst_case", "autoattack"
 WEAK = ("clean", "uniform", "corruptions")  # rows that are no lower bound of what an attacker reaches
 FEW_IMAGES = 1000
+STATES = {
+    "finished": "has finished",
+    "running": "is running",
+    "failed": "failed",
+    "interrupted": "was interrupted",
+    "no evaluation": "is trained and not tested",
+    "unfinished": "is unfinished",
+    "unreadable": "cannot be read",
+}
 
 
 class Row(NamedTuple):
-    """The accuracy of one row of a test, fractions."""
+    """The accuracy of one row of a test and its interval (nan where there is none), fractions."""
 
     accuracy: float
     low: float
@@ -34,13 +44,17 @@ def rows_of(run: RunFiles) -> dict[str, Row]:
         results, images = results_of(run, measurement), images_of(run, measurement)
         names = [name.removesuffix("_accuracy") for name in results if name.endswith("_accuracy")]
         for name in names:
-            values = [results.get(f"{name}_{part}") for part in Row._fields[:3]]
-            if not name.startswith(CURVE) and all(type(value) in (int, float) for value in values):
+            accuracy, low, high = (_number(results.get(f"{name}_{part}")) for part in Row._fields[:3])
+            if not name.startswith(CURVE) and math.isfinite(accuracy):
                 title = attack_title(name, measurement.settings)
-                found[name] = Row(*map(float, values), images, title, measurement.name)  # type: ignore[arg-type]
+                found[name] = Row(accuracy, low, high, images, title, measurement.name)
     newest = run.measurements[-1].name if run.measurements else ""
     kept = {name: row for name, row in found.items() if not name.startswith(WORST) or row.source == newest}
     return dict(sorted(kept.items(), key=lambda pair: pair[0].startswith(WORST)))
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def images_of(run: RunFiles, measurement: Measurement) -> int:
@@ -57,14 +71,17 @@ def section(run: RunFiles) -> Section:
     tables = [_accuracies(rows)] if rows else []
     about = facts(run)
     tables.append(Table("What was run", ["", ""], [[Cell(name), Cell(text)] for name, text in about.items()], texts=2))
-    code = [] if rows or not run.run.command else [run.run.command]
+    code = [run.run.command] if run.run.command and not rows else []
+    if rows and STRONG not in rows and not run.is_evaluation:
+        code = [evaluate_command(run.directory, f"test_attacks=[clean,pgd,{STRONG}]")]
+        paragraphs.append("This command measures AutoAttack:")
     data = {"status": run.run.status, "accuracies": {name: row._asdict() for name, row in rows.items()}}
     return Section("Result", "result", paragraphs, tables=tables, data={**data, "facts": about}, code=code)
 
 
 def missing(run: RunFiles) -> str:
     """Say why there are no accuracies."""
-    state = f"This {'evaluation' if run.is_evaluation else 'run'} is {run.run.status}"
+    state = f"This {'evaluation' if run.is_evaluation else 'run'} {STATES.get(run.run.status, run.run.status)}"
     reason = f": {run.run.detail}" if run.run.detail else ""
     text = f"{state}{reason}. There is no measurement on the test set"
     return f"{text}; this command makes what is missing:" if run.run.command else f"{text}."
@@ -108,7 +125,7 @@ def cautions(run: RunFiles, rows: Mapping[str, Row], attacks: Mapping[str, Row])
         count = "One check was" if len(checks) == 1 else f"{len(checks)} checks were"
         found.append(f"{count} triggered, so this robustness may not be real; see Checks.")
     if attacks and STRONG not in attacks:
-        found.append("AutoAttack was not measured, and accuracy under the attacks measured is an upper bound of it.")
+        found.append("AutoAttack was not measured; accuracy under other attacks is an upper bound of that under it.")
     images = max((row.images for row in rows.values()), default=0)
     if 0 < images < FEW_IMAGES:
         found.append(f"With {images} images the intervals are wide.")
@@ -120,7 +137,7 @@ def _images(row: Row) -> str:
 
 
 def _with_interval(row: Row) -> str:
-    return f"{percent(row.accuracy)} {interval(row.low, row.high)}"
+    return f"{percent(row.accuracy)} {interval(row.low, row.high)}".removesuffix(" –")
 
 
 def _accuracies(rows: Mapping[str, Row]) -> Table:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas
 
+from nsr.comparison.reading import evaluate_command
 from nsr.report.drawing import ROW, drawn, legend, name_rows
 from nsr.report.files import RunFiles, folder_of
 from nsr.report.numbers import columns_of
@@ -40,7 +41,8 @@ def section(run: RunFiles) -> Section | None:
             return _section(title, frame, summary)
     if run.measured is None:
         return None
-    return Section(title, "interventions", ["None were measured: nsr-evaluate with analyses=[interventions]."])
+    code = [] if run.is_evaluation else [evaluate_command(run.directory, "analyses=[interventions]")]
+    return Section(title, "interventions", ["None were measured; analyses=[interventions] measures them."], code=code)
 
 
 def _section(title: str, frame: pandas.DataFrame, summary: Mapping[str, Any]) -> Section:

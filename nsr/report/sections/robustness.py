@@ -7,6 +7,7 @@ from typing import Any
 import numpy
 import pandas
 
+from nsr.comparison.reading import evaluate_command
 from nsr.report.drawing import CLEAN, ROBUST, ROW, drawn, legend, name_rows, short
 from nsr.report.facts import NORMS, attack_title
 from nsr.report.files import RunFiles, folder_of
@@ -38,9 +39,12 @@ def section(run: RunFiles) -> Section | None:
         data |= {"attack": attack, "classes": columns_of(classes), "confusion": columns_of(confused)}
     shown = [figure for figure in figures if figure is not None]
     paragraphs = [] if shown else ["There is no images.csv and no curve.csv of this measurement."]
-    if not curve.size:
-        paragraphs.append("Accuracy against epsilon comes from test_attacks=[...,curve].")
-    return Section("Robustness by radius, image and class", "robustness", paragraphs, shown, tables, data)
+    code = []
+    if curve.empty and not run.is_evaluation:
+        paragraphs.append("Accuracy against epsilon was not measured; this command does it:")
+        code.append(evaluate_command(run.directory, "test_attacks=[clean,pgd,curve]"))
+    title = "Robustness by radius, image and class"
+    return Section(title, "robustness", paragraphs, shown, tables, data, code)
 
 
 def _newest(run: RunFiles, name: str) -> pandas.DataFrame:

@@ -133,7 +133,8 @@ def _distribution(before: pandas.DataFrame, after: pandas.DataFrame, when: str) 
             axes.plot(found[0.5], rows, marker, color="white", markeredgecolor=color, markersize=3.4, label=label)
         name_rows(axes, layers)
         axes.set(xscale="log", xlabel=MEASURES["absolute"])
-        axes.tick_params(axis="x", which="minor", labelbottom=False)
+        axes.xaxis.set_major_formatter("{x:g}")  # powers would be mathematics, which labels with $ must not be
+        axes.xaxis.set_minor_formatter("")
         legend(axes)
         alt = f"Distribution of absolute sensitivity over the neurons of each layer, before training and in {when}."
         caption = "Absolute sensitivity of the neurons of each layer: median, middle half (thick), 5 % to 95 % (thin); "

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas
 
+from nsr.errors import fraction
 from nsr.report.drawing import CLEAN, OTHER, ROBUST, drawn, legend
 from nsr.report.files import RunFiles
 from nsr.report.numbers import columns_of, percent, rounded
 from nsr.report.parts import Cell, Figure, Section, Table
 
+RAMP = "nsr.callbacks.Ramp"
 ACCURACIES = {  # column: (label, color, line, marker)
     "train/clean_accuracy": ("clean, training", CLEAN, "--", ""),
     "validation/clean_accuracy": ("clean, validation", CLEAN, "-", "o"),
@@ -28,9 +31,12 @@ def section(run: RunFiles) -> Section | None:
         return Section(title, "training", ["There is no metrics.csv yet: no epoch has ended."])
     marks = {"best_epoch": run.run.best_epoch, "resumed": _resumed(run)}
     losses = [name for name in frame if name.startswith("train/") and not name.endswith("_accuracy")]
-    figures = [_accuracy(frame, marks), _line(frame, losses, marks), _rate(frame, marks)]
+    epsilon = ramped_epsilon(run.run.settings, frame["epoch"].tolist())
+    rates = [("learning_rate", "learning rate", frame.get("learning_rate")), ("epsilon", "training epsilon", epsilon)]
+    steps = [_steps(frame, values, label, marks) for _, label, values in rates]
+    figures = [_accuracy(frame, marks), _line(frame, losses, marks), *steps]
     paragraphs = [_sentence(frame, marks, run)]
-    data = {"epochs": columns_of(frame), **marks}
+    data = {"epochs": columns_of(frame), "epsilon": epsilon, **marks}
     return Section(title, "training", paragraphs, [figure for figure in figures if figure], [_table(frame)], data)
 
 
@@ -50,8 +56,9 @@ def _sentence(frame: pandas.DataFrame, marks: dict[str, Any], run: RunFiles) -> 
     robust = "validation/robust_accuracy"
     if len(best) and robust in best:
         last = frame.iloc[-1]
-        text += f" The best epoch, {marks['best_epoch']}, has {percent(best.iloc[0][robust])} on validation images,"
-        text += f" the last one, {last['epoch']:.0f}, {percent(last[robust])}."
+        text += f" The best epoch, {marks['best_epoch']}, has {percent(best.iloc[0][robust])} on validation images"
+        is_last = last["epoch"] == marks["best_epoch"]
+        text += "; it is the last." if is_last else f", the last one, {last['epoch']:.0f}, {percent(last[robust])}."
     return text
 
 
@@ -87,7 +94,7 @@ def _line(frame: pandas.DataFrame, names: list[str], marks: dict[str, Any]) -> F
     with drawn(height=2.5) as (axes, image):
         for name, line in zip(names, ["-", "--", "-.", ":"] * len(names), strict=False):
             axes.plot(frame["epoch"], frame[name], line, label=name.removeprefix("train/").replace("_", " "))
-        axes.set(ylabel="loss (nats), stabilizer term weighted" if "train/stabilizer" in names else "loss (nats)")
+        axes.set(ylabel="loss terms as weighted")
         _mark(axes, marks)
         legend(axes)
         listed = ", ".join(name.removeprefix("train/").replace("_", " ") for name in names)
@@ -95,14 +102,33 @@ def _line(frame: pandas.DataFrame, names: list[str], marks: dict[str, Any]) -> F
         return Figure(image(), alt, "Terms of the training loss, means over each epoch.")
 
 
-def _rate(frame: pandas.DataFrame, marks: dict[str, Any]) -> Figure | None:
-    if "learning_rate" not in frame or not frame["learning_rate"].notna().any():
+def ramped_epsilon(settings: Mapping[str, Any], epochs: Sequence[float]) -> list[float | None] | None:
+    """Return the training attack's epsilon at the end of each epoch, None where no ramp of nsr changes it."""
+    callbacks, attack = settings.get("callbacks") or {}, settings.get("train_attack") or {}
+    for ramp in callbacks.values() if isinstance(callbacks, Mapping) else ():
+        if str(ramp.get("_target_")) == RAMP and ramp.get("of") == "train_attack" and "epsilon" in attack:
+            start, initial, radius = (
+                ramp.get("start", 0),
+                ramp.get("initial", 0),
+                fraction("epsilon", attack["epsilon"]),
+            )
+            progress = [min(1.0, max(0.0, (epoch - start) / ramp["epochs"])) for epoch in epochs]
+            scales = [initial + (1 - initial) * done for done in progress]
+            return [radius * scale if epoch else None for epoch, scale in zip(epochs, scales, strict=True)]
+    return None
+
+
+def _steps(frame: pandas.DataFrame, values: Any, label: str, marks: dict[str, Any]) -> Figure | None:
+    found = pandas.Series(values, frame.index, dtype=float)
+    if not found.notna().any():
         return None
     with drawn(height=1.8) as (axes, image):
-        axes.step(frame["epoch"], frame["learning_rate"], where="mid", color=OTHER)
-        axes.set(ylabel="learning rate", ylim=(0, None))
+        axes.step(frame["epoch"], found, where="mid", color=OTHER)
+        axes.set(ylabel=label, ylim=(0, None))
         _mark(axes, marks)
-        return Figure(image(), "Learning rate of each epoch.", "Learning rate at the beginning of each epoch.")
+        when = "at the beginning" if label == "learning rate" else "at the end"
+        name = f"{label[0].upper()}{label[1:]}"
+        return Figure(image(), f"{name} of each epoch.", f"{name} {when} of each epoch.")
 
 
 def _table(frame: pandas.DataFrame) -> Table:
