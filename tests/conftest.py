@@ -67,6 +67,14 @@ def quick_heat_maps(monkeypatch):
         monkeypatch.setattr("nsr.callbacks.sensitivity.draw_heat_map", draw, raising=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_reports():
+    """Write no report after a run in this process, which takes as long again; the tests of the report do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nsr.report.automatic.write_or_warn", lambda directory: None)
+        yield
+
+
 @pytest.fixture
 def fresh_compiler():
     torch.compiler.reset()

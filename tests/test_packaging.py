@@ -19,7 +19,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {f"nsr-{name}": f"nsr.app.main:{name}" for name in ("train", "evaluate")} | {
-    "nsr-compare": "nsr.compare:main"
+    "nsr-compare": "nsr.compare:main",
+    "nsr-report": "nsr.report.__main__:main",
 }
 DECLARED = re.findall(r'"([a-z-]+[<>=!~][^"]*)"', (ROOT / "pyproject.toml").read_text())
 PINNED = re.findall(r"^[a-z].*$", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)
@@ -76,6 +77,7 @@ def test_a_wheel_holds_the_package_and_its_configurations(built):
         metadata = message_from_string(file.read(f"{information}/METADATA").decode())
         scripts = file.read(f"{information}/entry_points.txt").decode()
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nsr").rglob("*.py")} | {"nsr/py.typed"}
+    expected |= {f"nsr/report/templates/page.{suffix}" for suffix in ("html", "css", "js")}
     expected |= {f"nsr/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*") if path.is_file()}
     assert {name for name in names if not name.startswith(information)} == expected
     assert {"nsr/conf/train.yaml", "nsr/conf/hydra/help/train.yaml"} < names

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from nsr.app.build import build_trainer
-from nsr.app.job import Job, progress, run_test, started_job, write_config
+from nsr.app.job import Job, progress, run_test, started_job, write_config, write_machine
 from nsr.app.parts import (
     attack_identity,
     choose_images,
@@ -42,6 +42,7 @@ from nsr.evaluation.robustbench import write_entry
 from nsr.evaluation.shards import write_shard
 from nsr.evaluation.threat_models import by_threat_model
 from nsr.interventions import AnalysisContext
+from nsr.report import automatic
 from nsr.run.checks import Check, stop_where_triggered
 from nsr.run.commands import command, override
 from nsr.run.files import write_json
@@ -85,6 +86,7 @@ def _measure(job: Job, directory: Path, trainer: pl.Trainer) -> None:
     if not trainer.is_global_zero:
         return
     write_config(directory, job)
+    write_machine(directory, trainer.strategy.root_device, trainer.world_size)
     names, files = job.description.class_names, data.file_names("test")
     if images:
         write_images(directory / "only.csv", result, names, files)
@@ -96,6 +98,8 @@ def _measure(job: Job, directory: Path, trainer: pl.Trainer) -> None:
     checks = _checks(job, directory, result)
     for analysis in job.analyses.values():
         report.show(*(analysis.run(_analysis_context(job, directory, trainer.strategy.root_device)) or ()))
+    if settings["report"]:
+        automatic.write_or_warn(directory)
     stop_where_triggered(checks, settings["checks"]["stop_on"])
 
 

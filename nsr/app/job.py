@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_original_cwd
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import RichProgressBar
 
+from nsr import __version__
 from nsr.app import build
 from nsr.app.command_line import run_directory
 from nsr.app.composition import plain, selected_directory, without_hydra
@@ -41,8 +44,8 @@ from nsr.models.build import Allocations
 from nsr.models.normalization import Normalization
 from nsr.models.weights import read_checkpoint
 from nsr.run.directory import OWN, read_yaml, recorded_status
-from nsr.run.files import SCHEMA, write_text
-from nsr.run.own import remember
+from nsr.run.files import SCHEMA, write_json, write_text
+from nsr.run.own import commit, remember
 from nsr.run.plain_text import printable
 from nsr.run.processes import global_rank
 from nsr.run.resumption import Earlier, earlier_run
@@ -230,6 +233,14 @@ def write_config(directory: Path, job: Job, *, extended_from: int | None = None)
     write_text(directory / "config.yaml", text)
     remember(yaml.safe_load(text))  # as it will be read
     remember(job.record)  # of the checkpoints
+
+
+def write_machine(directory: Path, device: torch.device, processes: int) -> None:
+    """Write machine.json: the device, the versions, and the commit of nsr where it runs from a checkout."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {platform.machine()}"
+    software = f"nsr {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    content = {"device": name, "processes": processes, "software": software, "commit": commit()}
+    write_json(directory / "machine.json", content)
 
 
 def run_test(trainer: pl.Trainer, job: Job, *, name: str) -> dict[str, float]:

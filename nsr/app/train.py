@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
 
 from nsr import loggers
 from nsr.app.build import build_loggers, build_trainer
-from nsr.app.job import Job, progress, run_test, started_job, write_config
+from nsr.app.job import Job, progress, run_test, started_job, write_config, write_machine
 from nsr.app.network import load_network
 from nsr.callbacks import RunRecords, SensitivityLogger, TrainingChecks, averages
 from nsr.callbacks.checkpoints import PLACE, Checkpoints, Extension, Interruption, PlainCheckpointIO
@@ -25,6 +25,7 @@ from nsr.evaluation import report
 from nsr.evaluation.curve import write_curve
 from nsr.evaluation.image_table import write_images
 from nsr.models.weights import read_checkpoint
+from nsr.report import automatic
 from nsr.run.directory import changes, flat, read_json, read_yaml
 from nsr.run.files import SCHEMA, validated, write_json
 from nsr.run.plain_text import printable
@@ -71,6 +72,7 @@ def _train(job: Job, directory: Path, earlier: Earlier, signals: Signals) -> dic
         trainer.precision_plugin.convert_module(job.module)  # before weight averaging copies it
         if global_rank() == 0:
             _summarize(job, trainer.world_size)
+            write_machine(directory, trainer.strategy.root_device, trainer.world_size)
         warnings.filterwarnings("ignore", "A `OneCycleLR` scheduler is using 'interval': 'epoch'")  # as configured
         trainer.fit(job.module, datamodule=job.data, ckpt_path=earlier.checkpoint, weights_only=True)
         results = test_best_and_last(trainer, job, directory / "checkpoints")
@@ -121,6 +123,8 @@ def _report(job: Job, directory: Path, results: Mapping[str, Any], checks: Train
     write_curve(directory, results, job.settings)
     write_json(directory / "metrics.json", {"schema": SCHEMA, **results})
     report.show_run(directory, results, report.titles(job.settings, suite), checks.results())
+    if job.settings["report"]:
+        automatic.write_or_warn(directory)
 
 
 def _earlier(job: Job, directory: Path) -> Earlier:

@@ -82,8 +82,10 @@ class RunRecords(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         spent = round(time.perf_counter() - self._started, 3)
-        return {"epochs": list(self.seconds["epochs"]), "fit": spent, "learning_rate": self._learning_rate}
+        resumed = {"resumed": self.seconds["resumed"]} if "resumed" in self.seconds else {}
+        return {"epochs": list(self.seconds["epochs"]), "fit": spent, **resumed, "learning_rate": self._learning_rate}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds = {"epochs": list(state_dict["epochs"]), "fit": state_dict["fit"]}
+        epochs, earlier = list(state_dict["epochs"]), list(state_dict.get("resumed", ()))
+        self.seconds = {"epochs": epochs, "fit": state_dict["fit"], "resumed": [*earlier, len(epochs)]}
         self._learning_rate = state_dict["learning_rate"]

@@ -20,6 +20,14 @@ WORST = "worst_case_accuracy"
 UNREADABLE = Identity("?", None, False, -1, {}, {}, {}, frozenset())
 
 
+class Measurement(NamedTuple):
+    """A finished measurement of best.ckpt on the test set."""
+
+    name: str
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, float]
+
+
 class Run(NamedTuple):
     """The content of a run directory.
 
@@ -41,14 +49,7 @@ class Run(NamedTuple):
     best_epoch: int | None = None
     is_evaluated: bool = False  # at this moment, by evaluate.py
     command: str = ""  # finishes what is unfinished
-
-
-class Measurement(NamedTuple):
-    """A finished measurement of best.ckpt on the test set."""
-
-    name: str
-    settings: Mapping[str, Any]
-    metrics: Mapping[str, float]
+    measurements: tuple[Measurement, ...] = ()  # of the newest's threat model and images, oldest first
 
 
 def read_run(directory: Path) -> Run:
@@ -102,6 +103,7 @@ def _read_run(directory: Path) -> Run:
         best_epoch=best_epoch,
         is_evaluated=is_evaluated,
         command=missing,
+        measurements=tuple(alike(measurements)),
     )
 
 
@@ -131,13 +133,13 @@ def _measurements(
 ) -> Iterator[Measurement]:
     """Yield the finished ones of best.ckpt, oldest first: the run's own at its end, then those of evaluate.py."""
     if final:
-        yield Measurement(TRAINING_END, settings, _accuracies(final, settings))
+        yield Measurement(TRAINING_END, settings, accuracies(final, settings))
     for folder in evaluations:
         own = read_yaml(folder / "config.yaml") or {}
         is_best = Path(str(own.get("checkpoint"))).name == "best.ckpt"
         metrics = _attempt(problems, folder, "evaluation.json", read_checked, {}) if is_best else {}
-        if accuracies := _accuracies(metrics, own):
-            yield Measurement(folder.name, own, accuracies)
+        if found := accuracies(metrics, own):
+            yield Measurement(folder.name, own, found)
 
 
 def _evaluations(directory: Path) -> list[Path]:
@@ -156,20 +158,23 @@ def _merged(measurements: list[Measurement]) -> tuple[dict[str, Any], dict[str, 
     """
     if not measurements:
         return {}, {}, ()
-    newest = measurements[-1]
-    same = images_and_ball(newest.settings)
-    alike = [one for one in measurements if images_and_ball(one.settings) == same]
-    attacks = [one.settings.get("test_attacks") or {} for one in alike]
+    newest, same = measurements[-1], alike(measurements)
+    attacks = [one.settings.get("test_attacks") or {} for one in same]
     merged = {name: attack for own in attacks for name, attack in own.items()}
     measured = {**newest.settings, "test_attacks": merged, "worst_case_of": sorted(attacks[-1])}
-    metrics = {name: value for one in alike for name, value in one.metrics.items() if name != WORST}
+    metrics = {name: value for one in same for name, value in one.metrics.items() if name != WORST}
     metrics |= {name: value for name, value in newest.metrics.items() if name == WORST}
-    sources = {name: one.name for one in alike for name in one.metrics}
+    sources = {name: one.name for one in same for name in one.metrics}
     return measured, metrics, tuple(dict.fromkeys(sources.values()))
 
 
-def _accuracies(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, float]:
-    """Return {ATTACK_accuracy: fraction} of the attacks that measured; other metrics are the user's own."""
+def alike(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Return those of the newest's threat model and images, oldest first."""
+    return [one for one in measurements if images_and_ball(one.settings) == images_and_ball(measurements[-1].settings)]
+
+
+def accuracies(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, float]:
+    """Return {ATTACK_accuracy: fraction} of a metrics.json or evaluation.json; other metrics are the user's own."""
     names = [f"{name}_accuracy" for name in (*(settings.get("test_attacks") or ()), "corruptions")]
     found = {name: metrics.get(f"test/{name}") for name in (*names, WORST)}
     return {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}

@@ -24,7 +24,7 @@ SHIPPED = (*OBJECTIVES, "sns")
 NO_METHOD = (
     *("data", "norm", "epsilon", "validation_attack", "test_attacks", "evaluation", "metrics", "logger", "checks"),
     *("name", "seed", "sweep_metrics", "trusted", "resume", "allow_changed_config", "choices", "overrides", "schema"),
-    *("data_origin", "config_name"),
+    *("data_origin", "config_name", "report"),
 )
 NO_METHOD_NAMES = (
     *("*.seed", "trainer.accelerator", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.num_nodes"),

@@ -19,7 +19,7 @@ PLAIN = re.compile(r"(?!(true|false|null|nan|inf)\Z)(\.{0,2}/|[a-z_])[a-z0-9_./-
 
 
 def command(program: str, *overrides: str) -> str:
-    """Return a shell command that starts 'train', 'evaluate' or 'compare' from the working directory.
+    """Return a shell command that starts 'train', 'evaluate', 'compare' or 'report' from the working directory.
 
     Args:
         overrides: arguments, unquoted for the shell; see `override`.
@@ -61,8 +61,8 @@ def _start(program: str) -> str:
     if not all((CHECKOUT / name).exists() for name in ("pyproject.toml", "train.py")):
         return f"nsr-{program}"
     is_here = Path.cwd() == CHECKOUT
-    if program == "compare":
-        return ("" if is_here else f"PYTHONPATH={shell_quoted(str(CHECKOUT))} ") + "python -m nsr.compare"
+    if program in ("compare", "report"):
+        return ("" if is_here else f"PYTHONPATH={shell_quoted(str(CHECKOUT))} ") + f"python -m nsr.{program}"
     return f"python {program}.py" if is_here else f"python {shell_quoted(str(CHECKOUT / f'{program}.py'))}"
 
 

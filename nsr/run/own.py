@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from nsr.run.commands import CHECKOUT
 
 
 def remember(content: Any) -> None:
@@ -34,6 +37,22 @@ def is_own(content: Any) -> bool:
 def _memory(content: Any) -> Path:
     own = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
     return _folder("XDG_STATE_HOME", ".local/state") / "runs" / own
+
+
+def commit() -> str:
+    """Return the commit of nsr's checkout, with a mark where files differ from it; "" where it is installed."""
+    if not (CHECKOUT / ".git").exists():
+        return ""
+    try:
+        hashed, changed = (
+            subprocess.run(
+                ["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, check=True, timeout=5
+            ).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"{hashed}{' with changes' if changed else ''}"
 
 
 def trusted_names(given: Sequence[str]) -> list[str]:

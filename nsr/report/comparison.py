@@ -1,0 +1,125 @@
+"""The comparison of several runs as a page: nsr-compare's tables and plots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+import pandas
+from scipy.stats import rankdata
+
+from nsr.comparison.frames import MEASURES, layers_of, read_runs
+from nsr.comparison.plots import accuracy, layers, robustness
+from nsr.comparison.statistics import Comparison, compare
+from nsr.comparison.tables import Sheet, attack_name, commands, sheets
+from nsr.plotting import PAPER, styled
+from nsr.report.drawing import svg
+from nsr.report.numbers import columns_of
+from nsr.report.page import html
+from nsr.report.parts import Cell, Figure, Section, Table
+from nsr.run.files import write_text
+
+PLOTS = {
+    accuracy: ("Accuracy of each method", "One point for each seed, a bar at the mean; best checkpoints, test set."),
+    robustness: ("Accuracy under attack against sensitivity", "One point for each run; sensitivity: mean over layers."),
+    layers: ("Sensitivity of each layer", "Mean and standard deviation over seeds; dotted: random weights."),
+}
+
+
+def write_comparison(places: Sequence[Path], output: Path, *, allow_different: bool = False) -> Path:
+    """Write the page of a comparison, complete or not at all, and return its path.
+
+    Errors:
+        InputError: the runs differ in data or threat model, and `allow_different` is false.
+    """
+    comparison = compare(read_runs(*places, allow_different=allow_different))
+    title = f"Comparison of {len(comparison.runs)} runs"
+    write_text(output, html(title, ", ".join(map(str, places)), page_sections(comparison), []))
+    return output
+
+
+def page_sections(comparison: Comparison) -> list[Section]:
+    """Return the sections: what is compared, plots, tables, the commands that finish what is missing."""
+    found = sheets(comparison)
+    missing = commands(comparison)
+    data = {name: columns_of(frame) for name, frame in zip(comparison._fields, comparison[:4], strict=False)}
+    notes = [_summary(comparison), *comparison.notes]
+    parts = [
+        Section("Result", "result", notes, tables=[_table(found[0])] if found else [], data=data),
+        Section("Plots", "plots", figures=_plots(comparison)),
+        Section("Tables", "tables", tables=[*map(_table, found[1:]), *_concordances(comparison.runs)]),
+    ]
+    if missing:
+        parts.append(Section("To finish", "commands", ["Commands for what is missing:"], code=missing))
+    return parts
+
+
+def _summary(comparison: Comparison) -> str:
+    methods, runs = comparison.methods, comparison.runs
+    done = int((runs["status"] == "finished").sum())
+    text = f"{len(methods)} methods, {done} of {len(runs)} runs finished."
+    if comparison.accuracy in methods and methods[comparison.accuracy].notna().any():
+        best = methods.loc[methods[comparison.accuracy].idxmax()]
+        text += f" Highest mean accuracy under {attack_name(str(comparison.accuracy))}: {best['method']}, "
+        text += f"{100 * best[comparison.accuracy]:.1f} % over {best[f'{comparison.accuracy}_n']:.0f} seeds."
+        text += " The table of differences says whether it exceeds the baseline beyond chance."
+    return text
+
+
+def _plots(comparison: Comparison) -> list[Figure]:
+    found = []
+    for draw, (alt, caption) in PLOTS.items():
+        with styled():
+            if (figure := draw(comparison, PAPER)) is not None:
+                found.append(Figure(svg(figure), f"{alt}; the numbers are in the tables.", f"{alt}. {caption}"))
+    return found
+
+
+def _table(sheet: Sheet) -> Table:
+    rows = [
+        [Cell(cell.text.replace(" +- ", " ± "), _number(cell.text), best=cell.best) for cell in row]
+        for row in sheet.rows
+    ]
+    return Table(
+        f"{sheet.title[0].upper()}{sheet.title[1:]}".replace("+-", "±"), sheet.headings, rows, sheet.texts, sheet.note
+    )
+
+
+def concordance(values: numpy.ndarray) -> float:
+    """Return Kendall's W (Kendall and Babington Smith 1939) of rankings, 1 where all agree; ties share mean ranks.
+
+    Args:
+        values: (ranking, item).
+    """
+    ranks = numpy.apply_along_axis(rankdata, 1, values)
+    judges, items = values.shape
+    tied = sum(
+        float((counts**3 - counts).sum()) for counts in (numpy.unique(row, return_counts=True)[1] for row in ranks)
+    )
+    deviation = float(((ranks.sum(0) - judges * (items + 1) / 2) ** 2).sum())
+    return 12 * deviation / (judges**2 * (items**3 - items) - judges * tied) if items > 1 else math.nan
+
+
+def _concordances(runs: pandas.DataFrame) -> list[Table]:
+    """Tabulate whether the seeds of a method agree on which layers are sensitive."""
+    names, rows = layers_of(runs), []
+    done = runs[runs["status"] == "finished"]
+    for method, group in done.groupby("method", sort=False):
+        values = [group[[f"{measure}/{name}" for name in names]].dropna().to_numpy(float) for measure in MEASURES[:2]]
+        if len(names) > 1 and all(len(one) > 1 for one in values):
+            agreed = [concordance(one) for one in values]
+            cells = [Cell(f"{one:.2f}" if math.isfinite(one) else "–", one) for one in agreed]
+            rows.append([Cell(str(method)), Cell(str(len(group)), len(group)), *cells])
+    title = "Agreement of seeds on the order of layers by sensitivity: Kendall's W, 1 where all seeds agree"
+    note = "Neurons have no counterpart in a network of another seed, so their order is not compared."
+    return [Table(title, ["method", "seeds", *MEASURES[:2]], rows, note=note)] if rows else []
+
+
+def _number(text: str) -> float | None:
+    """Return the number that a cell begins with, by which it is sorted."""
+    try:
+        return float(text.split()[0])
+    except (ValueError, IndexError):
+        return None

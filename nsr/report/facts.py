@@ -1,0 +1,124 @@
+"""The facts of a run in words, from its settings: threat model, network, data, recipe, seed, commit, times, device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nsr.report.files import RunFiles
+
+NORMS = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}
+SPELLED = {"fgsm": "FGSM", "pgd": "PGD", "mifgsm": "MI-FGSM", "apgd_ce": "APGD-CE", "apgd_dlr": "APGD-DLR"} | {
+    "cw": "CW",
+    "square": "Square",
+    "autoattack": "AutoAttack",
+    "fmn": "FMN",
+    "ddn": "DDN",
+    "uniform": "uniform noise",
+    "clean": "no attack",
+    "worst_case": "worst case",
+}
+UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+def attack_title(row: str, settings: Mapping[str, Any]) -> str:
+    """Return the name of a row of a test with steps, restarts and, where it differs, its radius."""
+    attacks = settings.get("test_attacks")
+    own = attacks.get(row) if isinstance(attacks, Mapping) else None
+    own = own if isinstance(own, Mapping) else {}
+    name, _, norm = row.rpartition("_") if row.rpartition("_")[2] in NORMS else (row, "", "")
+    title = SPELLED.get(name, name.replace("_", " "))
+    if type(steps := own.get("steps")) is int and steps > 1:
+        title += f"-{steps}"
+    if type(restarts := own.get("restarts")) is int and restarts > 1:
+        title += f", {restarts} restarts"
+    different = {key: own[key] for key in ("norm", "epsilon") if key in own and own[key] != settings.get(key)}
+    if norm or different:
+        title += f", {NORMS.get(norm or own.get('norm', ''), '')} {own.get('epsilon', '')}".rstrip()
+    return title
+
+
+def threat_model(settings: Mapping[str, Any]) -> str:
+    """Return 'L-infinity, epsilon 8/255 (pixels in [0, 1])'."""
+    several = settings.get("threat_models")
+    models = several if isinstance(several, Mapping) else {settings.get("norm"): settings.get("epsilon")}
+    return "; ".join(
+        f"{NORMS.get(str(norm), norm)}, epsilon {epsilon} (pixels in [0, 1])" for norm, epsilon in models.items()
+    )
+
+
+def facts(run: RunFiles) -> dict[str, str]:
+    """Return {name: text}, without what is unknown."""
+    settings, machine = run.run.settings, run.mapping("machine.json")
+    timing = run.mapping("timing.json")
+    choice = settings.get("choices") if isinstance(settings.get("choices"), Mapping) else {}
+    found = {
+        "status": run.run.status + (f": {run.run.detail}" if run.run.detail else ""),
+        "threat model": threat_model(settings) if settings.get("norm") else "",
+        "network": _choice(settings, choice, "model"),
+        "data": _data(settings, choice),
+        "recipe": _recipe(settings, choice),
+        "seed": str(settings.get("seed", "")),
+        "checkpoint": _checkpoint(run),
+        "duration": duration(timing.get("fit")) + _epochs(timing) if timing.get("fit") else "",
+        "device": str(machine.get("device") or ""),
+        "software": str(machine.get("software") or ""),
+        "commit": str(machine.get("commit") or ""),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def duration(seconds: Any) -> str:
+    """Return '2.5 h' or '48 s', "" where it is no number."""
+    if not isinstance(seconds, (int, float)):
+        return ""
+    for size, unit in UNITS:
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _epochs(timing: Mapping[str, Any]) -> str:
+    epochs = timing.get("epochs")
+    return f" for {len(epochs)} epochs, validation included" if isinstance(epochs, list) and epochs else ""
+
+
+def _choice(settings: Mapping[str, Any], choice: Mapping[str, Any], group: str) -> str:
+    own = settings.get(group)
+    target = str(own.get("_target_", "")) if isinstance(own, Mapping) else ""
+    name, weights = str(choice.get(group) or ""), own.get("weights") if isinstance(own, Mapping) else None
+    shown = f"{name} ({target})" if name and target else name or target
+    return f"{shown}, weights {weights}" if weights and shown else shown
+
+
+def _data(settings: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+    own = settings.get("data")
+    if not isinstance(own, Mapping):
+        return ""
+    size = own.get("image_size")
+    size = f"{size} x {size}" if isinstance(size, int) else " x ".join(map(str, size)) if isinstance(size, list) else ""
+    parts = [_choice(settings, choice, "data"), f"{own.get('channels')} x {size}" if size else ""]
+    parts.append(f"{own['classes']} classes" if own.get("classes") else "")
+    return ", ".join(filter(None, parts))
+
+
+def _recipe(settings: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+    if not settings.get("objective"):
+        return ""
+    parts = [f"experiment={choice['experiment']}"] if choice.get("experiment") else []
+    parts.append(f"objective {choice.get('objective') or _choice(settings, choice, 'objective')}")
+    stabilizer = settings.get("stabilizer")
+    if isinstance(stabilizer, Mapping) and stabilizer.get("_target_"):
+        name = choice.get("stabilizer") or _choice(settings, choice, "stabilizer")
+        parts.append(f"stabilizer {name}, weight {stabilizer.get('weight', '?')}")
+    else:
+        parts.append("no stabilizer")
+    return ", ".join(parts)
+
+
+def _checkpoint(run: RunFiles) -> str:
+    if run.is_evaluation:
+        return str(run.run.settings.get("checkpoint") or "")
+    best = run.run.best_epoch
+    chosen = "by validated robust accuracy"
+    return f"best.ckpt of epoch {best} of {run.run.epoch}, chosen {chosen}" if best is not None else ""

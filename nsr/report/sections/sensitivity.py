@@ -1,0 +1,167 @@
+"""Neuron sensitivity: layer by epoch, the distribution before and after training, the most sensitive neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+import pandas
+
+from nsr.report.drawing import CLEAN, ROBUST, ROW, drawn, legend, name_rows
+from nsr.report.files import RunFiles
+from nsr.report.numbers import columns_of, rounded
+from nsr.report.parts import Cell, Figure, Section, Table
+
+MEASURES = {
+    "absolute": "absolute sensitivity (activation units)",
+    "relative": "relative sensitivity (fraction of activation)",
+    "mean_activation": "mean activation (activation units)",
+}
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+LISTED = 5  # most sensitive neurons of a layer
+MOST_COLUMNS = 60  # epochs of a heat map
+NUMBERS = ["neuron", *MEASURES]
+
+
+def section(run: RunFiles) -> Section | None:
+    """Plot layers.csv and sensitivity.csv of training, and list the neurons of the newest evaluation."""
+    layers = pandas.DataFrame() if run.is_evaluation else run.frame("layers.csv")
+    before, after, when = _neurons(run)
+    if layers.empty and after.empty:
+        return None
+    figures: list[Figure] = []
+    if len(layers):
+        figures += [_heat_map(layers, name, title) for name, title in MEASURES.items()]
+        figures += [_stability(layers)] if layers["epoch"].nunique() > 1 else []
+    figures += [] if before.empty else [_distribution(before, after, when)]
+    tables = [_table(before, after, when), _listed(after, when)]
+    data = {"layers": columns_of(layers), "means": _means(before, after), "listed": columns_of(most(after))}
+    paragraphs = [_sentence(before, after, when)]
+    return Section("Neuron sensitivity", "sensitivity", paragraphs, figures, tables, data)
+
+
+def _neurons(run: RunFiles) -> tuple[pandas.DataFrame, pandas.DataFrame, str]:
+    """Return the neurons before training, at the best or newest epoch, and the latter's name."""
+    if run.is_evaluation:
+        return pandas.DataFrame(), run.frame("sensitivity.csv"), "test images"
+    epoch = run.run.best_epoch if run.run.best_epoch is not None else run.run.epoch
+    before, after = run.neurons(0), run.neurons(epoch)
+    return (before if epoch else pandas.DataFrame()), after, f"epoch {epoch}"
+
+
+def _sentence(before: pandas.DataFrame, after: pandas.DataFrame, when: str) -> str:
+    text = "Sensitivity is how far the attack moves a neuron's output: in units of the activation (absolute), or as a "
+    text += "fraction of it (relative)."
+    if before.empty:
+        return text
+    first, last = (means_of(frame).mean() for frame in (before, after))
+    text += " “Before training” is a network with random weights: it is not a reference for robustness, and absolute "
+    text += "sensitivity usually rises with the activations as a network learns. Read relative sensitivity beside it, "
+    text += "and compare with other trainings (nsr-compare). Means over layers: absolute "
+    text += f"{rounded(first['absolute'])} before training, {rounded(last['absolute'])} in {when}; relative "
+    return text + f"{rounded(first['relative'])} and {rounded(last['relative'])}."
+
+
+def means_of(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """Return a row for each layer: absolute and mean activation, means over neurons, and their ratio, relative."""
+    found = frame.groupby("layer", sort=False)[["absolute", "mean_activation"]].mean()
+    relative = found["absolute"] / found["mean_activation"].where(found["mean_activation"] > 0)
+    return found.assign(relative=relative.where(found["absolute"] > 0, 0.0))[list(MEASURES)]
+
+
+def most(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the most sensitive neurons of each layer, most sensitive first."""
+    order = frame.sort_values("absolute", ascending=False, kind="stable")
+    listed = order.groupby("layer", sort=False).head(LISTED)
+    layers = list(dict.fromkeys(frame["layer"]))
+    return listed.sort_values("layer", key=lambda column: column.map(layers.index), kind="stable", ignore_index=True)[
+        ["layer", *NUMBERS]
+    ]
+
+
+def _pivot(layers: pandas.DataFrame, name: str) -> pandas.DataFrame:
+    """Return one row for each layer, one column for each epoch; of many epochs, some spread over the run."""
+    found = layers.pivot_table(index="layer", columns="epoch", values=name, sort=False, aggfunc="last")
+    chosen = numpy.unique(numpy.linspace(0, found.shape[1] - 1, min(found.shape[1], MOST_COLUMNS)).round().astype(int))
+    return found.iloc[:, chosen]
+
+
+def _heat_map(layers: pandas.DataFrame, name: str, title: str) -> Figure:
+    values = _pivot(layers, name)
+    largest = values.max(axis=1)
+    scaled = values.div(largest.where(largest > 0, 1.0), axis=0)
+    return _map(scaled, title, [rounded(value) for value in largest], "fraction of the layer's largest value")
+
+
+def _stability(layers: pandas.DataFrame) -> Figure:
+    values = _pivot(layers[layers["epoch"] > layers["epoch"].min()], "overlap_previous").astype(float)
+    count = len(str(layers["most_sensitive"].iloc[0]).split())
+    title = f"ranking: overlap of the {count} most sensitive neurons with the epoch before"
+    return _map(values, title, [f"{value:.2f}" for value in values.iloc[:, -1]], "Jaccard index; right: the last")
+
+
+def _map(values: pandas.DataFrame, title: str, right: Sequence[str], unit: str) -> Figure:
+    with drawn(height=0.85 + ROW * len(values)) as (axes, image):
+        picture = axes.imshow(values, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+        name_rows(axes, [str(layer) for layer in values.index])
+        epochs = [f"{epoch:g}" for epoch in values.columns]
+        every = max(1, -(-len(epochs) // 10))
+        axes.set_xticks(range(0, len(epochs), every), epochs[::every])
+        axes.grid(visible=False)
+        for row, text in enumerate(right):
+            axes.text(len(epochs) - 0.4, row, text, va="center", fontsize=6.5)
+        axes.set_xlabel("epoch (0: before training)" if values.columns[0] == 0 else "epoch")
+        bar = axes.figure.colorbar(picture, ax=axes, location="top", aspect=40, shrink=0.9)
+        bar.set_label(unit, fontsize=6.5)
+        where = "validation images, validation attack"
+        largest = "; right: the layer's largest value, to which its row is scaled" if "largest" in unit else ""
+        alt = f"Heat map, a row for each of {len(values)} layers and a column for each epoch: {title}."
+        return Figure(image(), alt, f"{title[0].upper()}{title[1:]}; {where}{largest}.")
+
+
+def _distribution(before: pandas.DataFrame, after: pandas.DataFrame, when: str) -> Figure:
+    layers = list(dict.fromkeys(after["layer"]))
+    with drawn(height=0.8 + 1.6 * ROW * len(layers)) as (axes, image):
+        frames = ((before, "before training", CLEAN, -0.18, "o"), (after, when, ROBUST, 0.18, "s"))
+        smallest = min(frame["absolute"][frame["absolute"] > 0].min() for frame, *_ in frames)
+        for frame, label, color, shift, marker in frames:
+            found = frame.groupby("layer", sort=False)["absolute"].quantile(list(QUANTILES)).unstack()
+            found = found.reindex(layers).clip(lower=smallest)
+            rows = numpy.arange(len(layers)) + shift
+            axes.hlines(rows, found[0.05], found[0.95], color=color, linewidth=0.8)
+            axes.hlines(rows, found[0.25], found[0.75], color=color, linewidth=3)
+            axes.plot(found[0.5], rows, marker, color="white", markeredgecolor=color, markersize=3.4, label=label)
+        name_rows(axes, layers)
+        axes.set(xscale="log", xlabel=MEASURES["absolute"])
+        axes.xaxis.set_major_formatter("{x:g}")  # powers would be mathematics, which labels with $ must not be
+        axes.xaxis.set_minor_formatter("")
+        legend(axes)
+        alt = f"Distribution of absolute sensitivity over the neurons of each layer, before training and in {when}."
+        caption = "Absolute sensitivity of the neurons of each layer: median, middle half (thick), 5 % to 95 % (thin); "
+        return Figure(image(), alt, f"{caption}validation images, validation attack, logarithmic scale.")
+
+
+def _means(before: pandas.DataFrame, after: pandas.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
+    frames = {"before": before, "after": after}
+    return {name: means_of(frame).to_dict("index") for name, frame in frames.items() if len(frame)}  # type: ignore[misc]
+
+
+def _table(before: pandas.DataFrame, after: pandas.DataFrame, when: str) -> Table:
+    frames = {"before": before, when: after} if len(before) else {when: after}
+    means = {label: means_of(frame) for label, frame in frames.items()}
+    rows = []
+    for layer, size in after.groupby("layer", sort=False).size().items():
+        values = [means[label].loc[layer, name] for name in MEASURES for label in frames if layer in means[label].index]
+        cells = [Cell(rounded(value), float(value)) for value in values]
+        rows.append([Cell(str(layer)), Cell(str(size), float(size)), *cells])
+    headings = [f"{name.replace('_', ' ')}, {label}" for name in MEASURES for label in frames]
+    return Table("Means over the neurons of each layer", ["layer", "neurons", *headings], rows)
+
+
+def _listed(after: pandas.DataFrame, when: str) -> Table:
+    rows = [
+        [Cell(str(row["layer"])), *(Cell(rounded(row[name]), float(row[name])) for name in NUMBERS)]
+        for row in most(after).to_dict("records")
+    ]
+    headings = ["layer", *(name.replace("_", " ") for name in NUMBERS)]
+    return Table(f"The {LISTED} most sensitive neurons of each layer, {when}", headings, rows)
