@@ -1,0 +1,125 @@
+"""Plans (benchmarks/evidence_plans/NAME.yaml) and the cells that they consist of: one training and its evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from benchmarks.common import ROOT
+from nsr.errors import InputError
+
+PLANS = ROOT / "benchmarks" / "evidence_plans"
+STAGES = ("cost", "rate", "tune", "confirm", "standard")
+COST_STEPS = (10, 110)  # the time of a step is the difference of two runs that long
+Plan = Mapping[str, Any]
+
+
+class Cell(NamedTuple):
+    """One training by train.py and, where `evaluation` is not empty, its evaluation by evaluate.py."""
+
+    stage: str
+    objective: str
+    arm: str
+    setting: str
+    seed: int
+    training: tuple[str, ...]
+    evaluation: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """Twelve hexadecimal digits: SHA-256 of everything above."""
+        return hashlib.sha256(json.dumps(self).encode()).hexdigest()[:12]
+
+    def named(self) -> dict[str, Any]:
+        """Return what a row keeps of it."""
+        return {**self._asdict(), "training": list(self.training), "evaluation": list(self.evaluation)}
+
+    @property
+    def title(self) -> str:
+        """'confirm pgd sns seed 100'"""
+        return " ".join(filter(None, (self.stage, self.objective, self.arm, self.setting, f"seed {self.seed}")))
+
+
+def read_plan(name: str) -> dict[str, Any]:
+    """Return a plan by its name in benchmarks/evidence_plans or by its path, with its 'name'.
+
+    Errors:
+        InputError: no such plan.
+    """
+    path = Path(name) if name.endswith(".yaml") else PLANS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in PLANS.glob("*.yaml")))
+        raise InputError(f"no plan {name}; there are {known}, or give the path of a .yaml file")
+    return {"name": path.stem, **yaml.safe_load(path.read_text())}
+
+
+def cells(plan: Plan) -> list[Cell]:
+    """Return the cells in the order in which they run: after the choice, all arms of a seed before the next seed.
+
+    Cells that need a choice which is not made yet are left out.
+    """
+    return [*_cost(plan), *_rate(plan), *_tune(plan), *_confirm(plan)]
+
+
+def chosen(plan: Plan, objective: str, arm: str) -> list[str] | None:
+    """Return the overrides that tuning chose, the learning rate of `none` among them; None where it has not yet."""
+    choice = plan["chosen"].get(objective, {})
+    if "none" not in choice or arm not in choice:
+        return None
+    return choice["none"] if arm == "none" else [*choice["none"], *choice[arm]]
+
+
+def _overrides(plan: Plan, objective: str, arm: str, *more: str, steps: int | None = None) -> tuple[str, ...]:
+    length = f"trainer.limit_train_batches={steps or plan['steps'][objective][arm]}"
+    return (*plan["training"], *plan["objectives"][objective], *plan["arms"][arm], length, *more)
+
+
+def _cost(plan: Plan) -> Iterator[Cell]:
+    """One epoch of a few steps, and of more, of every arm; no test image is used but one batch, which is discarded."""
+    for objective in plan["objectives"]:
+        for arm in plan["arms"]:
+            for steps in COST_STEPS:
+                clean = ["objective.clean_weight=0.5"] if arm == "clean" else []
+                own = (*clean, "+trainer.limit_test_batches=1", "+trainer.limit_val_batches=1")
+                training = _overrides(plan, objective, arm, *own, steps=steps)
+                yield Cell("cost", objective, arm, f"{steps} steps", 0, training)
+
+
+def _rate(plan: Plan) -> Iterator[Cell]:
+    yield from (cell for objective in plan["objectives"] for cell in _settings(plan, "rate", objective, "none", ()))
+
+
+def _tune(plan: Plan) -> Iterator[Cell]:
+    for objective in plan["objectives"]:
+        rate = chosen(plan, objective, "none")
+        for arm in plan["arms"]:
+            if rate is not None and arm != "none":
+                yield from _settings(plan, "tune", objective, arm, tuple(rate))
+
+
+def _settings(plan: Plan, stage: str, objective: str, arm: str, rate: tuple[str, ...]) -> Iterator[Cell]:
+    """The tuning runs of an arm: validation images only."""
+    for seed in plan["tuning"]["seeds"]:
+        for setting in plan["tuning"][arm]:
+            own = (*rate, *setting, "+trainer.limit_test_batches=1")
+            yield Cell(stage, objective, arm, " ".join(setting), seed, _overrides(plan, objective, arm, *own))
+
+
+def _confirm(plan: Plan) -> Iterator[Cell]:
+    confirm = plan["confirm"]
+    complete = all(chosen(plan, objective, arm) for objective in plan["objectives"] for arm in plan["arms"])
+    for seed in confirm["seeds"] if complete else ():
+        for objective in plan["objectives"]:
+            for arm in plan["arms"]:
+                training = _overrides(plan, objective, arm, *(chosen(plan, objective, arm) or ()))
+                yield Cell("confirm", objective, arm, "", seed, training, tuple(plan["evaluation"]))
+                if seed in confirm["standard_seeds"] and arm in confirm["primary"]:
+                    yield Cell("standard", objective, arm, "", seed, training, tuple(plan["standard"]))
+        if seed in confirm["natural_seeds"]:
+            training = (*plan["training"], *confirm["natural"])
+            yield Cell("confirm", "natural", "none", "", seed, training, tuple(plan["evaluation"]))
