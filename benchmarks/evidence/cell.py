@@ -30,6 +30,8 @@ class CellStopped(Exception):
 
 def preload() -> None:
     """Import what the children need."""
+    import matplotlib.backends.backend_pdf
+
     import nsr.app.evaluate
     import nsr.app.train  # noqa: F401
 

@@ -10,7 +10,7 @@ import yaml
 from scipy.optimize import brentq
 from scipy.stats import nct, t
 
-from benchmarks.evidence.plan import COST_STEPS, Plan
+from benchmarks.evidence.plan import Plan
 from benchmarks.evidence.rows import Row
 
 ALPHA = 0.05
@@ -43,7 +43,7 @@ def robust(row: Row) -> float:
 
 
 def choose(plan: Plan, finished: Sequence[Row]) -> dict[str, dict[str, list[str]]]:
-    """Return {objective: {arm: overrides of its best setting}}: mean over seeds, of equals the first; complete arms only."""
+    """Return {objective: {arm: overrides of its best setting}}: mean over seeds; of equals the first; only complete arms."""
     found: dict[str, dict[str, list[str]]] = {}
     for objective in plan["objectives"]:
         for arm in plan["arms"]:
@@ -103,7 +103,8 @@ def step_costs(plan: Plan, finished: Sequence[Row], objective: str) -> dict[str,
     for arm in plan["arms"]:
         runs = [row for row in finished if (row["stage"], row["objective"], row["arm"]) == ("cost", objective, arm)]
         seconds = {row["setting"]: row["train_cpu_seconds"] for row in runs}
-        few, many = (seconds.get(f"{steps} steps") for steps in COST_STEPS)
-        if few is not None and many is not None:
-            found[arm] = (many - few) / (COST_STEPS[1] - COST_STEPS[0])
+        few, many = plan["cost_steps"][objective]
+        if len(seconds) == 2:
+            steps = (many - few) * plan["epochs"]
+            found[arm] = (seconds[f"{many} steps"] - seconds[f"{few} steps"]) / steps
     return found

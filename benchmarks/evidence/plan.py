@@ -15,7 +15,6 @@ from nsr.errors import InputError
 
 PLANS = ROOT / "benchmarks" / "evidence_plans"
 STAGES = ("cost", "rate", "tune", "confirm", "standard")
-COST_STEPS = (10, 110)  # the time of a step is the difference of two runs that long
 Plan = Mapping[str, Any]
 
 
@@ -80,10 +79,10 @@ def _overrides(plan: Plan, objective: str, arm: str, *more: str, steps: int | No
 
 
 def _cost(plan: Plan) -> Iterator[Cell]:
-    """One epoch of a few steps, and of more, of every arm; no test image is used but one batch, which is discarded."""
+    """A few steps an epoch, and more, of every arm; no test image is used but one batch, which is discarded."""
     for objective in plan["objectives"]:
         for arm in plan["arms"]:
-            for steps in COST_STEPS:
+            for steps in plan["cost_steps"][objective]:
                 clean = ["objective.clean_weight=0.5"] if arm == "clean" else []
                 own = (*clean, "+trainer.limit_test_batches=1", "+trainer.limit_val_batches=1")
                 training = _overrides(plan, objective, arm, *own, steps=steps)
