@@ -30,7 +30,7 @@ class CellStopped(Exception):
 
 def preload() -> None:
     """Import what the children need."""
-    import matplotlib.backends.backend_pdf
+    import matplotlib.backends.backend_pdf  # noqa: F401
 
     import nsr.app.evaluate
     import nsr.app.train  # noqa: F401

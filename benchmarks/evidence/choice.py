@@ -43,7 +43,7 @@ def robust(row: Row) -> float:
 
 
 def choose(plan: Plan, finished: Sequence[Row]) -> dict[str, dict[str, list[str]]]:
-    """Return {objective: {arm: overrides of its best setting}}: mean over seeds; of equals the first; only complete arms."""
+    """Return {objective: {arm: overrides of its best setting}}: mean over seeds; complete arms only."""
     found: dict[str, dict[str, list[str]]] = {}
     for objective in plan["objectives"]:
         for arm in plan["arms"]:
@@ -94,17 +94,15 @@ def detectable(deviation: float, n: int, alpha: float, power: float = 0.8) -> fl
     def excess(shift: float) -> float:
         return nct.sf(limit, n - 1, shift) + nct.cdf(-limit, n - 1, shift) - power
 
-    return float(brentq(excess, 0.01, 50)) * deviation / n**0.5
+    return float(brentq(excess, 0.0, 8.0)) * deviation / n**0.5
 
 
 def step_costs(plan: Plan, finished: Sequence[Row], objective: str) -> dict[str, float]:
-    """Return {arm: processor seconds of a training step}, the slope between the two lengths of stage cost."""
-    found = {}
-    for arm in plan["arms"]:
-        runs = [row for row in finished if (row["stage"], row["objective"], row["arm"]) == ("cost", objective, arm)]
-        seconds = {row["setting"]: row["train_cpu_seconds"] for row in runs}
-        few, many = plan["cost_steps"][objective]
-        if len(seconds) == 2:
-            steps = (many - few) * plan["epochs"]
-            found[arm] = (seconds[f"{many} steps"] - seconds[f"{few} steps"]) / steps
-    return found
+    """Return {arm: processor seconds of a training step}: the mean of its tuning runs less a run of hardly any step."""
+    idle = [row for row in finished if (row["stage"], row["objective"]) == ("cost", objective)]
+    steps = plan["steps"][objective]["none"] * plan["epochs"]
+    return {
+        arm: (fmean(row["train_cpu_seconds"] for row in runs) - idle[0]["train_cpu_seconds"]) / steps
+        for arm in plan["arms"]
+        if idle and (runs := tuned(finished, objective, arm))
+    }

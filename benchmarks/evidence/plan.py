@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,34 +79,37 @@ def _overrides(plan: Plan, objective: str, arm: str, *more: str, steps: int | No
 
 
 def _cost(plan: Plan) -> Iterator[Cell]:
-    """A few steps an epoch, and more, of every arm; no test image is used but one batch, which is discarded."""
+    """Training of hardly any step: the processor time of everything else in a training, for `choice.step_costs`."""
     for objective in plan["objectives"]:
-        for arm in plan["arms"]:
-            for steps in plan["cost_steps"][objective]:
-                clean = ["objective.clean_weight=0.5"] if arm == "clean" else []
-                own = (*clean, "+trainer.limit_test_batches=1", "+trainer.limit_val_batches=1")
-                training = _overrides(plan, objective, arm, *own, steps=steps)
-                yield Cell("cost", objective, arm, f"{steps} steps", 0, training)
+        own = ("+trainer.limit_test_batches=1", *plan["tuning"]["none"][0])
+        yield Cell("cost", objective, "none", "1 step", 0, _overrides(plan, objective, "none", *own, steps=1))
 
 
 def _rate(plan: Plan) -> Iterator[Cell]:
-    yield from (cell for objective in plan["objectives"] for cell in _settings(plan, "rate", objective, "none", ()))
+    """The learning rates of `none`, validation images only."""
+    for seed in plan["tuning"]["seeds"]:
+        for setting in plan["tuning"]["none"]:
+            yield from (_tuning(plan, "rate", name, "none", setting, seed) for name in plan["objectives"])
 
 
 def _tune(plan: Plan) -> Iterator[Cell]:
-    for objective in plan["objectives"]:
-        rate = chosen(plan, objective, "none")
-        for arm in plan["arms"]:
-            if rate is not None and arm != "none":
-                yield from _settings(plan, "tune", objective, arm, tuple(rate))
-
-
-def _settings(plan: Plan, stage: str, objective: str, arm: str, rate: tuple[str, ...]) -> Iterator[Cell]:
-    """The tuning runs of an arm: validation images only."""
+    """The settings of the other arms, at the learning rate of `none`; arms take turns, as the machine's speed varies."""
+    others = [arm for arm in plan["arms"] if arm != "none"]
     for seed in plan["tuning"]["seeds"]:
-        for setting in plan["tuning"][arm]:
-            own = (*rate, *setting, "+trainer.limit_test_batches=1")
-            yield Cell(stage, objective, arm, " ".join(setting), seed, _overrides(plan, objective, arm, *own))
+        for place in range(len(plan["tuning"]["none"])):
+            for objective in plan["objectives"]:
+                rate = chosen(plan, objective, "none")
+                for arm in others if rate is not None else ():
+                    yield _tuning(plan, "tune", objective, arm, plan["tuning"][arm][place], seed, rate or ())
+
+
+def _tuning(
+    plan: Plan, stage: str, objective: str, arm: str, setting: Sequence[str], seed: int, rate: Sequence[str] = ()
+) -> Cell:
+    """A run of as many steps as those of `none`. train.py ends with one batch of test images, which is discarded."""
+    own = (*rate, *setting, "+trainer.limit_test_batches=1")
+    steps = plan["steps"][objective]["none"]
+    return Cell(stage, objective, arm, " ".join(setting), seed, _overrides(plan, objective, arm, *own, steps=steps))
 
 
 def _confirm(plan: Plan) -> Iterator[Cell]:
