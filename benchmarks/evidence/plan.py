@@ -93,7 +93,7 @@ def _rate(plan: Plan) -> Iterator[Cell]:
 
 
 def _tune(plan: Plan) -> Iterator[Cell]:
-    """The settings of the other arms, at the learning rate of `none`; arms take turns, as the machine's speed varies."""
+    """The settings of the other arms, at the learning rate of `none`; arms take turns, as speed varies."""
     others = [arm for arm in plan["arms"] if arm != "none"]
     for seed in plan["tuning"]["seeds"]:
         for place in range(len(plan["tuning"]["none"])):
