@@ -114,7 +114,7 @@ def trained(directory: Path) -> dict[str, Any]:
 
 def evaluated(directory: Path) -> dict[str, Any]:
     """Return accuracies and the images that are classified correctly, the same images in the same order in each row."""
-    metrics = json.loads((directory / "metrics.json").read_text())
+    metrics = json.loads((directory / "evaluation.json").read_text())
     images = pandas.read_csv(directory / "images.csv")
     attacks = [key[len("test/") : -len("_accuracy")] for key in metrics if key.endswith("_accuracy")]
     return {
