@@ -13,6 +13,7 @@ from benchmarks.evidence.plan import cells, chosen, read_plan
 from nsr.errors import InputError
 
 PLAN = read_plan("fashion_mnist")
+CHOICES = {name: {arm: PLAN["tuning"][arm][0] for arm in PLAN["arms"]} for name in PLAN["objectives"]}
 
 
 def row(name: str, status: str, **more) -> dict:
@@ -66,23 +67,24 @@ def test_flags_are_packed_as_bits():
 
 
 def test_the_plan_is_balanced():
-    made = cells(PLAN)
+    made = cells(PLAN, CHOICES)
     assert len({each.identity for each in made}) == len(made)
     for objective in PLAN["objectives"]:
         tuned = [c for c in made if c.stage in ("rate", "tune") and c.objective == objective]
-        assert len({sum(c.arm == arm for c in tuned) for arm in {c.arm for c in tuned}}) == 1
+        assert {sum(c.arm == arm for c in tuned) for arm in PLAN["arms"]} == {len(tuned) / len(PLAN["arms"])}
     confirmed = [c for c in made if c.stage == "confirm" and c.objective != "natural"]
-    if confirmed:
-        arms = len(PLAN["objectives"]) * len(PLAN["arms"])
-        assert all(len({c.seed for c in confirmed[i : i + arms]}) == 1 for i in range(0, len(confirmed), arms))
-        assert not {c.seed for c in confirmed} & set(PLAN["tuning"]["seeds"])
+    arms = len(PLAN["objectives"]) * len(PLAN["arms"])
+    assert len(confirmed) == arms * 10
+    assert all(len({c.seed for c in confirmed[i : i + arms]}) == 1 for i in range(0, len(confirmed), arms))
+    assert not {c.seed for c in confirmed} & set(PLAN["tuning"]["seeds"])
     assert all(c.evaluation == () for c in made if c.stage not in ("confirm", "standard"))
 
 
-def test_no_test_image_before_the_choice():
-    undecided = {**PLAN, "chosen": {"pgd": PLAN["chosen"].get("pgd", {})}}
-    assert {c.stage for c in cells(undecided)} <= {"cost", "rate", "tune"}
-    assert chosen({**PLAN, "chosen": {"pgd": {"none": ["a"], "sns": ["b"]}}}, "pgd", "sns") == ["a", "b"]
+def test_no_test_image_before_all_choices():
+    assert {c.stage for c in cells(PLAN, {})} == {"cost", "rate"}
+    some = {**CHOICES, "fast": {"none": ["a"]}}
+    assert {c.stage for c in cells(PLAN, some)} == {"cost", "rate", "tune"}
+    assert chosen({"pgd": {"none": ["a"], "sns": ["b"]}}, "pgd", "sns") == ["a", "b"]
 
 
 def test_the_choice_is_the_best_mean_over_seeds():

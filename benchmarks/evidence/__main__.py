@@ -3,7 +3,6 @@
     python -m benchmarks.evidence PLAN                      all of them; a killed command continues where it ended
     python -m benchmarks.evidence PLAN --minutes 30 --only confirm.pgd
     python -m benchmarks.evidence PLAN --hours              what is left, from the processor time of finished cells
-    python -m benchmarks.evidence PLAN --choose             the settings that tuning chooses, for the plan's `chosen`
     python -m benchmarks.evidence PLAN --page               docs/ from the rows
 
 Any number of commands may run at a time on one machine. On several machines give each its own --machine NAME and put
@@ -34,8 +33,6 @@ def main() -> None:
     plan = read_plan(options.plan)
     if options.hours:
         print(hours(plan))
-    elif options.choose:
-        print(choice.text(plan, rows.read(plan["name"])))
     elif options.page:
         from benchmarks.evidence import page
 
@@ -51,34 +48,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="no cell is started after so many")
     parser.add_argument("--machine", default="first", help="name of this machine's file of rows")
     parser.add_argument("--keep", type=Path, help="folder for the best checkpoints of confirmed cells")
-    for action in ("hours", "choose", "page"):
+    for action in ("hours", "page"):
         parser.add_argument(f"--{action}", action="store_true")
     return parser
 
 
-def selected(plan: Plan, only: str) -> list[Cell]:
-    """Return the cells of STAGE[.OBJECTIVE[.ARM]]; '': all."""
+def selected(plan: Plan, only: str = "") -> list[Cell]:
+    """Return the cells of STAGE[.OBJECTIVE[.ARM]], '': all, that need no choice or whose choice is made."""
     wanted = only.split(".") if only else []
-    return [cell for cell in cells(plan) if [cell.stage, cell.objective, cell.arm][: len(wanted)] == wanted]
+    finished = [row for row in rows.read(plan["name"]) if row["status"] == "finished"]
+    made = cells(plan, choice.choose(plan, finished))
+    return [cell for cell in made if [cell.stage, cell.objective, cell.arm][: len(wanted)] == wanted]
 
 
 def perform(plan: Plan, options: argparse.Namespace) -> None:
     """Run cells in their order until all are finished or the time is over."""
-    from benchmarks.evidence import cell as one
-
     end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     path = rows.FOLDER / plan["name"] / f"{options.machine}.jsonl"
     evidence: dict[str, Any] = {}
-    for cell in selected(plan, options.only):
-        if time.monotonic() > end:
-            break
-        with rows.claimed(WORK / f"{cell.identity}.lock") as is_ours:
-            if not is_ours or _is_done(plan, cell):
-                continue
-            if not evidence:
-                one.preload()
-                evidence = machine()
-            _perform(cell, path, evidence, options.keep)
+    while time.monotonic() < end:
+        left = [cell for cell in selected(plan, options.only) if not _is_done(plan, cell)]
+        if not left:
+            return
+        for cell in left:
+            with rows.claimed(WORK / f"{cell.identity}.lock") as is_ours:
+                if is_ours and not _is_done(plan, cell):
+                    evidence = evidence or machine()
+                    _perform(cell, path, evidence, options.keep)
+                    break
+        else:
+            time.sleep(5)  # other commands run all that is left; more may follow from their results
 
 
 def _is_done(plan: Plan, cell: Cell) -> bool:
@@ -91,6 +90,7 @@ def _perform(cell: Cell, path: Path, evidence: dict[str, Any], keep: Path | None
 
     if cell.stage in ("confirm", "standard") and evidence["commit"].endswith("+changes"):
         raise InputError("nsr/, conf/ or the plans differ from the commit; commit them before a test image is used")
+    one.preload()
     identity = {"cell": cell.identity, "title": cell.title, **cell.named()}
     rows.append(path, {**identity, "status": "started", **evidence})
     try:
@@ -125,8 +125,9 @@ def hours(plan: Plan) -> str:
     for row in finished.values():
         times.setdefault((row["stage"], row["objective"]), []).append(row["cpu_seconds"])
     lines, left = [], 0.0
-    for kind in dict.fromkeys((cell.stage, cell.objective) for cell in cells(plan)):
-        members = [cell for cell in cells(plan) if (cell.stage, cell.objective) == kind]
+    known = selected(plan)
+    for kind in dict.fromkeys((cell.stage, cell.objective) for cell in known):
+        members = [cell for cell in known if (cell.stage, cell.objective) == kind]
         missing = sum(cell.identity not in finished for cell in members)
         mean = fmean(times[kind]) if kind in times else None
         left += missing * (mean or 0)

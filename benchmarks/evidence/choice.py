@@ -1,4 +1,4 @@
-"""What tuning chooses, on validation images alone, and the smallest difference that the confirmation can find."""
+"""What tuning chooses, by a fixed rule on validation images alone, and what the confirmation can find."""
 
 from __future__ import annotations
 
@@ -6,35 +6,11 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import numpy
-import yaml
 from scipy.optimize import brentq
 from scipy.stats import nct, t
 
 from benchmarks.evidence.plan import Plan
 from benchmarks.evidence.rows import Row
-
-ALPHA = 0.05
-
-
-def text(plan: Plan, all_rows: Sequence[Row]) -> str:
-    """Return the plan's `chosen` and step ratios as YAML, with the pilot's numbers as comments."""
-    finished = [row for row in all_rows if row["status"] == "finished"]
-    lines = [yaml.safe_dump({"chosen": choose(plan, finished)}, default_flow_style=None).rstrip()]
-    for objective in plan["objectives"]:
-        ratios = step_costs(plan, finished, objective)
-        lines.append(
-            f"# {objective}, cost of a step: " + ", ".join(f"{arm} {1e3 * s:.1f} ms" for arm, s in ratios.items())
-        )
-        table = pilot(plan, finished, objective)
-        if len(table) > 1:
-            n, tests = len(plan["confirm"]["seeds"]), len(plan["objectives"])
-            spread = paired_deviation(table)
-            smallest = detectable(spread, n, ALPHA / tests)
-            lines.append(f"# {objective}, pilot: paired differences have standard deviation {100 * spread:.2f} points;")
-            lines.append(
-                f"#   n = {n}, alpha {ALPHA}/{tests}, power 80 %: smallest detectable {100 * smallest:.2f} points"
-            )
-    return "\n".join(lines)
 
 
 def robust(row: Row) -> float:

@@ -16,6 +16,7 @@ from nsr.errors import InputError
 PLANS = ROOT / "benchmarks" / "evidence_plans"
 STAGES = ("cost", "rate", "tune", "confirm", "standard")
 Plan = Mapping[str, Any]
+Choices = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 class Cell(NamedTuple):
@@ -57,20 +58,21 @@ def read_plan(name: str) -> dict[str, Any]:
     return {"name": path.stem, **yaml.safe_load(path.read_text())}
 
 
-def cells(plan: Plan) -> list[Cell]:
-    """Return the cells in the order in which they run: after the choice, all arms of a seed before the next seed.
+def cells(plan: Plan, choices: Choices) -> list[Cell]:
+    """Return the cells in the order in which they run: after the choices, all arms of a seed before the next seed.
 
-    Cells that need a choice which is not made yet are left out.
+    Args:
+        choices: {objective: {arm: overrides}} of `choice.choose`; cells that need one which is not there are left out.
     """
-    return [*_cost(plan), *_rate(plan), *_tune(plan), *_confirm(plan)]
+    return [*_cost(plan), *_rate(plan), *_tune(plan, choices), *_confirm(plan, choices)]
 
 
-def chosen(plan: Plan, objective: str, arm: str) -> list[str] | None:
+def chosen(choices: Choices, objective: str, arm: str) -> list[str] | None:
     """Return the overrides that tuning chose, the learning rate of `none` among them; None where it has not yet."""
-    choice = plan["chosen"].get(objective, {})
+    choice = choices.get(objective, {})
     if "none" not in choice or arm not in choice:
         return None
-    return choice["none"] if arm == "none" else [*choice["none"], *choice[arm]]
+    return list(choice["none"]) if arm == "none" else [*choice["none"], *choice[arm]]
 
 
 def _overrides(plan: Plan, objective: str, arm: str, *more: str, steps: int | None = None) -> tuple[str, ...]:
@@ -92,13 +94,13 @@ def _rate(plan: Plan) -> Iterator[Cell]:
             yield from (_tuning(plan, "rate", name, "none", setting, seed) for name in plan["objectives"])
 
 
-def _tune(plan: Plan) -> Iterator[Cell]:
+def _tune(plan: Plan, choices: Choices) -> Iterator[Cell]:
     """The settings of the other arms, at the learning rate of `none`; arms take turns, as speed varies."""
     others = [arm for arm in plan["arms"] if arm != "none"]
     for seed in plan["tuning"]["seeds"]:
         for place in range(len(plan["tuning"]["none"])):
             for objective in plan["objectives"]:
-                rate = chosen(plan, objective, "none")
+                rate = chosen(choices, objective, "none")
                 for arm in others if rate is not None else ():
                     yield _tuning(plan, "tune", objective, arm, plan["tuning"][arm][place], seed, rate or ())
 
@@ -112,13 +114,13 @@ def _tuning(
     return Cell(stage, objective, arm, " ".join(setting), seed, _overrides(plan, objective, arm, *own, steps=steps))
 
 
-def _confirm(plan: Plan) -> Iterator[Cell]:
+def _confirm(plan: Plan, choices: Choices) -> Iterator[Cell]:
     confirm = plan["confirm"]
-    complete = all(chosen(plan, objective, arm) for objective in plan["objectives"] for arm in plan["arms"])
+    complete = all(chosen(choices, objective, arm) for objective in plan["objectives"] for arm in plan["arms"])
     for seed in confirm["seeds"] if complete else ():
         for objective in plan["objectives"]:
             for arm in plan["arms"]:
-                training = _overrides(plan, objective, arm, *(chosen(plan, objective, arm) or ()))
+                training = _overrides(plan, objective, arm, *(chosen(choices, objective, arm) or ()))
                 yield Cell("confirm", objective, arm, "", seed, training, tuple(plan["evaluation"]))
                 if seed in confirm["standard_seeds"] and arm in confirm["primary"]:
                     yield Cell("standard", objective, arm, "", seed, training, tuple(plan["standard"]))
