@@ -24,9 +24,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
 
 
-def commit() -> str:
-    """The commit, with '+changes' where nsr/ or conf/ differ from it."""
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "nsr", "conf"], cwd=ROOT, check=False).returncode
+def commit(*more: str) -> str:
+    """The commit, with '+changes' where nsr/, conf/ or `more` folders differ from it."""
+    command = ["git", "diff", "--quiet", "HEAD", "--", "nsr", "conf", *more]
+    changed = subprocess.run(command, cwd=ROOT, check=False).returncode
     name = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, check=True, capture_output=True)
     return name.stdout.decode().strip() + ("+changes" if changed else "")
 

@@ -90,6 +90,8 @@ class AutoAttack(ThirdParty):
         attacks: of 'custom': some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square.
         restarts: of APGD on the cross-entropy and on DLR, None: the version's, 1 in 'custom'.
         queries: of Square, None: 5,000.
+        steps: of every APGD, None: 100.
+        targets: classes that each targeted attack aims at in turn, None: 9.
         seed: of every draw; each batch of images starts from it, as in the original.
 
     Errors:
@@ -105,6 +107,8 @@ class AutoAttack(ThirdParty):
         attacks: Sequence[str] | None = None,
         restarts: int | None = None,
         queries: int | None = None,
+        steps: int | None = None,
+        targets: int | None = None,
         seed: int = 0,
     ):
         super().__init__(epsilon, norm, NORMS)
@@ -114,21 +118,22 @@ class AutoAttack(ThirdParty):
                 f"attacks is {attacks!r} and version {version!r}; version 'custom' needs attacks, the others take none"
             )
         self.attacks = [check_choice("attacks entry", attack, PARTS) for attack in attacks or ()]
-        self.restarts = None if restarts is None else check_number("restarts", restarts, lowest=1, whole=True)
-        self.queries = None if queries is None else check_number("queries", queries, lowest=1, whole=True)
+        self.budget = {"restarts": restarts, "queries": queries, "steps": steps, "targets": targets}
+        for name, value in self.budget.items():
+            if value is not None:
+                self.budget[name] = check_number(name, value, lowest=1, whole=True)
         self.seed = check_number("seed", seed, lowest=0, whole=True)
         self._logged = False
 
     @property
     def title(self) -> str:
-        own = {"restarts": self.restarts, "queries": self.queries}
-        changed = [f"{value} {name}" for name, value in own.items() if value is not None]
+        changed = [f"{value} {name}" for name, value in self.budget.items() if value is not None]
         return ", ".join([*(self.attacks or ["AutoAttack", self.version]), *changed])
 
     @property
     def is_standard(self) -> bool:
         """Whether it is the metric of published tables."""
-        return self.version == "standard" and self.restarts is None and self.queries is None
+        return self.version == "standard" and set(self.budget.values()) == {None}
 
     def _run(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         from pyautoattack import AutoAttack as Original
@@ -137,11 +142,17 @@ class AutoAttack(ThirdParty):
             classes = net(images[:1]).shape[1]
         settings: Any = {"version": self.version, "attacks": self.attacks or None, "seed": self.seed}
         original = Original(net, norm=NORMS[self.norm], eps=self.epsilon, device=images.device, **settings)
-        restarts = 1 if self.restarts is None and self.version == "custom" else self.restarts
-        if restarts is not None:
-            original.apgd.n_restarts = restarts
-        if self.queries is not None:
-            original.square.n_queries = self.queries
+        changed = {name: value for name, value in self.budget.items() if value is not None}
+        if self.version == "custom" or "restarts" in changed:
+            original.apgd.n_restarts = changed.get("restarts", 1)
+        original.square.n_queries = changed.get("queries", original.square.n_queries)
+        for apgd in (original.apgd, original.apgd_targeted) if "steps" in changed else ():
+            apgd.n_iter = changed["steps"]
+            checkpoints = {"n_iter_2": 0.22, "n_iter_min": 0.06, "size_decr": 0.03}  # of the steps, section 3.2
+            for name, fraction in checkpoints.items():
+                setattr(apgd, name, max(int(fraction * apgd.n_iter), 1))
+        for targeted in (original.apgd_targeted, original.fab):
+            targeted.n_target_classes = changed.get("targets", targeted.n_target_classes)
         changes = _fit_to(original, classes)
         if changes and not self._logged:
             log.warning("AutoAttack on %d classes: %s", classes, "; ".join(changes))

@@ -1,0 +1,138 @@
+"""The experiment engine: rows, resumption, choice; its pages are in test_evidence_page.py."""
+
+from __future__ import annotations
+
+import json
+
+import numpy
+import pytest
+from scipy.stats import ttest_1samp
+
+from benchmarks.evidence import cell, choice, rows
+from benchmarks.evidence.plan import cells, chosen, read_plan
+from nsr.errors import InputError
+
+PLAN = read_plan("fashion_mnist")
+CHOICES = {name: {arm: PLAN["tuning"][arm][0] for arm in PLAN["arms"]} for name in PLAN["objectives"]}
+
+
+def row(name: str, status: str, **more) -> dict:
+    return {"cell": name, "title": f"confirm {name}", "status": status, **more}
+
+
+def rows_of(folder, *files) -> list[dict]:
+    for number, file in enumerate(files):
+        for each in file:
+            rows.append(folder / "plan" / f"{number}.jsonl", each)
+    return rows.read("plan", folder)
+
+
+def test_every_start_counts_and_machines_are_merged(tmp_path):
+    one = [row("a", "started"), row("a", "started"), row("a", "finished", config="x"), row("b", "started")]
+    found = {each["cell"]: each for each in rows_of(tmp_path, one, [row("b", "finished", config="y")])}
+    assert (found["a"]["status"], found["a"]["starts"]) == ("finished", 2)
+    assert (found["b"]["status"], found["b"]["starts"]) == ("finished", 1)
+
+
+def test_a_line_cut_short_by_a_kill_loses_nothing_else(tmp_path):
+    path = tmp_path / "plan" / "0.jsonl"
+    rows.append(path, row("a", "started"))
+    with path.open("a") as file:
+        file.write(json.dumps(row("a", "finished"))[:30])
+    rows.append(path, row("b", "started"))
+    assert [(each["cell"], each["status"]) for each in rows.read("plan", tmp_path)] == [
+        ("a", "started"),
+        ("b", "started"),
+    ]
+
+
+def test_contradictory_rows_are_refused(tmp_path):
+    same = row("a", "finished", validation_robust=[0.1], seconds=1)
+    assert len(rows_of(tmp_path, [same], [{**same, "seconds": 2}])) == 1
+    with pytest.raises(InputError, match=r"other results of confirm a .* validation_robust differ; keep one"):
+        rows_of(tmp_path, [{**same, "validation_robust": [0.2]}])
+
+
+def test_a_cell_is_claimed_once(tmp_path):
+    with rows.claimed(tmp_path / "lock") as first, rows.claimed(tmp_path / "lock") as second:
+        assert (first, second) == (True, False)
+    with rows.claimed(tmp_path / "lock") as again:
+        assert again
+
+
+def test_flags_are_packed_as_bits():
+    flags = numpy.array([1, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1])
+    assert cell.packed(flags) == "81a0"
+    assert cell.unpacked("81a0", 11).tolist() == flags.tolist()
+
+
+def test_the_plan_is_balanced():
+    made = cells(PLAN, CHOICES)
+    assert len({each.identity for each in made}) == len(made)
+    for objective in PLAN["objectives"]:
+        tuned = [c for c in made if c.stage in ("rate", "tune") and c.objective == objective]
+        assert {sum(c.arm == arm for c in tuned) for arm in PLAN["arms"]} == {len(tuned) / len(PLAN["arms"])}
+    confirmed = [c for c in made if c.stage == "confirm" and c.objective != "natural"]
+    arms = len(PLAN["objectives"]) * len(PLAN["arms"])
+    assert len(confirmed) == arms * 10
+    assert all(len({c.seed for c in confirmed[i : i + arms]}) == 1 for i in range(0, len(confirmed), arms))
+    assert not {c.seed for c in confirmed} & set(PLAN["tuning"]["seeds"])
+    assert all(c.evaluation == () for c in made if c.stage not in ("confirm", "standard"))
+
+
+def test_no_test_image_before_all_choices():
+    assert {c.stage for c in cells(PLAN, {})} == {"cost", "rate"}
+    some = {**CHOICES, "fast": {"none": ["a"]}}
+    assert {c.stage for c in cells(PLAN, some)} == {"cost", "rate", "tune"}
+    assert chosen({"pgd": {"none": ["a"], "sns": ["b"]}}, "pgd", "sns") == ["a", "b"]
+
+
+def test_the_choice_is_the_best_mean_over_seeds():
+    plan = {"objectives": {"pgd": []}, "arms": {"none": []}, "tuning": {"seeds": [0, 1], "none": [["a"], ["b"]]}}
+    values = {("a", 0): 0.5, ("a", 1): 0.6, ("b", 0): 0.7, ("b", 1): 0.3}
+    runs = [
+        {"stage": "rate", "objective": "pgd", "arm": "none", "setting": s, "seed": n, "best_epoch": 1}
+        | {"validation_robust": [0.9, value]}
+        for (s, n), value in values.items()
+    ]
+    assert choice.choose(plan, runs) == {"pgd": {"none": ["a"]}}
+    assert choice.choose(plan, runs[:3]) == {}
+
+
+def test_the_smallest_detectable_difference_by_simulation():
+    smallest = choice.detectable(2.0, 10, 0.05)
+    drawn = numpy.random.default_rng(0).normal(smallest, 2.0, (4000, 10))
+    power = (ttest_1samp(drawn, 0, axis=1).pvalue <= 0.05).mean()
+    assert abs(power - 0.8) < 0.02
+
+
+def test_the_deviation_of_a_paired_difference():
+    noise = numpy.random.default_rng(0).normal(0, 0.01, (4000, 2))
+    table = noise + numpy.linspace(0, 1, 4000)[:, None] + [0, 0.3]  # settings and seeds differ
+    assert choice.paired_deviation(table) == pytest.approx(0.01 * 2**0.5, rel=0.03)
+
+
+@pytest.mark.slow
+def test_a_killed_cell_is_repeated_and_a_finished_one_skipped(tmp_path, monkeypatch):
+    """One training and one evaluation on digits: the row's accuracies are those of the images."""
+    training = (
+        "data=digits",
+        "model.width=4",
+        "objective=fast",
+        "stabilizer=none",
+        "logger=csv",
+        "trainer.max_epochs=1",
+    )
+    training += ("test_attacks=[clean]", "trainer.accelerator=cpu", "performance=auto")
+    evaluation = ("trainer.accelerator=cpu", "checks.enabled=false", "evaluation.n_examples=100", "test_attacks=[pgd]")
+    one = cell.Cell("confirm", "fast", "none", "", 3, training, evaluation)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "left over by a kill").touch()
+    found = cell.run(one, tmp_path / "work", tmp_path / "kept")
+    assert found["last"] == "best" and found["best"]["n_images"] == 100 and not (tmp_path / "work").exists()
+    for attack, digits in found["best"]["correct"].items():
+        assert cell.unpacked(digits, 100).mean() == pytest.approx(found["best"]["accuracy"][attack])
+    assert (tmp_path / "kept" / "fast_none_3.ckpt").is_file()
+    assert len(found["data"]) == 64 and len(found["validation_robust"]) == 2
+    with pytest.raises(cell.CellStopped, match="objective"):
+        cell.run(one._replace(training=("objective=none_such",)), tmp_path / "work", None)
