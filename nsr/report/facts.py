@@ -30,11 +30,14 @@ def attack_title(row: str, settings: Mapping[str, Any]) -> str:
     title = SPELLED.get(name, name.replace("_", " "))
     if type(steps := own.get("steps")) is int and steps > 1:
         title += f"-{steps}"
+    if (version := own.get("version")) not in (None, "standard"):
+        title += f" ({version})"
     if type(restarts := own.get("restarts")) is int and restarts > 1:
         title += f", {restarts} restarts"
     different = {key: own[key] for key in ("norm", "epsilon") if key in own and own[key] != settings.get(key)}
     if norm or different:
-        title += f", {NORMS.get(norm or own.get('norm', ''), '')} {own.get('epsilon', '')}".rstrip()
+        parts = NORMS.get(norm or different.get("norm", "")), f"epsilon {own['epsilon']}" if "epsilon" in own else None
+        title += f", {' '.join(filter(None, parts))}"
     return title
 
 
