@@ -54,7 +54,8 @@ def facts(run: RunFiles) -> dict[str, str]:
     """Return {name: text}, without what is unknown."""
     settings, machine = run.run.settings, run.mapping("machine.json")
     timing = run.mapping("timing.json")
-    choice = settings.get("choices") if isinstance(settings.get("choices"), Mapping) else {}
+    choices = settings.get("choices")
+    choice = choices if isinstance(choices, Mapping) else {}
     found = {
         "status": run.run.status + (f": {run.run.detail}" if run.run.detail else ""),
         "threat model": threat_model(settings) if settings.get("norm") else "",
