@@ -17,6 +17,7 @@ from made_runs import make_evaluation, make_run
 from nsr.report.__main__ import main
 from nsr.report.automatic import write_or_warn
 from nsr.report.comparison import concordance
+from nsr.report.facts import attack_title
 from nsr.report.files import read_files
 from nsr.report.page import render
 from nsr.report.sections import checks, headline, interventions, settings, training
@@ -133,6 +134,14 @@ def test_the_result_in_words(tmp_path):
     assert "AutoAttack was not measured" not in text and "With 500 images the intervals are wide." in text
     write_json(files.measured / "checks.json", [{"name": "zero_gradients", "triggered": True}])
     assert "One check was triggered" in headline.summary(files, headline.rows_of(files))
+
+
+def test_titles_of_attacks_say_what_is_not_usual():
+    attacks = {"autoattack": {"version": "custom"}, "pgd": {"steps": 40, "restarts": 5, "epsilon": 0.3}}
+    given = {"norm": "linf", "epsilon": 0.15, "test_attacks": attacks}
+    assert attack_title("autoattack", given) == "AutoAttack (custom)"
+    assert attack_title("pgd", given) == "PGD-40, 5 restarts, epsilon 0.3"
+    assert attack_title("pgd_l2", given | {"test_attacks": {"pgd_l2": {"epsilon": 0.5}}}) == "PGD, L2 epsilon 0.5"
 
 
 @pytest.mark.parametrize(

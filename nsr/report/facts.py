@@ -30,11 +30,14 @@ def attack_title(row: str, settings: Mapping[str, Any]) -> str:
     title = SPELLED.get(name, name.replace("_", " "))
     if type(steps := own.get("steps")) is int and steps > 1:
         title += f"-{steps}"
+    if (version := own.get("version")) not in (None, "standard"):
+        title += f" ({version})"
     if type(restarts := own.get("restarts")) is int and restarts > 1:
         title += f", {restarts} restarts"
     different = {key: own[key] for key in ("norm", "epsilon") if key in own and own[key] != settings.get(key)}
     if norm or different:
-        title += f", {NORMS.get(norm or own.get('norm', ''), '')} {own.get('epsilon', '')}".rstrip()
+        parts = NORMS.get(norm or different.get("norm", "")), f"epsilon {own['epsilon']}" if "epsilon" in own else None
+        title += f", {' '.join(filter(None, parts))}"
     return title
 
 
@@ -51,7 +54,8 @@ def facts(run: RunFiles) -> dict[str, str]:
     """Return {name: text}, without what is unknown."""
     settings, machine = run.run.settings, run.mapping("machine.json")
     timing = run.mapping("timing.json")
-    choice = settings.get("choices") if isinstance(settings.get("choices"), Mapping) else {}
+    choices = settings.get("choices")
+    choice = choices if isinstance(choices, Mapping) else {}
     found = {
         "status": run.run.status + (f": {run.run.detail}" if run.run.detail else ""),
         "threat model": threat_model(settings) if settings.get("norm") else "",

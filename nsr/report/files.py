@@ -92,8 +92,8 @@ class RunFiles:
                 path = folder / Path(str(entry["file"])).name  # nothing outside of the folder
                 if path.is_symlink() or path.suffix not in (".png", ".svg"):
                     raise ValueError(f"{path.name} is no picture")
-                texts = [str(entry[name]) for name in ("alt", "caption")]
-                yield Picture(str(entry["section"]), path.read_bytes(), *texts, entry.get("data"))
+                section, alt, caption = (str(entry[name]) for name in ("section", "alt", "caption"))
+                yield Picture(section, path.read_bytes(), alt, caption, entry.get("data"))
             except (OSError, KeyError, TypeError, ValueError) as error:
                 self._damaged("pictures/index.json", error)
 

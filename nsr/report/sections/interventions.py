@@ -54,13 +54,13 @@ def _section(title: str, frame: pandas.DataFrame, summary: Mapping[str, Any]) ->
         f"Shown at {100 * fraction:g} % of each layer's neurons: the effect of the most sensitive ones minus that of "
     )
     text += "random ones, in percentage points of the images; above 0 the most sensitive neurons matter more. Bars are "
-    text += "95 % bootstrap intervals over images and random sets. Controls: "
-    text += "; ".join(f"{name.replace('_', ' ')}: {words}" for name, (words, *_) in CONTROLS.items()) + "."
+    text += "95 % bootstrap intervals over images and random sets."
     paragraphs = [text, *_warnings(frame, summary)]
     figures = [_contrasts(shown[shown["kind"] == kind], kind, fraction) for kind in kinds]
     verdicts = summary.get("verdicts")
     tables = [_verdicts(verdicts)] if isinstance(verdicts, Mapping) else []
-    tables.append(_effects(shown, frame))
+    names = [[Cell(name.replace("_", " ")), Cell(words)] for name, (words, *_) in CONTROLS.items()]
+    tables += [_effects(shown, frame), Table("Controls", ["control", "neurons"], names, texts=2)]
     numbers = ["layer", "kind", "fraction", "control", "images", "effect", "contrast", "contrast_low", "contrast_high"]
     data = {"fraction": fraction, "rows": columns_of(shown[numbers]), "verdicts": verdicts}
     return Section(title, "interventions", paragraphs, figures, tables, data)

@@ -30,7 +30,8 @@ def section(run: RunFiles) -> Section | None:
     names = {} if "class" not in images else dict(zip(images["label"], images["class"].astype(str), strict=True))
     where = f"{len(images):,} test images, {_radius(settings)}"
     figures = [_curve(curve, settings), *_distances(images, settings)]
-    tables, data = [], {"curve": columns_of(curve)}
+    tables: list[Table] = []
+    data: dict[str, Any] = {"curve": columns_of(curve)}
     if attack and names:
         title = attack_title(attack, settings)
         classes, confused = by_class(images, attack), confusion(images, attack)

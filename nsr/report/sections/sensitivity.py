@@ -143,7 +143,7 @@ def _distribution(before: pandas.DataFrame, after: pandas.DataFrame, when: str) 
 
 def _means(before: pandas.DataFrame, after: pandas.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
     frames = {"before": before, "after": after}
-    return {name: means_of(frame).to_dict("index") for name, frame in frames.items() if len(frame)}  # type: ignore[misc]
+    return {name: means_of(frame).to_dict("index") for name, frame in frames.items() if len(frame)}
 
 
 def _table(before: pandas.DataFrame, after: pandas.DataFrame, when: str) -> Table:

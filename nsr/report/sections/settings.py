@@ -37,7 +37,8 @@ def changed(given: Mapping[str, Any], program: str) -> dict[str, tuple[Any, Any]
     """
     defaults = read_yaml(CONFIGURATIONS / f"{program}.yaml") or {}
     usual = {key: value for entry in defaults["defaults"] if isinstance(entry, dict) for key, value in entry.items()}
-    choices = given.get("choices") if isinstance(given.get("choices"), Mapping) else {}
+    recorded = given.get("choices")
+    choices = recorded if isinstance(recorded, Mapping) else {}
     typed = {str(row).lstrip("+~").partition("=")[0]: str(row) for row in given.get("overrides") or ()}
     found = {
         group: (choice, usual.get(group, "none"))
