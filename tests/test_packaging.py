@@ -79,6 +79,7 @@ def test_a_wheel_holds_the_package_and_its_configurations(built):
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nsr").rglob("*.py")} | {"nsr/py.typed"}
     expected |= {f"nsr/report/templates/page.{suffix}" for suffix in ("html", "css", "js")}
     expected |= {f"nsr/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*") if path.is_file()}
+    expected |= {f"nsr/zoo/{path.name}" for path in (ROOT / "nsr" / "zoo").iterdir() if path.is_file()}
     assert {name for name in names if not name.startswith(information)} == expected
     assert {"nsr/conf/train.yaml", "nsr/conf/hydra/help/train.yaml"} < names
     assert dict(re.findall(r"^(\S+) = (\S+)$", scripts, flags=re.MULTILINE)) == COMMANDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -12,12 +13,14 @@ from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from nsr.compat import versions_of, with_versions
 from nsr.errors import InputError, one_line
 from nsr.models.stored import BATCH_COUNTER, COMPILED, below, choose_prefix, constants, flat, renamed
 from nsr.run.files import damaged_part
+from nsr.zoo import zoo_file
 
 log = logging.getLogger(__name__)
 NAMES_SHOWN = 3
@@ -27,9 +30,10 @@ PLAIN_PICKLE = "it is no checkpoint that torch.save wrote; a plain pickle"
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
-    """Return the content of a file that `torch.save` or safetensors wrote, its tensors on the CPU.
+    """Return the content of a file that `torch.save` or safetensors wrote, or of 'zoo:NAME', its tensors on the CPU.
 
-    Only tensors and plain values are read (`weights_only`), so a file cannot run code here.
+    Only tensors and plain values are read (`weights_only`), so a file cannot run code here. A file of safetensors with
+    a run's settings as JSON in the entry `nsr_settings` of its metadata is read as the checkpoint of that run.
 
     Errors:
         InputError: one line that names the file: it cannot be opened, is no checkpoint, truncated or damaged, or
@@ -38,7 +42,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     if not isinstance(path, (str, os.PathLike)):  # open() would take a number for a file descriptor
         raise InputError(f"a checkpoint's path is {path!r}; it must be text")
     name = repr(os.fspath(path))  # repr: a name with a line break stays on one line
-    with _open(path, name) as file, warnings.catch_warnings():
+    with _open(zoo_file(path), name) as file, warnings.catch_warnings():
         if (part := damaged_part(file)) is not None:
             raise InputError(f"{name} is damaged: {part} does not have its checksum; copy it again, or take another")
         file.seek(0)
@@ -47,8 +51,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
         file.seek(0)
         try:
             return _safetensors(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
-        except ImportError:
-            raise InputError(f"{name} needs the package safetensors: pip install safetensors") from None
         except UnpicklingError as error:
             found = re.search(r"GLOBAL (\S+)", str(error))  # in a paragraph that advises to disable the protection
             reason = f"it holds {found[1]}, which" if found else PLAIN_PICKLE
@@ -227,10 +229,12 @@ def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
         raise InputError(f"cannot open {name}: {reason}{start}") from None
 
 
-def _safetensors(file: BinaryIO) -> dict[str, Tensor]:
-    from safetensors.torch import load
-
-    return load(file.read())
+def _safetensors(file: BinaryIO) -> dict[str, Any]:
+    content = file.read()
+    tensors = load(content)  # raises where the header is damaged
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    settings = header.get("__metadata__", {}).get("nsr_settings")
+    return tensors if settings is None else {"nsr_settings": json.loads(settings), "state_dict": tensors}
 
 
 def _some(keys: Collection[object]) -> str:
