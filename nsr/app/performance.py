@@ -75,5 +75,5 @@ def _offers_bf16(settings: Settings) -> bool:
         return False
     if on_gpus(settings):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.12
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.12
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))

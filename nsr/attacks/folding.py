@@ -88,7 +88,8 @@ class FoldedPair:
             return
         wide = torch.float32 if device.type == "mps" else torch.float64  # rounded once, at the end
         with torch.no_grad():
-            weight, bias, gamma, beta, mean, variance = (each if each is None else each.to(wide) for each in tensors)
+            wider: list[Any] = [each if each is None else each.to(wide) for each in tensors]
+            weight, bias, gamma, beta, mean, variance = wider
             scale = torch.rsqrt(variance + norm.eps) * (1 if gamma is None else gamma)
             bias = (-mean if bias is None else bias - mean) * scale + (0 if beta is None else beta)
             self.weight = (weight * scale.view(-1, *[1] * (weight.ndim - 1))).to(dtype)
