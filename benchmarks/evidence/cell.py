@@ -84,6 +84,7 @@ def _child(program: str, overrides: Sequence[str], log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)  # the caller's may not be 1 and 2
     sys.argv = [f"{program}.py", *overrides]
     getattr(main, program)()
 
