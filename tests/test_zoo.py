@@ -119,7 +119,7 @@ def test_the_command_of_a_card_gives_its_clean_accuracy(tmp_path):
 def test_training_begins_from_a_network_of_the_zoo(tmp_path):
     settings = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "logger=none", "test_attacks=[clean]"]
     settings.append(f"hydra.run.dir={tmp_path / 'run'}")
-    done = in_a_process("train.py", "model.weights=zoo:digits_natural", *settings, folder=tmp_path)
+    done = in_a_process("train.py", "model.width=16", "model.weights=zoo:digits_natural", *settings, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     first = pd.read_csv(tmp_path / "run" / "metrics.csv")
     assert first["validation/clean_accuracy"][0] > 0.9
