@@ -31,6 +31,7 @@ from safetensors.torch import save
 from benchmarks.common import DOCS, RESULTS, ROOT, installed, table
 from nsr import __version__
 from nsr.errors import InputError
+from nsr.evaluation.curve import NORMS
 from nsr.run.commands import shell_quoted
 from nsr.run.files import append_rows, layer_means, write_json, write_text
 from nsr.zoo import FOLDER, zoo_index
@@ -42,7 +43,6 @@ TEXT = Path(__file__).with_name("zoo_text.md")
 ROWS = RESULTS / "zoo.csv"
 ATTACKS = ("autoattack", "adaptive", "features")
 COLUMNS = ("name", "image", "label", "clean", *ATTACKS)  # 1 where an image is classified correctly, else 0
-NORMS = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}
 OF_THE_MACHINE = ("data_origin", "logger")  # settings that are not stored
 
 
@@ -99,7 +99,7 @@ def facts(run: Path, evaluation: Path) -> dict[str, Any]:
     """Return what the index says about a network, beside its file."""
     settings, measured = read(run / "config.yaml"), read(evaluation / "config.yaml")
     metrics = read(evaluation / "evaluation.json")
-    layers = layer_means(evaluation / "sensitivity.csv", "")  # type: ignore[arg-type]
+    layers = layer_means(evaluation / "sensitivity.csv", None)
     return {
         **{part: settings["choices"].get(part) for part in ("data", "model", "objective", "stabilizer")},
         **{key: settings[key] for key in ("norm", "epsilon", "seed")},

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -64,8 +64,13 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables and write the files; return the exit code, 1 after bad input, which is reported in one line."""
+    return exit_code(lambda: run(parser().parse_args(arguments)))
+
+
+def exit_code(action: Callable[[], None]) -> int:
+    """Run a command and return its exit code: 0, 130 if interrupted, 1 after bad input, reported in one line."""
     try:
-        run(parser().parse_args(arguments))
+        action()
     except BrokenPipeError:  # the reader has seen enough, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

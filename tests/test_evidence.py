@@ -1,4 +1,4 @@
-"""The experiment engine: rows, resumption, choice; its pages are in test_evidence_page.py."""
+"""The experiment engine: rows, resumption, choice."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def test_the_plan_is_balanced():
 
 
 def test_no_test_image_before_all_choices():
-    assert {c.stage for c in cells(PLAN, {})} == {"cost", "rate"}
+    assert {c.stage for c in cells(PLAN, {})} == {"rate"}
     some = {**CHOICES, "fast": {"none": ["a"]}}
-    assert {c.stage for c in cells(PLAN, some)} == {"cost", "rate", "tune"}
+    assert {c.stage for c in cells(PLAN, some)} == {"rate", "tune"}
     assert chosen({"pgd": {"none": ["a"], "sns": ["b"]}}, "pgd", "sns") == ["a", "b"]
 
 
@@ -99,10 +99,11 @@ def test_the_choice_is_the_best_mean_over_seeds():
     assert choice.choose(plan, runs[:3]) == {}
 
 
-def test_the_smallest_detectable_difference_by_simulation():
-    smallest = choice.detectable(2.0, 10, 0.05)
+@pytest.mark.parametrize("alpha", [0.05, 0.025])
+def test_the_smallest_detectable_difference_by_simulation(alpha):
+    smallest = choice.detectable(2.0, 10, alpha)
     drawn = numpy.random.default_rng(0).normal(smallest, 2.0, (4000, 10))
-    power = (ttest_1samp(drawn, 0, axis=1).pvalue <= 0.05).mean()
+    power = (ttest_1samp(drawn, 0, axis=1).pvalue <= alpha).mean()
     assert abs(power - 0.8) < 0.02
 
 

@@ -1,1 +1,1 @@
-"""The experiment engine: plans as data, rows appended as runs start and end, pages made from rows."""
+"""The experiment engine: plans as data, rows appended as runs start and end."""

@@ -2,8 +2,7 @@
 
     python -m benchmarks.evidence PLAN                      all of them; a killed command continues where it ended
     python -m benchmarks.evidence PLAN --minutes 30 --only confirm.pgd
-    python -m benchmarks.evidence PLAN --hours              what is left, from the processor time of finished cells
-    python -m benchmarks.evidence PLAN --page               docs/ from the rows
+    python -m benchmarks.evidence PLAN --status             what is left, and the difference that the plan can detect
 
 Any number of commands may run at a time on one machine. On several machines give each its own --machine NAME and put
 their files of rows into one folder: rows are merged by cell, and contradictory ones are refused.
@@ -31,12 +30,8 @@ WORK = ROOT / "runs" / "evidence"  # of cells that run
 def main() -> None:
     options = _parser().parse_args()
     plan = read_plan(options.plan)
-    if options.hours:
-        print(hours(plan))
-    elif options.page:
-        from benchmarks.evidence import page
-
-        page.write(plan)
+    if options.status:
+        print("\n".join([*hours(plan), *power(plan)]))
     else:
         perform(plan, options)
 
@@ -48,8 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="no cell is started after so many")
     parser.add_argument("--machine", default="first", help="name of this machine's file of rows")
     parser.add_argument("--keep", type=Path, help="folder for the best checkpoints of confirmed cells")
-    for action in ("hours", "page"):
-        parser.add_argument(f"--{action}", action="store_true")
+    parser.add_argument("--status", action="store_true", help="run nothing: print what is left")
     return parser
 
 
@@ -118,7 +112,7 @@ def _processor() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def hours(plan: Plan) -> str:
+def hours(plan: Plan) -> list[str]:
     """Return the processor hours of the finished and of the missing cells, from the mean of each kind of cell."""
     finished = {row["cell"]: row for row in rows.read(plan["name"]) if row["status"] == "finished"}
     times: dict[tuple[str, str], list[float]] = {}
@@ -134,7 +128,23 @@ def hours(plan: Plan) -> str:
         each = "not timed yet" if mean is None else f"{mean:.0f} s each"
         lines.append(f"{' '.join(kind)}: {len(members) - missing} of {len(members)} finished, {each}")
     used = sum(sum(each) for each in times.values())
-    return "\n".join([*lines, f"used {used / 3600:.2f} h, left {left / 3600:.2f} h of one core"])
+    return [*lines, f"used {used / 3600:.2f} h, left {left / 3600:.2f} h of one core"]
+
+
+def power(plan: Plan) -> list[str]:
+    """Return the smallest difference that each primary contrast detects with 80 % power, from the tuning runs.
+
+    Alpha is 0.05 over the number of contrasts, Holm's first step. The deviation is that of validated accuracy.
+    """
+    finished = [row for row in rows.read(plan["name"]) if row["status"] == "finished"]
+    objectives, arms = plan["objectives"], plan["confirm"]["primary"]
+    n, lines = len(plan["confirm"]["seeds"]), []
+    for objective in objectives:
+        table = choice.pilot(plan, finished, objective)
+        if len(table) > 1:
+            points = 100 * choice.detectable(choice.paired_deviation(table), n, 0.05 / len(objectives))
+            lines.append(f"{objective}: {' minus '.join(arms)}, {n} seeds, detects {points:.1f} points")
+    return lines
 
 
 if __name__ == "__main__":

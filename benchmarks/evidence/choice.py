@@ -68,17 +68,6 @@ def detectable(deviation: float, n: int, alpha: float, power: float = 0.8) -> fl
     limit = t.ppf(1 - alpha / 2, n - 1)
 
     def excess(shift: float) -> float:
-        return nct.sf(limit, n - 1, shift) + nct.cdf(-limit, n - 1, shift) - power
+        return nct.sf(limit, n - 1, shift) + numpy.nan_to_num(nct.cdf(-limit, n - 1, shift)) - power  # nan: too small
 
     return float(brentq(excess, 0.0, 8.0)) * deviation / n**0.5
-
-
-def step_costs(plan: Plan, finished: Sequence[Row], objective: str) -> dict[str, float]:
-    """Return {arm: processor seconds of a training step}: the mean of its tuning runs less a run of hardly any step."""
-    idle = [row for row in finished if (row["stage"], row["objective"]) == ("cost", objective)]
-    steps = plan["steps"][objective]["none"] * plan["epochs"]
-    return {
-        arm: (fmean(row["train_cpu_seconds"] for row in runs) - idle[0]["train_cpu_seconds"]) / steps
-        for arm in plan["arms"]
-        if idle and (runs := tuned(finished, objective, arm))
-    }

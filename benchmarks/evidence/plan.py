@@ -14,7 +14,7 @@ from benchmarks.common import ROOT
 from nsr.errors import InputError
 
 PLANS = ROOT / "benchmarks" / "evidence_plans"
-STAGES = ("cost", "rate", "tune", "confirm", "standard")
+STAGES = ("rate", "tune", "confirm", "standard")
 Plan = Mapping[str, Any]
 Choices = Mapping[str, Mapping[str, Sequence[str]]]
 
@@ -64,7 +64,7 @@ def cells(plan: Plan, choices: Choices) -> list[Cell]:
     Args:
         choices: {objective: {arm: overrides}} of `choice.choose`; cells that need one which is not there are left out.
     """
-    return [*_cost(plan), *_rate(plan), *_tune(plan, choices), *_confirm(plan, choices)]
+    return [*_rate(plan), *_tune(plan, choices), *_confirm(plan, choices)]
 
 
 def chosen(choices: Choices, objective: str, arm: str) -> list[str] | None:
@@ -78,13 +78,6 @@ def chosen(choices: Choices, objective: str, arm: str) -> list[str] | None:
 def _overrides(plan: Plan, objective: str, arm: str, *more: str, steps: int | None = None) -> tuple[str, ...]:
     length = f"trainer.limit_train_batches={steps or plan['steps'][objective][arm]}"
     return (*plan["training"], *plan["objectives"][objective], *plan["arms"][arm], length, *more)
-
-
-def _cost(plan: Plan) -> Iterator[Cell]:
-    """Training of hardly any step: the processor time of everything else in a training, for `choice.step_costs`."""
-    for objective in plan["objectives"]:
-        own = ("+trainer.limit_test_batches=1", *plan["tuning"]["none"][0])
-        yield Cell("cost", objective, "none", "1 step", 0, _overrides(plan, objective, "none", *own, steps=1))
 
 
 def _rate(plan: Plan) -> Iterator[Cell]:

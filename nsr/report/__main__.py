@@ -6,12 +6,11 @@ A finished, running or failed run, or an evaluation, gives a page of its own; se
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nsr.compare import Parser
+from nsr.compare import Parser, exit_code
 from nsr.errors import InputError
 from nsr.run.plain_text import printable
 
@@ -33,17 +32,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page; return the exit code, 1 after bad input, which is reported in one line."""
-    try:
-        options = parser().parse_args(arguments)
-        print(f"written to  {printable(run(options))}", flush=True)
-    except KeyboardInterrupt:
-        return 130
-    except (InputError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"error: {printable(error)}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: print(f"written to  {printable(run(parser().parse_args(arguments)))}", flush=True))
 
 
 def run(options: argparse.Namespace) -> Path:

@@ -46,7 +46,7 @@ def svg(figure: Any) -> str:
 
 
 def short(label: str) -> str:
-    """Return a label of at most 22 characters, cut in the middle: the end tells layers apart."""
+    """Shorten a label to 22 characters. The middle is cut, because names of layers often differ only at the end."""
     half = LONGEST_LABEL // 2
     return label if len(label) <= LONGEST_LABEL else f"{label[: half - 1]}…{label[-half:]}"
 

@@ -97,10 +97,10 @@ def whole_rows(path: Path, *, starting: str = "") -> Iterator[dict[str, str]]:
                 yield dict(zip(columns, values, strict=True))
 
 
-def layer_means(records: Path, epoch: int) -> dict[str, list[float]]:
-    """Return {layer: [absolute, relative, mean activation]} of one epoch of a sensitivity.csv."""
+def layer_means(records: Path, epoch: int | None) -> dict[str, list[float]]:
+    """Return {layer: [absolute, relative, mean activation]} of one epoch of a sensitivity.csv; None: it has one."""
     rows: dict[str, list[tuple[float, float]]] = {}
-    for row in whole_rows(records, starting=f"{epoch},"):
+    for row in whole_rows(records, starting="" if epoch is None else f"{epoch},"):
         rows.setdefault(row["layer"], []).append((float(row["absolute"]), float(row["mean_activation"])))
     means = {layer: [fmean(values) for values in zip(*neurons, strict=True)] for layer, neurons in rows.items()}
     return {layer: [absolute, _ratio(absolute, active), active] for layer, (absolute, active) in means.items()}
