@@ -91,14 +91,18 @@ def run(options: Any) -> None:
     if any(not method or not text for method, _, text in labels):
         raise InputError(f"--label is {options.label!r}; it must be METHOD=TEXT")
     from nsr.comparison.frames import read_runs
+    from nsr.comparison.names import method_names
     from nsr.comparison.statistics import compare
     from nsr.comparison.writing import show, write
 
+    runs = read_runs(*options.places, allow_different=options.allow_different)
+    names = method_names(runs)
+    by_name = {name: method for method, name in names.items()}  # either may be given
     result = compare(
-        read_runs(*options.places, allow_different=options.allow_different),
-        baseline=options.baseline,
+        runs,
+        baseline=by_name.get(options.baseline, options.baseline),
         accuracy=options.accuracy,
-        labels={method: text for method, _, text in labels},
+        labels=names | {by_name.get(method, method): text for method, _, text in labels},
         resamples=options.resamples,
         seed=options.seed,
     )

@@ -110,8 +110,14 @@ def make_evaluation(
         (run / "evaluations" / "cache" / "0123456789ab").mkdir(parents=True)
         return directory
     own = yaml.safe_load((run / "config.yaml").read_text())
-    attack = own["test_attacks"]["pgd"]
-    attacks = {attack_name: None if attack_name == "clean" else dict(attack) for attack_name in accuracies}
+    known = own["test_attacks"] | {"clean": None}
+    others = {
+        "_target_": "nsr.attacks.AutoAttack",
+        "norm": own["norm"],
+        "epsilon": own["epsilon"],
+        "version": "standard",
+    }
+    attacks = {attack_name: known.get(attack_name, others) for attack_name in accuracies}
     evaluation = {"n_examples": n_examples, "subset": "balanced", "cache": None, "list_top": 5}
     settings = {"schema": SCHEMA, "checkpoint": path, "evaluation": evaluation, "test_attacks": attacks}
     settings = {**{key: own[key] for key in ("data", "norm", "epsilon")}, **settings, **changes}

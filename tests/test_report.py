@@ -14,10 +14,10 @@ import numpy
 import pytest
 from made_runs import make_evaluation, make_run
 
+from nsr.comparison.names import attack_title
 from nsr.report.__main__ import main
 from nsr.report.automatic import write_or_warn
 from nsr.report.comparison import concordance
-from nsr.report.facts import attack_title
 from nsr.report.files import read_files
 from nsr.report.page import render
 from nsr.report.sections import checks, headline, interventions, settings, training

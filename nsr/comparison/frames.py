@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -22,9 +23,9 @@ STANDARD = ("fgsm", "mifgsm", "pgd", "pgd100", "apgd_ce", "apgd_dlr", "cw", "squ
 # the first columns, which there always are
 DESCRIPTION = (
     *("run", "method", "objective", "stabilized", "adversarial", "seed", "status", "detail", "conditions"),
-    *("epoch", "best_epoch"),
+    *("epoch", "best_epoch", "data", "norm", "epsilon", "images", "test_attacks", "validation_attack"),
 )
-WHOLE = ("seed", "epoch", "best_epoch")  # numbers, also where some are missing
+WHOLE = ("seed", "epoch", "best_epoch", "images")  # numbers, also where some are missing
 
 
 def read_runs(*places: str | Path, allow_different: bool = False) -> pandas.DataFrame:
@@ -37,11 +38,13 @@ def read_runs(*places: str | Path, allow_different: bool = False) -> pandas.Data
     Returns:
         Columns run, method (a label, the same for runs that differ in their seed alone), objective, stabilized,
         adversarial (whether the objective trains on adversarial examples), seed, status (finished, running, failed,
-        interrupted, unfinished, no evaluation, unreadable), detail (the reason), conditions, epoch, best_epoch,
-        evaluation (where the accuracies come from), worst_case_of (the attacks of the worst case), command (that
-        finishes what is missing); ATTACK_accuracy of best.ckpt on the test set, each from the newest measurement that
-        has it, as a fraction; absolute, relative and mean_activation, means over layers at the best epoch on
-        validation images, absolute/LAYER for one layer, absolute_before before training.
+        interrupted, unfinished, no evaluation, unreadable), detail (the reason), conditions, epoch, best_epoch;
+        data, norm, epsilon, images (their number) and test_attacks (settings as JSON) of the measurement that the
+        accuracies are from, validation_attack (JSON) of the sensitivities; evaluation (where the accuracies are from),
+        worst_case_of (the attacks of the worst case), command (that finishes what is missing); ATTACK_accuracy of
+        best.ckpt on the test set, each from the newest measurement that has it, as a fraction; absolute, relative and
+        mean_activation, means over layers at the best epoch on validation images, absolute/LAYER for one layer,
+        absolute_before before training.
 
     Errors:
         InputError: a place is missing or holds no run; runs differ in data or threat model.
@@ -103,12 +106,26 @@ def _row(run: Run, attacks: Sequence[str]) -> dict[str, Any]:
         "detail": run.detail,
         "epoch": run.epoch,
         "best_epoch": run.best_epoch,
+        **_measurement(run),
         "evaluation": ", ".join(run.sources),
         "worst_case_of": ", ".join(run.measured.get("worst_case_of", [])),
         "command": run.command or _command_for_missing(run, attacks),
         **run.metrics,
         **sensitivity_columns(run.sensitivity.get("best", {})),
         **sensitivity_columns(run.sensitivity.get("before", {}), "_before"),
+    }
+
+
+def _measurement(run: Run) -> dict[str, Any]:
+    """Return what the accuracies and the sensitivities of a run were measured on and with."""
+    attacks = {name: own for name, own in (run.measured.get("test_attacks") or {}).items() if own}
+    validation = run.settings.get("validation_attack")
+    return {
+        "data": str((run.settings.get("choices") or {}).get("data") or ""),
+        **{name: run.measured.get(name) for name in ("norm", "epsilon")},
+        "images": run.images or (run.measured.get("evaluation") or {}).get("n_examples"),
+        "test_attacks": json.dumps(attacks, default=str) if attacks else "",
+        "validation_attack": json.dumps(validation, default=str) if validation else "",
     }
 
 

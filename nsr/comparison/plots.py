@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from nsr.comparison.frames import MEASURES, layers_of
 from nsr.comparison.settings import OBJECTIVES
 from nsr.comparison.statistics import Comparison, attack_columns, finished
-from nsr.comparison.tables import attack_name
+from nsr.comparison.tables import headings
 from nsr.plotting import COLORS, DARK, PAPER, new_figure, save, styled
 
 LINE = 0.125  # height of a legend's line, inches
@@ -100,14 +100,14 @@ def accuracy(comparison: Comparison, theme: Theme) -> Figure | None:
     axes = figure.subplots()
     offsets = numpy.linspace(-0.28, 0.28, len(names)) if len(names) > 1 else numpy.zeros(1)
     half = min(0.16, 0.28 / len(names))  # half of a bar's height
-    markers = MARKERS.replace("*", "")
+    markers, shown = MARKERS.replace("*", ""), headings(comparison)
     for number, name in enumerate(names):
         color, marker = METHOD_COLORS[number % len(METHOD_COLORS)], markers[number % len(markers)]
         for place, method in enumerate(methods):
             values = 100 * runs[runs["method"] == method][name].dropna()
             height = place + offsets[number]
             points: dict[str, Any] = {"marker": marker, "color": color, "markersize": 2.4, "alpha": 0.8}
-            points["label"] = None if place else attack_name(name)
+            points["label"] = None if place else shown[name]
             axes.plot(values, [height] * len(values), linestyle="", **points)
             axes.plot([values.mean()] * 2, [height - half, height + half], color=theme["ink"], linewidth=0.8)
     axes.set_yticks(range(len(methods)), [textwrap.fill(method, 24) for method in methods])
@@ -132,7 +132,7 @@ def robustness(comparison: Comparison, theme: Theme) -> Figure | None:
             axes.plot(group[measure], 100 * group[comparison.accuracy], label=str(method), **points)
         _mark_natural(axes, runs, measure, comparison.accuracy)
         axes.set_xlabel(UNITS[measure])
-    panels[0].set_ylabel(f"accuracy under {attack_name(comparison.accuracy)} (%)")
+    panels[0].set_ylabel(f"accuracy under {headings(comparison)[comparison.accuracy]} (%)")
     _legend(figure, panels[0])
     return figure
 

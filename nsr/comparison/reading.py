@@ -44,6 +44,7 @@ class Run(NamedTuple):
     measured: Mapping[str, Any] = {}  # the settings of the measurement that the accuracies come from
     metrics: Mapping[str, float] = {}
     sources: tuple[str, ...] = ()
+    images: int = 0  # test images of the newest measurement; 0 where it is unknown
     sensitivity: Mapping[str, Mapping[str, list[float]]] = {}
     epoch: int = 0
     best_epoch: int | None = None
@@ -98,6 +99,7 @@ def _read_run(directory: Path) -> Run:
         measured=measured,
         metrics=metrics | {name: value for name, value in validated.items() if name != "epoch"},
         sources=sources,
+        images=_images(folder_of(directory, measurements[-1])) if measurements else 0,
         sensitivity=sensitivity,
         epoch=epochs[-1]["epoch"] if epochs else 0,
         best_epoch=best_epoch,
@@ -178,6 +180,19 @@ def accuracies(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[
     names = [f"{name}_accuracy" for name in (*(settings.get("test_attacks") or ()), "corruptions")]
     found = {name: metrics.get(f"test/{name}") for name in (*names, WORST)}
     return {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
+
+
+def folder_of(directory: Path, measurement: Measurement) -> Path:
+    """Return the folder that a measurement's files are in."""
+    return directory if measurement.name == TRAINING_END else directory / "evaluations" / measurement.name
+
+
+def _images(folder: Path) -> int:
+    """Count the rows of images.csv."""
+    try:
+        return max(0, (folder / "images.csv").read_bytes().count(b"\n") - 1)
+    except OSError:
+        return 0
 
 
 def _epochs(path: Path) -> list[dict[str, Any]]:

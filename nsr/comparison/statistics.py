@@ -62,7 +62,7 @@ def compare(
 
     Args:
         runs: from `read_runs`; unfinished ones are left out.
-        baseline: the method that others are paired with at equal seeds; None: PGD training alone, else the first.
+        baseline: the method (or its label) that others are paired with; None: PGD training alone, else the first.
         accuracy: the attack that robustness is read from; None: the strongest that every finished run has.
         labels: {method: another name for it}.
         among: {a set of runs, in words: mask of rows} to correlate; None: all, and the adversarially trained ones.
@@ -73,6 +73,7 @@ def compare(
     """
     check_number("resamples", resamples, lowest=100, whole=True)
     runs = runs.assign(method=_renamed(runs, labels or {}))
+    baseline = (labels or {}).get(baseline or "", baseline)
     notes, done = [], finished(runs)
     found = [text for text in runs.get("conditions", pandas.Series(dtype=str)).dropna().unique() if text]
     if found:

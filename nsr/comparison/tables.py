@@ -8,8 +8,19 @@ from typing import Any, NamedTuple
 
 import pandas
 
+from nsr.comparison.captions import (
+    DAGGER,
+    attacks_sentence,
+    conditions_sentence,
+    lead_sentence,
+    seeds_sentence,
+    sensitivity_caption,
+    unequal,
+)
 from nsr.comparison.frames import MEASURES, layers_of
 from nsr.comparison.inference import ALPHA, Decision, holm
+from nsr.comparison.leaders import Lead, leads
+from nsr.comparison.names import attack_names
 from nsr.comparison.statistics import Comparison, attack_columns, tested_metrics
 
 MISSING = "-"
@@ -50,19 +61,38 @@ def sheets(comparison: Comparison) -> list[Sheet]:
 
 
 def accuracies(comparison: Comparison) -> Sheet:
-    """Tabulate accuracies: clean, under each attack, worst case; the best mean of each column is marked."""
-    names = attack_columns(dict.fromkeys([*comparison.runs, MUST]))
-    title = "accuracy on the test set, %: mean +- standard deviation over seeds, highest mean in bold"
-    return _over_seeds(comparison.methods, title, names, [attack_name(name) for name in names])
+    """Tabulate accuracies: clean, under each attack, worst case; the best mean is bold, a shown lead has a dagger."""
+    runs, methods, names = comparison.runs, comparison.methods, headings(comparison)
+    measured = [name for name in names if name in methods and methods[name].notna().any()]
+    left_out = unequal(runs, measured)
+    found, decision = leads(runs, methods, [name for name in measured if name not in left_out])
+    title = "accuracy on the test set, %: mean +- standard deviation over seeds"
+    sheet = _over_seeds(methods, title, [*names], [*names.values()])
+    leading = [None, None, *(found.get(name) for name in names)]  # of each column
+    rows = [[_marked(cell, row[0].text, lead) for cell, lead in zip(row, leading, strict=True)] for row in sheet.rows]
+    caption = [conditions_sentence(runs), attacks_sentence(runs, {name: names[name] for name in measured})]
+    caption += [seeds_sentence(methods), lead_sentence(found, decision, left_out, len(measured))]
+    return sheet._replace(rows=rows, note=" ".join(filter(None, caption)))
+
+
+def headings(comparison: Comparison) -> dict[str, str]:
+    """Return {accuracy's column: its heading}, in the order of tables."""
+    return attack_names(comparison.runs, attack_columns(dict.fromkeys([*comparison.runs, MUST])))
+
+
+def _marked(cell: Cell, method: str, lead: Lead | None) -> Cell:
+    if lead is None or method not in lead.best:
+        return cell
+    return Cell(f"{cell.text}{DAGGER * lead.is_shown}", best=True)
 
 
 def sensitivities(comparison: Comparison) -> Sheet:
     """Tabulate means over layers, at the best epoch and before training."""
     names = [f"{measure}{when}" for when in ("", "_before") for measure in MEASURES]
     names = [name for name in names if name in comparison.runs]
-    headings = [SHOWN[name.removesuffix("_before")] + (", untrained" * name.endswith("_before")) for name in names]
+    shown = [SHOWN[name.removesuffix("_before")] + (", untrained" * name.endswith("_before")) for name in names]
     title = "neuron sensitivity on validation images, mean over layers: mean +- standard deviation over seeds"
-    return _over_seeds(comparison.methods, title, names, headings)
+    return _over_seeds(comparison.methods, title, names, shown)._replace(note=sensitivity_caption(comparison))
 
 
 def by_layer(comparison: Comparison, measure: str) -> Sheet:
@@ -70,10 +100,12 @@ def by_layer(comparison: Comparison, measure: str) -> Sheet:
     methods, layers = comparison.methods, layers_of(comparison.runs)
     columns = [_column(methods, f"{measure}/{layer}") for layer in layers]
     title = f"{measure.replace('_', ' ')}{'' if measure == 'mean_activation' else ' sensitivity'} by layer"
+    title += ": mean +- standard deviation over seeds"
+    note = sensitivity_caption(comparison)
     if len(layers) > WIDE:
         rows = [[Cell(layer), *column] for layer, column in zip(layers, columns, strict=True)]
-        return Sheet(title, ["layer", *methods["method"]], rows)
-    return Sheet(title, ["method", *layers], list(zip(map(Cell, methods["method"]), *columns, strict=True)))
+        return Sheet(title, ["layer", *methods["method"]], rows, note=note)
+    return Sheet(title, ["method", *layers], list(zip(map(Cell, methods["method"]), *columns, strict=True)), note=note)
 
 
 def differences(comparison: Comparison) -> Sheet:
@@ -86,8 +118,15 @@ def differences(comparison: Comparison) -> Sheet:
         found = group.set_index("metric")
         counts = Cell(str(method)), Cell(str(found.loc[names, "pairs"].max()))
         rows.append([*counts, *(_interval(name, found.loc[name], decision) for name in names)])
-    headings = ["method", "pairs", *(SHOWN.get(name) or attack_name(name) for name in names)]
-    return Sheet(title, headings, rows, note=f"{decision.sentence('seeds')} {covered(frame, names)}".strip())
+    shown = headings(comparison)
+    caption = [conditions_sentence(comparison.runs), attacks_sentence(comparison.runs, _measured(frame, shown))]
+    caption += [decision.sentence("seeds"), covered(frame, names)]
+    columns = ["method", "pairs", *(SHOWN.get(name) or shown[name] for name in names)]
+    return Sheet(title, columns, rows, note=" ".join(filter(None, caption)))
+
+
+def _measured(frame: pandas.DataFrame, names: Mapping[str, str]) -> dict[str, str]:
+    return {name: names[name] for name in names if len(frame) and name in set(frame["metric"])}
 
 
 def decide(frame: pandas.DataFrame) -> Decision:
@@ -116,7 +155,7 @@ def covered(frame: pandas.DataFrame, names: Sequence[str]) -> str:
 def correlated(comparison: Comparison) -> Sheet:
     """Tabulate Spearman's correlation of sensitivity and robust accuracy; what survives Holm's correction is bold."""
     frame, measures = comparison.correlations, MEASURES[:2]
-    name = attack_name(comparison.accuracy or "")
+    name = headings(comparison).get(comparison.accuracy or "", "")
     title = f"Spearman correlation of sensitivity with accuracy under {name}: [95 % interval from 8 methods on], p"
     decision = decide(frame)
     rows = []
@@ -130,8 +169,8 @@ def correlated(comparison: Comparison) -> Sheet:
             counts = [str(int(pair[name].max())) for name in ("methods", "runs")]
             cells = [_correlation(by_measure, name, decision) for name in measures]
             rows.append([*map(Cell, (str(which), str(layer), *counts)), *cells])
-    note = decision.sentence("methods")
-    if note:
+    note = " ".join(filter(None, [conditions_sentence(comparison.runs), decision.sentence("methods")]))
+    if decision.comparisons:
         note += " A correlation generalizes to other methods on this data, network and attack; it is not a cause."
     return Sheet(title, ["among", "layer", "methods", "runs", *measures], rows, texts=2, note=note)
 
@@ -151,11 +190,6 @@ def commands(comparison: Comparison) -> list[str]:
     """List the commands that finish what is missing."""
     frame = comparison.runs
     return [command for command in frame["command"] if command] if "command" in frame else []
-
-
-def attack_name(column: str) -> str:
-    """Return the heading of an accuracy's column: 'pgd_accuracy' is pgd, 'worst_case_accuracy' worst case."""
-    return column.removesuffix("_accuracy").replace("_", " ").replace("autoattack", "AutoAttack")
 
 
 def decimals(values: Sequence[float]) -> int:
@@ -180,7 +214,7 @@ def _over_seeds(methods: pandas.DataFrame, title: str, names: Sequence[str], hea
 
 
 def _column(methods: pandas.DataFrame, name: str) -> list[Cell]:
-    """Return a metric of each method; accuracies in percent, the best marked."""
+    """Return a metric of each method; accuracies in percent."""
     if name not in methods:
         return [Cell(MISSING)] * len(methods)
     is_accuracy = name.endswith("_accuracy")
@@ -190,8 +224,7 @@ def _column(methods: pandas.DataFrame, name: str) -> list[Cell]:
     cells = []
     for mean, deviation, count, done in zip(means, deviations, methods[f"{name}_n"], methods["finished"], strict=True):
         fewer = f" (of {count})" if 0 < count < done else ""
-        best = is_accuracy and math.isclose(mean, means.max(), rel_tol=1e-9)
-        cells.append(Cell(f"{spread(mean, deviation, digits)}{fewer}", best))
+        cells.append(Cell(f"{spread(mean, deviation, digits)}{fewer}"))
     return cells
 
 

@@ -20,6 +20,7 @@ from nsr.run.plain_text import csv_cell, markdown_cell, printable
 UNWRAPPED = 40  # characters of a method that stay on one line on a narrow screen
 SHOWN_COMMANDS = 5  # on the screen; in a sweep every run lacks the same
 UNFINISHED = "runs that are unfinished, or lack an evaluation or an attack"
+SYMBOLS = {" +- ": r" $\pm$ ", r"\textless{}=": r"$\leq$", "†": r"$^{\dagger}$"}
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -34,9 +35,11 @@ def show(comparison: Comparison) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 1000  # as wide as a table needs
+    shown = ""
     for sheet in sheets(comparison):
         console.print(screen_table(sheet))
-        if sheet.note:
+        if sheet.note and sheet.note != shown:  # the tables of layers have the same
+            shown = sheet.note
             console.print(Text(printable(sheet.note)), soft_wrap=True)
     lines = [printable(f"note  {note}") for note in comparison.notes]
     if missing := commands(comparison):
@@ -130,6 +133,7 @@ def _tex_row(cells: Sequence[str]) -> str:
 
 def _tex(text: str) -> str:
     escaped = "".join(LATEX.get(character, character) for character in printable(text))
-    escaped = escaped.replace(" +- ", r" $\pm$ ")
+    for plain, symbol in SYMBOLS.items():
+        escaped = escaped.replace(plain, symbol)
     escaped = re.sub(r"(?<![\w.])([+-])(?=\d)", r"$\1$", escaped)
     return "--" if escaped == "-" else escaped

@@ -11,9 +11,10 @@ import pandas
 from scipy.stats import rankdata
 
 from nsr.comparison.frames import MEASURES, layers_of, read_runs
+from nsr.comparison.names import method_names
 from nsr.comparison.plots import accuracy, layers, robustness
 from nsr.comparison.statistics import Comparison, compare
-from nsr.comparison.tables import Sheet, attack_name, commands, sheets
+from nsr.comparison.tables import Sheet, commands, headings, sheets
 from nsr.plotting import PAPER, styled
 from nsr.report.drawing import svg
 from nsr.report.numbers import columns_of
@@ -34,7 +35,8 @@ def write_comparison(places: Sequence[Path], output: Path, *, allow_different: b
     Errors:
         InputError: the runs differ in data or threat model, and `allow_different` is false.
     """
-    comparison = compare(read_runs(*places, allow_different=allow_different))
+    runs = read_runs(*places, allow_different=allow_different)
+    comparison = compare(runs, labels=method_names(runs))
     title = f"Comparison of {len(comparison.runs)} runs"
     write_text(output, html(title, ", ".join(map(str, places)), page_sections(comparison), []))
     return output
@@ -62,7 +64,7 @@ def _summary(comparison: Comparison) -> str:
     text = f"{len(methods)} methods, {done} of {len(runs)} runs finished."
     if comparison.accuracy in methods and methods[comparison.accuracy].notna().any():
         best = methods.loc[methods[comparison.accuracy].idxmax()]
-        text += f" Highest mean accuracy under {attack_name(str(comparison.accuracy))}: {best['method']}, "
+        text += f" Highest mean accuracy under {headings(comparison)[str(comparison.accuracy)]}: {best['method']}, "
         text += f"{100 * best[comparison.accuracy]:.1f} % over {best[f'{comparison.accuracy}_n']:.0f} seeds."
         text += " The table of differences says whether it exceeds the baseline beyond chance."
     return text

@@ -5,40 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nsr.comparison.names import NORMS
 from nsr.report.files import RunFiles
 
-NORMS = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}
-SPELLED = {"fgsm": "FGSM", "pgd": "PGD", "mifgsm": "MI-FGSM", "apgd_ce": "APGD-CE", "apgd_dlr": "APGD-DLR"} | {
-    "cw": "CW",
-    "square": "Square",
-    "autoattack": "AutoAttack",
-    "fmn": "FMN",
-    "ddn": "DDN",
-    "uniform": "uniform noise",
-    "clean": "no attack",
-    "worst_case": "worst case",
-}
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
-
-
-def attack_title(row: str, settings: Mapping[str, Any]) -> str:
-    """Return the name of a row of a test with steps, restarts and, where it differs, its radius."""
-    attacks = settings.get("test_attacks")
-    own = attacks.get(row) if isinstance(attacks, Mapping) else None
-    own = own if isinstance(own, Mapping) else {}
-    name, _, norm = row.rpartition("_") if row.rpartition("_")[2] in NORMS else (row, "", "")
-    title = SPELLED.get(name, name.replace("_", " "))
-    if type(steps := own.get("steps")) is int and steps > 1:
-        title += f"-{steps}"
-    if (version := own.get("version")) not in (None, "standard"):
-        title += f" ({version})"
-    if type(restarts := own.get("restarts")) is int and restarts > 1:
-        title += f", {restarts} restarts"
-    different = {key: own[key] for key in ("norm", "epsilon") if key in own and own[key] != settings.get(key)}
-    if norm or different:
-        parts = NORMS.get(norm or different.get("norm", "")), f"epsilon {own['epsilon']}" if "epsilon" in own else None
-        title += f", {' '.join(filter(None, parts))}"
-    return title
 
 
 def threat_model(settings: Mapping[str, Any]) -> str:

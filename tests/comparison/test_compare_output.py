@@ -64,13 +64,13 @@ def test_the_command_shows_everything(sweep, tmp_path, capsys, monkeypatch):
     assert main([str(sweep), "--output", "out", "--resamples", "200", "--label", "pgd + sns=ours"]) == 0
     text = capsys.readouterr().out
     assert "…" not in text  # nothing is cut off where it is piped
-    for label in ("natural", "fast", "ours", "trades + sns"):
+    for label in ("natural", "fast", "PGD-AT", "ours", "trades + sns"):
         assert f"│ {label} " in text
-    assert "pgd + sns" not in text
+    assert "pgd + sns" not in text and "│ pgd " not in text
     assert re.search(r"│ natural \+ sns +│ 1 of 2 │", text)
     assert re.search(rf"{sweep}/3 +│ natural \+ sns │ 1 +│ failed +│ the loss is not finite \(epoch 1 of 3\)", text)
     assert re.search(rf"{sweep}/7 +│ fast \+ sns +│ 1 +│ running │ epoch 1 of 3, last change", text)
-    assert "difference from pgd at equal seeds" in text
+    assert "difference from PGD-AT at equal seeds" in text
     assert "runs that are unfinished, or lack an evaluation or an attack: 14; to finish them:" in text
     best = f"checkpoint={sweep}/1/checkpoints/best.ckpt"
     assert f"python {ROOT}/evaluate.py {best} 'test_attacks=[clean,autoattack]'" in text
@@ -108,7 +108,7 @@ def test_runs_of_other_threat_models_are_shown_when_asked(tmp_path, capsys):
     make_run(tmp_path / "b", "epsilon=0.1")
     assert main([str(tmp_path), "--allow-different"]) == 0
     text = capsys.readouterr().out
-    assert "│ pgd + sns epsilon=0.15 " in text and "│ pgd + sns epsilon=0.1 " in text
+    assert "│ PGD-AT + sns epsilon=0.15 " in text and "│ PGD-AT + sns epsilon=0.1 " in text
     assert "note  these runs differ in data or threat model" in text
     assert "a rank correlation needs at least 3 methods; there are 2" in text
 
@@ -163,16 +163,18 @@ def test_the_numbers_of_a_table(result):
     table = sheets(result)[0]
     rows = {row[0].text: dict(zip(table.headings, row, strict=True)) for row in table.rows}
     # seeds 0 and 1: 0.5 and 0.52, standard deviation 0.02 / sqrt(2)
-    assert rows["pgd"]["pgd"] == Cell("51.00 +- 1.41")
-    assert rows["trades + sns"]["pgd"] == Cell("66.00 +- 1.41", best=True)
-    assert [name for name, row in rows.items() if row["pgd"].best] == ["trades + sns"]
+    assert rows["pgd"]["PGD-40"] == Cell("51.00 +- 1.41")
+    assert rows["trades + sns"]["PGD-40"] == Cell("66.00 +- 1.41", best=True)
+    assert [name for name, row in rows.items() if row["PGD-40"].best] == ["trades + sns"]
     assert rows["natural"]["AutoAttack"].text == "25.00 (of 1)"  # of two finished runs
     assert rows["pgd"]["AutoAttack"].text == "-"
-    assert rows["natural + sns"]["pgd"].text == "35.00"
+    assert rows["natural + sns"]["PGD-40"].text == "35.00"
     assert rows["natural + sns"]["seeds"].text == "1 of 2"
     assert all(cell.best for cell in (row["clean"] for row in rows.values()))  # all equal
     wide = result.runs.assign(**{f"absolute/block{number}": 0.1 for number in range(9)})
-    found = {sheet.title: sheet for sheet in sheets(compare(wide, resamples=100))}["absolute sensitivity by layer"]
+    found = {sheet.title: sheet for sheet in sheets(compare(wide, resamples=100))}[
+        "absolute sensitivity by layer: mean +- standard deviation over seeds"
+    ]
     assert found.headings[:2] == ["layer", "natural"]  # many layers are rows
     assert [row[0].text for row in found.rows] == ["relu1", "relu2", *(f"block{number}" for number in range(9))]
 

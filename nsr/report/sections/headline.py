@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from nsr.comparison.names import attack_title
 from nsr.comparison.reading import Measurement, evaluate_command
-from nsr.report.facts import attack_title, facts
+from nsr.report.facts import facts
 from nsr.report.files import RunFiles, folder_of, results_of
 from nsr.report.numbers import interval, percent
 from nsr.report.parts import Cell, Section, Table

@@ -7,9 +7,9 @@ from typing import Any
 import numpy
 import pandas
 
+from nsr.comparison.names import NORMS, attack_title
 from nsr.comparison.reading import evaluate_command
 from nsr.report.drawing import CLEAN, ROBUST, ROW, drawn, legend, name_rows, short
-from nsr.report.facts import NORMS, attack_title
 from nsr.report.files import RunFiles, folder_of
 from nsr.report.numbers import columns_of, percent
 from nsr.report.parts import Cell, Figure, Section, Table
