@@ -9,7 +9,7 @@ ARGS ?=
 export PYTHONPYCACHEPREFIX ?= $(CURDIR)/$(VENV)/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train evaluate test slow lint endurance mutants clean help
+.PHONY: train evaluate test slow lint docs endurance mutants clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ lint: $(READY)  ## ruff and mypy
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+docs: $(READY)  ## the documentation as a site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict -f docs/site/mkdocs.yml
 
 endurance: $(READY)  ## an hour: killed evaluations and runs resume, two machines are one run; ARGS="SEED ROUNDS"; commit the results
 	$(RUN) -m tests.endurance.evaluation $(ARGS)

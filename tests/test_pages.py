@@ -1,0 +1,146 @@
+"""Every command and snippet of the pages, as tests/pages.py says; `make docs` checks the links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import image_folder, in_a_process, job
+from tests.made_runs import make_run
+from tests.pages import (
+    PAGES,
+    PROGRAMS,
+    ROOT,
+    RUN_ELSEWHERE,
+    Command,
+    blocks,
+    commands,
+    name,
+    parsed,
+    sessions,
+    shortened,
+)
+
+COMMANDS = commands()
+QUICK = ("README.md", "conf/hydra/help/train.yaml", "conf/hydra/help/evaluate.yaml")
+WITH_CONSOLE = [page for page in PAGES if any(kind == "console" for kind, _ in sessions(page))]
+WITH_PYTHON = [
+    page
+    for page in PAGES
+    if page not in WITH_CONSOLE
+    and name(page) not in RUN_ELSEWHERE
+    and any(kind == "python" for kind, _ in sessions(page))
+]
+
+
+def slow(page: str) -> tuple:
+    return () if page in QUICK else (pytest.mark.slow,)
+
+
+def test_the_pages_have_commands_and_sessions():
+    assert len(COMMANDS) > 100 and len(WITH_CONSOLE) >= 5 and len(WITH_PYTHON) >= 5
+    assert {command.program for command in COMMANDS} == {*PROGRAMS.values()}
+    assert sum(command.needs is None for command in COMMANDS) > len(COMMANDS) / 2
+    assert all((ROOT / page).exists() and (ROOT / test).exists() for page, test in RUN_ELSEWHERE.items())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("images"), size=32)
+
+
+def filled(command: Command, *, checkpoint: Path, folder: Path) -> list[str]:
+    """The arguments with a checkpoint and a folder of images where the page has placeholders."""
+    settings = []
+    for argument in command.arguments:
+        argument = re.sub(r"(?<=checkpoint=)(\.\.\.|RUN\S*|runs/\S*)", str(checkpoint), argument)
+        argument = re.sub("=(FILE|WEIGHTS|IMAGES)", "=/file", argument)
+        settings.append(argument.replace("FOLDER", str(folder)))
+    return settings
+
+
+@pytest.mark.parametrize("command", [pytest.param(each, marks=slow(each.page), id=str(each)) for each in COMMANDS])
+def test_every_command_is_composed_or_preflighted(command, trained, folder, tmp_path, monkeypatch):
+    from nsr.app.command_line import check_command_line
+    from nsr.app.composition import compose_checked, jobs, without_null
+
+    monkeypatch.chdir(tmp_path)
+    arguments = filled(command, checkpoint=trained / "checkpoints" / "best.ckpt", folder=folder)
+    if command.needs is None:
+        check_command_line(command.program, arguments)
+    else:
+        settings = [row for row in arguments if "=" in row and not row.startswith("--") and row != "experiment=bars"]
+        for row in jobs(without_null(settings), is_sweep=True):
+            compose_checked(command.program, row)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=slow(name(page)), id=name(page)) for page in WITH_PYTHON])
+def test_every_snippet_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "digits_small_cnn_pgd_sns_seed0" / "2030", best=2)
+    run_snippets([code for kind, code in sessions(page) if kind == "python"], page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_CONSOLE, ids=name)
+def test_every_session_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "page"}
+    for kind, content in sessions(page):
+        if kind == "python":
+            run_snippets([content], page, names)
+        else:
+            run_command(content, tmp_path)
+
+
+def run_snippets(snippets: list[str], page: Path, names: dict | None = None) -> None:
+    names = {"__name__": "page"} if names is None else names
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for code in snippets:
+            exec(compile(code, name(page), "exec"), names)
+
+
+def run_command(line: str, folder: Path) -> None:
+    """Run a command of a console block as its program would, in this process but for a sweep."""
+    from nsr import compare
+    from nsr.app.composition import compose_checked
+    from nsr.app.evaluate import evaluate
+    from nsr.app.train import train
+    from nsr.report import __main__ as report
+
+    words = shlex.split(line)
+    for module, main in (("nsr.compare", compare.main), ("nsr.report", report.main)):
+        if words[:3] == ["python", "-m", module]:
+            assert main(words[3:]) == 0, line
+            return
+    command = parsed("", line)
+    assert command is not None, line
+    settings = shortened(command.program, command.arguments)
+    if "-m" in settings:
+        done = in_a_process(f"{command.program}.py", *settings, folder=folder)
+        assert done.returncode == 0, done.stderr
+    elif "--help" not in settings:
+        asks = "--cfg" in settings
+        settings = [row for row in settings if "=" in row]
+        directory = Path(compose_checked(command.program, settings).hydra.run.dir)
+        if not asks:
+            {"train": train, "evaluate": evaluate}[command.program](job(command.program, directory, *settings))
+
+
+def test_yaml_blocks_are_yaml():
+    found = [content for page in PAGES for language, content in blocks(page) if language == "yaml"]
+    assert len(found) >= 3 and all(isinstance(yaml.safe_load(content), dict) for content in found)
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    text = "\n".join(page.read_text() for page in PAGES)
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)", text, flags=re.MULTILINE))
+    assert {"train", "test", "docs"} <= named <= targets
