@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nsr.plots.style import NORMS
 from nsr.report.files import RunFiles
 
-NORMS = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}
 SPELLED = {"fgsm": "FGSM", "pgd": "PGD", "mifgsm": "MI-FGSM", "apgd_ce": "APGD-CE", "apgd_dlr": "APGD-DLR"} | {
     "cw": "CW",
     "square": "Square",
