@@ -36,14 +36,20 @@ Rows = list[dict[str, Any]]
 
 def write() -> None:
     """Write the page and its plots."""
-    from nsr.interventions.report import layer_plot, network_plot
-    from nsr.plotting import save
+    from nsr.interventions.report import frame_of
+    from nsr.plots import intervention_effects, save
+    from nsr.plots import interventions as contrasts
 
     PAGE.write_text(page(interventions.rows(), interventions.record()))
     rows = [Row(**row) for row in interventions.rows()]
-    relu1 = layer_plot([row for row in rows if row.layer == "relu1"])
+    frame = frame_of(rows)
+    title = f"{100 * FRACTION:g} % of each layer's neurons"
+    drawn = {
+        "network": contrasts(frame[frame["fraction"] == FRACTION], title=title),
+        "relu1": intervention_effects(frame[frame["layer"] == "relu1"]),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        for name, plot in {"network": network_plot(rows, fraction=FRACTION), "relu1": relu1}.items():
+        for name, plot in drawn.items():
             save(plot, Path(folder) / name)
             shutil.copy(Path(folder) / f"{name}.png", PLOTS[name])
 

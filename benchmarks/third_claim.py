@@ -21,7 +21,7 @@ from nsr.comparison.frames import sensitivity_columns
 from nsr.comparison.inference import ALPHA
 from nsr.comparison.plots import drawn, robustness
 from nsr.comparison.statistics import FEWEST_FOR_BOOTSTRAP, Comparison, compare
-from nsr.plotting import save
+from nsr.plots.style import save
 
 PAGE = DOCS / "third_claim.md"
 PLOT = DOCS / "third_claim.png"

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nsr import plots as plots
     from nsr.attacks import fgsm as fgsm
     from nsr.attacks import pgd as pgd
     from nsr.callbacks import SensitivityLogger as SensitivityLogger
@@ -39,10 +40,12 @@ _HOME = {
     "RobustClassifier": "nsr.training.module",
     "SensitivityLogger": "nsr.callbacks",
 }
-__all__ = [*_HOME, "__version__"]
+__all__ = [*_HOME, "__version__", "plots"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plots":
+        return import_module("nsr.plots")
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'nsr' has no attribute {name!r}")

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.text import Text
 
 from nsr.evaluation import report
-from nsr.plotting import new_figure, save, styled
+from nsr.plots.style import new_figure, save, styled
 from nsr.run.files import append_rows
 from nsr.run.plain_text import csv_cell, lines, markdown_cell, printable
 

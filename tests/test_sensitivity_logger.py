@@ -79,8 +79,7 @@ def test_the_heat_map_has_a_column_an_epoch(tmp_path):
     draw_heat_map(tmp_path / "map", history)
     with Image.open(tmp_path / "map.png") as picture:
         assert picture.size[0] == 792  # 3.3 inches of 240 dots
-        colors = {picture.convert("RGB").getpixel((x, 60)) for x in range(660)}
-    assert len(colors) >= 12
+        assert len(picture.convert("RGB").getcolors(2**20)) >= 12
     assert (tmp_path / "map.pdf").stat().st_size > 4_000
     before = (tmp_path / "map.png").read_bytes()
     draw_heat_map(tmp_path / "map", history)

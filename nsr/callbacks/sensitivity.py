@@ -20,12 +20,12 @@ from nsr.metrics.layer_summary import LayerSummaries
 from nsr.metrics.sensitivity import LayerSensitivity, NetworkSensitivity, network_sums
 from nsr.models import select_output
 from nsr.modes import full_precision
-from nsr.plotting import new_figure, save, styled
+from nsr.plots import save, sensitivity_heat_map
 from nsr.randomness import draw_seed
 from nsr.run.files import write_layers, write_sensitivities
 from nsr.training.module import RobustClassifier, ends_epoch, validated_epoch
 
-KINDS = ("absolute sensitivity (activation units)", "relative sensitivity (fraction of activation)")
+KINDS = ("absolute", "relative")
 DRAWING_FRACTION = 0.01  # of the time, for heat maps before the end
 FIRST_DRAWING_SECONDS = 1.0  # assumed for the first one, which imports matplotlib
 
@@ -196,21 +196,8 @@ def draw_heat_map(path: Path, history: Sequence[tuple[int, dict[str, list[float]
         path: without its suffix.
         history: (epoch, {layer: [absolute, relative]}), by epoch.
     """
-    layers = list(history[-1][1])
-    epochs = [epoch for epoch, _ in history]
-    height = 0.6 + max(0.55, 0.13 * len(layers))
-    with styled():
-        figure = new_figure(height=2 * height)
-        panels = figure.subplots(2, sharex=True)
-        for kind, (axes, title) in enumerate(zip(panels, KINDS, strict=True)):
-            values = [[means[layer][kind] for _, means in history] for layer in layers]
-            image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis")
-            axes.grid(visible=False)
-            axes.set_yticks(range(len(layers)), layers, fontsize=6)
-            axes.set_ylabel("layer")
-            figure.colorbar(image, ax=axes).ax.tick_params(labelsize=6)
-            axes.set_title(title, fontsize=7, loc="left")
-        step = max(1, -(-len(epochs) // 8))
-        panels[-1].set_xticks(range(0, len(epochs), step), epochs[::step])
-        panels[-1].set_xlabel("epoch (0: before training)")
-        save(figure, path)
+    import pandas
+
+    rows = [(epoch, layer, *each[:2]) for epoch, means in history for layer, each in means.items()]
+    frame = pandas.DataFrame(rows, columns=["epoch", "layer", *KINDS])
+    save(sensitivity_heat_map(frame, measures=KINDS), path)

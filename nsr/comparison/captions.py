@@ -11,9 +11,10 @@ import pandas
 
 from nsr.comparison.inference import ALPHA, Decision
 from nsr.comparison.leaders import Lead
-from nsr.comparison.names import NORMS, attack_heading, attack_settings
+from nsr.comparison.names import attack_heading, attack_settings
 from nsr.comparison.statistics import Comparison, finished
 from nsr.errors import InputError, fraction
+from nsr.plots.style import NORMS
 
 DAGGER = "†"
 GRAY_LEVELS = 255

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas
 
-NORMS = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}
+from nsr.plots.style import NORMS
+
 SPELLED = {"fgsm": "FGSM", "pgd": "PGD", "mifgsm": "MI-FGSM", "apgd_ce": "APGD-CE", "apgd_dlr": "APGD-DLR"} | {
     "apgd_t": "APGD-T",
     "cw": "CW",

@@ -22,7 +22,7 @@ from nsr.comparison.frames import MEASURES, layers_of
 from nsr.comparison.settings import OBJECTIVES
 from nsr.comparison.statistics import Comparison, attack_columns, finished
 from nsr.comparison.tables import headings
-from nsr.plotting import COLORS, DARK, PAPER, new_figure, save, styled
+from nsr.plots.style import COLORS, DARK, PAPER, new_figure, save, styled
 
 LINE = 0.125  # height of a legend's line, inches
 UNITS = {

@@ -12,8 +12,6 @@ from nsr.errors import InputError, check_number, fraction
 from nsr.evaluation.outcomes import CURVE, with_interval
 from nsr.run.files import write_rows
 
-NORMS = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}
-
 
 def expanded(test_attacks: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attacks with one for each radius in the place of `curve`, in the order of the radii.
@@ -51,30 +49,22 @@ def write_curve(directory: Path, metrics: Mapping[str, float], settings: Mapping
     radii = {"clean": 0.0} | {name: attacks[name]["epsilon"] for name in names}
     rows = [[radius, *with_interval(metrics, f"test/{name}")] for name, radius in radii.items()]
     write_rows(directory / "curve.csv", ["epsilon", "accuracy", "low", "high"], rows)
-    _draw(directory, rows, attacks[names[0]], fraction("epsilon", settings["epsilon"]))
+    import pandas
 
+    from nsr.plots import accuracy_by_epsilon, save
 
-def _draw(directory: Path, rows: list[list[float]], attack: Mapping[str, Any], epsilon: float) -> None:
-    from nsr.plotting import new_figure, save, styled
-
-    radii = [row[0] for row in rows]
-    accuracy, low, high = ([100 * row[place] for row in rows] for place in (1, 2, 3))
-    with styled():
-        figure = new_figure(height=2.3)
-        axes = figure.subplots()
-        axes.fill_between(radii, low, high, alpha=0.25, linewidth=0)
-        axes.plot(radii, accuracy, marker="o")
-        axes.axvline(epsilon, color="0.5", linestyle=":", linewidth=0.8)
-        axes.annotate("threat model", (epsilon, 100), rotation=90, ha="right", va="top")
-        axes.set(xlabel=f"epsilon ({NORMS[attack['norm']]}, pixels in [0, 1])", xlim=(0, None), ylim=(0, 102))
-        axes.set_ylabel(f"accuracy, {attack['steps']} attack steps (%)")
-        save(figure, directory / "curve")
+    attack = attacks[names[0]]
+    title = f"PGD-{attack['steps']}" if "steps" in attack else ""
+    frame = pandas.DataFrame(rows, columns=["epsilon", "accuracy", "low", "high"])
+    epsilon = fraction("epsilon", settings["epsilon"])
+    save(accuracy_by_epsilon(frame, norm=attack["norm"], epsilon=epsilon, title=title), directory / "curve")
 
 
 def write_distances(directory: Path, distances: Mapping[str, Tensor], attacks: Mapping[str, Any]) -> None:
     """Draw distances.png, distances.pdf: the fraction of images that are robust within each distance.
 
-    An image that is misclassified without an attack has distance 0; images.csv has the distances. One panel a norm.
+    An image that is misclassified without an attack has distance 0; images.csv has the distances. Of several norms each
+    has its own, distances_NORM.png.
 
     Args:
         distances: {row of minimum norm: (image,) distance of the nearest adversarial image, inf: none was found}.
@@ -82,20 +72,11 @@ def write_distances(directory: Path, distances: Mapping[str, Tensor], attacks: M
     """
     if not distances:
         return
-    from nsr.plotting import new_figure, save, styled
+    from nsr.plots import save, smallest_perturbations
 
     norms = list(dict.fromkeys(attacks[row].norm for row in distances))
-    with styled():
-        figure = new_figure(height=2.3 * len(norms))
-        for axes, norm in zip(figure.subplots(len(norms), squeeze=False)[:, 0], norms, strict=True):
-            rows = [row for row in distances if attacks[row].norm == norm]
-            for row in rows:
-                values = distances[row].sort().values
-                finite = values[values.isfinite()].tolist()
-                robust = [100 * (1 - (place + 1) / len(values)) for place in range(len(finite))]
-                axes.step([0, *finite], [100, *robust], where="post", label=getattr(attacks[row], "title", row))
-            axes.axvline(attacks[rows[0]].epsilon, color="0.5", linestyle=":", linewidth=0.8)
-            axes.set(xlabel=f"distance of the nearest adversarial image ({NORMS[norm]})")
-            axes.set(xlim=(0, None), ylim=(0, 102), ylabel="robust images (%)")
-            axes.legend(loc="upper right")
-        save(figure, directory / "distances")
+    for norm in norms:
+        rows = {row: values for row, values in distances.items() if attacks[row].norm == norm}
+        named = {getattr(attacks[row], "title", row): values for row, values in rows.items()}
+        figure = smallest_perturbations(named, norm=norm, epsilon=attacks[next(iter(rows))].epsilon)
+        save(figure, directory / ("distances" if len(norms) == 1 else f"distances_{norm}"))

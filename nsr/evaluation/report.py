@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from nsr.evaluation.corrupted import CorruptionAccuracy
-from nsr.evaluation.curve import NORMS, expanded
+from nsr.evaluation.curve import expanded
 from nsr.evaluation.outcomes import CURVE, WORST, SuiteResult, with_interval
 from nsr.evaluation.threat_models import row_threat_model, threat_model
 from nsr.metrics.sensitivity import LayerSensitivity
+from nsr.plots.style import NORMS
 from nsr.run.checks import Check
 from nsr.run.commands import command, override
 from nsr.run.files import SENSITIVITY_COLUMNS, append_rows, layer_means, write_json, write_sensitivities

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from nsr.errors import fraction
-from nsr.evaluation.curve import NORMS, expanded
+from nsr.evaluation.curve import expanded
 from nsr.evaluation.outcomes import CURVE
+from nsr.plots.style import NORMS
 
 Settings = Mapping[str, Any]
 

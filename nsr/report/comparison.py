@@ -12,10 +12,9 @@ from scipy.stats import rankdata
 
 from nsr.comparison.frames import MEASURES, layers_of, read_runs
 from nsr.comparison.names import method_names
-from nsr.comparison.plots import accuracy, layers, robustness
+from nsr.comparison.plots import accuracy, drawn, layers, robustness
 from nsr.comparison.statistics import Comparison, compare
 from nsr.comparison.tables import Sheet, commands, headings, sheets
-from nsr.plotting import PAPER, styled
 from nsr.report.drawing import svg
 from nsr.report.numbers import columns_of
 from nsr.report.page import html
@@ -73,9 +72,8 @@ def _summary(comparison: Comparison) -> str:
 def _plots(comparison: Comparison) -> list[Figure]:
     found = []
     for draw, (alt, caption) in PLOTS.items():
-        with styled():
-            if (figure := draw(comparison, PAPER)) is not None:
-                found.append(Figure(svg(figure), f"{alt}; the numbers are in the tables.", f"{alt}. {caption}"))
+        if (figure := drawn(draw, comparison)) is not None:
+            found.append(Figure(svg(figure), f"{alt}; the numbers are in the tables.", f"{alt}. {caption}"))
     return found
 
 

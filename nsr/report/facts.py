@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nsr.comparison.names import NORMS
+from nsr.plots.style import NORMS
 from nsr.report.files import RunFiles
 
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"))

@@ -20,7 +20,7 @@ from nsr.compare import compare, main, read_runs
 from nsr.comparison import plots
 from nsr.comparison.tables import Cell, Sheet, decimals, sheets, spread
 from nsr.comparison.writing import latex, latex_table, markdown, markdown_table, write
-from nsr.plotting import DARK, PAPER
+from nsr.plots.style import DARK, PAPER
 from tests.made_runs import make_evaluation, make_run
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,21 +8,21 @@ from typing import Any
 import pandas
 
 from nsr.comparison.reading import evaluate_command
-from nsr.report.drawing import ROW, drawn, legend, name_rows
+from nsr.plots import interventions
+from nsr.report.drawing import svg
 from nsr.report.files import RunFiles, folder_of
 from nsr.report.numbers import columns_of
 from nsr.report.parts import Cell, Figure, Section, Table
 
 SHOWN_FRACTION, FEWEST_IMAGES = 0.5, 50
 MOST = "most_sensitive"
-CONTROLS = {  # name: (what it is, color, marker)
-    "random_equal_size": ("random neurons, as many", "#56B4E9", "D"),
-    "random_equal_sensitivity": ("random neurons with the same summed sensitivity", "#0072B2", "s"),
-    "random_equal_squared_difference": ("random neurons with the same summed squared difference", "#E69F00", "P"),
-    "least_sensitive": ("the least sensitive neurons, as many", "#7F7F7F", "v"),
-    "whole_layer": ("all neurons of the layer: the upper bound of an effect", "#7F7F7F", "o"),
+CONTROLS = {
+    "random_equal_size": "random neurons, as many",
+    "random_equal_sensitivity": "random neurons with the same summed sensitivity",
+    "random_equal_squared_difference": "random neurons with the same summed squared difference",
+    "least_sensitive": "the least sensitive neurons, as many",
+    "whole_layer": "all neurons of the layer: the upper bound of an effect",
 }
-RANDOM = tuple(CONTROLS)[:3]
 KINDS = {
     "patch_clean": "Clean activations put into the adversarial pass: images corrected",
     "patch_adversarial": "Adversarial activations put into the clean pass: images misclassified",
@@ -59,7 +59,7 @@ def _section(title: str, frame: pandas.DataFrame, summary: Mapping[str, Any]) ->
     figures = [_contrasts(shown[shown["kind"] == kind], kind, fraction) for kind in kinds]
     verdicts = summary.get("verdicts")
     tables = [_verdicts(verdicts)] if isinstance(verdicts, Mapping) else []
-    names = [[Cell(name.replace("_", " ")), Cell(words)] for name, (words, *_) in CONTROLS.items()]
+    names = [[Cell(name.replace("_", " ")), Cell(words)] for name, words in CONTROLS.items()]
     tables += [_effects(shown, frame), Table("Controls", ["control", "neurons"], names, texts=2)]
     numbers = ["layer", "kind", "fraction", "control", "images", "effect", "contrast", "contrast_low", "contrast_high"]
     data = {"fraction": fraction, "rows": columns_of(shown[numbers]), "verdicts": verdicts}
@@ -78,28 +78,10 @@ def _warnings(frame: pandas.DataFrame, summary: Mapping[str, Any]) -> list[str]:
 
 
 def _contrasts(rows: pandas.DataFrame, kind: str, fraction: float) -> Figure:
-    layers = list(dict.fromkeys(rows["layer"]))
-    with drawn(height=1.15 + 2.2 * ROW * len(layers)) as (axes, image):
-        axes.axvline(0, color="0.5", linewidth=0.7, zorder=1)
-        for control, shift in zip(RANDOM, (-0.24, 0, 0.24), strict=True):
-            own = rows[rows["control"] == control].set_index("layer").reindex(layers)
-            _, color, marker = CONTROLS[control]
-            middle, low, high = (100 * own[name].astype(float) for name in _names("contrast"))
-            style: dict[str, Any] = {"color": color, "marker": marker, "linestyle": "none", "elinewidth": 0.9}
-            places = [number + shift for number in range(len(layers))]
-            label = f"minus {control.replace('_', ' ')}"
-            axes.errorbar(middle, places, xerr=[middle - low, high - middle], label=label, **style)
-        name_rows(axes, layers)
-        axes.set_xlabel("difference (percentage points)")
-        legend(axes, columns=1)
-        images = f"{int(rows['images'].max()):,} images"
-        what = KINDS.get(kind, kind.replace("_", " "))
-        alt = f"{what}: most sensitive neurons minus random ones, for each of {len(layers)} layers."
-        return Figure(image(), alt, f"{what}. {100 * fraction:g} % of each layer's neurons, {images}.")
-
-
-def _names(name: str) -> list[str]:
-    return [name, f"{name}_low", f"{name}_high"]
+    images, layers = f"{int(rows['images'].max()):,} images", rows["layer"].nunique()
+    what = KINDS.get(kind, kind.replace("_", " "))
+    alt = f"{what}: most sensitive neurons minus random ones, for each of {layers} layers."
+    return Figure(svg(interventions(rows)), alt, f"{what}. {100 * fraction:g} % of each layer's neurons, {images}.")
 
 
 def _verdicts(verdicts: Mapping[str, Any]) -> Table:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy
 import pandas
 
-from nsr.report.drawing import CLEAN, ROBUST, ROW, drawn, legend, name_rows
+from nsr.plots import ranking_stability, sensitivity_distribution, sensitivity_heat_map
+from nsr.plots.sensitivity import MEASURES
+from nsr.report.drawing import svg
 from nsr.report.files import RunFiles
 from nsr.report.numbers import columns_of, rounded
 from nsr.report.parts import Cell, Figure, Section, Table
 
-MEASURES = {
-    "absolute": "absolute sensitivity (activation units)",
-    "relative": "relative sensitivity (fraction of activation)",
-    "mean_activation": "mean activation (activation units)",
-}
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LISTED = 5  # most sensitive neurons of a layer
-MOST_COLUMNS = 60  # epochs of a heat map
 NUMBERS = ["neuron", *MEASURES]
 
 
@@ -79,66 +71,28 @@ def most(frame: pandas.DataFrame) -> pandas.DataFrame:
     ]
 
 
-def _pivot(layers: pandas.DataFrame, name: str) -> pandas.DataFrame:
-    """Return one row for each layer, one column for each epoch; of many epochs, some spread over the run."""
-    found = layers.pivot_table(index="layer", columns="epoch", values=name, sort=False, aggfunc="last")
-    chosen = numpy.unique(numpy.linspace(0, found.shape[1] - 1, min(found.shape[1], MOST_COLUMNS)).round().astype(int))
-    return found.iloc[:, chosen]
-
-
 def _heat_map(layers: pandas.DataFrame, name: str, title: str) -> Figure:
-    values = _pivot(layers, name)
-    largest = values.max(axis=1)
-    scaled = values.div(largest.where(largest > 0, 1.0), axis=0)
-    return _map(scaled, title, [rounded(value) for value in largest], "fraction of the layer's largest value")
+    largest = "; right: the layer's largest value, to which its row is scaled"
+    return _map(svg(sensitivity_heat_map(layers, measures=[name])), layers, title, largest)
 
 
 def _stability(layers: pandas.DataFrame) -> Figure:
-    values = _pivot(layers[layers["epoch"] > layers["epoch"].min()], "overlap_previous").astype(float)
     count = len(str(layers["most_sensitive"].iloc[0]).split())
     title = f"ranking: overlap of the {count} most sensitive neurons with the epoch before"
-    return _map(values, title, [f"{value:.2f}" for value in values.iloc[:, -1]], "Jaccard index; right: the last")
+    return _map(svg(ranking_stability(layers)), layers, title)
 
 
-def _map(values: pandas.DataFrame, title: str, right: Sequence[str], unit: str) -> Figure:
-    with drawn(height=0.85 + ROW * len(values)) as (axes, image):
-        picture = axes.imshow(values, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-        name_rows(axes, [str(layer) for layer in values.index])
-        epochs = [f"{epoch:g}" for epoch in values.columns]
-        every = max(1, -(-len(epochs) // 10))
-        axes.set_xticks(range(0, len(epochs), every), epochs[::every])
-        axes.grid(visible=False)
-        for row, text in enumerate(right):
-            axes.text(len(epochs) - 0.4, row, text, va="center", fontsize=6.5)
-        axes.set_xlabel("epoch (0: before training)" if values.columns[0] == 0 else "epoch")
-        bar = axes.figure.colorbar(picture, ax=axes, location="top", aspect=40, shrink=0.9)
-        bar.set_label(unit, fontsize=6.5)
-        where = "validation images, validation attack"
-        largest = "; right: the layer's largest value, to which its row is scaled" if "largest" in unit else ""
-        alt = f"Heat map, a row for each of {len(values)} layers and a column for each epoch: {title}."
-        return Figure(image(), alt, f"{title[0].upper()}{title[1:]}; {where}{largest}.")
+def _map(image: str, layers: pandas.DataFrame, title: str, note: str = "") -> Figure:
+    rows = layers["layer"].nunique()
+    alt = f"Heat map, a row for each of {rows} layers and a column for each epoch: {title}."
+    return Figure(image, alt, f"{title[0].upper()}{title[1:]}; validation images, validation attack{note}.")
 
 
 def _distribution(before: pandas.DataFrame, after: pandas.DataFrame, when: str) -> Figure:
-    layers = list(dict.fromkeys(after["layer"]))
-    with drawn(height=0.8 + 1.6 * ROW * len(layers)) as (axes, image):
-        frames = ((before, "before training", CLEAN, -0.18, "o"), (after, when, ROBUST, 0.18, "s"))
-        smallest = min(frame["absolute"][frame["absolute"] > 0].min() for frame, *_ in frames)
-        for frame, label, color, shift, marker in frames:
-            found = frame.groupby("layer", sort=False)["absolute"].quantile(list(QUANTILES)).unstack()
-            found = found.reindex(layers).clip(lower=smallest)
-            rows = numpy.arange(len(layers)) + shift
-            axes.hlines(rows, found[0.05], found[0.95], color=color, linewidth=0.8)
-            axes.hlines(rows, found[0.25], found[0.75], color=color, linewidth=3)
-            axes.plot(found[0.5], rows, marker, color="white", markeredgecolor=color, markersize=3.4, label=label)
-        name_rows(axes, layers)
-        axes.set(xscale="log", xlabel=MEASURES["absolute"])
-        axes.xaxis.set_major_formatter("{x:g}")  # powers would be mathematics, which labels with $ must not be
-        axes.xaxis.set_minor_formatter("")
-        legend(axes)
-        alt = f"Distribution of absolute sensitivity over the neurons of each layer, before training and in {when}."
-        caption = "Absolute sensitivity of the neurons of each layer: median, middle half (thick), 5 % to 95 % (thin); "
-        return Figure(image(), alt, f"{caption}validation images, validation attack, logarithmic scale.")
+    alt = f"Distribution of absolute sensitivity over the neurons of each layer, before training and in {when}."
+    caption = "Absolute sensitivity of the neurons of each layer: median, middle half (thick), 5 % to 95 % (thin); "
+    caption += "validation images, validation attack, logarithmic scale."
+    return Figure(svg(sensitivity_distribution({"before training": before, when: after})), alt, caption)
 
 
 def _means(before: pandas.DataFrame, after: pandas.DataFrame) -> dict[str, dict[str, dict[str, float]]]:

@@ -6,20 +6,31 @@ distinguish.
 
 from __future__ import annotations
 
+import functools
+import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import numpy
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    P = ParamSpec("P")
 
 COLUMN = 3.3  # inches
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 PAPER = {"background": "#FFFFFF", "ink": "#1A1A1A", "grid": "#D9D9D9"}
 DARK = {"background": "#14171C", "ink": "#E6E6E6", "grid": "#3A3F47"}
 DOTS = 240  # per inch; a paper takes the PDF
+ROW = 0.155  # inches of a row of a plot with a row for each layer or class
+LONGEST_LABEL = 22
+CLEAN, ROBUST, OTHER = COLORS[:3]
+NORMS = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}
 NOISY = ("fontTools", "matplotlib")  # log each table of an embedded font at INFO
 
 
@@ -52,11 +63,65 @@ def styled(theme: Mapping[str, str] = PAPER) -> Iterator[None]:
         yield
 
 
-def new_figure(*, height: float, width: float = COLUMN) -> Figure:
+def plot(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in nsr's style, ticks included, which matplotlib would make when it renders, outside of the style."""
+
+    @functools.wraps(draw)
+    def in_style(*arguments: P.args, **settings: P.kwargs) -> Figure:
+        with styled():
+            figure = draw(*arguments, **settings)
+            for axes in figure.axes:
+                axes.get_xticklabels(), axes.get_yticklabels()
+        return figure
+
+    return in_style
+
+
+def new_figure(*, height: float, width: float = COLUMN, title: str = "", layout: str = "constrained") -> Figure:
     """Create an empty figure, sizes in inches, without a window or pyplot's global state."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
+    if title:
+        figure.suptitle(title, fontsize=7)
+    return figure
+
+
+def array(values: Any) -> numpy.ndarray:
+    """Return numbers as an array; a tensor may be on any device and have a graph."""
+    return numpy.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
+def short(label: object) -> str:
+    """Shorten a label to 22 characters. The middle is cut, because names of layers often differ only at the end."""
+    text, half = str(label), LONGEST_LABEL // 2
+    return text if len(text) <= LONGEST_LABEL else f"{text[: half - 1]}…{text[-half:]}"
+
+
+def rounded(value: float) -> str:
+    """Return a number with up to four significant digits."""
+    return f"{value:.4g}"
+
+
+def name_rows(axes: Axes, labels: Sequence[object]) -> None:
+    """Give each row of a plot its label, the first on top."""
+    axes.set_yticks(range(len(labels)), [short(label) for label in labels], fontsize=6.5)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+
+
+def whole_ticks(axes: Axes) -> None:
+    """Put the ticks of the horizontal axis at whole numbers alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+
+
+def legend(axes: Axes, *, columns: int = 2, title: str | None = None) -> None:
+    """Put the legend above the axes."""
+    place: dict[str, Any] = {"loc": "outside upper center", "ncols": columns, "handletextpad": 0.5}
+    axes.figure.legend(*axes.get_legend_handles_labels(), title=title, **place)
 
 
 def save(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "pdf")) -> list[str]:
@@ -78,6 +143,14 @@ def save(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "pdf")) -> l
             figure.savefig(partial, format=kind, dpi=DOTS, metadata=metadata)
             partial.replace(path.with_name(name))
     return names
+
+
+def png(figure: Figure, dots: int = DOTS) -> bytes:
+    """Return the PNG of a figure with so many dots per inch."""
+    file = io.BytesIO()
+    with styled():
+        figure.savefig(file, format="png", dpi=dots)
+    return file.getvalue()
 
 
 @contextmanager
