@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.rounding import nudge
 from nsr.app.performance import resumed_choice
 from nsr.run.directory import changes
-from tests.conftest import made, without
-
-TINY = without()
+from tests.conftest import TINY, job, made, read_json
 
 
 def test_performance_is_chosen_stored_and_taken_again():
-    run = made("train", *TINY, "performance=auto")
+    run = made("train", *TINY)  # the default
     assert len(run.module.folded_pairs) == 3
     assert run.record["channels_last"] is torch.backends.mkldnn.is_available()
     assert sum("folds 3 of 3 BatchNorm layers" in line for _, line in run.notes) == 1
@@ -33,3 +32,25 @@ def test_the_users_own_layout_and_what_is_not_folded():
     assert off.record["channels_last"] is True  # the user's own wins
     compiled = made("train", *TINY, "performance=auto", "compile=true")
     assert compiled.module.folded_pairs == []
+    assert "BatchNorm not folded with compile=true" in compiled.module.performance_note
+
+
+def test_the_control_of_the_rounding_benchmark_moves_each_weight_by_one_unit_in_the_last_place():
+    values = torch.tensor([1.0, -1.0, 0.3, 0.0])
+    nudged = values.clone()
+    nudge({"weight": nudged})
+    spacing = torch.tensor([2.0**-24, 2.0**-24, 2.0**-25, 2.0**-149])  # of float32 on that side
+    assert torch.equal(nudged - values, spacing * torch.tensor([-1, 1, -1, 1]))
+
+
+@pytest.mark.slow
+def test_off_gives_the_metrics_of_before_there_was_a_choice(tmp_path):
+    """Those of the version before, byte-equal on one machine."""
+    from nsr.app.train import train
+
+    train(job("train", tmp_path / "run", *TINY, "performance=off"))
+    metrics = read_json(tmp_path / "run" / "metrics.json")
+    assert metrics["validation/clean_cross_entropy"] == pytest.approx(2.2915613651275635, rel=1e-6)
+    assert metrics["validation/robust_cross_entropy"] == pytest.approx(2.3261826038360596, rel=1e-6)
+    accuracies = {name: metrics[f"test/{name}_accuracy"] for name in ("clean", "fgsm", "pgd")}
+    assert accuracies == {"clean": 0.16, "fgsm": 0.062, "pgd": 0.088}
