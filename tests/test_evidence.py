@@ -87,6 +87,15 @@ def test_no_test_image_before_all_choices():
     assert chosen({"pgd": {"none": ["a"], "sns": ["b"]}}, "pgd", "sns") == ["a", "b"]
 
 
+def test_a_plan_without_tuning_confirms_the_defaults():
+    plan = read_plan("digits")
+    made = cells(plan, choice.choose(plan, []))
+    assert len({each.identity for each in made}) == len(made) == 9 * 2 * 10
+    assert {each.stage for each in made} == {"confirm"}
+    assert not any("limit_train_batches" in word for each in made for word in each.training)
+    assert choice.smallest_differences(plan, []).keys() == plan["objectives"].keys() - {"natural"}
+
+
 def test_the_choice_is_the_best_mean_over_seeds():
     plan = {"objectives": {"pgd": []}, "arms": {"none": []}, "tuning": {"seeds": [0, 1], "none": [["a"], ["b"]]}}
     values = {("a", 0): 0.5, ("a", 1): 0.6, ("b", 0): 0.7, ("b", 1): 0.3}

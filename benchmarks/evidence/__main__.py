@@ -132,19 +132,11 @@ def hours(plan: Plan) -> list[str]:
 
 
 def power(plan: Plan) -> list[str]:
-    """Return the smallest difference that each primary contrast detects with 80 % power, from the tuning runs.
-
-    Alpha is 0.05 over the number of contrasts, Holm's first step. The deviation is that of validated accuracy.
-    """
+    """Return the smallest difference that each primary contrast detects with 80 % power."""
+    arms, n = plan["confirm"]["primary"], len(plan["confirm"]["seeds"])
     finished = [row for row in rows.read(plan["name"]) if row["status"] == "finished"]
-    objectives, arms = plan["objectives"], plan["confirm"]["primary"]
-    n, lines = len(plan["confirm"]["seeds"]), []
-    for objective in objectives:
-        table = choice.pilot(plan, finished, objective)
-        if len(table) > 1:
-            points = 100 * choice.detectable(choice.paired_deviation(table), n, 0.05 / len(objectives))
-            lines.append(f"{objective}: {' minus '.join(arms)}, {n} seeds, detects {points:.1f} points")
-    return lines
+    found = choice.smallest_differences(plan, finished)
+    return [f"{name}: {' minus '.join(arms)}, {n} seeds, detects {points:.1f} points" for name, points in found.items()]
 
 
 if __name__ == "__main__":
