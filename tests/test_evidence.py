@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy
 import pytest
 from scipy.stats import ttest_1samp
 
+from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import cell, choice, rows
 from benchmarks.evidence.plan import cells, chosen, read_plan
 from nsr.errors import InputError
@@ -58,6 +60,25 @@ def test_a_cell_is_claimed_once(tmp_path):
         assert (first, second) == (True, False)
     with rows.claimed(tmp_path / "lock") as again:
         assert again
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_cell_that_ended_with_an_error_is_repeated_once_when_asked(tmp_path, monkeypatch, retry):
+    read, performed = rows.read, []
+
+    def stop(cell, path, *_):
+        performed.append(cell.seed)
+        rows.append(path, row(cell.identity, "stopped", stage="confirm"))
+
+    monkeypatch.setattr(rows, "read", lambda plan: read(plan, tmp_path))
+    monkeypatch.setattr(rows, "FOLDER", tmp_path)
+    monkeypatch.setattr(command, "WORK", tmp_path)
+    monkeypatch.setattr(command, "machine", lambda: {"commit": "a"})
+    monkeypatch.setattr(command, "_perform", stop)
+    options = SimpleNamespace(only="confirm.pgd.none", minutes=None, machine="first", keep=None, retry=retry)
+    for times in (1, 1 + retry):
+        command.perform(read_plan("digits"), options)
+        assert sorted(performed) == sorted([*range(200, 210)] * times)
 
 
 def test_flags_are_packed_as_bits():
