@@ -9,15 +9,9 @@ import subprocess
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from math import nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
-
-import numpy as np
-from scipy.stats import ttest_1samp
-
-from nsr.comparison.inference import holm, paired_interval, sign_flip_test
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -84,6 +78,11 @@ def wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, 112, break_on_hyphens=False)
 
 
+def bullet(text: str) -> list[str]:
+    """The lines of a paragraph of a list."""
+    return textwrap.wrap(f"* {text}", 112, subsequent_indent="  ", break_on_hyphens=False)
+
+
 def names(chosen: Iterable[str]) -> str:
     """'a, b', or 'none'."""
     return ", ".join(chosen) or "none"
@@ -94,28 +93,3 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     if not values:
         return ""
     return f"{fmean(values):.{digits}f}" + (f" +- {stdev(values):.{digits}f}" if len(values) > 1 else "")
-
-
-def paired(differences: Sequence[float], images: Any = None) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95 % interval over seeds, or seeds and images (seed, image)."""
-    found = paired_interval(np.asarray(differences, dtype=float), images)
-    return found["difference"], found["low"], found["high"]
-
-
-def decided(table: Mapping[Any, Sequence[float]]) -> dict[Any, tuple[int, float]]:
-    """{comparison: the sign of its mean where Holm's p over the table is at most 0.05, else 0; Holm's p}.
-
-    Paired t-tests, which assume normal differences: with five seeds a permutation test cannot decide.
-    """
-    p = [ttest_1samp(values, 0).pvalue if len(values) > 1 else nan for values in table.values()]
-    corrected = holm(p).p.tolist()
-    return {
-        key: (int(np.sign(fmean(values))) if one <= 0.05 else 0, one)
-        for (key, values), one in zip(table.items(), corrected, strict=True)
-    }
-
-
-def smallest_p(table: Mapping[Any, Sequence[float]]) -> float:
-    """The smallest p that permutation tests over the seeds of a table can give after Holm's correction."""
-    tests = [sign_flip_test(np.asarray(values, dtype=float)) for values in table.values()]
-    return holm([test.p for test in tests], [test.smallest_p for test in tests]).smallest_p

@@ -4,7 +4,7 @@
     python -m benchmarks.zoo add RUN NAME    adds the network of a run that has an evaluation: nsr/zoo/NAME.safetensors,
                                              NAME.md, its entry of index.json, and a row for each test image in
                                              benchmarks/results/zoo.csv
-    python -m benchmarks.zoo page            docs/zoo.md from the index and the rows
+    python -m benchmarks.zoo page            docs/zoo.md and all cards from the index and the rows
 
 `add` takes the newest finished evaluation in RUN/evaluations and the checkpoint that it measured. An entry is never
 overwritten. The settings of the run are in the metadata of the safetensors file.
@@ -32,6 +32,7 @@ from benchmarks.common import DOCS, RESULTS, ROOT, installed, table
 from nsr import __version__
 from nsr.errors import InputError
 from nsr.evaluation.curve import NORMS
+from nsr.evaluation.outcomes import wilson
 from nsr.run.commands import shell_quoted
 from nsr.run.files import append_rows, layer_means, write_json, write_text
 from nsr.zoo import FOLDER, zoo_index
@@ -118,6 +119,7 @@ def card(name: str, entry: Mapping[str, Any]) -> str:
     """Return the model card, in Markdown."""
     norm = NORMS.get(entry["norm"], entry["norm"])
     accuracy, low, high = (100 * value for value in entry["worst_case"])
+    ends = [100 * end for end in wilson(round(entry["clean"] * entry["images"]), entry["images"])]
     train = command_line("train", entry["train"])
     evaluate = command_line("evaluate", [f"checkpoint=zoo:{name}", *entry["evaluate"]])
     versions = ", ".join(f"{package} {version}" for package, version in entry["versions"].items())
@@ -132,7 +134,7 @@ def card(name: str, entry: Mapping[str, Any]) -> str:
         *table(
             ["accuracy", "%", "95 % interval over images"],
             [
-                ["clean", f"{100 * entry['clean']:.2f}", ""],
+                ["clean", f"{100 * entry['clean']:.2f}", f"{ends[0]:.2f} to {ends[1]:.2f}"],
                 [f"worst case, {norm} {entry['epsilon']}", f"{accuracy:.2f}", f"{low:.2f} to {high:.2f}"],
             ],
         ),
@@ -206,5 +208,7 @@ if __name__ == "__main__":
             add(Path(run), name)
         case ["page"]:
             PAGE.write_text(page(zoo_index()))
+            for name, entry in zoo_index().items():
+                write_text(FOLDER / f"{name}.md", card(name, entry))
         case _:
             sys.exit(__doc__)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy
 import pytest
 from scipy.stats import ttest_1samp
 
+from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import cell, choice, rows
 from benchmarks.evidence.plan import cells, chosen, read_plan
 from nsr.errors import InputError
@@ -60,6 +62,25 @@ def test_a_cell_is_claimed_once(tmp_path):
         assert again
 
 
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_cell_that_ended_with_an_error_is_repeated_once_when_asked(tmp_path, monkeypatch, retry):
+    read, performed = rows.read, []
+
+    def stop(cell, path, *_):
+        performed.append(cell.seed)
+        rows.append(path, row(cell.identity, "stopped", stage="confirm"))
+
+    monkeypatch.setattr(rows, "read", lambda plan: read(plan, tmp_path))
+    monkeypatch.setattr(rows, "FOLDER", tmp_path)
+    monkeypatch.setattr(command, "WORK", tmp_path)
+    monkeypatch.setattr(command, "machine", lambda: {"commit": "a"})
+    monkeypatch.setattr(command, "_perform", stop)
+    options = SimpleNamespace(only="confirm.pgd.none", minutes=None, machine="first", keep=None, retry=retry)
+    for times in (1, 1 + retry):
+        command.perform(read_plan("digits"), options)
+        assert sorted(performed) == sorted([*range(200, 210)] * times)
+
+
 def test_flags_are_packed_as_bits():
     flags = numpy.array([1, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1])
     assert cell.packed(flags) == "81a0"
@@ -85,6 +106,15 @@ def test_no_test_image_before_all_choices():
     some = {**CHOICES, "fast": {"none": ["a"]}}
     assert {c.stage for c in cells(PLAN, some)} == {"rate", "tune"}
     assert chosen({"pgd": {"none": ["a"], "sns": ["b"]}}, "pgd", "sns") == ["a", "b"]
+
+
+def test_a_plan_without_tuning_confirms_the_defaults():
+    plan = read_plan("digits")
+    made = cells(plan, choice.choose(plan, []))
+    assert len({each.identity for each in made}) == len(made) == 9 * 2 * 10
+    assert {each.stage for each in made} == {"confirm"}
+    assert not any("limit_train_batches" in word for each in made for word in each.training)
+    assert choice.smallest_differences(plan, []).keys() == plan["objectives"].keys() - {"natural"}
 
 
 def test_the_choice_is_the_best_mean_over_seeds():

@@ -1,81 +1,139 @@
-"""docs/results.md: made from its committed rows, every started run among them."""
+"""docs/results.md: made from the committed rows, saying no more than their tests."""
 
 from __future__ import annotations
 
-import numpy as np
+from math import nan
+
+import numpy
+import pandas
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import spearmanr
 
-from benchmarks import common, methods, results_page
-
-
-def test_the_page_is_made_from_the_committed_rows():
-    assert results_page.PAGE.read_text() == results_page.page(methods.rows())
+from benchmarks.common import DOCS, RESULTS
+from benchmarks.evidence import claim2, claim3, limits, page
+from benchmarks.evidence.findings import Contrast, Study, accuracy, between, by_arm, contrast, study, within
 
 
-def test_every_started_run_is_counted():
-    rows = methods.rows()
-    assert len(rows) == sum('"status": "started"' in line for line in methods.ROWS.read_text().splitlines())
-    expected = len(methods.SELECT_SEEDS) * len(methods.CANDIDATES)
-    expected += len(methods.CONFIRM_SEEDS) * len(methods.OBJECTIVES) * 2
-    assert len([row for row in rows if row["stage"] != "fixed"]) == expected
-    for row in rows:
-        # the stage that selects has no test image in its rows
-        assert any(key.startswith("test") for key in row) == (row["stage"] == "confirm" and row["status"] == "finished")
+@pytest.fixture(scope="module")
+def studies():
+    return [study(name) for name in page.PLANS]
 
 
-def test_runs_of_a_method_differ_only_in_the_seed():
-    rows = [row for row in methods.rows() if row["stage"] != "fixed"]
-    for stage, name in {(row["stage"], row["name"]) for row in rows}:
-        runs = [row for row in rows if (row["stage"], row["name"]) == (stage, name)]
-        assert len({row["config"] for row in runs if row["status"] == "finished"}) <= 1, name
-        assert len({row["commit"] for row in runs}) == 1
-        assert not any("+" in row["commit"] for row in runs)
+def made(plan, found) -> Study:
+    return Study(plan, found, by_arm(found))
 
 
-def test_accuracies_are_those_of_the_images():
-    for row in methods.rows():
-        if row["stage"] == "confirm" and row["status"] == "finished":
-            assert bin(int(row["correct_under_pgd"], 16)).count("1") == round(500 * row["test/pgd_accuracy"])
-    assert methods.bits([1, 0, 0, 0, 1]) == "11"
+def test_the_page_is_made_from_the_committed_rows(studies):
+    assert page.PAGE.read_text() == page.page(studies)
+    assert limits.PAGE.read_text() == limits.page(*studies)
 
 
-def test_a_paired_difference_by_hand():
-    none = {seed: {"x": value} for seed, value in enumerate((0.70, 0.72, 0.74))}
-    sns = {seed: {"x": value} for seed, value in enumerate((0.72, 0.73, 0.77))}
-    # differences 2, 1, 3: mean 2, standard deviation 1, t of 2 degrees of freedom 4.3027
-    half = 4.302653 / 3**0.5
-    assert methods.paired(none, sns, "x") == f"+2.00 [{2 - half:+.2f}, {2 + half:+.2f}]"
-    assert methods.paired(none, {0: sns[0]}, "x") == ""
-    assert common.paired([2, 1, 3], np.array([[2, 2], [1, 1], [3, 3]])) == common.paired([2, 1, 3])  # images alike
-    assert common.spread([1.0, 2.0, 3.0]) == "2.00 +- 1.00"
+def test_a_page_without_rows_decides_nothing(studies):
+    empty = [made(one.plan, []) for one in studies]
+    text = page.page(empty)
+    assert "not measured yet" in limits.page(*empty)
+    assert "No run is complete." in text and "was shown" not in text.partition("## What was found before")[0]
 
 
-@pytest.mark.parametrize("status", ["stopped", "started"])
-def test_unfinished_runs_are_listed(status):
-    row = {"stage": "confirm", "name": "pgd sns", "seed": 7, "status": status, "reason": "it broke", "commit": "a"}
-    page = results_page.page([row])
-    assert page.endswith("## Unfinished runs: 1\n\n* confirm, pgd sns, seed 7: it broke\n")
+def test_rows_are_of_one_set_of_images_and_data(studies):
+    for one in studies:
+        confirmed = [row for row in one.finished if row["stage"] == "confirm"]
+        assert len({row["best"]["images"] for row in confirmed}) == 1
+        assert len({row["data"] for row in one.finished}) == 1
+        assert not any("+" in row["commit"] for row in one.rows)
+        for row in one.finished:
+            if row["stage"] == "confirm":
+                assert accuracy(row, "worst_case") == pytest.approx(100 * row["best"]["accuracy"]["worst_case"])
 
 
-def test_the_first_paragraph_has_the_tests_of_the_rows():
-    """Holm's correction by hand, from the images of the rows."""
-    p = {}
-    for objective in methods.OBJECTIVES:
-        none, sns = methods.without_and_with(methods.rows(), objective)
-        gaps = [
-            bin(int(sns[s]["correct_under_pgd"], 16)).count("1") / 5 - 100 * none[s]["test/pgd_accuracy"] for s in none
+def test_unfinished_runs_are_listed(studies):
+    row = {"stage": "confirm", "title": "confirm pgd sns seed 7", "status": "stopped", "reason": "it broke"}
+    text = page.page([made(studies[0].plan, [row])])
+    assert text.endswith(
+        "## Started, not finished: 1\n\n* Fashion-MNIST, small network: confirm pgd sns seed 7: it broke\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "said"),
+    [
+        (1, nan, "undecided"),
+        (1, 0.06, "no gain was shown"),
+        (1, 0.01, "a gain was shown"),
+        (-1, 0.01, "a loss was shown"),
+    ],
+)
+def test_a_verdict_says_what_its_test_says(difference, p, said):
+    assert claim2.verdict(Contrast(10, difference, 0, 0, p, 0.002), p) == said
+
+
+def drawn(shift: float, objective: str = "pgd", arm: str = "none", *, seeds=range(10)) -> list[dict]:
+    """Runs whose networks are more accurate and less sensitive by `shift` and the seed."""
+    found = []
+    for seed in seeds:
+        flags = numpy.arange(400) < 200 + 100 * shift + seed
+        digits = numpy.packbits(flags).tobytes().hex()
+        best = {"correct": dict.fromkeys(("clean", "apgd_ce", "apgd_t", "square"), digits), "n_images": 400}
+        best["sensitivity"] = {"relu1": [1 - 0.2 * shift - 0.01 * seed, 0.5 - 0.2 * shift - 0.01 * seed, 1]}
+        identity = {"stage": "confirm", "objective": objective, "arm": arm, "seed": 200 + seed, "status": "finished"}
+        more = {"commit": "a", "machine": "b", "data": "c", "cpu_seconds": 1, "train_cpu_seconds": 1}
+        found.append({**identity, **more, "best": best, "last": "best"})
+    return found
+
+
+def test_a_contrast_is_tested_when_all_its_seeds_are_there(studies):
+    plan = {**studies[1].plan, "objectives": {"pgd": []}}
+    complete = made(plan, drawn(0) + drawn(0.2, arm="sns"))
+    assert claim2.primary(complete)["pgd"][0].difference == pytest.approx(5)
+    assert "a gain was shown for pgd (+5.00 [" in " ".join(claim2.short(complete))
+    partial = made(plan, drawn(0) + drawn(0.2, arm="sns", seeds=range(9)))
+    assert "undecided for pgd (+5.00 [" in " ".join(claim2.short(partial))
+    assert contrast({}, {}).text() == ""
+
+
+def test_correlations_are_those_of_scipy(studies):
+    members = [by_arm(drawn(shift))["pgd", "none"] for shift in (0, 0.2, 0.1, 0.5, 0.3)]
+    for measure in ("absolute", "relative"):
+        assert between(members, measure)[0] == pytest.approx(-1)
+        rho, test = within(members, measure)
+        assert rho == pytest.approx(-1) and test.p == test.smallest_p < 0.001
+    runs = studies[0].runs
+    own = [list(runs[name, "none"].values()) for name in ("pgd", "fast")]
+    values = [
+        [
+            ([sum(v[0] for v in layers) for layers in (row["best"]["sensitivity"].values() for row in rows)])
+            for rows in own
         ]
-        p[objective] = ttest_rel(gaps, [0] * 5).pvalue
-        images = methods.gained_images(none, sns)
-        np.testing.assert_allclose(images.mean(1), gaps, atol=1e-9)
-    order = sorted(p, key=p.get)
-    corrected = {
-        name: max(p[other] * (9 - place) for place, other in enumerate(order[: order.index(name) + 1])) for name in p
+    ]
+    robust = [[accuracy(row, "worst_case") for row in rows] for rows in own]
+    if min(map(len, robust)) > 2:
+        expected = numpy.mean([spearmanr(*pair).statistic for pair in zip(values[0], robust, strict=True)])
+        assert within([runs[name, "none"] for name in ("pgd", "fast")], "absolute")[0] == pytest.approx(expected)
+
+
+def test_the_third_claim_is_tested_when_its_runs_are_complete(studies):
+    names = ("natural", "pgd", "fast", "free", "mart", "alp")
+    plan = {**studies[1].plan, "objectives": {name: [] for name in names}}
+    found = [row for place, name in enumerate(names) for row in drawn(place / 5, name) + drawn(place / 5, name, "sns")]
+    said = " ".join(" ".join(claim3.short(made(plan, found))).split())
+    assert "absolute sensitivity is lower than after natural training for 5 of 5 methods" in said
+    assert "a correlation with robustness within methods is shown for absolute" in said
+    assert "undecided" in " ".join(claim3.short(made(plan, found[1:])))
+
+
+def test_the_settings_of_the_stabilizer_have_the_stated_differences():
+    """docs/stabilizer.md: validated robust accuracy minus that of none, mean over the same seeds, points."""
+    rows = pandas.read_csv(RESULTS / "stabilizer_settings.csv")
+    means = 100 * rows.pivot(index="setting", columns="seed", values="validated_robust").mean(axis=1)
+    gained = means - means["none"]
+    text = (DOCS / "stabilizer.md").read_text()
+    at = "weight 2, top 0.3"
+    stated = {
+        "0.1 {}, 0.3 {}, all {}": ["weight 1, top 0.1", "weight 1, top 0.3", "weight 1, top 1.0"],
+        "batch {}, average {}, epoch {}, once {}": [at, *(f"{at}, refresh {x}" for x in ("average", "epoch", "once"))],
+        "l1 {}, l2 {}, cosine on feature maps {}": [at, f"{at}, distance l2", f"{at}, distance cosine, feature maps"],
+        "mean {}; sum at weight 0.01 {}": [at, "weight 0.01, top 0.3, sum"],
+        "true {}, false {}": [at, f"{at}, no gradient through the clean view"],
     }
-    assert f"{corrected['pgd']:.2f}" == "0.17"
-    shown = [name for name in p if corrected[name] <= 0.05]
-    paragraph = results_page.PAGE.read_text().split("\n\n")[2].replace("\n", " ")
-    assert "has Holm's p 0.17 over the 9 objectives" in paragraph and "2.4 to 9.6 points" in paragraph
-    assert f"{2 / 2**5 * 9:.2g} after Holm's correction: n too small to decide" in paragraph
-    assert f"survive for {', '.join(name for name in shown if name != 'natural')}." in paragraph
+    for sentence, settings in stated.items():
+        assert sentence.format(*(f"{gained[name]:+.2f}" for name in settings)) in text

@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="no cell is started after so many")
     parser.add_argument("--machine", default="first", help="name of this machine's file of rows")
     parser.add_argument("--keep", type=Path, help="folder for the best checkpoints of confirmed cells")
+    parser.add_argument("--retry", action="store_true", help="also repeat, once, cells that ended with an error")
     parser.add_argument("--status", action="store_true", help="run nothing: print what is left")
     return parser
 
@@ -60,13 +62,16 @@ def perform(plan: Plan, options: argparse.Namespace) -> None:
     end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     path = rows.FOLDER / plan["name"] / f"{options.machine}.jsonl"
     evidence: dict[str, Any] = {}
+    tried: set[str] = set()
     while time.monotonic() < end:
-        left = [cell for cell in selected(plan, options.only) if not _is_done(plan, cell)]
+        again = {cell.identity for cell in selected(plan, options.only) if options.retry} - tried
+        left = [cell for cell in selected(plan, options.only) if not _is_done(plan, cell, again)]
         if not left:
             return
         for cell in left:
             with rows.claimed(WORK / f"{cell.identity}.lock") as is_ours:
-                if is_ours and not _is_done(plan, cell):
+                if is_ours and not _is_done(plan, cell, again):
+                    tried.add(cell.identity)
                     evidence = evidence or machine()
                     _perform(cell, path, evidence, options.keep)
                     break
@@ -74,9 +79,10 @@ def perform(plan: Plan, options: argparse.Namespace) -> None:
             time.sleep(5)  # other commands run all that is left; more may follow from their results
 
 
-def _is_done(plan: Plan, cell: Cell) -> bool:
-    """Whether a row, maybe another command's, says how the cell ended."""
-    return any(row["cell"] == cell.identity and row["status"] != "started" for row in rows.read(plan["name"]))
+def _is_done(plan: Plan, cell: Cell, again: Collection[str] = ()) -> bool:
+    """Whether a row, maybe another command's, says how the cell ended; an error counts unless it is tried again."""
+    ends = ("finished",) if cell.identity in again else ("finished", "stopped")
+    return any(row["cell"] == cell.identity and row["status"] in ends for row in rows.read(plan["name"]))
 
 
 def _perform(cell: Cell, path: Path, evidence: dict[str, Any], keep: Path | None) -> None:
@@ -132,19 +138,11 @@ def hours(plan: Plan) -> list[str]:
 
 
 def power(plan: Plan) -> list[str]:
-    """Return the smallest difference that each primary contrast detects with 80 % power, from the tuning runs.
-
-    Alpha is 0.05 over the number of contrasts, Holm's first step. The deviation is that of validated accuracy.
-    """
+    """Return the smallest difference that each primary contrast detects with 80 % power."""
+    arms, n = plan["confirm"]["primary"], len(plan["confirm"]["seeds"])
     finished = [row for row in rows.read(plan["name"]) if row["status"] == "finished"]
-    objectives, arms = plan["objectives"], plan["confirm"]["primary"]
-    n, lines = len(plan["confirm"]["seeds"]), []
-    for objective in objectives:
-        table = choice.pilot(plan, finished, objective)
-        if len(table) > 1:
-            points = 100 * choice.detectable(choice.paired_deviation(table), n, 0.05 / len(objectives))
-            lines.append(f"{objective}: {' minus '.join(arms)}, {n} seeds, detects {points:.1f} points")
-    return lines
+    found = choice.smallest_differences(plan, finished)
+    return [f"{name}: {' minus '.join(arms)}, {n} seeds, detects {points:.1f} points" for name, points in found.items()]
 
 
 if __name__ == "__main__":

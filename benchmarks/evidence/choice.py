@@ -19,7 +19,12 @@ def robust(row: Row) -> float:
 
 
 def choose(plan: Plan, finished: Sequence[Row]) -> dict[str, dict[str, list[str]]]:
-    """Return {objective: {arm: overrides of its best setting}}: mean over seeds; complete arms only."""
+    """Return {objective: {arm: overrides of its best setting}}: mean over seeds; complete arms only.
+
+    Without tuning in the plan the defaults stay.
+    """
+    if "tuning" not in plan:
+        return {objective: {arm: [] for arm in plan["arms"]} for objective in plan["objectives"]}
     found: dict[str, dict[str, list[str]]] = {}
     for objective in plan["objectives"]:
         for arm in plan["arms"]:
@@ -49,6 +54,28 @@ def pilot(plan: Plan, finished: Sequence[Row], objective: str) -> numpy.ndarray:
             if all(seed in by_seed for seed in plan["tuning"]["seeds"]):
                 table.append([by_seed[seed] for seed in plan["tuning"]["seeds"]])
     return numpy.array(table)
+
+
+def tested(plan: Plan) -> list[str]:
+    """Return the objectives whose primary contrast is tested."""
+    return [objective for objective in plan["objectives"] if objective not in plan["confirm"].get("untested", ())]
+
+
+def smallest_differences(plan: Plan, finished: Sequence[Row]) -> dict[str, float]:
+    """Return {objective: points that its primary contrast detects with 80 % power}, stated before the confirmation.
+
+    Alpha is 0.05 over the number of contrasts, Holm's first step. The deviation of a difference is the plan's, else
+    that of validated accuracy in the tuning runs.
+    """
+    found = {}
+    for objective in tested(plan):
+        deviation = plan["confirm"].get("deviation")
+        if deviation is None and len(table := pilot(plan, finished, objective)) > 1:
+            deviation = paired_deviation(table)
+        if deviation is not None:
+            n = len(plan["confirm"]["seeds"])
+            found[objective] = 100 * detectable(deviation, n, 0.05 / len(tested(plan)))
+    return found
 
 
 def paired_deviation(table: numpy.ndarray) -> float:

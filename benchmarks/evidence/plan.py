@@ -64,7 +64,8 @@ def cells(plan: Plan, choices: Choices) -> list[Cell]:
     Args:
         choices: {objective: {arm: overrides}} of `choice.choose`; cells that need one which is not there are left out.
     """
-    return [*_rate(plan), *_tune(plan, choices), *_confirm(plan, choices)]
+    tuning = [*_rate(plan), *_tune(plan, choices)] if "tuning" in plan else []
+    return [*tuning, *_confirm(plan, choices)]
 
 
 def chosen(choices: Choices, objective: str, arm: str) -> list[str] | None:
@@ -76,8 +77,9 @@ def chosen(choices: Choices, objective: str, arm: str) -> list[str] | None:
 
 
 def _overrides(plan: Plan, objective: str, arm: str, *more: str, steps: int | None = None) -> tuple[str, ...]:
-    length = f"trainer.limit_train_batches={steps or plan['steps'][objective][arm]}"
-    return (*plan["training"], *plan["objectives"][objective], *plan["arms"][arm], length, *more)
+    steps = steps or plan["steps"][objective][arm] if "steps" in plan else None  # None: whole epochs
+    length = () if steps is None else (f"trainer.limit_train_batches={steps}",)
+    return (*plan["training"], *plan["objectives"][objective], *plan["arms"][arm], *length, *more)
 
 
 def _rate(plan: Plan) -> Iterator[Cell]:
@@ -109,14 +111,16 @@ def _tuning(
 
 def _confirm(plan: Plan, choices: Choices) -> Iterator[Cell]:
     confirm = plan["confirm"]
-    complete = all(chosen(choices, objective, arm) for objective in plan["objectives"] for arm in plan["arms"])
+    complete = all(
+        chosen(choices, objective, arm) is not None for objective in plan["objectives"] for arm in plan["arms"]
+    )
     for seed in confirm["seeds"] if complete else ():
         for objective in plan["objectives"]:
             for arm in plan["arms"]:
                 training = _overrides(plan, objective, arm, *(chosen(choices, objective, arm) or ()))
                 yield Cell("confirm", objective, arm, "", seed, training, tuple(plan["evaluation"]))
-                if seed in confirm["standard_seeds"] and arm in confirm["primary"]:
+                if seed in confirm.get("standard_seeds", ()) and arm in confirm["primary"]:
                     yield Cell("standard", objective, arm, "", seed, training, tuple(plan["standard"]))
-        if seed in confirm["natural_seeds"]:
+        if seed in confirm.get("natural_seeds", ()):
             training = (*plan["training"], *confirm["natural"])
             yield Cell("confirm", "natural", "none", "", seed, training, tuple(plan["evaluation"]))

@@ -11,13 +11,12 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from nsr.plots.style import COLORS, styled  # noqa: E402
-
 import nsr  # noqa: E402
 from nsr.data import Digits  # noqa: E402
 from nsr.models.classifier import Classifier  # noqa: E402
 from nsr.models.networks import SmallCNN  # noqa: E402
 from nsr.models.weights import read_checkpoint  # noqa: E402
+from nsr.plots.style import COLORS, styled  # noqa: E402
 
 NETWORKS = {"digits_natural": "natural", "digits_pgd": "PGD", "digits_pgd_sns": "PGD + SNS"}
 LAYERS = ["relu1", "relu2", "relu3", "relu4"]

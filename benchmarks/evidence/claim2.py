@@ -1,0 +1,209 @@
+"""The second claim in docs/results.md: contrasts, accuracies, attacks and tuning of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isnan, nan
+from statistics import fmean, median
+
+from benchmarks.common import bullet, names, spread, table, wrapped
+from benchmarks.evidence import choice
+from benchmarks.evidence.findings import ATTACKS, Contrast, Study, accuracy, by_arm, contrast
+from benchmarks.evidence.plan import Plan, cells
+from nsr.comparison.inference import ALPHA, holm
+
+ARMS = {
+    "none": "the objective alone",
+    "sns": "SNS, the most sensitive neurons",
+    "random": "as many random neurons, the term scaled to that of SNS",
+    "all": "all neurons",
+    "clean": "clean cross-entropy with a weight instead of a term",
+}
+
+
+def primary(one: Study) -> dict[str, tuple[Contrast, float]]:
+    """Return {objective: its primary contrast, Holm's p over them; nan before the seeds of all are complete}."""
+    pair, planned = one.plan["confirm"]["primary"], len(one.plan["confirm"]["seeds"])
+    found = {name: contrast(*(one.arm(name, arm) for arm in pair)) for name in choice.tested(one.plan)}
+    complete = all(each.n == planned for each in found.values())
+    corrected = holm(each.p if complete else nan for each in found.values()).p.tolist()
+    return {key: (each, p) for (key, each), p in zip(found.items(), corrected, strict=True)}
+
+
+def verdict(found: Contrast, p: float) -> str:
+    """Return what the test of a primary contrast says, and no more."""
+    if isnan(p):
+        return "undecided"
+    if p > ALPHA:
+        return "no gain was shown"
+    return "a gain was shown" if found.difference > 0 else "a loss was shown"
+
+
+def short(one: Study) -> list[str]:
+    """Return the sentences on a plan's primary contrasts."""
+    groups: dict[str, list[str]] = {}
+    for objective, (found, p) in primary(one).items():
+        groups.setdefault(verdict(found, p), []).append(f"{objective} ({found.text() or 'no pair'})")
+    said = "; ".join(f"{text} for {names(members)}" for text, members in groups.items())
+    done = sum(row["stage"] == "confirm" for row in one.finished)
+    return bullet(
+        f"**Claim 2, {one.plan['title']}**: {said}. In brackets SNS minus the objective alone under the worst case, "
+        f"points. {done} of {n_confirm(one.plan)} confirmatory runs are complete."
+    )
+
+
+def n_confirm(plan: Plan) -> int:
+    """Return the number of confirmatory runs of the whole plan."""
+    everything = {objective: {arm: ["any"] for arm in plan["arms"]} for objective in plan["objectives"]}
+    return sum(cell.stage == "confirm" for cell in cells(plan, everything))
+
+
+def section(one: Study) -> Iterator[str]:
+    """Yield the tables of a plan."""
+    plan = one.plan
+    yield from (f"### {plan['title'][0].upper()}{plan['title'][1:]}", "", *wrapped(setting(one)), "")
+    yield from (*primary_table(one), "", *wrapped(cost(one)), "")
+    if len(plan["arms"]) > 2:
+        yield from ("Exploratory contrasts, no verdict: worst case of the best checkpoint, percentage points.", "")
+        yield from (*arms_table(one), "")
+    yield from ("SNS minus none under each attack, exploratory, percentage points.", "", *attacks_table(one), "")
+    yield from wrapped(f"Accuracies in percent, mean and standard deviation over seeds. {legend(one)}")
+    yield ""
+    yield from (*accuracy_table(one), "")
+    if plan.get("standard"):
+        yield from (*standard(one), "")
+    if plan.get("tuning"):
+        yield from (*tuning(one), "")
+
+
+def setting(one: Study) -> str:
+    plan, finished = one.plan, one.finished
+    hours = sum(row["cpu_seconds"] for row in finished) / 3600
+    images = names(sorted({f"{row['best']['n_images']:,}" for row in finished if row["stage"] == "confirm"}))
+    commits, machines, data = (
+        names(sorted({row[key][:count] for row in finished}))
+        for key, count in (("commit", None), ("machine", None), ("data", 12))
+    )
+    if not finished:
+        return "No run is complete."
+    return (
+        f"Plan: [{plan['name']}.yaml](../benchmarks/evidence_plans/{plan['name']}.yaml). Training: "
+        f"`{' '.join(plan['training'])}`. Evaluation: `{' '.join(plan['evaluation'])}`. An image counts under the "
+        "worst case if it is correctly classified without and under each of the attacks. Test images, the same in "
+        f"every run: {images}. Complete are {len(finished)} runs of {hours:.2f} hours of one core in all; machine: "
+        f"{machines}; commits {commits}; SHA-256 over the data's pixels and labels: {data}."
+    )
+
+
+def primary_table(one: Study) -> list[str]:
+    """Return the primary contrasts, the only tests of claim 2; no p before the seeds are complete."""
+    least, planned = choice.smallest_differences(one.plan, one.finished), len(one.plan["confirm"]["seeds"])
+    lines = []
+    for objective, (found, p) in primary(one).items():
+        numbers = map(number, (nan if isnan(p) else found.p, p, least.get(objective, nan)))
+        lines.append([objective, f"{found.n} of {planned}", found.text(), *numbers, verdict(found, p)])
+    headings = ["objective", "seeds", "SNS minus none, worst case", "p", "Holm's p", "detects", "verdict"]
+    return table(headings, lines)
+
+
+def started(one: Study) -> list[str]:
+    """Return the objectives that have a complete pair of runs."""
+    return [name for name in one.plan["objectives"] if one.arm(name, "sns").keys() & one.arm(name, "none").keys()]
+
+
+def number(value: float) -> str:
+    return "" if isnan(value) else f"{value:.2g}"
+
+
+def cost(one: Study) -> str:
+    """Return the sentence on the processor time of the arms."""
+    ratios = []
+    for objective in started(one):
+        none, sns = (one.arm(objective, arm) for arm in ("none", "sns"))
+        pairs = [(sns[seed], none[seed]) for seed in sns.keys() & none.keys()]
+        ratio = median(first["train_cpu_seconds"] / second["train_cpu_seconds"] for first, second in pairs)
+        ratios.append(f"{ratio:.2f} ({objective})")
+    return (
+        f"Arms have equal steps, not equal cost: a training with SNS took {names(ratios)} times the processor time of "
+        "one without at the same seed (median, start included). In that time the objective alone could train longer, "
+        "so the contrast favors SNS: a gain shown at equal steps need not hold at equal cost."
+    )
+
+
+def arms_table(one: Study) -> list[str]:
+    """Contrasts of all pairs of arms that say something about SNS."""
+    others = [arm for arm in one.plan["arms"] if arm != "sns"]
+    pairs = [("sns", arm) for arm in others if arm != "none"] + [(arm, "none") for arm in others if arm != "none"]
+    return table(
+        ["objective", *(f"{first} - {second}" for first, second in pairs)],
+        ([name, *(contrast(*(one.arm(name, arm) for arm in pair)).text() for pair in pairs)] for name in started(one)),
+    )
+
+
+def attacks_table(one: Study) -> list[str]:
+    headings = ["objective", *ATTACKS, "worst case", "worst case, last checkpoint"]
+    lines = []
+    for objective in started(one):
+        pair = [one.arm(objective, arm) for arm in ("sns", "none")]
+        found = [contrast(*pair, attack) for attack in (*ATTACKS, "worst_case")]
+        lines.append([objective, *(each.text() for each in (*found, contrast(*pair, "worst_case", "last")))])
+    return table(headings, lines)
+
+
+def legend(one: Study) -> str:
+    return "Arms: " + "; ".join(f"{arm}: {ARMS[arm]}" for arm in one.plan["arms"]) + "."
+
+
+def accuracy_table(one: Study) -> list[str]:
+    made = choice.choose(one.plan, one.finished)
+    headings = ["objective", "arm", "setting", "seeds", *ATTACKS, "worst case", "worst case, last", "training, s"]
+    lines, planned = [], [(objective, arm) for objective in one.plan["objectives"] for arm in one.plan["arms"]]
+    for objective, arm in sorted(one.runs, key=[*planned, *one.runs].index):  # the reference last
+        own = list(one.arm(objective, arm).values())
+        values = [spread([accuracy(row, attack) for row in own]) for attack in (*ATTACKS, "worst_case")]
+        values.append(spread([accuracy(row, "worst_case", "last") for row in own]))
+        values.append(f"{median(row['train_cpu_seconds'] for row in own):.0f}")
+        chosen = " ".join(made.get(objective, {}).get(arm, [])) or "default"
+        lines.append([objective, arm, chosen, str(len(own)), *values])
+    return table(headings, lines)
+
+
+def standard(one: Study) -> Iterator[str]:
+    """Yield the reduced attacks beside AutoAttack's standard version on the same images."""
+    lines, gaps = [], []
+    for (objective, arm), own in by_arm(one.rows, "standard").items():
+        for seed, row in own.items():
+            reduced, whole = accuracy(row, "worst_case"), accuracy(row, "autoattack")
+            gaps.append(reduced - whole)
+            lines.append([objective, arm, str(seed), str(row["best"]["n_images"]), f"{reduced:.1f}", f"{whole:.1f}"])
+    text = "No run has been evaluated by AutoAttack's standard version yet."
+    if gaps:
+        text = (
+            f"The reduced attacks beside AutoAttack's standard version on the same images, {len(gaps)} runs: the worst "
+            f"case under the reduced ones is {fmean(gaps):.2f} points higher on average, {max(gaps):.2f} at most."
+        )
+    yield from wrapped(text)
+    if gaps:
+        headings = ["objective", "arm", "seed", "images", "reduced worst case, %", "AutoAttack standard, %"]
+        yield from ("", *table(headings, lines))
+
+
+def tuning(one: Study) -> Iterator[str]:
+    """Yield all tuning runs."""
+    plan, finished = one.plan, one.finished
+    made, lines = choice.choose(plan, finished), []
+    for objective in plan["objectives"]:
+        for arm in plan["arms"]:
+            for setting_ in plan["tuning"][arm]:
+                own = [row for row in choice.tuned(finished, objective, arm) if row["setting"] == " ".join(setting_)]
+                taken = made.get(objective, {}).get(arm) == list(setting_)
+                values = [100 * choice.robust(row) for row in own]
+                each = ", ".join(f"{value:.1f}" for value in values)
+                mean = f"{fmean(values):.2f}" if values else ""
+                lines.append([objective, arm, " ".join(setting_), each, f"**{mean}**" if taken else mean])
+    yield from wrapped(
+        f"Tuning, {sum(row['stage'] in ('rate', 'tune') for row in finished)} runs, as many for each arm: robust "
+        "accuracy on validation images at the best epoch, percent. The bold setting was taken, before the first test "
+        "image was used."
+    )
+    yield from ("", *table(["objective", "arm", "setting", "each seed", "mean"], lines))
