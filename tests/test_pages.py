@@ -28,11 +28,11 @@ from tests.pages import (
 
 COMMANDS = commands()
 QUICK = ("README.md", "conf/hydra/help/train.yaml", "conf/hydra/help/evaluate.yaml")
-WITH_CONSOLE = [page for page in PAGES if any(kind == "console" for kind, _ in sessions(page))]
+WITH_COMMANDS = [page for page in PAGES if any(kind == "sh" for kind, _ in sessions(page))]
 WITH_PYTHON = [
     page
     for page in PAGES
-    if page not in WITH_CONSOLE
+    if page not in WITH_COMMANDS
     and name(page) not in RUN_ELSEWHERE
     and any(kind == "python" for kind, _ in sessions(page))
 ]
@@ -43,7 +43,7 @@ def slow(page: str) -> tuple:
 
 
 def test_the_pages_have_commands_and_sessions():
-    assert len(COMMANDS) > 100 and len(WITH_CONSOLE) >= 5 and len(WITH_PYTHON) >= 5
+    assert len(COMMANDS) > 100 and len(WITH_COMMANDS) >= 5 and len(WITH_PYTHON) >= 5
     assert {command.program for command in COMMANDS} == {*PROGRAMS.values()}
     assert sum(command.needs is None for command in COMMANDS) > len(COMMANDS) / 2
     assert all((ROOT / page).exists() and (ROOT / test).exists() for page, test in RUN_ELSEWHERE.items())
@@ -88,7 +88,7 @@ def test_every_snippet_runs(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", WITH_CONSOLE, ids=name)
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=name)
 def test_every_session_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "page"}
@@ -108,7 +108,7 @@ def run_snippets(snippets: list[str], page: Path, names: dict | None = None) -> 
 
 
 def run_command(line: str, folder: Path) -> None:
-    """Run a command of a console block as its program would, in this process but for a sweep."""
+    """Run a command of a `sh` block as its program would, in this process but for a sweep."""
     from nsr import compare
     from nsr.app.composition import compose_checked
     from nsr.app.evaluate import evaluate

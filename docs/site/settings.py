@@ -180,11 +180,11 @@ def settings_of_command(name: str) -> dict[str, Setting]:
 
 def table(settings: Mapping[str, Setting], choices: int) -> str:
     """Return a Markdown table with a row for each setting."""
-    rows = ["| setting | type | default | meaning | allowed |", "|---|---|---|---|---|"]
+    rows = ["| setting | default | type, allowed values | meaning |", "|---|---|---|---|"]
     for name, entry in settings.items():
         meaning = max(entry.comment, entry.meaning, key=len)  # the file's comment is often the docstring, shorter
-        words = (_as_yaml(entry.type), _default(entry.defaults, choices), _as_yaml(meaning), _as_yaml(entry.allowed))
-        cells = (f"`{name}`", *words)
+        kinds = ": ".join(text for text in (entry.type, entry.allowed) if text)
+        cells = (f"`{name}`", _default(entry.defaults, choices), _as_yaml(kinds), _as_yaml(meaning))
         rows.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(rows)
 
