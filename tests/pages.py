@@ -31,8 +31,13 @@ PROGRAMS = {
 }
 COMMAND = re.compile(rf"(?:{'|'.join(map(re.escape, PROGRAMS))})(?= |$)")
 SHORT = {
-    "train": ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=none", "trainer.accelerator=cpu"),
-    "evaluate": ("evaluation.n_examples=40", "trainer.accelerator=cpu"),
+    "train": (
+        *("trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=none", "trainer.accelerator=cpu"),
+        *("report=false", "validation_attack.steps=1", "test_attacks.pgd.steps=1"),
+    ),
+    "evaluate": ("evaluation.n_examples=20", "trainer.accelerator=cpu", "report=false"),
+    "compare": ("--allow-different",),  # shortened evaluations have fewer images than runs
+    "report": ("--allow-different",),
 }
 NOT_HERE = {  # what a command needs -> where it is only composed
     "a download": r"data=(cifar|svhn|stl10|mnist\b)|experiment=(cifar|fashion)|torchvision\.datasets",
@@ -116,9 +121,3 @@ def parsed(page: str, line: str) -> Command | None:
     if re.search(r"\[CHOICE|=NAME\b|THE SAME|^and\b|^\(", typed):  # a form, or a sentence that goes on
         return None
     return Command(page, PROGRAMS[match[0]], tuple(shlex.split(typed)))
-
-
-def shortened(program: str, arguments: tuple[str, ...]) -> list[str]:
-    """Return the arguments with those of `SHORT` that the command does not give itself."""
-    given = {argument.partition("=")[0] for argument in arguments}
-    return [*arguments, *(row for row in SHORT[program] if row.partition("=")[0] not in given)]

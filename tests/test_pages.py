@@ -17,13 +17,13 @@ from tests.pages import (
     PROGRAMS,
     ROOT,
     RUN_ELSEWHERE,
+    SHORT,
     Command,
     blocks,
     commands,
     name,
     parsed,
     sessions,
-    shortened,
 )
 
 COMMANDS = commands()
@@ -118,11 +118,11 @@ def run_command(line: str, folder: Path) -> None:
     words = shlex.split(line)
     for module, main in (("nsr.compare", compare.main), ("nsr.report", report.main)):
         if words[:3] == ["python", "-m", module]:
-            assert main(words[3:]) == 0, line
+            assert main([*words[3:], *SHORT[module.partition(".")[2]]]) == 0, line
             return
     command = parsed("", line)
     assert command is not None, line
-    settings = shortened(command.program, command.arguments)
+    settings = [*command.arguments, *SHORT[command.program]]
     if "-m" in settings:
         done = in_a_process(f"{command.program}.py", *settings, folder=folder)
         assert done.returncode == 0, done.stderr

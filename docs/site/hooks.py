@@ -87,5 +87,6 @@ def _api() -> str:
     lines = ["# API", "", "The names in `nsr.__all__`. They are loaded on first use: `import nsr` takes no time."]
     for name, home in nsr._HOME.items():
         members = MEMBERS.get(name, "false")
-        lines += ["", f"## nsr.{name}", "", f"::: {home}.{name}", f"    options: {{members: {members}}}"]
+        options = f"heading: nsr.{name}, toc_label: nsr.{name}, members: {members}"
+        lines += ["", f"::: {home}.{name}", f"    options: {{{options}}}"]
     return "\n".join([*lines, ""])

@@ -223,6 +223,8 @@ def _cell(text: str) -> str:
 def page() -> str:
     """Return the reference page."""
     lines = [
+        '<div class="settings" markdown>',
+        "",
         "# Settings",
         "",
         "Every setting of `python train.py` and `python evaluate.py`, made from `conf/` and the code when this page",
@@ -238,7 +240,8 @@ def page() -> str:
         lines += [f"| `{path.stem}` | {_cell(head(path))} |" for path in paths]
         own = {} if group in ("sweep", "experiment") else settings_of(group)
         lines += ["", table(own, len(paths))] if own else []
-    return "\n".join(lines) + "\n"
+    text = "\n".join([*lines, "", "</div>", ""])
+    return re.sub(r"\bdocs/([\w-]+\.md)", r"[docs/\1](../\1)", text)
 
 
 if __name__ == "__main__":
