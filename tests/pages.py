@@ -1,8 +1,8 @@
 """The pages (README, docs/, examples/, model cards, help texts): their commands and snippets, and how each is tried.
 
-* A line `$ COMMAND` of a console block is run, with the page's Python blocks before it, in a scratch directory,
-  shortened by `SHORT`: a few batches and images. The page is one session, top to bottom.
-* Any other command of train.py or evaluate.py, in a block or between backticks, is pre-flighted for each job of it, up
+* A page with `sh` blocks is one session: their commands are run, top to bottom, with the page's Python blocks between
+  them, in a scratch directory, shortened by `SHORT`: a few batches and images.
+* A command of train.py or evaluate.py in any other block, or between backticks, is pre-flighted for each job of it, up
   to the point where it would make a run directory. Where `NOT_HERE` says what it needs that a test does not have, it is
   composed. (The packages in examples/ have tests of their own.)
 * Python blocks run in order and share their names, unless `RUN_ELSEWHERE` names the test that runs them.
@@ -31,8 +31,13 @@ PROGRAMS = {
 }
 COMMAND = re.compile(rf"(?:{'|'.join(map(re.escape, PROGRAMS))})(?= |$)")
 SHORT = {
-    "train": ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=none", "trainer.accelerator=cpu"),
-    "evaluate": ("evaluation.n_examples=40", "trainer.accelerator=cpu"),
+    "train": (
+        *("trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=none", "trainer.accelerator=cpu"),
+        *("report=false", "validation_attack.steps=1", "test_attacks.pgd.steps=1"),
+    ),
+    "evaluate": ("evaluation.n_examples=20", "trainer.accelerator=cpu", "report=false"),
+    "compare": ("--allow-different",),  # shortened evaluations have fewer images than runs
+    "report": ("--allow-different",),
 }
 NOT_HERE = {  # what a command needs -> where it is only composed
     "a download": r"data=(cifar|svhn|stl10|mnist\b)|experiment=(cifar|fashion)|torchvision\.datasets",
@@ -85,13 +90,13 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def sessions(page: Path) -> list[tuple[str, str]]:
-    """Return the steps of a page, ('python', block) or ('console', command), in order."""
+    """Return the steps of a page, ('python', block) or ('sh', command), in order."""
     steps = []
     for language, content in blocks(page):
         if language == "python":
             steps.append((language, content))
-        elif language == "console":
-            steps += [(language, line[2:]) for line in content.splitlines() if line.startswith("$ ")]
+        elif language == "sh":
+            steps += [(language, line) for line in content.splitlines()]
     return steps
 
 
@@ -99,7 +104,7 @@ def commands() -> list[Command]:
     """Return every command of train.py and evaluate.py that is in no session, each once."""
     found = {}
     for page in PAGES:
-        text = joined(page)
+        text = re.sub(r"^```sh\n.*?^```$", "", joined(page), flags=re.DOTALL | re.MULTILINE)
         lines = re.findall(r"^(?: {4}| {2})?((?:python|nsr-)[^`\n]*)", text, flags=re.MULTILINE)
         for line in lines + re.findall(r"`((?:python|nsr-)[^`\n]*)`", text):
             if command := parsed(name(page), line):
@@ -116,9 +121,3 @@ def parsed(page: str, line: str) -> Command | None:
     if re.search(r"\[CHOICE|=NAME\b|THE SAME|^and\b|^\(", typed):  # a form, or a sentence that goes on
         return None
     return Command(page, PROGRAMS[match[0]], tuple(shlex.split(typed)))
-
-
-def shortened(program: str, arguments: tuple[str, ...]) -> list[str]:
-    """Return the arguments with those of `SHORT` that the command does not give itself."""
-    given = {argument.partition("=")[0] for argument in arguments}
-    return [*arguments, *(row for row in SHORT[program] if row.partition("=")[0] not in given)]

@@ -13,10 +13,9 @@ import pytest
 from nsr.app.composition import without_null
 from nsr.app.train import train
 from tests.conftest import in_a_process, job, read_json, rows
+from tests.pages import ROOT, blocks
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "extending.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, flags=re.DOTALL)
+BLOCKS = blocks(ROOT / "docs" / "extending.md")
 LINES = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]
 COMMANDS = [line for line in LINES if re.match(r"python train.py(?!.*(--config-dir|MLFlow))", line)]
 QUICK = (

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from nsr.app.composition import compose_checked
 from nsr.app.train import train
 from nsr.training.module import RobustClassifier
 from tests.conftest import ROOT, job, read_json
@@ -73,8 +72,3 @@ def test_the_journey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, values in slow_scores(net, batches, 0.2).items():
         assert scores[name].tolist() == pytest.approx(values.tolist(), rel=1e-3, abs=1e-6), name
     assert 0.3 < read_json(tmp_path / "runs/groups/metrics.json")["test/clean_accuracy"] <= 1
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_compose(command: list[str]) -> None:
-    compose_checked("train", [word.replace("FOLDER", "/folder").replace("FILE", "/file.pt") for word in command])

@@ -17,22 +17,22 @@ from tests.pages import (
     PROGRAMS,
     ROOT,
     RUN_ELSEWHERE,
+    SHORT,
     Command,
     blocks,
     commands,
     name,
     parsed,
     sessions,
-    shortened,
 )
 
 COMMANDS = commands()
 QUICK = ("README.md", "conf/hydra/help/train.yaml", "conf/hydra/help/evaluate.yaml")
-WITH_CONSOLE = [page for page in PAGES if any(kind == "console" for kind, _ in sessions(page))]
+WITH_COMMANDS = [page for page in PAGES if any(kind == "sh" for kind, _ in sessions(page))]
 WITH_PYTHON = [
     page
     for page in PAGES
-    if page not in WITH_CONSOLE
+    if page not in WITH_COMMANDS
     and name(page) not in RUN_ELSEWHERE
     and any(kind == "python" for kind, _ in sessions(page))
 ]
@@ -43,7 +43,7 @@ def slow(page: str) -> tuple:
 
 
 def test_the_pages_have_commands_and_sessions():
-    assert len(COMMANDS) > 100 and len(WITH_CONSOLE) >= 5 and len(WITH_PYTHON) >= 5
+    assert len(COMMANDS) > 100 and len(WITH_COMMANDS) >= 5 and len(WITH_PYTHON) >= 5
     assert {command.program for command in COMMANDS} == {*PROGRAMS.values()}
     assert sum(command.needs is None for command in COMMANDS) > len(COMMANDS) / 2
     assert all((ROOT / page).exists() and (ROOT / test).exists() for page, test in RUN_ELSEWHERE.items())
@@ -88,7 +88,7 @@ def test_every_snippet_runs(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", WITH_CONSOLE, ids=name)
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=name)
 def test_every_session_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "page"}
@@ -108,7 +108,7 @@ def run_snippets(snippets: list[str], page: Path, names: dict | None = None) -> 
 
 
 def run_command(line: str, folder: Path) -> None:
-    """Run a command of a console block as its program would, in this process but for a sweep."""
+    """Run a command of a `sh` block as its program would, in this process but for a sweep."""
     from nsr import compare
     from nsr.app.composition import compose_checked
     from nsr.app.evaluate import evaluate
@@ -118,11 +118,11 @@ def run_command(line: str, folder: Path) -> None:
     words = shlex.split(line)
     for module, main in (("nsr.compare", compare.main), ("nsr.report", report.main)):
         if words[:3] == ["python", "-m", module]:
-            assert main(words[3:]) == 0, line
+            assert main([*words[3:], *SHORT[module.partition(".")[2]]]) == 0, line
             return
     command = parsed("", line)
     assert command is not None, line
-    settings = shortened(command.program, command.arguments)
+    settings = [*command.arguments, *SHORT[command.program]]
     if "-m" in settings:
         done = in_a_process(f"{command.program}.py", *settings, folder=folder)
         assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(?<!`)(!?\[[^\]]*\])\(([^)#\s]+)(#[^)\s]*)?\)")
+MEMBERS = {"FeatureExtractor": "[__call__, remove]", "NeuronSensitivity": "[update, compute]"}  # beside the constructor
 log = logging.getLogger("mkdocs.plugins.nsr")  # its warnings end a strict build
 
 
@@ -35,15 +36,19 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Point links to files outside of docs/ at their copies in the site, folders at their README."""
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Point links to files outside of docs/ at their copies in the site; name pages by title."""
     here = page.file.src_uri
 
     def linked(match: re.Match[str]) -> str:
         place = _place(here, match[2])
         if place is None:
             return match[0]
-        return f"{match[1]}({posixpath.relpath(place, posixpath.dirname(here))}{match[3] or ''})"
+        label, target = match[1], files.get_file_from_path(place)
+        if target is not None and re.fullmatch(r"\[(docs/)?[\w/-]+\.md\]", label):
+            title = re.search(r"^# (.+)$", target.content_string, flags=re.MULTILINE)
+            label = f"[{title[1]}]" if title else label
+        return f"{label}({posixpath.relpath(place, posixpath.dirname(here))}{match[3] or ''})"
 
     return LINK.sub(linked, markdown)
 
@@ -79,6 +84,9 @@ def _api() -> str:
     """The page of what `import nsr` offers."""
     import nsr
 
-    names = [f"{home}.{name}" for name, home in nsr._HOME.items()]
     lines = ["# API", "", "The names in `nsr.__all__`. They are loaded on first use: `import nsr` takes no time."]
-    return "\n".join([*lines, *(f"\n::: {name}" for name in names), ""])
+    for name, home in nsr._HOME.items():
+        members = MEMBERS.get(name, "false")
+        options = f"heading: nsr.{name}, toc_label: nsr.{name}, members: {members}"
+        lines += ["", f"::: {home}.{name}", f"    options: {{{options}}}"]
+    return "\n".join([*lines, ""])

@@ -180,11 +180,11 @@ def settings_of_command(name: str) -> dict[str, Setting]:
 
 def table(settings: Mapping[str, Setting], choices: int) -> str:
     """Return a Markdown table with a row for each setting."""
-    rows = ["| setting | type | default | meaning | allowed |", "|---|---|---|---|---|"]
+    rows = ["| setting | default | type, allowed values | meaning |", "|---|---|---|---|"]
     for name, entry in settings.items():
         meaning = max(entry.comment, entry.meaning, key=len)  # the file's comment is often the docstring, shorter
-        words = (_as_yaml(entry.type), _default(entry.defaults, choices), _as_yaml(meaning), _as_yaml(entry.allowed))
-        cells = (f"`{name}`", *words)
+        kinds = ": ".join(text for text in (entry.type, entry.allowed) if text)
+        cells = (f"`{name}`", _default(entry.defaults, choices), _as_yaml(kinds), _as_yaml(meaning))
         rows.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(rows)
 
@@ -223,6 +223,8 @@ def _cell(text: str) -> str:
 def page() -> str:
     """Return the reference page."""
     lines = [
+        '<div class="settings" markdown>',
+        "",
         "# Settings",
         "",
         "Every setting of `python train.py` and `python evaluate.py`, made from `conf/` and the code when this page",
@@ -238,7 +240,8 @@ def page() -> str:
         lines += [f"| `{path.stem}` | {_cell(head(path))} |" for path in paths]
         own = {} if group in ("sweep", "experiment") else settings_of(group)
         lines += ["", table(own, len(paths))] if own else []
-    return "\n".join(lines) + "\n"
+    text = "\n".join([*lines, "", "</div>", ""])
+    return re.sub(r"\bdocs/([\w-]+\.md)", r"[docs/\1](../\1)", text)
 
 
 if __name__ == "__main__":
