@@ -125,9 +125,11 @@ def results(directory: Path, *, tests: bool) -> dict[str, Any]:
     import pandas
     import yaml
 
+    from nsr.run.files import sensitivity_file
+
     metrics = json.loads((directory / "metrics.json").read_text())
     validated = pandas.read_csv(directory / "metrics.csv")["validation/robust_accuracy"]
-    neurons = pandas.read_csv(directory / "sensitivity.csv")
+    neurons = pandas.read_csv(sensitivity_file(directory))
     neurons = neurons[neurons["epoch"] == metrics["best_epoch"]]
     layers = neurons.groupby("layer", sort=False)[["absolute", "mean_activation"]].mean()
     row = {
