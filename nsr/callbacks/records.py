@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from nsr.errors import RunStopped
-from nsr.run.files import append_rows, write_json
+from nsr.run.files import COMPRESSED, SENSITIVITIES, append_rows, write_json
 from nsr.run.processes import check_same_settings
 from nsr.training.module import ends_epoch
 
 if TYPE_CHECKING:
     from nsr.training.module import RobustClassifier
 
-RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv")  # that grow with the epochs
+RECORDS = ("metrics.csv", SENSITIVITIES, COMPRESSED, "layers.csv")  # that grow with the epochs
 
 
 class RunRecords(Callback):

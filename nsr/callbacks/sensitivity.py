@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +23,10 @@ from nsr.models import select_output
 from nsr.modes import full_precision
 from nsr.plots import save, sensitivity_heat_map
 from nsr.randomness import draw_seed
-from nsr.run.files import write_layers, write_sensitivities
+from nsr.run.files import COMPRESSED, COMPRESSED_FROM, sensitivity_file, write_layers, write_sensitivities
 from nsr.training.module import RobustClassifier, ends_epoch, validated_epoch
 
+log = logging.getLogger(__name__)
 KINDS = ("absolute", "relative")
 DRAWING_FRACTION = 0.01  # of the time, for heat maps before the end
 FIRST_DRAWING_SECONDS = 1.0  # assumed for the first one, which imports matplotlib
@@ -32,6 +34,8 @@ FIRST_DRAWING_SECONDS = 1.0  # assumed for the first one, which imports matplotl
 
 class SensitivityLogger(Callback):
     """Writes sensitivity.csv, layers.csv and a heat map, and logs sensitivities to the Trainer's loggers.
+
+    From a million rows on, over all epochs, the first is sensitivity.csv.gz, to which each epoch adds a gzip member.
 
     A `RobustClassifier` measures them itself in its validation. Any other LightningModule whose `forward(images)`
     returns logits is measured here, on its first validation loader, in float32 and eval mode: a clean pass, the attack
@@ -135,7 +139,7 @@ class SensitivityLogger(Callback):
         epoch = validated_epoch(trainer)
         summaries = self.summaries.add(epoch, sensitivities)
         self._where.mkdir(parents=True, exist_ok=True)
-        write_sensitivities(self._where / "sensitivity.csv", epoch, sensitivities)
+        write_sensitivities(self._file(trainer, sensitivities), epoch, sensitivities)
         write_layers(self._where / "layers.csv", epoch, summaries)
         if epoch == 0 and validation:  # Lightning logs nothing of the validation before training
             for logger in trainer.loggers:
@@ -147,6 +151,16 @@ class SensitivityLogger(Callback):
             self._drawn = now  # the clock starts
         elif self._drawing_seconds <= DRAWING_FRACTION * (now - self._drawn):
             self._draw(trainer)
+
+    def _file(self, trainer: Trainer, sensitivities: Mapping[str, LayerSensitivity]) -> Path:
+        """Return the file of sensitivities, compressed where all epochs have many rows; resumption keeps its kind."""
+        rows = sum(len(each.absolute) for each in sensitivities.values()) * (1 + max(0, trainer.max_epochs or 0))
+        path = sensitivity_file(self._where, rows)
+        if path.name == COMPRESSED and not path.exists():
+            line = f"sensitivities are written to {COMPRESSED}: {rows:,} rows, compressed from {COMPRESSED_FROM:,} on"
+            log.info(line)
+            print(line, flush=True)
+        return path
 
     def _draw(self, trainer: Trainer) -> None:
         started, path = time.perf_counter(), self._where / "sensitivity"

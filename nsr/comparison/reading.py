@@ -12,7 +12,7 @@ from nsr.comparison.settings import Identity, identity, images_and_ball
 from nsr.errors import InputError
 from nsr.run.commands import command, override
 from nsr.run.directory import process_status, read_checked, read_json, read_settings, read_yaml, run_status
-from nsr.run.files import layer_means, whole_rows
+from nsr.run.files import layer_means, sensitivity_file, whole_rows
 from nsr.run.own import is_own
 
 TRAINING_END = "end of training"
@@ -81,7 +81,7 @@ def _read_run(directory: Path) -> Run:
     if status == "finished":
         best_epoch = final["best_epoch"] if type(final.get("best_epoch")) is int else _best_epoch(epochs)
     if best_epoch is not None:
-        sensitivity = attempt("sensitivity.csv", partial(_sensitivity, best_epoch), {})
+        sensitivity = attempt(sensitivity_file(directory).name, partial(_sensitivity, best_epoch), {})
     validated = next((row for row in epochs if row["epoch"] == best_epoch), epochs[-1] if epochs else {"epoch": 0})
     measured, metrics, sources = _merged(measurements)
     is_evaluated, missing = _unfinished_evaluation(directory, evaluations)

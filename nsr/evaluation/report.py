@@ -18,7 +18,15 @@ from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.plots.style import NORMS
 from nsr.run.checks import Check
 from nsr.run.commands import command, override
-from nsr.run.files import SENSITIVITY_COLUMNS, append_rows, layer_means, write_json, write_sensitivities
+from nsr.run.files import (
+    SENSITIVITIES,
+    SENSITIVITY_COLUMNS,
+    append_rows,
+    layer_means,
+    sensitivity_file,
+    write_json,
+    write_sensitivities,
+)
 from nsr.run.plain_text import lines, printable
 from nsr.sensitivity import most_sensitive
 
@@ -81,7 +89,7 @@ def metrics_table(metrics: Mapping[str, float]) -> Table | str:
 
 
 def before_after_table(records: Path, best_epoch: int) -> Table:
-    """Return each layer's mean sensitivity before training and at the best epoch, from a run's sensitivity.csv."""
+    """Return each layer's mean sensitivity before training and at the best epoch, from a run's sensitivities."""
     before, after = layer_means(records, 0), layer_means(records, best_epoch)
     names = [name.replace("_", " ") for name in SENSITIVITY_COLUMNS[3:]]
     headings = [f"{name}\n{when}" for name in names for when in ("before", "after")]
@@ -123,9 +131,10 @@ def show_run(
     show(
         accuracy_table(columns, attacks),
         metrics_table(metrics),
-        before_after_table(directory / "sensitivity.csv", best),
+        before_after_table(sensitivity_file(directory), best),
         f"\nrun directory  {relative(directory)}",
-        "               metrics.json, metrics.csv, sensitivity.csv, checks.json, images.csv, config.yaml, checkpoints/",
+        f"               metrics.json, metrics.csv, {sensitivity_file(directory).name}, checks.json, images.csv, "
+        "config.yaml, checkpoints/",
         f"try next       {command('evaluate', checkpoint)}",
     )
 
@@ -146,7 +155,7 @@ def write_evaluation(
     attacks = [name.removeprefix("test/").removesuffix("_low") for name in metrics if name.endswith("_low")]
     rows = [[name, *with_interval(metrics, f"test/{name}")] for name in attacks]
     append_rows(directory / "evaluation.csv", ["attack", "accuracy", "low", "high"], rows)
-    write_sensitivities(directory / "sensitivity.csv", "", sensitivities)
+    write_sensitivities(directory / SENSITIVITIES, "", sensitivities)
 
 
 def show_evaluation(

@@ -12,7 +12,7 @@ import pandas
 from nsr.comparison.reading import TRAINING_END, Measurement, Run, accuracies, read_run
 from nsr.errors import InputError
 from nsr.run.directory import process_status, read_json, read_yaml
-from nsr.run.files import whole_rows
+from nsr.run.files import sensitivity_file, whole_rows
 from nsr.run.plain_text import printable
 
 NAMES = ("layer", "class", "file")  # columns that stay text: a layer of a Sequential is called 0
@@ -60,13 +60,14 @@ class RunFiles:
             return self._damaged(name, error)
 
     def neurons(self, epoch: int) -> pandas.DataFrame:
-        """Return the rows of one epoch of the run's sensitivity.csv, which may be large."""
+        """Return the rows of one epoch of the run's sensitivities, which may be many."""
+        path = sensitivity_file(self.directory)
         try:
-            return _typed(pandas.DataFrame(whole_rows(self.directory / "sensitivity.csv", starting=f"{epoch},")))
+            return _typed(pandas.DataFrame(whole_rows(path, starting=f"{epoch},")))
         except FileNotFoundError:
             return pandas.DataFrame()
         except Exception as error:
-            return self._damaged("sensitivity.csv", error)
+            return self._damaged(path.name, error)
 
     def mapping(self, name: str, folder: Path | None = None) -> dict[str, Any]:
         """Return the mapping in a JSON file, empty where it is missing or damaged."""

@@ -1,8 +1,9 @@
-"""Files of a run: appended CSV rows, JSON written as a whole."""
+"""Files of a run: appended CSV rows, plain or as members of a gzip file, JSON written as a whole."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from nsr.errors import InputError
 from nsr.run.plain_text import csv_cell
 
 if TYPE_CHECKING:
@@ -20,17 +22,27 @@ if TYPE_CHECKING:
     from nsr.metrics.sensitivity import LayerSensitivity
 
 SCHEMA = 1  # of config.yaml, metrics.json and evaluation.json, in their key `schema`; raised with each change
+SENSITIVITIES = "sensitivity.csv"
+COMPRESSED = f"{SENSITIVITIES}.gz"
+COMPRESSED_FROM = 1_000_000  # rows, some 65 MB as text
+LARGEST_MEMBER = 2**28  # bytes of text, of one epoch
+BLOCK = 2**20
 SENSITIVITY_COLUMNS = ("epoch", "layer", "neuron", "absolute", "relative", "mean_activation")
 
 
 def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Append rows to a CSV file, with a header where the file is new; floats in full precision."""
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if is_new:
-            writer.writerow(map(csv_cell, columns))
-        writer.writerows([csv_cell(value) for value in row] for row in rows)
+    """Append rows to a CSV file, with a header where the file is new; floats in full precision.
+
+    A file whose name ends in .gz gets them as a further gzip member, the same bytes at any time.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if not path.exists():
+        writer.writerow(map(csv_cell, columns))
+    writer.writerows([csv_cell(value) for value in row] for row in rows)
+    content = text.getvalue().encode()
+    with path.open("ab") as file:
+        file.write(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -73,8 +85,14 @@ def write_layers(path: Path, epoch: int, summaries: Mapping[str, LayerSummary]) 
     append_rows(path, columns, [[epoch, layer, *each[:-1], ids[layer]] for layer, each in summaries.items()])
 
 
+def sensitivity_file(directory: Path, rows: int = 0) -> Path:
+    """Return the sensitivity.csv or sensitivity.csv.gz that a directory has; a new one by the rows that it will get."""
+    found = [directory / name for name in (COMPRESSED, SENSITIVITIES) if (directory / name).exists()]
+    return found[0] if found else directory / (COMPRESSED if rows >= COMPRESSED_FROM else SENSITIVITIES)
+
+
 def write_sensitivities(path: Path, epoch: int | str, sensitivities: Mapping[str, LayerSensitivity]) -> None:
-    """Add a row for each neuron of each layer to a sensitivity.csv."""
+    """Add a row for each neuron of each layer to a sensitivity.csv or sensitivity.csv.gz."""
     rows = [
         [epoch, layer, neuron, *values]
         for layer, sensitivity in sensitivities.items()
@@ -87,18 +105,53 @@ def whole_rows(path: Path, *, starting: str = "") -> Iterator[dict[str, str]]:
     """Yield the complete rows of a CSV file: a last line without a line end is still being written.
 
     Args:
+        path: its name may end in .gz.
         starting: yields only the rows whose line starts with this text.
+
+    Errors:
+        InputError: a gzip file that is damaged, or ends within a member.
     """
-    with path.open(newline="") as file:
-        lines = (line for line in file if line.endswith("\n"))
-        columns = next(csv.reader(lines), [])
-        for values in csv.reader(line for line in lines if line.startswith(starting)):
-            if len(values) == len(columns):
-                yield dict(zip(columns, values, strict=True))
+    lines = (line for line in _lines(path, starting) if line.endswith("\n"))
+    columns = next(csv.reader(lines), [])
+    for values in csv.reader(line for line in lines if line.startswith(starting)):
+        if len(values) == len(columns):
+            yield dict(zip(columns, values, strict=True))
+
+
+def _lines(path: Path, starting: str) -> Iterator[str]:
+    """Yield the lines of a file; of a gzip file, the first member's and those of members with a line that starts so."""
+    if path.suffix != ".gz":
+        with path.open(newline="") as file:
+            yield from file
+        return
+    with path.open("rb") as packed:
+        for number, member in enumerate(_members(packed, path.name)):
+            text = member.decode()
+            if number == 0 or text.startswith(starting) or f"\n{starting}" in text:
+                yield from io.StringIO(text, newline="")
+
+
+def _members(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Yield the members of a gzip file, each checked against its checksum."""
+    left = b""
+    while left := left or file.read(BLOCK):
+        reader, parts, size = zlib.decompressobj(wbits=31), [], 0
+        while not reader.eof:
+            if not (left := left or file.read(BLOCK)):
+                raise InputError(f"{name} ends within a gzip member: it is cut short, or still being written")
+            try:
+                parts.append(reader.decompress(left, LARGEST_MEMBER - size + 1))
+            except zlib.error as error:
+                raise InputError(f"{name} is damaged: {error}") from error
+            if (size := size + len(parts[-1])) > LARGEST_MEMBER:
+                raise InputError(f"{name} is damaged: a gzip member holds more than {LARGEST_MEMBER:,} bytes")
+            left = reader.unconsumed_tail
+        left = reader.unused_data
+        yield b"".join(parts)
 
 
 def layer_means(records: Path, epoch: int | None) -> dict[str, list[float]]:
-    """Return {layer: [absolute, relative, mean activation]} of one epoch of a sensitivity.csv; None: it has one."""
+    """Return {layer: [absolute, relative, mean activation]} of one epoch of sensitivities; None: they have one."""
     rows: dict[str, list[tuple[float, float]]] = {}
     for row in whole_rows(records, starting="" if epoch is None else f"{epoch},"):
         rows.setdefault(row["layer"], []).append((float(row["absolute"]), float(row["mean_activation"])))

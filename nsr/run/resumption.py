@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from nsr.errors import InputError
 from nsr.run.commands import override, parse_value
 from nsr.run.directory import OWN, changes, check_unused, process_status, read_json, read_yaml
-from nsr.run.files import damaged_part
+from nsr.run.files import COMPRESSED, SENSITIVITIES, damaged_part
 from nsr.run.own import is_own
 from nsr.run.processes import is_started_from_outside
 
 AUTO = "auto"
 NAMED = 5  # differences in one line
-RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv", "checks.json", "timing.json")  # of a run that restarts
+RECORDS = ("metrics.csv", SENSITIVITIES, COMPRESSED, "layers.csv", "checks.json", "timing.json")  # of a restart
 LIMITS = {"trainer.max_epochs", "trainer.max_time", "trainer.max_steps"}
 HORIZON = ("T_max", "total_steps", "epochs")  # settings of a schedule that is not defined beyond its end
 
