@@ -69,9 +69,10 @@ def quick_heat_maps(monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def no_reports():
-    """Write no report after a run in this process, which takes as long again; the tests of the report do."""
+    """Write no report and no pictures after a run in this process; the tests of them do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nsr.report.automatic.write_or_warn", lambda directory: None)
+        patch.setattr("nsr.app.pictures.write_or_warn", lambda *arguments, **settings: {})
         yield
 
 

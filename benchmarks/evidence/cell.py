@@ -20,6 +20,7 @@ import yaml
 
 from benchmarks.evidence.plan import Cell
 from nsr.app import main
+from nsr.run.files import sensitivity_file
 
 CONTEXT = multiprocessing.get_context("fork")  # a child inherits what this process has imported, 10 s of each run
 
@@ -109,7 +110,7 @@ def trained(directory: Path) -> dict[str, Any]:
         "last_epoch": metrics["last_epoch"],
         "validation_clean": epochs["validation/clean_accuracy"].tolist(),  # (epoch,), the first before training
         "validation_robust": epochs["validation/robust_accuracy"].tolist(),
-        "validation_sensitivity": layers(directory / "sensitivity.csv", metrics["best_epoch"]),
+        "validation_sensitivity": layers(sensitivity_file(directory), metrics["best_epoch"]),
     }
 
 
@@ -123,7 +124,7 @@ def evaluated(directory: Path) -> dict[str, Any]:
         "images": hashlib.sha256(images["image"].to_numpy("int64").tobytes()).hexdigest()[:12],
         "n_images": len(images),
         "correct": {attack: packed(images[attack].to_numpy()) for attack in attacks if attack in images},
-        "sensitivity": layers(directory / "sensitivity.csv"),
+        "sensitivity": layers(sensitivity_file(directory)),
     }
 
 

@@ -14,6 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from nsr.app import pictures
 from nsr.app.build import build_trainer
 from nsr.app.job import Job, progress, run_test, started_job, write_config, write_machine
 from nsr.app.parts import (
@@ -98,6 +99,7 @@ def _measure(job: Job, directory: Path, trainer: pl.Trainer) -> None:
     checks = _checks(job, directory, result)
     for analysis in job.analyses.values():
         report.show(*(analysis.run(_analysis_context(job, directory, trainer.strategy.root_device)) or ()))
+    pictures.write_or_warn(job, directory, trainer.strategy.root_device)
     if settings["report"]:
         automatic.write_or_warn(directory)
     stop_where_triggered(checks, settings["checks"]["stop_on"])

@@ -189,7 +189,8 @@ RULES: dict[str, Rule] = {
     "seed": number(lowest=0, highest=2**32 - 1, whole=True),
     "layers": optional(patterns),
     "sweep_metrics": list_of(choice("robust_accuracy", "clean_accuracy"), "[robust_accuracy]", filled=True),
-    **dict.fromkeys(("allow_changed_config", "compile", "sync_batch_norm", "checks.enabled", "report"), TRUTH),
+    **dict.fromkeys(("allow_changed_config", "compile", "sync_batch_norm", "checks.enabled"), TRUTH),
+    **dict.fromkeys(("report", "pictures"), TRUTH),
     **dict.fromkeys(("resume", "checkpoint", "evaluation.cache", "corruptions.root", "data.root", "data.extra"), PLACE),
     "channels_last": choice(True, False, "auto"),
     # YAML reads a bare off as false

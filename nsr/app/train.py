@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
 
 from nsr import loggers
+from nsr.app import pictures
 from nsr.app.build import build_loggers, build_trainer
 from nsr.app.job import Job, progress, run_test, started_job, write_config, write_machine
 from nsr.app.network import load_network
@@ -80,6 +81,11 @@ def _train(job: Job, directory: Path, earlier: Earlier, signals: Signals) -> dic
             results = validated(directory / "metrics.csv", results["best_epoch"]) | results
             loggers.log_results(made, results, step=trainer.global_step)
             _report(job, directory, results, checks)
+            device = trainer.strategy.root_device
+            drawn = pictures.write_or_warn(job, directory, device, epoch=results["best_epoch"])
+            pictures.log_pictures(made, drawn, job, directory, step=trainer.global_step)
+            if job.settings["report"]:
+                automatic.write_or_warn(directory)
         orderly = True
     except Interrupted:
         orderly = signals.received != 0  # every process ends by itself
@@ -123,8 +129,6 @@ def _report(job: Job, directory: Path, results: Mapping[str, Any], checks: Train
     write_curve(directory, results, job.settings)
     write_json(directory / "metrics.json", {"schema": SCHEMA, **results})
     report.show_run(directory, results, report.titles(job.settings, suite), checks.results())
-    if job.settings["report"]:
-        automatic.write_or_warn(directory)
 
 
 def _earlier(job: Job, directory: Path) -> Earlier:

@@ -65,6 +65,11 @@ def log_picture(loggers: Iterable[Logger], name: str, path: Path, *, step: int) 
     _call("log_picture", loggers, name, path, step=step)
 
 
+def shows_pictures(logger: Logger) -> bool:
+    """Return whether a logger is a dashboard that shows pictures."""
+    return isinstance(logger, (WandbLogger, TensorBoardLogger))
+
+
 def log_results(loggers: Iterable[Logger], results: Mapping[str, float], *, step: int) -> None:
     """Log the final metrics of a run, for tables of runs.
 

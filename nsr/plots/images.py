@@ -206,12 +206,11 @@ def feature_maps(
         lowest, largest = min(view.min() for view in views), max(view.max() for view in views)
         moved = numpy.abs(views[1] - views[0])
         y = top + row * cell
-        board.text(f"{short(name)}\n{rounded(lowest)} to\n{rounded(largest)}", 0, y)
+        most = float(moved.max())
+        board.text(f"{short(name)}\n{rounded(lowest)} to\n{rounded(largest)}\ndifference\nto {rounded(most)}", 0, y)
         for column, view in enumerate(views):
             board.map(view, beside + column * cell, y, size, lowest=lowest, largest=largest)
-        board.map(moved, beside + 2 * cell, y, size, lowest=0.0, largest=float(moved.max()))
-        most, place = f"max {rounded(float(moved.max()))}", (beside + 2 * cell + 0.02, y + 0.02)
-        board.text(most, *place, fontsize=5.5, color=PAPER["background"])
+        board.map(moved, beside + 2 * cell, y, size, lowest=0.0, largest=most)
     return board.done()
 
 

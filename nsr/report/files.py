@@ -85,8 +85,9 @@ class RunFiles:
         return [check for check in found if isinstance(check, dict)] if isinstance(found, list) else []
 
     def pictures(self) -> Iterator[Picture]:
-        """Yield the pictures of pictures/index.json that are there, in its order."""
-        folder = self.directory / "pictures"
+        """Yield the pictures of pictures/index.json that are there, in its order; of the newest measurement first."""
+        places = [place / "pictures" for place in (self.measured, self.directory) if place is not None]
+        folder = next((place for place in places if (place / "index.json").exists()), places[-1])
         index = read_json(folder / "index.json")
         for entry in index if isinstance(index, list) else ():
             try:

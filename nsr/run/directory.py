@@ -142,7 +142,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return {name: (before, now)} of every setting that differs, but for those that make no other run."""
-    ignored = {*OWN, *BESIDE, "logger", "report", "trusted", "data.download", "data.num_workers"}
+    ignored = {*OWN, *BESIDE, "logger", "report", "pictures", "trusted", "data.download", "data.num_workers"}
     before, now = (
         {"performance": "off"}  # of a run of before there was a choice
         | {name: value for name, value in flat(part) if not ignored & {name, name.partition(".")[0]}}

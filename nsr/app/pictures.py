@@ -1,0 +1,113 @@
+"""The pictures after a final evaluation, which cost the run nothing where they fail."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
+
+from nsr import loggers
+from nsr.app.job import Job
+from nsr.errors import one_line
+from nsr.evaluation.report import titles
+from nsr.pictures import Subject, make_pictures, strongest_first, write_pictures
+from nsr.plots import confusion_matrix, training_curves
+from nsr.plots.style import png
+from nsr.run.files import whole_rows
+from nsr.run.plain_text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+
+def write_or_warn(job: Job, directory: Path, device: torch.device, *, epoch: int | None = None) -> dict[str, Path]:
+    """Write DIRECTORY/pictures with the network as it is and the attack that was measured; return {SECTION/ID: path}.
+
+    Where that fails, or memory does not suffice, one line is logged and nothing is written.
+
+    Args:
+        device: to run on.
+        epoch: of the network, whose sensitivities are in sensitivity.csv; None: the evaluation has measured them.
+    """
+    if not job.settings["pictures"]:
+        return {}
+    try:
+        return write_pictures(directory, make_pictures(subject(job, directory, device, epoch)))
+    except Exception as error:
+        log.warning(f"no pictures: {type(error).__name__}: {printable(one_line(error))}")
+        return {}
+
+
+def log_pictures(made: Sequence[Logger], pictures: Mapping[str, Path], job: Job, directory: Path, *, step: int) -> None:
+    """Log the pictures, training curves and the confusion matrix under the strongest attack to the dashboards."""
+    if not pictures or not any(map(loggers.shows_pictures, made)):
+        return
+    for name, path in pictures.items():
+        loggers.log_picture(made, name, path, step=step)
+    try:
+        with TemporaryDirectory() as folder:
+            for name, figure in summary_plots(job, directory):
+                path = Path(folder) / f"{name.replace('/', '_')}.png"
+                path.write_bytes(png(figure))
+                loggers.log_picture(made, name, path, step=step)
+    except Exception as error:
+        log.warning(f"no plots on the dashboard: {type(error).__name__}: {printable(one_line(error))}")
+
+
+def summary_plots(job: Job, directory: Path) -> Iterator[tuple[str, Figure]]:
+    """Yield {name on a dashboard: figure} of a finished training."""
+    import pandas
+
+    result, shown = job.suite.result, titles(job.settings, job.suite)
+    epochs = pandas.read_csv(directory / "metrics.csv")
+    yield "training/accuracy", training_curves(epochs, title="accuracy of each epoch")
+    attacks = [row for row in strongest_first(result.outcomes) if row in job.suite.attacks]
+    for row in attacks[:1]:
+        title = f"{shown.get(row, row)}, {len(result.labels):,} test images"
+        names = [printable(name) for name in job.description.class_names]
+        matrix = confusion_matrix(result.labels, result.predictions[row], class_names=names, title=title)
+        yield "test/confusion_matrix", matrix
+
+
+def subject(job: Job, directory: Path, device: torch.device, epoch: int | None) -> Subject:
+    """Return the measured network with its test images, attacks and result."""
+    net, data, suite = job.module.net.to(device), job.data, job.suite
+    result = suite.result
+    if epoch is None:
+        sensitivities = {layer: each.absolute for layer, each in result.sensitivities.items()}
+        measured_on = f"{len(result.labels):,} test images"
+    else:
+        sensitivities = recorded(directory / "sensitivity.csv", epoch)
+        measured_on = f"the validation images, epoch {epoch}"
+    return Subject(
+        net=net,
+        root=net.net,  # type: ignore[arg-type]
+        layers=job.module.extractor.layers,
+        device=device,
+        read=lambda position: data.test_set[position][0],
+        labels=result.labels,
+        places=result.places,
+        class_names=job.description.class_names,
+        outcomes=result.outcomes,
+        attacks=suite.attacks,
+        titles=titles(job.settings, suite),
+        sensitivities=sensitivities,
+        measured_on=measured_on,
+        seed=suite.seed,
+    )
+
+
+def recorded(path: Path, epoch: int) -> dict[str, Tensor]:
+    """Return {layer: absolute sensitivity (neuron,)} of an epoch of sensitivity.csv."""
+    found: dict[str, list[float]] = {}
+    for row in whole_rows(path, starting=f"{epoch},"):
+        found.setdefault(row["layer"], []).append(float(row["absolute"]))
+    return {layer: torch.tensor(values, dtype=torch.float64) for layer, values in found.items()}

@@ -1,0 +1,163 @@
+"""The images that are shown, attacked once more: chosen by a rule, as many as time allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nsr.attacks.gradient import GradientAttack
+from nsr.evaluation.outcomes import CURVE
+from nsr.pictures.subject import OutOfTime, Subject, passes_until
+from nsr.randomness import frozen_stream
+
+SHOWN = 4  # images that fell, and images that held
+CANDIDATES = 120  # further images, among which those that move a neuron most are searched
+STREAM = 22  # of random numbers
+FIRST = 2  # images: the first call of an attack, whose time is not known yet
+ATTACK_SECONDS = 14.0
+MOST_ROWS = 3  # attacks that are tried where the strongest ones take too long
+WEAK = ("clean", "uniform", "corruptions")  # no lower bound of what an attacker reaches
+
+
+@dataclass
+class Attacked:
+    """Images and their adversarial examples, on the CPU; the chosen ones come first."""
+
+    row: str
+    groups: list[str]  # of the chosen ones: 'fell' or 'held'
+    positions: list[int] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)
+    adversarial: list[Tensor] = field(default_factory=list)
+    steps: Tensor | None = None  # (step, channel, height, width) of the first image; None: the attack has no steps
+    steps_logits: Tensor | None = None
+
+    @property
+    def shown(self) -> int:
+        """The number of chosen images."""
+        return len(self.groups)
+
+
+def strongest_first(outcomes: Mapping[str, Tensor]) -> list[str]:
+    """Return the measured attacks, the one with the lowest accuracy first.
+
+    Args:
+        outcomes: {'clean' or row of an attack: (image,) 1 where classified correctly}.
+    """
+    found = [row for row in outcomes if row not in WEAK and not row.startswith(CURVE)]
+    return sorted(found, key=lambda row: float(outcomes[row].double().mean()))
+
+
+def chosen(subject: Subject, row: str) -> tuple[list[int], list[str]]:
+    """Return the positions of images that fell and held under an attack, in turn, and 'fell' or 'held' of each.
+
+    Four of each, first in file order, one of each class before a second one of any.
+    """
+    clean, robust = (subject.outcomes[name].bool() for name in ("clean", row))
+    fell, held = (_spread(subject.labels, flags) for flags in (clean & ~robust, clean & robust))
+    pairs = zip_longest(((position, "fell") for position in fell), ((position, "held") for position in held))
+    found = [entry for pair in pairs for entry in pair if entry is not None]
+    return [position for position, _ in found], [group for _, group in found]
+
+
+def _spread(labels: Tensor, flags: Tensor) -> list[int]:
+    """Return the first positions of each class, then its second ones, until there are enough; in file order."""
+    seen: dict[int, int] = {}
+    order = []
+    for position in flags.nonzero()[:, 0].tolist():
+        label = int(labels[position])
+        order.append((seen.get(label, 0), position))
+        seen[label] = seen.get(label, 0) + 1
+    return sorted(position for _, position in sorted(order)[:SHOWN])
+
+
+def candidates(subject: Subject, without: Sequence[int]) -> list[int]:
+    """Return further positions, drawn at random."""
+    order = frozen_stream(subject.seed, STREAM).permutation(len(subject.labels)).tolist()
+    return [position for position in order if position not in set(without)][:CANDIDATES]
+
+
+def attack_images(subject: Subject) -> Attacked | None:
+    """Attack the chosen images and as many further ones as time allows, with the strongest attack that is fast enough.
+
+    Returns:
+        None where no attack was measured, no image was correctly classified, or every attack takes too long.
+    """
+    for row in [row for row in strongest_first(subject.outcomes) if row in subject.attacks][:MOST_ROWS]:
+        positions, groups = chosen(subject, row)
+        if not positions:
+            return None
+        found = Attacked(row, groups)
+        _attack(subject, found, list(_batches([*positions, *candidates(subject, positions)], subject.batch)))
+        if found.positions:
+            del found.groups[len(found.positions) :]
+            return found
+    return None
+
+
+def _batches(positions: list[int], largest: int) -> Iterator[list[int]]:
+    """Yield 2, 6, 8, 16, ... of them: each call tells how long the next one will take."""
+    start, size = 0, min(FIRST, largest)
+    while start < len(positions):
+        yield positions[start : start + size]
+        start += size
+        size = min(2 * SHOWN - FIRST if start == FIRST else start, largest)
+
+
+def _attack(subject: Subject, found: Attacked, batches: Sequence[Sequence[int]]) -> None:
+    """Attack batch after batch until the time is over; the first images' steps are kept."""
+    started, attack, each = time.perf_counter(), subject.attacks[found.row], 0.0  # each: seconds of an image
+    for own in batches:
+        begun, done = time.perf_counter(), len(found.positions)
+        if begun + len(own) * each > started + ATTACK_SECONDS:
+            return
+        images, labels = subject.images(own), subject.labels[torch.as_tensor(own)].to(subject.device)
+        recorded: list[tuple[Tensor, Tensor]] = []
+        try:
+            end = passes_until(subject.net, started + ATTACK_SECONDS, time.perf_counter)
+            with end, _first_image(subject.net, recorded, len(own), isinstance(attack, GradientAttack) and not done):
+                adversarial = attack(subject.net, images, labels, generator=subject.generators(own))
+        except OutOfTime:
+            return
+        each = (time.perf_counter() - begun) / len(own)
+        found.positions += own
+        found.images += images.cpu().unbind()
+        found.adversarial += adversarial.cpu().unbind()
+        if recorded and isinstance(attack, GradientAttack):
+            _keep_steps(found, attack, recorded, subject)
+
+
+@contextmanager
+def _first_image(net: nn.Module, recorded: list[Any], images: int, is_on: bool) -> Iterator[None]:
+    """Record the first image of each pass of a whole batch, and its logits."""
+
+    def record(module: nn.Module, inputs: Any, output: Any) -> None:
+        if len(inputs[0]) == images:
+            recorded.append((inputs[0][0].detach().cpu(), output[0].detach().cpu()))
+
+    handle = net.register_forward_hook(record) if is_on else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _keep_steps(
+    found: Attacked, attack: GradientAttack, recorded: list[tuple[Tensor, Tensor]], subject: Subject
+) -> None:
+    """Keep the iterates of one run of an attack, the adversarial image last; passes beside the steps come before."""
+    if attack.restarts > 1 or attack.eot_samples > 1 or attack.steps < 1:
+        return
+    passes = recorded[-(attack.steps + attack.keep_best) :][: attack.steps]
+    last = found.adversarial[0]
+    with torch.no_grad():
+        logits = subject.net(last[None].to(subject.device))[0].cpu()
+    found.steps = torch.stack([image for image, _ in passes] + [last])
+    found.steps_logits = torch.stack([each for _, each in passes] + [logits])

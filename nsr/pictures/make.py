@@ -1,0 +1,259 @@
+"""The pictures of a measured network, each with its caption and its numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nsr import plots
+from nsr.losses import cross_entropy
+from nsr.modes import eager_mode, full_precision, network_mode
+from nsr.pictures.attacked import SHOWN, Attacked, attack_images
+from nsr.pictures.landscape import grid, random_direction
+from nsr.pictures.neurons import TOP_IMAGES, Neuron, Views, receptive_fields, shown_neurons, view
+from nsr.pictures.subject import Picture, Subject
+from nsr.run.plain_text import printable
+
+LANDSCAPES = 4  # images
+LANDSCAPE_SECONDS = 12.0
+MOST_CLASSES = 20  # columns of the heat map of classes
+DIGITS = 6  # significant, in the numbers behind a picture
+
+
+class _Material:
+    """A subject, its attacked images and the passes on them."""
+
+    def __init__(self, subject: Subject, attacked: Attacked, neurons: list[Neuron], views: Views, seconds: float):
+        self.subject, self.attacked, self.neurons, self.views = subject, attacked, neurons, views
+        self.seconds = seconds  # of one pass of one image
+        self.title = subject.titles.get(attacked.row, attacked.row)
+        self.labels = subject.labels[torch.as_tensor(attacked.positions)]
+        self.places = subject.places[torch.as_tensor(attacked.positions)].tolist()
+        self.class_names = [printable(name) for name in subject.class_names]
+
+    @property
+    def attacked_on(self) -> str:
+        """Describe the images that neurons are measured on."""
+        count, whole = len(self.places), len(self.subject.labels)
+        others = count - self.attacked.shown
+        return f"{count} of {whole:,} test images: the chosen ones and {others} drawn at random"
+
+    @property
+    def neuron_names(self) -> list[str]:
+        """Return 'LAYER NEURON' for each."""
+        return [printable(f"{layer.name} {neuron}") for layer, neuron in self.neurons]
+
+    def numbered(self, values: Any) -> Any:
+        """Return numbers of a tensor as lists, with six significant digits."""
+        plain = values.tolist() if isinstance(values, Tensor) else values
+        if isinstance(plain, (list, tuple)):
+            return [self.numbered(value) for value in plain]
+        return float(f"{plain:.{DIGITS}g}") if isinstance(plain, float) else plain
+
+
+def make_pictures(subject: Subject) -> list[Picture]:
+    """Return the pictures that can be made of a subject, in float32 and eval mode; none where nothing was attacked."""
+    with full_precision(subject.device), network_mode(subject.net, "eval"), eager_mode():
+        attacked = attack_images(subject)
+        if attacked is None:
+            return []
+        neurons = shown_neurons(subject)
+        started = time.perf_counter()
+        views = view(subject, attacked, neurons)
+        seconds = (time.perf_counter() - started) / (2 * len(attacked.positions))
+        material = _Material(subject, attacked, neurons, views, seconds)
+        makers: list[Callable[[_Material], Iterator[Picture]]] = [_examples, _steps, _classes, _maps, _top, _landscape]
+        return [picture for make in makers for picture in make(material)]
+
+
+def _examples(found: _Material) -> Iterator[Picture]:
+    attacked, shown = found.attacked, found.attacked.shown
+    order = sorted(range(shown), key=lambda number: attacked.groups[number])  # fell before held
+    clean, adversarial = (torch.stack([each[n] for n in order]) for each in (attacked.images, attacked.adversarial))
+    probabilities = [logits[:shown].softmax(1)[order] for logits in found.views.logits]
+    headings = {"fell": "misclassified under attack", "held": "robust"}
+    labels = found.labels[:shown][order]
+    figure = plots.examples(
+        clean,
+        adversarial,
+        labels=labels,
+        clean_probabilities=probabilities[0],
+        adversarial_probabilities=probabilities[1],
+        class_names=found.class_names,
+        groups=[headings[attacked.groups[number]] for number in order],
+    )
+    data = [
+        {"image": found.places[number], "label": int(labels[row]), "group": attacked.groups[number]}
+        | {f"{view}_prediction": int(each[row].argmax()) for view, each in _named(probabilities)}
+        | {f"{view}_confidence": found.numbered(float(each[row].max())) for view, each in _named(probabilities)}
+        for row, number in enumerate(order)
+    ]
+    counts = [attacked.groups.count(group) for group in headings]
+    rule = (
+        f"Chosen: the first {SHOWN} test images that are correctly classified and misclassified under the attack, and "
+    )
+    rule += "the first that are robust to it, one of each class before a second one. "
+    caption = f"{found.title}. {rule}Above each image: the prediction and its probability; ✗: misclassified."
+    alt = f"{counts[0]} test images that are misclassified under {found.title} and {counts[1]} that are robust to it: "
+    alt += "clean, adversarial, and their amplified difference; predictions are in the page's data."
+    yield Picture("examples", "examples", figure, alt, caption, {"attack": attacked.row, "images": data})
+
+
+def _named(views: Any) -> Iterator[tuple[str, Any]]:
+    return zip(("clean", "adversarial"), views, strict=True)
+
+
+def _steps(found: _Material) -> Iterator[Picture]:
+    attacked = found.attacked
+    if attacked.steps is None or attacked.steps_logits is None:
+        return
+    label, probabilities = int(found.labels[0]), attacked.steps_logits.softmax(1)
+    names = found.class_names
+    figure = plots.attack_steps(attacked.steps, probabilities, label=label, class_names=names)
+    caption = (
+        f"{found.title}, step by step: the first of the images above (test image {found.places[0]}) from the start "
+    )
+    caption += (
+        "of the attack to its end, and the network's probabilities of the image's class and of the strongest other."
+    )
+    first, last = (100 * float(probabilities[step, label]) for step in (0, -1))
+    alt = f"Along {len(probabilities) - 1} steps the probability of the class goes from {first:.0f} to {last:.0f} %."
+    data = {"attack": attacked.row, "image": found.places[0], "label": label}
+    data |= {"probability": found.numbered(probabilities[:, label]), "prediction": probabilities.argmax(1).tolist()}
+    yield Picture("attack_steps", "examples", figure, alt, caption, data)
+
+
+def _classes(found: _Material) -> Iterator[Picture]:
+    import pandas
+
+    labels, counts = found.labels.unique(return_counts=True)
+    kept = counts.sort(descending=True, stable=True).indices[:MOST_CLASSES].sort().values
+    labels, counts = labels[kept].tolist(), counts[kept].tolist()
+    names = [printable(found.subject.name(label)) for label in labels]
+    means = {
+        layer: [float(values[found.labels == label].mean()) for label in labels]
+        for layer, values in found.views.by_layer.items()
+    }
+    rows = [(layer, number, value) for layer, own in means.items() for number, value in enumerate(own)]
+    frame = pandas.DataFrame(rows, columns=["layer", "class", "absolute"])
+    figure = plots.sensitivity_heat_map(frame, column="class", column_names=names)
+    caption = "Absolute sensitivity (activation units) of the images of each class, mean over a layer's neurons; "
+    caption += f"{found.title}, {found.attacked_on}. Right: the layer's largest value, to which its row is scaled."
+    alt = (
+        f"Heat map of absolute sensitivity, a row for each of {len(means)} layers, a column for each of {len(labels)} "
+    )
+    data = {"attack": found.attacked.row, "images": found.places, "classes": labels, "counts": counts}
+    data["absolute"] = {layer: found.numbered(values) for layer, values in means.items()}
+    yield Picture("class_sensitivity", "sensitivity", figure, f"{alt}classes.", caption, data)
+
+
+def _maps(found: _Material) -> Iterator[Picture]:
+    maps = found.views.maps
+    if not maps:
+        return
+    attacked, numbers = found.attacked, list(maps)
+    figure = plots.feature_maps(
+        [maps[number][0] for number in numbers],
+        [maps[number][1] for number in numbers],
+        names=[found.neuron_names[number] for number in numbers],
+        clean=attacked.images[0],
+        adversarial=attacked.adversarial[0],
+    )
+    caption = f"Outputs of the most sensitive neurons of some layers on test image {found.places[0]}: clean, under "
+    caption += (
+        f"{found.title}, absolute difference. The first two share a scale, written at the left (activation units). "
+    )
+    alt = f"Feature maps of {len(numbers)} neurons on a clean image, its adversarial example, and the difference."
+    data = {"attack": attacked.row, "image": found.places[0], "neurons": [_neuron(found, number) for number in numbers]}
+    for number, row in zip(numbers, data["neurons"], strict=True):
+        row["mean_difference"] = found.numbered(float(found.views.moved[0, number]))
+    yield Picture("feature_maps", "features", figure, alt, caption + _ranked(found), data)
+
+
+def _ranked(found: _Material) -> str:
+    without = [layer.name for number, (layer, _) in enumerate(found.neurons) if number not in found.views.maps]
+    text = f"Neurons are ranked by absolute sensitivity on {found.subject.measured_on}."
+    if without:
+        text += f" The outputs of {printable(', '.join(dict.fromkeys(without)))} are no images, so they have no maps."
+    return text
+
+
+def _neuron(found: _Material, number: int) -> dict[str, Any]:
+    layer, neuron = found.neurons[number]
+    sensitivity = found.numbered(float(found.subject.sensitivities[layer.name][neuron]))
+    return {"layer": layer.name, "neuron": neuron, "sensitivity": sensitivity}
+
+
+def _top(found: _Material) -> Iterator[Picture]:
+    attacked, views = found.attacked, found.views
+    if not found.neurons:
+        return
+    images, values, boxes, data = [], [], [], []
+    for number, neuron in enumerate(found.neurons):
+        order = views.moved[:, number].sort(descending=True, stable=True).indices[:TOP_IMAGES]
+        best = order.tolist()
+        places, larger = views.places[order, number], views.views[order, number]
+        fields = receptive_fields(found.subject, attacked, neuron, best, places, larger)
+        images.append(torch.stack([attacked.images[each] for each in best]))
+        values.append(views.moved[order, number].tolist())
+        boxes.append(fields)
+        row = {"images": [found.places[each] for each in best], "values": found.numbered(values[-1]), "boxes": fields}
+        data.append({**_neuron(found, number), **row})
+    figure = plots.top_images(images, names=found.neuron_names, values=values, boxes=boxes)
+    caption = (
+        "Images whose attack moves the most sensitive neurons most (mean absolute difference above each, activation "
+    )
+    caption += (
+        f"units): {found.title}, among {found.attacked_on}. Rectangle and crop: the pixels that the neuron's output "
+    )
+    caption += "depends on where it moved most (gradient not zero); no rectangle: all pixels. "
+    alt = f"The {TOP_IMAGES} test images that move each of {len(data)} neurons most, with receptive fields."
+    content = {"attack": attacked.row, "candidates": found.places, "neurons": data}
+    yield Picture("top_images", "features", figure, alt, caption + _ranked(found), content)
+
+
+def _landscape(found: _Material) -> Iterator[Picture]:
+    subject, attacked = found.subject, found.attacked
+    norm = getattr(subject.attacks[attacked.row], "norm", "linf") or "linf"
+    fitting = int(LANDSCAPE_SECONDS / max(81 * found.seconds, 1e-9))
+    count = min(LANDSCAPES, attacked.shown, max(1, fitting))
+    images, adversarial = (torch.stack(each[:count]) for each in (attacked.images, attacked.adversarial))
+    difference = adversarial - images
+    moved = difference.flatten(1).abs().amax(1) > 0
+    if not moved.any():
+        return
+    other = random_direction(subject, attacked.positions[:count], difference, norm)
+    made = [
+        grid(subject, images[n], difference[n], other[n], int(found.labels[n])) for n in range(count) if bool(moved[n])
+    ]
+    numbers = [n for n in range(count) if bool(moved[n])]
+    losses, correct = (torch.stack([each[part] for each in made]) for part in (0, 1))
+    names = [
+        f"image {found.places[n]}, {'misclassified' if attacked.groups[n] == 'fell' else 'robust'}" for n in numbers
+    ]
+    figure = plots.landscape(losses, correct=correct, names=names)
+    caption = f"Cross-entropy around {len(numbers)} of the images above: x + a d + b r, clipped to [0, 1], where x + d "
+    caption += (
+        f"is the adversarial image ({found.title}) and r is random and as long as d. Circle: the image; large cross: "
+    )
+    caption += (
+        "the adversarial one; small crosses: misclassified. Each panel has its own scale. Where the loss rises more "
+    )
+    caption += (
+        "in the random than in the adversarial direction, or is rugged, the gradient misleads the attack: suspect "
+    )
+    caption += "gradient masking."
+    alt = f"Loss of {len(numbers)} images over the adversarial and a random direction; "
+    ends = [(float(each[4, 4]), float(each[4, 8])) for each in losses]
+    alt += (
+        ", ".join(f"{clean:.3g} at the image and {attack:.3g} at the adversarial one" for clean, attack in ends) + "."
+    )
+    exact = [cross_entropy(each, found.labels[: len(each)]) for each in found.views.logits]
+    data = {"attack": attacked.row, "images": [found.places[n] for n in numbers], "steps": losses.shape[1]}
+    data |= {"losses": found.numbered(losses), "correct": correct.int().tolist()}
+    data |= {f"{name}_loss": found.numbered(values[numbers]) for name, values in _named(exact)}
+    yield Picture("landscape", "landscape", figure, alt, caption, data)
