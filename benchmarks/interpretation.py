@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import interventions
-from benchmarks.common import DOCS, interval, names, table
+from benchmarks.common import DOCS, bullet, interval, names, table
 from nsr.comparison.inference import ALPHA, holm
 from nsr.interventions import Row
 from nsr.interventions.verdicts import is_uninformative, p_value
@@ -40,7 +40,7 @@ def write() -> None:
     from nsr.plots import intervention_effects, save
     from nsr.plots import interventions as contrasts
 
-    PAGE.write_text(page(interventions.rows(), interventions.record()))
+    PAGE.write_text(page(interventions.rows(), interventions.record(), own_networks()))
     rows = [Row(**row) for row in interventions.rows()]
     frame = frame_of(rows)
     title = f"{100 * FRACTION:g} % of each layer's neurons"
@@ -54,11 +54,17 @@ def write() -> None:
             shutil.copy(Path(folder) / f"{name}.png", PLOTS[name])
 
 
-def page(rows: Rows, record: dict[str, Any]) -> str:
+def own_networks() -> dict[str, tuple[Rows, dict[str, Any]]]:
+    """Return {network: its rows, its record} of those of the package that have been measured."""
+    names_ = [name for name in interventions.NETWORKS if name != "resnet20" and interventions.path(name).exists()]
+    return {name: (interventions.rows(name), interventions.record(name)) for name in names_}
+
+
+def page(rows: Rows, record: dict[str, Any], own: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
     """The text of the page with its computed parts."""
     text = TEXT.read_text()
     parts = {
-        "COMMAND": wrapped(f"python evaluate.py {' '.join(interventions.COMMAND)}"),
+        "COMMAND": wrapped(f"python evaluate.py {' '.join(interventions.words('resnet20'))}"),
         "RUN": provenance(record),
         **{name.upper(): str(count) for name, count in record["images"].items()},
         "PATCH_CLEAN": effects(rows, "patch_clean"),
@@ -67,11 +73,32 @@ def page(rows: Rows, record: dict[str, Any]) -> str:
         "ALL_SENSITIVITY": every_fraction(rows, "patch_clean", "random_equal_sensitivity"),
         "ALL_SQUARED": every_fraction(rows, "patch_clean", "random_equal_squared_difference"),
         "VERDICT": verdict(rows),
+        "NETWORKS": str(1 + len(own)),
+        "OWN_TABLE": own_table(own),
+        "OWN_VERDICT": own_verdict(own),
+        "OWN_COMMANDS": "\n".join(f"    python -m benchmarks.interventions {name}" for name in own),
     }
     for name, part in parts.items():
         assert f"{{{name}}}" in text, name
         text = text.replace(f"{{{name}}}", part)
     return text
+
+
+def short() -> list[str]:
+    """Return the sentences on the first claim in docs/results.md, one for each network."""
+    lines = []
+    for name in (name for name in interventions.NETWORKS if interventions.path(name).exists()):
+        signs = corrected(interventions.rows(name), "patch_clean")
+        counts = {control: [*own.values()].count(1) for control, own in signs.items()}
+        title = interventions.NETWORKS[name]["title"] + (", Fashion-MNIST" if name != "resnet20" else "")
+        lines += bullet(
+            f"**Claim 1, {title}**: after Holm's correction, the clean outputs of the most sensitive half of a layer "
+            f"correct more attacked images than random sets of equal size in {counts['random_equal_size']} of "
+            f"{len(signs['by_activation'])} layers, of equal sensitivity in {counts['random_equal_sensitivity']}, of "
+            f"equal squared difference in {counts['random_equal_squared_difference']}, and than the most active half "
+            f"in {counts['by_activation']}."
+        )
+    return lines
 
 
 def select(rows: Rows, kind: str, control: str, fraction: float = FRACTION) -> dict[str, dict[str, Any]]:
@@ -140,6 +167,34 @@ def verdict(rows: Rows) -> str:
             ]
             text = f"* {kind}, part of the contrast with equal size that random sets of {CONTROLS[control]} reach: "
             lines.append(f"{text}{', '.join(reached)} (above 100%: these random sets have the larger effect).")
+    return "\n".join(textwrap.fill(line, 118, subsequent_indent="  ", break_long_words=False) for line in lines)
+
+
+def own_table(own: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
+    """Contrasts at half of the neurons for each network and layer, patch_clean, in percentage points."""
+    cells = []
+    for name, (rows, record) in own.items():
+        found = {control: select(rows, "patch_clean", control) for control in (*CONTROLS, "by_relative")}
+        for layer, most in select(rows, "patch_clean", "most_sensitive").items():
+            counts = [str(record["images"]["fooled"]), layer, f"{100 * most['effect']:.1f}"]
+            texts = [contrast(by_layer[layer]) for by_layer in found.values()]
+            cells.append([interventions.NETWORKS[name]["title"], *counts, *texts])
+    headings = ["training", "images", "layer", "most sensitive, %"]
+    shown = (*CONTROLS.values(), "largest relative sensitivity")
+    return "\n".join(table([*headings, *(f"most - {control}" for control in shown)], cells))
+
+
+def own_verdict(own: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
+    """Sentences on the contrasts that survive Holm's correction, of each network and kind."""
+    lines = []
+    for name, (rows, _) in own.items():
+        for kind in ("patch_clean", "patch_adversarial"):
+            signs = corrected(rows, kind)
+            parts = [
+                f"{shown}: above 0 in {layers_with(signs[control], 1)}, below 0 in {layers_with(signs[control], -1)}"
+                for control, shown in CONTROLS.items()
+            ]
+            lines.append(f"* {interventions.NETWORKS[name]['title']}, {kind}, most sensitive minus {'; '.join(parts)}.")
     return "\n".join(textwrap.fill(line, 118, subsequent_indent="  ", break_long_words=False) for line in lines)
 
 

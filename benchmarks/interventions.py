@@ -1,10 +1,10 @@
-"""Interventions on a third-party ResNet-20 for CIFAR-10: the raw rows.
+"""Interventions on the networks of interventions.yaml: the raw rows.
 
-    python -m benchmarks.interventions WEIGHTS IMAGES    a plain state_dict, and a folder with test/CLASS/*
-    python -m benchmarks.interpretation                  docs/interpretation.md and its plots from the rows
+    python -m benchmarks.interventions NAME [WEIGHTS IMAGES]   a plain state_dict, and a folder with test/CLASS/*
+    python -m benchmarks.interpretation                        docs/interpretation.md and its plots from the rows
 
-One evaluation, COMMAND below, on two cores. Its rows go unchanged to benchmarks/results/, with a record of commit,
-machine, versions and seconds; the record's command has the names of settings of its commit.
+One evaluation on two threads. Its rows go unchanged to benchmarks/results/, with a record of commit, machine, versions
+and seconds; the record's command has the names of settings of its commit.
 """
 
 from __future__ import annotations
@@ -24,30 +24,34 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from benchmarks.common import RESULTS, ROOT, commit
 
-ROWS = RESULTS / "interventions_resnet20.csv"
-RECORD = ROWS.with_suffix(".json")
+NETWORKS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # waiting threads leave the cores to others
-COMMAND = (
-    *("model=resnet20", "model.variant=projection_bias", "model.normalization=none", "model.weights=WEIGHTS"),
-    *("data=image_folder", "data.root=IMAGES", "evaluation.n_examples=500", "epsilon=2/255"),
-    *("sensitivity_attack.steps=20", "layers=[relu1,layer?.?]", "analyses=[interventions]"),
-    *("analysis.interventions.rankings=[activation,relative]", "test_attacks=[clean]", "checks.enabled=false"),
-    *("channels_last=true", "trainer.accelerator=cpu", "seed=0"),
-)
 
 
-def run(weights: str, images: str) -> None:
+def path(name: str, suffix: str = ".csv") -> Path:
+    """Return the file of a network's rows, or of its record (.json)."""
+    return RESULTS / f"interventions_{name}{suffix}"
+
+
+def words(name: str) -> list[str]:
+    """Return the overrides of a network's evaluation."""
+    return str(NETWORKS[name]["evaluate"]).split()
+
+
+def run(name: str, weights: str = "", images: str = "") -> None:
     """Run one evaluation in its own process; a failed one leaves nothing."""
     places = {"WEIGHTS": weights, "IMAGES": images}
     at_commit = commit()
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"
         command = [sys.executable, str(ROOT / "evaluate.py"), f"hydra.run.dir={directory}"]
-        for word in COMMAND:
-            name, _, value = word.partition("=")
-            command.append(f"{name}={places.get(value, value)}")
+        for word in words(name):
+            key, _, value = word.partition("=")
+            command.append(f"{key}={places.get(value, value)}")
         loads, started = [os.getloadavg()[0]], time.perf_counter()
         subprocess.run(command, check=True, cwd=folder, env={**os.environ, **ENVIRONMENT})
         seconds = time.perf_counter() - started
@@ -55,11 +59,11 @@ def run(weights: str, images: str) -> None:
         loads.append(os.getloadavg()[0])
         results = json.loads((directory / "interventions.json").read_text())
         metrics = json.loads((directory / "evaluation.json").read_text())
-        shutil.copy(directory / "interventions.csv", ROWS)
+        shutil.copy(directory / "interventions.csv", path(name))
     record = {
-        "command": f"python evaluate.py {' '.join(COMMAND)}",
+        "command": f"python evaluate.py {' '.join(words(name))}",
         "commit": at_commit,
-        "weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
+        "weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest() if weights else None,
         "seconds": round(seconds, 1),
         "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), **ENVIRONMENT, "load_before_after": loads},
@@ -68,18 +72,18 @@ def run(weights: str, images: str) -> None:
         "images": results["images"],
         "layers": results["layers"],
     }
-    RECORD.write_text(json.dumps(record, indent=2) + "\n")
+    path(name, ".json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def rows() -> list[dict[str, Any]]:
+def rows(name: str = "resnet20") -> list[dict[str, Any]]:
     """The committed rows, numbers as numbers."""
-    with ROWS.open(newline="") as file:
-        return [{name: _plain(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    with path(name).open(newline="") as file:
+        return [{key: _plain(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def record() -> dict[str, Any]:
+def record(name: str = "resnet20") -> dict[str, Any]:
     """The committed record."""
-    return json.loads(RECORD.read_text())
+    return json.loads(path(name, ".json").read_text())
 
 
 def _plain(value: str) -> Any:
@@ -98,6 +102,6 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (2, 4) or sys.argv[1] not in NETWORKS:
         sys.exit(__doc__)
     run(*sys.argv[1:])

@@ -25,7 +25,7 @@ def signs(rows, control: str, kind: str = "patch_clean") -> dict[str, int]:
 
 def test_the_page_is_made_from_the_committed_rows(rows):
     text = interpretation.PAGE.read_text()
-    assert text == interpretation.page(rows, interventions.record())
+    assert text == interpretation.page(rows, interventions.record(), interpretation.own_networks())
     for path in interpretation.PLOTS.values():
         assert path.name in text
         assert path.stat().st_size < 200_000
@@ -35,7 +35,7 @@ def test_the_rows_are_those_of_the_command(rows):
     record = interventions.record()
     words = record["command"].removeprefix("python evaluate.py ").split(" ")
     names = [(RENAMED.get(name, name), value) for name, _, value in (word.partition("=") for word in words)]
-    assert [f"{name}={value}" for name, value in names] == list(interventions.COMMAND)
+    assert [f"{name}={value}" for name, value in names] == interventions.words("resnet20")
     assert "+" not in record["commit"]
     assert len(record["layers"]) == 10
     assert len(rows) == 10 * 2 * (4 * 7 + 1)

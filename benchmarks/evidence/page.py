@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks import interpretation
 from benchmarks.common import DOCS
 from benchmarks.evidence import claim2, claim3, limits
 from benchmarks.evidence.findings import Study, study
@@ -23,7 +24,10 @@ PLANS = ("fashion_mnist", "digits")  # in the order of the page
 def page(studies: Sequence[Study]) -> str:
     """Return the page."""
     parts = {
-        "SHORT": (line for claim in (claim2, claim3) for one in studies for line in claim.short(one)),
+        "SHORT": [
+            *interpretation.short(),
+            *(line for claim in (claim2, claim3) for one in studies for line in claim.short(one)),
+        ],
         "CLAIM_2": (line for one in studies for line in claim2.section(one)),
         "CLAIM_3": (line for one in studies for line in claim3.section(one)),
         "UNFINISHED": unfinished(studies),
