@@ -63,6 +63,7 @@ class Command:
     page: str
     program: str  # train or evaluate
     arguments: tuple[str, ...]
+    typed: str
 
     @property
     def needs(self) -> str | None:
@@ -120,4 +121,4 @@ def parsed(page: str, line: str) -> Command | None:
     typed = re.split(r" {2,}(?=[^\s-])", line[match.end() :].strip())[0].strip().rstrip(".,;:")
     if re.search(r"\[CHOICE|=NAME\b|THE SAME|^and\b|^\(", typed):  # a form, or a sentence that goes on
         return None
-    return Command(page, PROGRAMS[match[0]], tuple(shlex.split(typed)))
+    return Command(page, PROGRAMS[match[0]], tuple(shlex.split(typed)), f"{match[0]} {typed}")
