@@ -16,6 +16,7 @@ from tests.made_runs import make_run
 from tests.pages import (
     PAGES,
     PROGRAMS,
+    QUICKER,
     ROOT,
     RUN_ELSEWHERE,
     SHORT,
@@ -133,16 +134,17 @@ def run_command(line: str, folder: Path) -> None:
             return
     command = parsed("", line)
     assert command is not None, line
-    settings = [*command.arguments, *SHORT[command.program]]
-    if "-m" in settings:
-        done = in_a_process(f"{command.program}.py", *settings, folder=folder)
+    typed = [word for word in command.arguments if "=" in word]
+    attacks = "|".join(QUICKER)
+    short = [re.sub(rf"(?<=[\[,])({attacks})(?=[\],])", lambda name: QUICKER[name[0]], word) for word in typed]
+    short += SHORT[command.program]
+    if "-m" in command.arguments:
+        done = in_a_process(f"{command.program}.py", "-m", *short, folder=folder)
         assert done.returncode == 0, done.stderr
-    elif "--help" not in settings:
-        asks = "--cfg" in settings
-        settings = [row for row in settings if "=" in row]
-        directory = Path(compose_checked(command.program, settings).hydra.run.dir)
-        if not asks:
-            {"train": train, "evaluate": evaluate}[command.program](job(command.program, directory, *settings))
+        return
+    directory = Path(compose_checked(command.program, typed).hydra.run.dir)
+    if not {"--help", "--cfg"} & {*command.arguments}:
+        {"train": train, "evaluate": evaluate}[command.program](job(command.program, directory, *short))
 
 
 def test_yaml_blocks_are_yaml():
