@@ -1,7 +1,7 @@
 """The pages (README, docs/, examples/, model cards, help texts): their commands and snippets, and how each is tried.
 
 * A page with `sh` blocks is one session: their commands are run, top to bottom, with the page's Python blocks between
-  them, in a scratch directory, shortened by `SHORT`: a few batches and images.
+  them, in a scratch directory, shortened by `SHORT` and `QUICKER`: few batches and images, no attack of many queries.
 * A command of train.py or evaluate.py in any other block, or between backticks, is pre-flighted for each job of it, up
   to the point where it would make a run directory. Where `NOT_HERE` says what it needs that a test does not have, it is
   composed. (The packages in examples/ have tests of their own.)
@@ -39,17 +39,20 @@ SHORT = {
     "compare": ("--allow-different",),  # shortened evaluations have fewer images than runs
     "report": ("--allow-different",),
 }
+QUICKER = {"autoattack": "apgd_ce", "square": "fgsm", "adaptive": "fgsm"}  # attack: what takes its place
 NOT_HERE = {  # what a command needs -> where it is only composed
     "a download": r"data=(cifar|svhn|stl10|mnist\b)|experiment=(cifar|fashion)|torchvision\.datasets",
     "weights of others": r"model\.weights=(FILE|WEIGHTS)|imagenet_class_index",
     "GPUs": r"trainer=ddp\b|sync_batch_norm|devices=2",
-    "a cluster": r"sweep=slurm|hydra/launcher=ray",
+    "a cluster": r"sweep=slurm",
+    "a larger test set": r"shard=|only=\[17",
     "files of the reader": r"--config-dir|corruptions|merge=|transfer|first\.npz|second\.npz|=images\b|=FILE",
     "a run of the reader": r"resume=",
     "a package that is no dependency": r"MLFlow",
     "code of the page": r"\b(mine|mypackage|my_package|shapes)\.",
     "Hydra alone": r"--help|--cfg",
 }
+NOT_INSTALLED = "launcher=ray"  # nothing about it can be composed
 RUN_ELSEWHERE = {
     "docs/extending.md": "tests/test_extending.py",
     "docs/fine-tuning.md": "tests/test_fine_tuning.py",
@@ -63,6 +66,7 @@ class Command:
     page: str
     program: str  # train or evaluate
     arguments: tuple[str, ...]
+    typed: str
 
     @property
     def needs(self) -> str | None:
@@ -120,4 +124,6 @@ def parsed(page: str, line: str) -> Command | None:
     typed = re.split(r" {2,}(?=[^\s-])", line[match.end() :].strip())[0].strip().rstrip(".,;:")
     if re.search(r"\[CHOICE|=NAME\b|THE SAME|^and\b|^\(", typed):  # a form, or a sentence that goes on
         return None
-    return Command(page, PROGRAMS[match[0]], tuple(shlex.split(typed)))
+    if (match[0] == "python evaluate.py" and not typed) or NOT_INSTALLED in typed:
+        return None
+    return Command(page, PROGRAMS[match[0]], tuple(shlex.split(typed)), f"{match[0]} {typed}")

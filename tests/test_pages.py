@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.made_runs import make_run
 from tests.pages import (
     PAGES,
     PROGRAMS,
+    QUICKER,
     ROOT,
     RUN_ELSEWHERE,
     SHORT,
@@ -49,6 +51,13 @@ def test_the_pages_have_commands_and_sessions():
     assert all((ROOT / page).exists() and (ROOT / test).exists() for page, test in RUN_ELSEWHERE.items())
 
 
+def test_a_shell_reads_every_command():
+    lines = [command.typed for command in COMMANDS]
+    lines += [step for page in WITH_COMMANDS for kind, step in sessions(page) if kind == "sh"]
+    done = subprocess.run(["bash", "-n"], input="\n".join(lines), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return image_folder(tmp_path_factory.mktemp("images"), size=32)
@@ -81,10 +90,14 @@ def test_every_command_is_composed_or_preflighted(command, trained, folder, tmp_
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, marks=slow(name(page)), id=name(page)) for page in WITH_PYTHON])
-def test_every_snippet_runs(page, tmp_path, monkeypatch):
+def test_every_snippet_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs" / "digits_small_cnn_pgd_sns_seed0" / "2030", best=2)
-    run_snippets([code for kind, code in sessions(page) if kind == "python"], page)
+    names: dict = {"__name__": "page"}
+    run_snippets([code for kind, code in sessions(page) if kind == "python"], page, names)
+    if page == ROOT / "README.md":
+        assert names["loss"].requires_grad and names["sensitivity"].shape == (16,)
+        assert "tensor([" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -99,8 +112,7 @@ def test_every_session_runs(page, tmp_path, monkeypatch):
             run_command(content, tmp_path)
 
 
-def run_snippets(snippets: list[str], page: Path, names: dict | None = None) -> None:
-    names = {"__name__": "page"} if names is None else names
+def run_snippets(snippets: list[str], page: Path, names: dict) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for code in snippets:
@@ -122,16 +134,17 @@ def run_command(line: str, folder: Path) -> None:
             return
     command = parsed("", line)
     assert command is not None, line
-    settings = [*command.arguments, *SHORT[command.program]]
-    if "-m" in settings:
-        done = in_a_process(f"{command.program}.py", *settings, folder=folder)
+    typed = [word for word in command.arguments if "=" in word]
+    attacks = "|".join(QUICKER)
+    short = [re.sub(rf"(?<=[\[,])({attacks})(?=[\],])", lambda name: QUICKER[name[0]], word) for word in typed]
+    short += SHORT[command.program]
+    if "-m" in command.arguments:
+        done = in_a_process(f"{command.program}.py", "-m", *short, folder=folder)
         assert done.returncode == 0, done.stderr
-    elif "--help" not in settings:
-        asks = "--cfg" in settings
-        settings = [row for row in settings if "=" in row]
-        directory = Path(compose_checked(command.program, settings).hydra.run.dir)
-        if not asks:
-            {"train": train, "evaluate": evaluate}[command.program](job(command.program, directory, *settings))
+        return
+    directory = Path(compose_checked(command.program, typed).hydra.run.dir)
+    if not {"--help", "--cfg"} & {*command.arguments}:
+        {"train": train, "evaluate": evaluate}[command.program](job(command.program, directory, *short))
 
 
 def test_yaml_blocks_are_yaml():
