@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from made_runs import make_run
 from torch import nn
 
 from nsr.attacks import GradientAttack
@@ -16,6 +19,8 @@ from nsr.layers import find_layers
 from nsr.models import Classifier, SmallCNN
 from nsr.pictures import Picture, Subject, make_pictures, write_pictures
 from nsr.pictures import attacked as attacking
+from nsr.pictures.full import _filter_normalized, optimized_inputs, weight_landscape
+from nsr.report.__main__ import main
 from nsr.report.files import read_files
 
 EPSILON, IMAGES = 0.03, 40
@@ -251,3 +256,70 @@ def test_a_failure_is_one_warning(tmp_path, caplog):
     (record,) = caplog.records
     assert record.getMessage().startswith("no pictures: AttributeError") and not list(tmp_path.iterdir())
     assert original.write_or_warn(SimpleNamespace(settings={"pictures": False}), tmp_path, torch.device("cpu")) == {}
+
+
+# ---------------------------------------------------------------- nsr-report --full
+def test_the_landscape_of_the_weights_has_the_loss_in_the_middle(subject):
+    net, images = subject.net, subject.images(range(6))
+    labels = subject.labels[:6]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    losses = weight_landscape(net, [(images[:4], labels[:4]), (images[4:], labels[4:])])
+    with torch.no_grad():
+        assert float(losses[4, 4]) == pytest.approx(float(nn.functional.cross_entropy(net(images), labels)), rel=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert losses.shape == (9, 9) and len(losses.unique()) > 60
+
+
+def test_directions_are_as_long_as_the_filters(subject):
+    weight = subject.net.get_submodule("net.conv2").weight
+    direction = _filter_normalized(weight, torch.Generator().manual_seed(0))
+    lengths = [each.flatten(1).norm(dim=1).tolist() for each in (weight.detach(), direction.detach())]
+    assert lengths[0] == pytest.approx(lengths[1], rel=1e-5)
+
+
+def test_optimized_inputs_excite_their_neurons(subject, monkeypatch):
+    monkeypatch.setattr("nsr.pictures.full.ASCENT", 30)
+    layer = next(layer for layer in subject.layers if layer.name == "net.relu1")
+    usual = features(subject.net, "net.relu1", subject.images(range(20))).mean((2, 3)).amax(0)
+    neurons = usual.sort(descending=True).indices[:2].tolist()  # a neuron that is 0 everywhere has no gradient
+    images, outputs = optimized_inputs(subject.net, layer, neurons, (1, 8, 8), root=subject.root)
+    assert images.shape == (2, 1, 8, 8) and float(images.min()) >= 0 and float(images.max()) <= 1
+    found = features(subject.net, "net.relu1", images).mean((2, 3))
+    assert outputs.tolist() == pytest.approx([float(found[0, neurons[0]]), float(found[1, neurons[1]])], rel=1e-5)
+    assert (outputs > usual[neurons]).all()
+    assert not any(module._forward_hooks for module in subject.net.modules())
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        (["a"], "has no checkpoints/best.ckpt, which --full needs"),
+        (["a", "b"], "--full is for one run, and 2 are given"),
+    ],
+)
+def test_full_pictures_need_one_run_with_a_checkpoint(runs, expected, tmp_path, capsys):
+    places = [str(make_run(tmp_path / name)) for name in runs]
+    assert main([*places, "--full"]) == 1
+    shown = capsys.readouterr().err
+    assert expected in shown and shown.count("\n") == 1
+    assert not list(tmp_path.rglob("pictures*")) and not list(tmp_path.rglob("*.html"))
+
+
+@pytest.mark.slow
+def test_the_whole_road(best, tmp_path, capfd):
+    """The full pictures of a checkpoint are on the page; one that names other code is refused."""
+    run = tmp_path / "run"
+    shutil.copytree(Path(best.partition("=")[2]).parents[1], run)
+    assert main([str(run), "--full"]) == 0
+    page = (run / "report.html").read_text()
+    assert {"optimized_inputs.png", "weight_landscape.png", "index.json"} == {
+        each.name for each in (run / "pictures_full").iterdir()
+    }
+    assert "filter-normalized" in page and "Olah et al. 2017" in page
+    saved = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    saved["nsr_settings"]["model"]["_target_"] = "os.system"
+    torch.save(saved, run / "checkpoints" / "best.ckpt")
+    with pytest.raises(SystemExit):
+        main([str(run), "--full"])
+    shown = capfd.readouterr().err
+    assert shown.startswith("error: ") and "os.system" in shown and shown.count("\n") == 1

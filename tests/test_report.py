@@ -14,7 +14,9 @@ import numpy
 import pytest
 from made_runs import make_evaluation, make_run
 
+from nsr import plots
 from nsr.comparison.names import attack_title
+from nsr.pictures import Picture, write_pictures
 from nsr.report.__main__ import main
 from nsr.report.automatic import write_or_warn
 from nsr.report.comparison import concordance
@@ -307,6 +309,8 @@ def test_a_page_in_a_browser(kind, browser, tmp_path):
     page = tmp_path / "page.html"
     if kind == "run":
         runs = [measured(tmp_path, class1=HOSTILE)]
+        figure = plots.landscape(numpy.zeros((1, 9, 9)))
+        write_pictures(runs[0], [Picture("a", "landscape", figure, HOSTILE, HOSTILE, {"losses": [1.5]})])
     elif kind == "failed":
         runs = [make_run(tmp_path / "run", status="failed", reason=HOSTILE)]
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from nsr.errors import one_line
 from nsr.evaluation.report import titles
 from nsr.pictures import Subject, make_pictures, strongest_first, write_pictures
 from nsr.plots import confusion_matrix, training_curves
-from nsr.plots.style import png
+from nsr.plots.style import NORMS, png
 from nsr.run.files import whole_rows
 from nsr.run.plain_text import printable
 
@@ -66,7 +67,7 @@ def summary_plots(job: Job, directory: Path) -> Iterator[tuple[str, Figure]]:
     """Yield {name on a dashboard: figure} of a finished training."""
     import pandas
 
-    result, shown = job.suite.result, titles(job.settings, job.suite)
+    result, shown = job.suite.result, spelled(titles(job.settings, job.suite))
     epochs = pandas.read_csv(directory / "metrics.csv")
     yield "training/accuracy", training_curves(epochs, title="accuracy of each epoch")
     attacks = [row for row in strongest_first(result.outcomes) if row in job.suite.attacks]
@@ -98,11 +99,17 @@ def subject(job: Job, directory: Path, device: torch.device, epoch: int | None) 
         class_names=job.description.class_names,
         outcomes=result.outcomes,
         attacks=suite.attacks,
-        titles=titles(job.settings, suite),
+        titles=spelled(titles(job.settings, suite)),
         sensitivities=sensitivities,
         measured_on=measured_on,
         seed=suite.seed,
     )
+
+
+def spelled(shown: Mapping[str, str]) -> dict[str, str]:
+    """Return titles with the word that tables leave out: 'PGD-40, L-infinity epsilon 0.15'."""
+    pattern = rf", ({'|'.join(NORMS.values())}) (?=\S+$)"
+    return {row: re.sub(pattern, r", \1 epsilon ", title) for row, title in shown.items()}
 
 
 def recorded(path: Path, epoch: int) -> dict[str, Tensor]:

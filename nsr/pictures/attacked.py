@@ -21,8 +21,8 @@ SHOWN = 4  # images that fell, and images that held
 CANDIDATES = 120  # further images, among which those that move a neuron most are searched
 STREAM = 22  # of random numbers
 FIRST = 2  # images: the first call of an attack, whose time is not known yet
-ATTACK_SECONDS = 14.0
-MOST_ROWS = 3  # attacks that are tried where the strongest ones take too long
+ATTACK_SECONDS = 25.0
+ALL_SECONDS = 40.0  # of all attacks that are tried because the strongest ones take too long
 WEAK = ("clean", "uniform", "corruptions")  # no lower bound of what an attacker reaches
 
 
@@ -89,12 +89,15 @@ def attack_images(subject: Subject) -> Attacked | None:
     Returns:
         None where no attack was measured, no image was correctly classified, or every attack takes too long.
     """
-    for row in [row for row in strongest_first(subject.outcomes) if row in subject.attacks][:MOST_ROWS]:
+    started = time.perf_counter()
+    for row in (row for row in strongest_first(subject.outcomes) if row in subject.attacks):
         positions, groups = chosen(subject, row)
         if not positions:
             return None
         found = Attacked(row, groups)
-        _attack(subject, found, list(_batches([*positions, *candidates(subject, positions)], subject.batch)))
+        left = started + ALL_SECONDS - time.perf_counter()
+        batches = list(_batches([*positions, *candidates(subject, positions)], subject.batch))
+        _attack(subject, found, batches, seconds=min(ATTACK_SECONDS, left))
         if found.positions:
             del found.groups[len(found.positions) :]
             return found
@@ -110,18 +113,19 @@ def _batches(positions: list[int], largest: int) -> Iterator[list[int]]:
         size = min(2 * SHOWN - FIRST if start == FIRST else start, largest)
 
 
-def _attack(subject: Subject, found: Attacked, batches: Sequence[Sequence[int]]) -> None:
+def _attack(subject: Subject, found: Attacked, batches: Sequence[Sequence[int]], *, seconds: float) -> None:
     """Attack batch after batch until the time is over; the first images' steps are kept."""
-    started, attack, each = time.perf_counter(), subject.attacks[found.row], 0.0  # each: seconds of an image
+    end, attack, each = time.perf_counter() + seconds, subject.attacks[found.row], 0.0  # each: seconds of an image
     for own in batches:
         begun, done = time.perf_counter(), len(found.positions)
-        if begun + len(own) * each > started + ATTACK_SECONDS:
+        if begun + len(own) * each > end:
             return
         images, labels = subject.images(own), subject.labels[torch.as_tensor(own)].to(subject.device)
         recorded: list[tuple[Tensor, Tensor]] = []
         try:
-            end = passes_until(subject.net, started + ATTACK_SECONDS, time.perf_counter)
-            with end, _first_image(subject.net, recorded, len(own), isinstance(attack, GradientAttack) and not done):
+            in_time = passes_until(subject.net, end, time.perf_counter)
+            has_steps = isinstance(attack, GradientAttack) and not done
+            with in_time, _first_image(subject.net, recorded, len(own), has_steps):
                 adversarial = attack(subject.net, images, labels, generator=subject.generators(own))
         except OutOfTime:
             return

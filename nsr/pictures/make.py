@@ -114,9 +114,7 @@ def _steps(found: _Material) -> Iterator[Picture]:
     label, probabilities = int(found.labels[0]), attacked.steps_logits.softmax(1)
     names = found.class_names
     figure = plots.attack_steps(attacked.steps, probabilities, label=label, class_names=names)
-    caption = (
-        f"{found.title}, step by step: the first of the images above (test image {found.places[0]}) from the start "
-    )
+    caption = f"{found.title}, step by step: the first of the examples (test image {found.places[0]}) from the start "
     caption += (
         "of the attack to its end, and the network's probabilities of the image's class and of the strongest other."
     )
@@ -236,7 +234,7 @@ def _landscape(found: _Material) -> Iterator[Picture]:
         f"image {found.places[n]}, {'misclassified' if attacked.groups[n] == 'fell' else 'robust'}" for n in numbers
     ]
     figure = plots.landscape(losses, correct=correct, names=names)
-    caption = f"Cross-entropy around {len(numbers)} of the images above: x + a d + b r, clipped to [0, 1], where x + d "
+    caption = f"Cross-entropy around {len(numbers)} of the examples: x + a d + b r, clipped to [0, 1], where x + d "
     caption += (
         f"is the adversarial image ({found.title}) and r is random and as long as d. Circle: the image; large cross: "
     )

@@ -16,12 +16,12 @@ DOTS = (200, 160, 130, 100, 75)  # per inch, the first with which a file is smal
 MOST_BYTES = 350_000
 
 
-def write_pictures(directory: Path, pictures: Iterable[Picture]) -> dict[str, Path]:
-    """Write DIRECTORY/pictures in place of an earlier one; return {SECTION/ID: path}, empty for none."""
-    folder, made = directory / "pictures", list(pictures)
+def write_pictures(directory: Path, pictures: Iterable[Picture], *, folder: str = "pictures") -> dict[str, Path]:
+    """Write DIRECTORY/FOLDER in place of an earlier one; return {SECTION/ID: path}, empty for none."""
+    place, made = directory / folder, list(pictures)
     if not made:
         return {}
-    partial = directory / f"pictures.{os.getpid()}.partial"
+    partial = directory / f"{folder}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
@@ -34,12 +34,12 @@ def write_pictures(directory: Path, pictures: Iterable[Picture]) -> dict[str, Pa
                 | {"alt": printable(picture.alt), "caption": printable(picture.caption)}
             )
         write_json(partial / "index.json", entries)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.replace(folder)
+        if place.exists():
+            shutil.rmtree(place)
+        partial.replace(place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return {f"{picture.section}/{picture.id}": folder / f"{picture.id}.png" for picture in made}
+    return {f"{picture.section}/{picture.id}": place / f"{picture.id}.png" for picture in made}
 
 
 def small(picture: Picture) -> bytes:

@@ -221,6 +221,7 @@ def top_images(
     names: Sequence[str],
     values: Sequence[Sequence[float]],
     boxes: Sequence[Sequence[Box | None]] = (),
+    heading: str = "images",
     title: str = "",
 ) -> Figure:
     """Show for each neuron the images that move it most, with receptive fields as rectangles and, beside, as crops.
@@ -237,7 +238,7 @@ def top_images(
     cell = min(0.62, (COLUMN - beside) / columns)
     size, block, top = cell - GAP, cell + 1.1 * LINE, 1.2 * LINE
     board = _Board(height=top + block * len(names), title=title)
-    board.text("images", beside, 0)
+    board.text(heading, beside, 0)
     if boxes:
         board.text("receptive fields", beside + most * cell + GAP, 0)
     for row, (name, own) in enumerate(zip(names, images, strict=True)):

@@ -6,6 +6,7 @@ A finished, running or failed run, or an evaluation, gives a page of its own; se
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from nsr.compare import Parser, exit_code
 from nsr.errors import InputError
 from nsr.run.plain_text import printable
+from nsr.run.processes import make_importable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,11 +23,13 @@ def parser() -> argparse.ArgumentParser:
     found = Parser(
         prog="nsr-report" if is_script else "python -m nsr.report",
         description="Write the report of a run, finished, running or failed, or of an evaluation, as one HTML file "
-        "that opens without a network; several runs: their comparison. Reads files only.",
+        "that opens without a network; several runs: their comparison. Without --full it reads files only.",
     )
     option = found.add_argument
     option("places", nargs="*", metavar="RUN_DIR", help="run directories, folders of sweeps, or patterns in quotes")
     option("--output", metavar="FILE", type=Path, help="the file (default: RUN_DIR/report.html, or ./comparison.html)")
+    option("--full", action="store_true", help="optimized inputs and landscape of the weights too; loads best.ckpt")
+    option("--trusted", action="append", default=[], metavar="CLASS", help="--full: a class the checkpoint may name")
     option("--allow-different", action="store_true", help="compare runs of different data or threat models")
     return found
 
@@ -49,6 +53,8 @@ def run(options: argparse.Namespace) -> Path:
     places = [Path(place) for place in options.places]
     found = places if len(places) == 1 and is_evaluation(places[0]) else find_runs(options.places)
     try:
+        if options.full:
+            write_full_pictures(found, options.trusted)
         if len(found) == 1:
             from nsr.report.page import write_report
 
@@ -61,6 +67,23 @@ def run(options: argparse.Namespace) -> Path:
         target = options.output or (found[0] if len(found) == 1 else Path.cwd())
         why = error.strerror or str(error)
         raise InputError(f"{target} cannot be written ({why}); give another file: --output FILE") from error
+
+
+def write_full_pictures(runs: Sequence[Path], trusted: Sequence[str]) -> None:
+    """Write RUN/pictures_full of one run, in a process that loads its checkpoint as evaluate.py does.
+
+    Errors:
+        InputError: not one run, or none with a best.ckpt.
+        SystemExit: the process has failed and reported why in one line.
+    """
+    if len(runs) != 1:
+        raise InputError(f"--full is for one run, and {len(runs)} are given; leave it out, or give one run")
+    if not (runs[0] / "checkpoints" / "best.ckpt").is_file():
+        raise InputError(f"{runs[0]} has no checkpoints/best.ckpt, which --full needs; leave it out")
+    make_importable()
+    done = subprocess.run([sys.executable, "-m", "nsr.app.full", str(runs[0]), *trusted])
+    if done.returncode:
+        raise SystemExit(done.returncode)
 
 
 if __name__ == "__main__":

@@ -85,9 +85,13 @@ class RunFiles:
         return [check for check in found if isinstance(check, dict)] if isinstance(found, list) else []
 
     def pictures(self) -> Iterator[Picture]:
-        """Yield the pictures of pictures/index.json that are there, in its order; of the newest measurement first."""
+        """Yield the pictures of the newest measurement that has some, and those of nsr-report --full."""
         places = [place / "pictures" for place in (self.measured, self.directory) if place is not None]
-        folder = next((place for place in places if (place / "index.json").exists()), places[-1])
+        yield from self._pictures(next((place for place in places if (place / "index.json").exists()), places[-1]))
+        yield from self._pictures(self.directory / "pictures_full")
+
+    def _pictures(self, folder: Path) -> Iterator[Picture]:
+        """Yield the pictures of index.json that are there, in its order."""
         index = read_json(folder / "index.json")
         for entry in index if isinstance(index, list) else ():
             try:
@@ -97,7 +101,7 @@ class RunFiles:
                 section, alt, caption = (str(entry[name]) for name in ("section", "alt", "caption"))
                 yield Picture(section, path.read_bytes(), alt, caption, entry.get("data"))
             except (OSError, KeyError, TypeError, ValueError) as error:
-                self._damaged("pictures/index.json", error)
+                self._damaged(f"{folder.name}/index.json", error)
 
     def _damaged(self, name: str, error: object) -> pandas.DataFrame:
         self.problems.append(f"{name} is damaged: {printable(error)[:200]}")

@@ -1,0 +1,66 @@
+"""The pictures of `nsr-report RUN --full`, in a process of its own: `python -m nsr.app.full RUN [TRUSTED ...]`.
+
+The checkpoint is loaded as by evaluate.py, with the same allowlist.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from nsr.app.command_line import make_importable
+from nsr.app.composition import compose_checked, without_hydra
+from nsr.app.job import make_job, quiet_lightning
+from nsr.app.pictures import recorded
+from nsr.callbacks.checkpoints import PLACE
+from nsr.compare import exit_code
+from nsr.models.weights import read_checkpoint
+from nsr.pictures import Subject, write_pictures
+from nsr.pictures.full import full_pictures
+from nsr.run.commands import override
+
+FOLDER = "pictures_full"
+ROW = "validation_attack"
+
+
+def write(run: Path, trusted: Sequence[str] = ()) -> None:
+    """Write RUN/pictures_full for the run's best.ckpt.
+
+    Errors:
+        InputError: a checkpoint that cannot be used, or whose classes are not trusted.
+    """
+    quiet_lightning()
+    path = run.absolute() / "checkpoints" / "best.ckpt"
+    own = [override("checkpoint", str(path)), override("trusted", list(trusted)), "test_attacks=[clean]"]
+    job = make_job(without_hydra(compose_checked("evaluate", own)), "evaluate")
+    job.data.setup("test")
+    images, net = job.data.test_set, job.module.net
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    epoch = read_checkpoint(path)[PLACE]["epochs"]
+    attack = job.suite.sensitivity_attack
+    assert attack is not None  # evaluate.yaml has one
+    subject = Subject(
+        net=net.to(device),
+        root=net.net,  # type: ignore[arg-type]
+        layers=job.module.extractor.layers,
+        device=device,
+        read=lambda position: images[position][0],
+        labels=images.labels,
+        places=torch.arange(len(images)),
+        class_names=job.description.class_names,
+        outcomes={},
+        attacks={ROW: attack},
+        titles={ROW: f"{getattr(attack, 'title', 'attack')}, {job.settings['norm']} epsilon {job.settings['epsilon']}"},
+        sensitivities=recorded(run / "sensitivity.csv", epoch),
+        measured_on=f"the validation images, epoch {epoch}",
+        seed=job.settings["seed"],
+    )
+    write_pictures(run, full_pictures(subject, ROW), folder=FOLDER)
+
+
+if __name__ == "__main__":
+    make_importable()
+    sys.exit(exit_code(lambda: write(Path(sys.argv[1]), sys.argv[2:])))
