@@ -25,6 +25,11 @@ def test_performance_is_chosen_stored_and_taken_again():
     assert list(changes({"performance": "off"}, {"performance": "auto"})) == ["performance"]
 
 
+def test_an_evaluation_stores_images_as_its_run_did(best):
+    assert made("evaluate", best).record["channels_last"] is torch.backends.mkldnn.is_available()
+    assert made("evaluate", best, "channels_last=false").record["channels_last"] is False
+
+
 @pytest.mark.slow
 def test_the_users_own_layout_and_what_is_not_folded():
     off = made("train", *TINY, "performance=off", "channels_last=true")

@@ -144,6 +144,8 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
             if config.norm in (None, settings["norm"]):
                 config.epsilon = config.epsilon if config.epsilon is not None else settings["epsilon"]
             config.norm = config.norm or settings["norm"]
+            if config.channels_last is None:  # bit-identical to the tests at the end of the run
+                config.channels_last = settings.get("channels_last") is True
     elif "_target_" not in (config.get("data") or {}) or (config.get("model") or {}).get("weights") is None:
         raise InputError(
             "nothing to evaluate: give checkpoint=RUN/checkpoints/best.ckpt, or model=NAME model.weights=FILE data=NAME"

@@ -39,7 +39,8 @@ def uses_channels_last(settings: Settings, net: nn.Module) -> bool:
     accelerator = settings["trainer"].get("accelerator", "auto")
     on_cpu = not on_gpus(settings) and (accelerator == "cpu" or not torch.backends.mps.is_available())
     is_faster = on_gpus(settings) or (on_cpu and torch.backends.mkldnn.is_available())
-    return settings["performance"] == "auto" and is_faster and any(isinstance(m, nn.Conv2d) for m in net.modules())
+    is_chosen = settings.get("performance", "auto") == "auto" and is_faster  # an evaluation has no such setting
+    return is_chosen and any(isinstance(m, nn.Conv2d) for m in net.modules())
 
 
 def choose_folding(settings: Settings, module: RobustClassifier, example: Tensor) -> None:

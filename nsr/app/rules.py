@@ -192,7 +192,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("allow_changed_config", "compile", "sync_batch_norm", "checks.enabled"), TRUTH),
     **dict.fromkeys(("report", "pictures"), TRUTH),
     **dict.fromkeys(("resume", "checkpoint", "evaluation.cache", "corruptions.root", "data.root", "data.extra"), PLACE),
-    "channels_last": choice(True, False, "auto"),
+    "channels_last": optional(choice(True, False, "auto")),
     # YAML reads a bare off as false
     "performance": lambda name, value: check_choice(name, "off" if value is False else value, ("auto", "off")),
     "model.weights": PLACE,
