@@ -86,7 +86,8 @@ def weights(checkpoint: Path) -> bytes:
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     state = {key: value.contiguous() for key, value in saved["state_dict"].items() if key.startswith("net.")}
     settings = {key: value for key, value in saved["nsr_settings"].items() if key not in OF_THE_MACHINE}
-    settings["data"] = {**settings["data"], "root": None}
+    if settings["data"].get("root"):
+        settings["data"] = {**settings["data"], "root": "datasets"}  # the default, not this machine's
     return save(state, {"nsr_settings": json.dumps(settings)})
 
 

@@ -109,3 +109,15 @@ def test_formats():
     assert interpretation.layers_with({}, 1) == "none"
     above = {"contrast_low": 1, "contrast_high": 2}
     assert interpretation.contrast({"contrast": 0.1, **above}) == "+10.0 [+100.0, +200.0]"
+
+
+@pytest.mark.parametrize("name", interpretation.own_networks())
+def test_networks_of_the_package_have_a_row_of_the_table_a_layer(name):
+    found, record = interventions.rows(name), interventions.record(name)
+    assert "+" not in record["commit"] and record["command"].split()[2] == f"checkpoint=zoo:{name}"
+    text, title = interpretation.PAGE.read_text(), interventions.NETWORKS[name]["title"]
+    for row in found:
+        if (row["kind"], row["control"], row["fraction"]) == ("patch_clean", "random_equal_size", 0.5):
+            start = f"| {title} | {record['images']['fooled']} | {row['layer']} | "
+            (line,) = [line for line in text.splitlines() if line.startswith(start)]
+            assert f"| {100 * row['contrast']:+.1f} [" in line

@@ -87,9 +87,15 @@ def test_weights_and_settings_of_a_run_survive(tmp_path):
     torch.save({"state_dict": state, "nsr_settings": settings}, tmp_path / "best.ckpt")
     (tmp_path / "x.safetensors").write_bytes(benchmark.weights(tmp_path / "best.ckpt"))
     saved = read_checkpoint(tmp_path / "x.safetensors")
-    assert saved["nsr_settings"] == {"data": {"mean": [0.1], "root": None}, "class_names": ["a", "b"]}
+    assert saved["nsr_settings"] == {"data": {"mean": [0.1], "root": "datasets"}, "class_names": ["a", "b"]}
     assert saved["state_dict"].keys() == {"net.net.weight", "net.net.steps"}
     assert all(torch.equal(value, state[key]) for key, value in saved["state_dict"].items())
+
+
+@pytest.mark.parametrize("name", INDEX)
+def test_data_that_lie_in_a_folder_are_looked_for_in_the_default_one(name):
+    root = read_checkpoint(f"zoo:{name}")["nsr_settings"]["data"]["root"]
+    assert root == ("datasets" if name.startswith("fashion_mnist") else None)
 
 
 def test_a_name_is_never_given_twice(tmp_path):
