@@ -124,6 +124,6 @@ def parsed(page: str, line: str) -> Command | None:
     typed = re.split(r" {2,}(?=[^\s-])", line[match.end() :].strip())[0].strip().rstrip(".,;:")
     if re.search(r"\[CHOICE|=NAME\b|THE SAME|^and\b|^\(", typed):  # a form, or a sentence that goes on
         return None
-    if (match[0] == "python evaluate.py" and not typed) or NOT_INSTALLED in typed:
+    if (PROGRAMS[match[0]] == "evaluate" and not typed) or NOT_INSTALLED in typed:
         return None
     return Command(page, PROGRAMS[match[0]], tuple(shlex.split(typed)), f"{match[0]} {typed}")
