@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nsr.errors import InputError
+from nsr.errors import InputError, check_number
 from nsr.run.plain_text import printable
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def run(options: Any) -> None:
     """Compare the runs that the command line names."""
     if not options.places:
         raise InputError("nothing to compare: give run directories or the folder of a sweep, such as runs/digits_*")
+    check_number("--seed", options.seed, lowest=0, whole=True)
     labels = [label.rpartition("=") for label in options.label]  # METHOD may contain '=' itself
     if any(not method or not text for method, _, text in labels):
         raise InputError(f"--label is {options.label!r}; it must be METHOD=TEXT")

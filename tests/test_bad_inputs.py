@@ -72,6 +72,8 @@ def files(tmp_path, monkeypatch) -> Path:
         path = tmp_path / "conf" / "experiment" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
+    for name in ("latin.yaml", "experiment/latin.yaml"):
+        (tmp_path / "conf" / name).write_bytes("# @package _global_\nname: caf\u00e9\n".encode("latin-1"))
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "config.yaml").write_text("a: [")
     for name, saved in {"number": {"a": 1}, "list": [1, 2], "nothing": {}, "tensor": torch.zeros(3)}.items():
@@ -110,6 +112,7 @@ def arrays(folder: Path) -> None:
 NPZ, FOLDER = "data=custom data._target_=nsr.data.npz +data.path=", "data=image_folder data.root=images"
 OWN, MODEL = "objective=null +train_attack=pgd +objective._target_=wrong_module", "model=custom model._target_"
 ATTACK, EXPERIMENT = "+test_attacks.x._target_=wrong_module", "--config-dir conf experiment"
+OPTUNA = "-m sweep=optuna optimizer.lr=interval(0.001,0.01)"
 QUICK = [
     ("seed=0,1", "seed=0,1 has several values; give -m too, for a run of each, or a list"),
     ("data=[digits,cifar10]", "data takes one choice, data=NAME"),
@@ -237,6 +240,23 @@ ROWS = [
         "trainer.max_time=00:00:01:00",
         "there is no such setting; `train.py --cfg job` prints all of them; +trainer.max_",
     ),
+    ("+trainer.max_time=0", "trainer.max_time is 0; it must be a time above 0: 00:02:30:00, DD:HH:MM:SS"),
+    ("+trainer.max_time=00:00:00:00", "trainer.max_time is '00:00:00:00'; it must be a time above 0"),
+    ("+trainer.max_time={hours:-1}", "trainer.max_time is {'hours': -1}; it must be a time above 0"),
+    ("+trainer.max_time={foo:1}", "trainer.max_time is {'foo': 1}; it must be a time above 0"),
+    ("trainer.limit_train_batches=0.001", "which leaves none of 18 batches; an int is a count, a float a fraction"),
+    ("+trainer.limit_val_batches=0.5", "trainer.limit_val_batches is 0.5, which leaves none of 1 batch"),
+    ("+trainer.limit_test_batches=0.1", "trainer.limit_test_batches is 0.1, which leaves none of 2 batches"),
+    ("+trainer.overfit_batches=0.0001", "trainer.overfit_batches is 0.0001, which leaves none of 18 batches"),
+    ("+trainer.overfit_batches=x", "trainer.overfit_batches is 'x'; it must be a whole number at least 1"),
+    ("+trainer.min_epochs=100", "trainer.min_epochs is 100; it must be at most trainer.max_epochs, which is 60"),
+    ("+trainer.model_registry=x", "trainer.model_registry is 'x'; nsr's checkpoints are its own"),
+    ("+trainer.enable_autolog_hparams=x", "trainer.enable_autolog_hparams is 'x'; it must be one of True, False"),
+    ("+trainer.gradient_clip_algorithm=x", "trainer.gradient_clip_algorithm is 'x'; it must be one of norm, value"),
+    (
+        "scheduler=one_cycle scheduler.pct_start=0.5 trainer.limit_train_batches=1 trainer.max_epochs=2",
+        "scheduler has a phase without a step in a run of 2 steps; train longer",
+    ),
     # the module, resumption, the folder of the run, files of --config-dir, sweeps
     ("module._target_=nothing.Net", "module._target_: there is no such setting"),
     ("+module._target_=nsr.RobustClassifier +module.foo=1", "unexpected keyword argument 'foo'"),
@@ -246,6 +266,14 @@ ROWS = [
     ("resume=damaged", "config.yaml is damaged"),
     ("hydra.run.dir=null", "hydra.run.dir=null: field 'hydra.run.dir' is not Optional"),
     ("hydra.run.dir=text/x", "it cannot be made: "),
+    ("hydra.run.dir=/proc/x/y", "it cannot be made: "),
+    ("-cn nope", "--config-name is 'nope'; there is no nope.yaml in conf/, the folder of --config-dir"),
+    (f"{EXPERIMENT}=latin", "a file of the configuration is not UTF-8"),
+    (f"{OPTUNA} hydra.sweeper.storage=foo", "hydra.sweeper.storage is 'foo'; it must be null, or a database"),
+    (f"{OPTUNA} hydra.sweeper.storage=sqlite:////nowhere/x.db", "/nowhere/x.db cannot be written"),
+    (f"{OPTUNA} hydra.sweeper.storage=sqlite:///text", "text is no SQLite file"),
+    (f"{OPTUNA} hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials is 0; it must be a whole number at least 1"),
+    ("-m sweep=optuna optimizer.lr=interval(0.01,0.001)", "is empty; its first number must be below its second"),
     ("hydra.job.chdir=x", "hydra.job.chdir=x: Value 'x' is not a valid bool"),
     (f"{EXPERIMENT}=list", "a file of experiment/ begins with the line # @package _global_"),
     (f"{EXPERIMENT}=no_package", "a file of experiment/ begins with the line # @package _global_"),

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nsr.app.composition import compose_checked, is_sweep, jobs, selected_directory, with_folder, without_null
 from nsr.compat import hydra_argument_parser
-from nsr.errors import InputError, RunStopped, one_line
+from nsr.errors import InputError, RunStopped, check_number, one_line
 from nsr.run.commands import command, override
 from nsr.run.plain_text import lines, printable
 from nsr.run.processes import (
@@ -65,6 +65,8 @@ def check_command_line(program: str, arguments: Sequence[str] | None = None) -> 
         parser.error(f"--{' and --'.join(given)} cannot be given together")
     if options.package is not None and not options.cfg:
         parser.error("--package is given without --cfg, whose output it limits")
+    if options.config_name is not None and not options.config_name.strip():
+        parser.error("--config-name is ''; it must be the name of a file in conf/ or in the folder of --config-dir")
     if options.config_path is not None:
         parser.error("--config-path is not supported; --config-dir adds a folder of configurations")
     overrides = without_null(options.overrides)
@@ -132,8 +134,35 @@ def _check_sweeper(config: DictConfig, overrides: Sequence[str]) -> None:
             f"hydra.sweeper.direction is {', '.join(directions)} for sweep_metrics={metrics}: each accuracy is "
             "maximized; sweep=optuna and sweep=optuna_multi set both"
         )
+    check_number("hydra.sweeper.n_trials", sweeper.n_trials, lowest=1, whole=True)
+    for row in (row for row in parsed if row.is_interval_sweep()):
+        bounds: Any = row.value()
+        if not bounds.start < bounds.end:
+            raise InputError(f"{row.input_line} is empty; its first number must be below its second")
+    _check_storage(sweeper.storage)
     if not (sweeper.params or sweeper.search_space or any(row.is_sweep_override() for row in parsed)):
         raise InputError("Optuna has nothing to draw: name settings, such as 'optimizer.lr=interval(0.001,0.01)'")
+
+
+def _check_storage(storage: Any) -> None:
+    """Raise InputError where Optuna cannot keep its study: no database URL, or an SQLite file in no folder."""
+    if storage is None:
+        return
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    form = "it must be null, or a database such as sqlite:///FILE.db"
+    try:
+        url = make_url(storage)
+        url.get_dialect()
+    except (SQLAlchemyError, TypeError, ImportError) as error:
+        raise InputError(f"hydra.sweeper.storage is {storage!r}; {form} ({one_line(error)})") from error
+    if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+        path = Path(str(url.database)).absolute()
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise InputError(f"hydra.sweeper.storage is {storage!r}; {path} cannot be written: {form}")
+        if path.exists() and path.stat().st_size and not path.read_bytes().startswith(b"SQLite format 3\0"):
+            raise InputError(f"hydra.sweeper.storage is {storage!r}; {path} is no SQLite file: {form}")
 
 
 def _agreed_directory(program: str, overrides: Sequence[str], config_name: str | None) -> list[str]:

@@ -211,6 +211,11 @@ def _values(row: Override) -> list[str]:
 def _explain(program: str, name: str, overrides: Sequence[str], error: Exception) -> str:
     """One line for a name that conf/ does not have."""
     text = str(error)
+    if text.startswith("Cannot find primary config"):
+        where = "conf/, the folder of --config-dir or hydra.searchpath"
+        return f"--config-name is {name!r}; there is no {name}.yaml in {where}: leave it out, or name a file there"
+    if isinstance(error, UnicodeDecodeError):
+        return f"a file of the configuration is not UTF-8 ({error}); save it as UTF-8"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, got = str(error.missing_cfg_file).rpartition("/")
         options = [str(option) for option in error.options]

@@ -57,6 +57,9 @@ def check_settings(settings: Mapping[str, Any], program: str) -> None:
     _check_checks(settings["checks"], TRAINING_CHECKS if program == "train" else MASKING_CHECKS)
     if settings.get("compile") is True and settings.get("sync_batch_norm") is True:
         raise InputError("compile and sync_batch_norm are both true; layers that exchange are not compiled: choose one")
+    least, most = (settings["trainer"].get(name) for name in ("min_epochs", "max_epochs"))
+    if isinstance(least, int) and isinstance(most, int) and least > most:
+        raise InputError(f"trainer.min_epochs is {least}; it must be at most trainer.max_epochs, which is {most}")
     if settings.get("threat_models") is not None:
         radii("threat_models", settings["threat_models"])
     _check_parts_of_test(settings)

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from nsr.app import build
 from nsr.app.command_line import run_directory
 from nsr.app.composition import plain, selected_directory, without_hydra
 from nsr.app.configuration import unusual_epsilon
+from nsr.app.lengths import check_lengths
 from nsr.app.machine import check_machine, processes
 from nsr.app.network import load_network, with_checkpoint
 from nsr.app.parts import check_parts
@@ -181,7 +183,9 @@ def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> No
         build.build_trainer(settings, directory, list(job.callbacks.values()))
     if program == "train" and not is_sweep:
         job.earlier(directory, config.hydra.overrides.task)
-    job.data.preflight(("train", "test") if program == "train" else ("test",))  # last: it takes the longest
+    splits = ("train", "test") if program == "train" else ("test",)
+    job.data.preflight(splits)  # last: it takes the longest
+    check_lengths(settings if program == "train" else job.settings, job.data, job.module, splits)
     if program == "evaluate":
         check_parts(job)
     _ready.append(job)
@@ -198,6 +202,14 @@ def _check_directory(config: DictConfig, program: str, is_sweep: bool) -> Path:
         is_writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
     except (OSError, RuntimeError) as error:  # a loop of links
         raise InputError(f"{name} is {str(directory)!r}; it cannot be made ({error}): give another folder") from error
+    if is_writable and not directory.exists():  # what the permissions do not say, as in /proc
+        try:
+            trial = Path(tempfile.mkdtemp(dir=parent))
+            trial.rmdir()
+        except OSError as error:
+            raise InputError(
+                f"{name} is {str(directory)!r}; it cannot be made: {parent} takes no folder ({error.strerror})"
+            ) from error
     links = [folder for folder in (directory, *directory.parents) if folder.is_symlink()]
     broken = next((link for link in links if not link.exists()), None)
     if not is_writable or broken is not None:

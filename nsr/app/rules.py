@@ -128,6 +128,23 @@ def steps(name: str, value: Any) -> Any:
     return value if value == -1 else check_number(name, value, lowest=1, whole=True, advice="or -1: no limit")
 
 
+def duration(name: str, value: Any) -> Any:
+    """Allow a time above 0: DD:HH:MM:SS, or the arguments of a timedelta such as {hours: 2}."""
+    parts = str(value).split(":") if isinstance(value, str) else []
+    numbers = [float(part) for part in parts if part.isdecimal()] if len(parts) == 4 else []
+    if isinstance(value, dict) and set(value) <= set(TIMES):
+        numbers = [entry for entry in value.values() if isinstance(entry, (int, float)) and 0 <= entry < float("inf")]
+        parts = list(value.values())
+    if value is not None and (len(numbers) < len(parts) or not any(numbers)):
+        raise InputError(f"{name} is {value!r}; it must be a time above 0: 00:02:30:00, DD:HH:MM:SS, or {{hours: 2}}")
+    return value
+
+
+def overfitting(name: str, value: Any) -> Any:
+    """Allow 0 for none, else a fraction or a count of batches."""
+    return value if type(value) in (int, float) and value == 0 else fraction_or_count(name, value)
+
+
 def strategy(name: str, value: Any) -> Any:
     """Allow strategies but those that start processes with copies of the run's objects."""
     if isinstance(value, str) and any(word in value for word in ("spawn", "fork", "notebook")):
@@ -178,6 +195,7 @@ def radii(name: str, value: Any) -> Any:
     return value
 
 
+TIMES = ("weeks", "days", "hours", "minutes", "seconds")
 COUNT = number(lowest=1, whole=True)
 TRUTH = choice(True, False)
 PLACE = optional(partial(word, form="a path, or null"))
@@ -217,6 +235,12 @@ TRAINER: dict[str, Rule] = {
     **dict.fromkeys(("min_epochs", "min_steps"), optional(COUNT)),
     "max_steps": steps,
     **dict.fromkeys(("detect_anomaly", "enable_model_summary", "enable_progress_bar"), TRUTH),
+    "max_time": duration,
+    "enable_autolog_hparams": TRUTH,
+    "model_registry": refused("nsr's checkpoints are its own; leave it out"),
+    "overfit_batches": overfitting,
+    "reload_dataloaders_every_n_epochs": number(lowest=0, whole=True),
+    "gradient_clip_algorithm": choice("norm", "value", None),
     "strategy": strategy,
     "profiler": profiler,
     "sync_batchnorm": refused("it would replace layers that are hooked; give sync_batch_norm=true"),

@@ -25,6 +25,11 @@ from nsr.data.images import TensorImages
 from nsr.data.module import ImageData
 from nsr.errors import InputError, check_choice, one_line
 
+# of the test set: data sets that share the names of their files are told apart by them
+FIRST_LABELS = {
+    "MNIST": (7, 2, 1, 0, 4, 1, 4, 9, 5, 9, 0, 6),
+    "FashionMNIST": (9, 2, 1, 1, 6, 1, 4, 6, 5, 7, 4, 5),
+}
 log = logging.getLogger(__name__)
 
 # errors of torchvision and its libraries on missing or damaged files, and on a download without network
@@ -139,6 +144,26 @@ class IdxData(TorchvisionData):
     files = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
     archives = tuple(f"{file}.gz" for file in files)
     packaged: tuple[str, ...] = ()  # folders where a system package puts the files
+
+    def prepare(self) -> None:
+        super().prepare()
+        if (place := self.place()) is None:
+            return
+        try:
+            first = tuple(self.read("test")[1][: len(FIRST_LABELS[self.source])].tolist())
+        except FAILURES:  # reported where the images are read
+            return
+        other = next((name for name, labels in FIRST_LABELS.items() if labels == first), None)
+        if other not in (None, self.source):
+            choice = {"MNIST": "mnist", "FashionMNIST": "fashion_mnist"}[other]
+            raise InputError(
+                f"data is {self.source}, but the files in {place} are those of {other}, which have the same names; "
+                f"give data={choice}, or the folder of {self.source} as data.root"
+            )
+        if other is None:
+            log.warning(
+                "the test labels in %s are not those of %s: it is another data set in its files", place, self.source
+            )
 
     def place(self) -> Path | None:
         for folder in (self.folder, self.root, *map(Path, self.packaged)):

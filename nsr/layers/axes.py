@@ -76,7 +76,10 @@ def neuron_axis(module: nn.Module, output: Tensor, batch_dim: int, smaller: Tens
     for parameter in _nearest_parameters(output):
         if len(axes) == 1:
             break
-        axes = [axis for axis in axes if _is_separate(output, axis, parameter)] or axes
+        separate = {axis: _is_separate(output, axis, parameter) for axis in axes}
+        open_axes = [axis for axis, known in separate.items() if known is None]
+        # one channel, or one that is not silent, is what is left when all others are positions
+        axes = [axis for axis, known in separate.items() if known] or (open_axes if len(open_axes) == 1 else axes)
     if len(axes) > 1:  # (batch, channel, 1, 1) of a gate
         axes = [axis for axis in axes if output.shape[axis] > 1] or axes
     return axes[-1] if output.ndim == 3 else axes[0], len(axes) == 1
@@ -105,20 +108,19 @@ def graph_nodes(starts: Sequence[Any], *, limit: int | None = None, stop: Sequen
                 queue.append(following)
 
 
-def _is_separate(output: Tensor, axis: int, parameter: Tensor) -> bool:
-    """Return whether different places along the axis depend on different entries of the parameter."""
+def _is_separate(output: Tensor, axis: int, parameter: Tensor) -> bool | None:
+    """Return whether different places along the axis depend on different entries of the parameter; None: unknown."""
     strength = output.detach().abs().movedim(axis, 0).flatten(1).sum(1)
     places = strength.topk(min(COMPARED, len(strength))).indices.tolist()
-    uses = torch.zeros_like(parameter, dtype=torch.int64)
+    uses, active = torch.zeros_like(parameter, dtype=torch.int64), 0
     try:
         for place in places:
             values = output.select(axis, place)
             weights = torch.linspace(1, 2, values.numel(), dtype=values.dtype, device=values.device).view(values.shape)
             (gradient,) = torch.autograd.grad((values * weights).sum(), [parameter], retain_graph=True)
             used = gradient.abs() > 1e-6 * gradient.abs().max()
-            if not used.any():  # a silent neuron shows nothing
-                return False
             uses += used
+            active += bool(used.any())  # a silent neuron shows nothing
     except RuntimeError:  # an operation in place has overwritten what the gradient needs
-        return False
-    return len(places) > 1 and int(uses.max()) == 1
+        return None
+    return None if active < 2 else int(uses.max()) == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nsr.data import origin as origins
 from nsr.data.origin import data_origin, found_again
 from nsr.errors import InputError
 from nsr.run.directory import changes
@@ -36,6 +37,36 @@ def test_elsewhere_the_absolute_path_is_taken(typed, run, tmp_path, monkeypatch)
     assert found_again("root", typed, origin["root"]) == typed  # reported as missing by the data set
     monkeypatch.chdir(tmp_path / "gone")
     assert found_again("root", typed, origin["root"]) == typed
+
+
+def test_a_large_file_takes_a_bounded_time(tmp_path, monkeypatch):
+    """Its size and blocks of it are compared, the first and the last among them."""
+    monkeypatch.setattr(origins, "WHOLE", 1000)
+    monkeypatch.setattr(origins, "BLOCK", 10)
+    path, before = tmp_path / "x.npz", bytes(range(250)) * 40
+    path.write_bytes(before)
+    known = origins.content(path)
+    for changed in (b"x" + before[1:], before[:-1] + b"x", before + b"x", before[:-1]):
+        path.write_bytes(changed)
+        assert origins.content(path) != known
+    path.write_bytes(before)
+    assert origins.content(path) == known
+    read = []
+    digest = origins.hashlib.sha256
+
+    class Counted:
+        def __init__(self):
+            self.digest = digest()
+
+        def update(self, block):
+            read.append(len(block))
+            self.digest.update(block)
+
+        def hexdigest(self):
+            return self.digest.hexdigest()
+
+    monkeypatch.setattr(origins.hashlib, "sha256", Counted)
+    assert origins.content(path) == known and sum(read) <= 10 * origins.BLOCKS + len(str(len(before)))
 
 
 @pytest.mark.parametrize("change", ["content", "name", "more", "layout", "file"])

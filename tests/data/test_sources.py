@@ -65,6 +65,24 @@ def fashion_files():
     return files
 
 
+def test_sets_that_share_file_names_are_told_apart(tmp_path, caplog):
+    """By the first labels of the test set, which are in the packed file of Fashion-MNIST as in MNIST's."""
+    firsts = {MNIST: [7, 2, 1, 0, 4, 1, 4, 9, 5, 9, 0, 6], FashionMNIST: [9, 2, 1, 1, 6, 1, 4, 6, 5, 7, 4, 5]}
+    for kind, labels in firsts.items():
+        (tmp_path / kind.__name__).mkdir()
+        content = fashion_files() | {"t10k-labels-idx1-ubyte": idx(np.array(labels + [0] * 8, dtype=np.uint8))}
+        for name, file in content.items():
+            (tmp_path / kind.__name__ / name).write_bytes(file)
+    for kind, other, choice in ((MNIST, "FashionMNIST", "fashion_mnist"), (FashionMNIST, "MNIST", "mnist")):
+        made(kind, root=tmp_path / kind.__name__, download=False).prepare()
+        with pytest.raises(InputError, match=f"are those of {other}, which have the same names; give data={choice}"):
+            made(kind, root=tmp_path / other, download=False).prepare()
+    assert not caplog.records
+    (tmp_path / "MNIST" / "t10k-labels-idx1-ubyte").write_bytes(fashion_files()["t10k-labels-idx1-ubyte"])
+    made(MNIST, root=tmp_path / "MNIST", download=False).prepare()
+    assert "are not those of MNIST: it is another data set in its files" in caplog.text
+
+
 def write_cifar(folder, monkeypatch):
     """Six batches of 20 images and the names; torchvision is given their checksums. Returns the test images."""
     folder = folder / "cifar-10-batches-py"
