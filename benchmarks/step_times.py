@@ -127,11 +127,14 @@ def nsr_step(
     variant: Variant = FLOAT32,
     stabilizes: bool = True,
     folds: bool = False,
-) -> Step:
-    """Training step, gradients and SGD, as the Trainer makes them."""
+    records: bool = True,
+) -> tuple[Classifier, Step]:
+    """The network and its training step, gradients and SGD, as the Trainer makes them; `records`: with its metrics."""
     net, batches = network_and_batches(sizes, device, variant)
     stabilizer = SensitivityStabilizer() if stabilizes else None
     module = adversarial_training(net, batches[0][0][:2], stabilizer=stabilizer)
+    if not records:
+        module.train_metrics.update = lambda *arguments, **further: None  # type: ignore[method-assign]
     if folds:
         module.folded_pairs = foldable_pairs(net, batches[0][0][:2])
     if variant.compiled:
@@ -141,11 +144,13 @@ def nsr_step(
         with variant.autocast(device):
             return module.training_step((images, labels), number)
 
-    return with_sgd(net, batches, loss)
+    return net, with_sgd(net, batches, loss)
 
 
-def floor_step(sizes: Sizes, *, device: torch.device = CPU, variant: Variant = FLOAT32, views: int = 2) -> Step:
-    """The passes alone: an input gradient for each attack step, then a training pass for each view."""
+def floor_step(
+    sizes: Sizes, *, device: torch.device = CPU, variant: Variant = FLOAT32, views: int = 2
+) -> tuple[nn.Module, Step]:
+    """The network and the passes alone: an input gradient for each attack step, then a training pass for each view."""
     classifier, batches = network_and_batches(sizes, device, variant)
     # a class of its own, because torch keeps compiled code by function and would reuse that of the hooked network
     net = nn.Sequential(classifier.normalize, classifier.net)
@@ -162,7 +167,7 @@ def floor_step(sizes: Sizes, *, device: torch.device = CPU, variant: Variant = F
         with variant.autocast(device):
             return torch.stack([cross_entropy(net(images), labels) for _ in range(views)]).sum()
 
-    return with_sgd(net, batches, loss)
+    return net, with_sgd(net, batches, loss)
 
 
 def with_sgd(net: nn.Module, batches: list[Batch], loss: Callable[[Tensor, Tensor, int], Any]) -> Step:
@@ -187,12 +192,17 @@ def network_and_batches(sizes: Sizes, device: torch.device, variant: Variant) ->
 
 def milliseconds(step: Step, number: int, device: torch.device = CPU) -> float:
     """Wall time until the device has finished."""
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronize()
+    synchronized(device)
     started = time.perf_counter()
     step(number)
-    synchronize()
+    synchronized(device)
     return 1000 * (time.perf_counter() - started)
+
+
+def synchronized(device: torch.device) -> None:
+    """Wait until the device has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def spread(times: list[float]) -> dict[str, float]:
@@ -205,13 +215,13 @@ def measure(sizes: Sizes, device: torch.device, variant: Variant) -> dict[str, A
     """Times of step and floor in turn, and the peak memory of the step alone."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    step = nsr_step(sizes, device=device, variant=variant)
+    _, step = nsr_step(sizes, device=device, variant=variant)
     row: dict[str, Any] = {"first_step_s": round(milliseconds(step, 0, device) / 1000, 1)}
     for number in range(sizes.warm_up_steps):
         step(number)
     if device.type == "cuda":  # before the floor's own network exists
         row["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    floor = floor_step(sizes, device=device, variant=variant)
+    _, floor = floor_step(sizes, device=device, variant=variant)
     for number in range(1 + sizes.warm_up_steps):
         floor(number)
     times: dict[str, list[float]] = {"step_ms": [], "floor_ms": []}

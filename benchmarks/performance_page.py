@@ -1,0 +1,140 @@
+"""docs/performance.md from its text and the rows of the benchmarks of speed.
+
+python -m benchmarks.performance_page
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.common import DOCS, RESULTS, interval, paired, table
+from benchmarks.peers import IN_FLOAT32
+
+PAGE = DOCS / "performance.md"
+TEXT = Path(__file__).with_name("performance_text.md")
+GOALS = {  # of "nsr" beside the fastest peer in float32, by network and precision
+    ("ResNet20", "float32"): 0.72,
+    ("ResNet18", "float32"): 0.85,
+    ("ResNet20", "bf16"): 0.50,
+    ("ResNet18", "bf16"): 0.46,
+}
+SNS_GOAL, SMALL_GOAL, METRICS_GOAL, STARTUP_GOAL = 1.10, 1.03, 0.02, 1.25
+Row = Mapping[str, Any]
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """The rows of benchmarks/results/NAME.jsonl; none where it was not measured."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def newest() -> dict[tuple[str, str], Row]:
+    """{(network, precision): the newest row of peers}, in the order of the goals."""
+    found = {(row["network"], row["precision"]): row for row in rows("peers")}
+    return {key: found[key] for key in GOALS if key in found}
+
+
+def rounding() -> list[str]:
+    """What auto and the control differ from off by, paired by seed."""
+    found, lines = rows("rounding"), []
+    measures = {
+        "accuracy on clean images, points": lambda row, arm: 100 * (row[arm]["clean"] - row["off"]["clean"]),
+        "accuracy under PGD-20, points": lambda row, arm: 100 * (row[arm]["pgd"] - row["off"]["pgd"]),
+        "distance of the weights, % of their norm": lambda row, arm: 100 * row[arm]["weights_from_off"],
+        "images with another outcome under PGD-20": lambda row, arm: row[arm]["outcomes_from_off"],
+    }
+    for name, value in measures.items():
+        arms = [[value(row, arm) for row in found] for arm in ("auto", "control")]
+        differences = [one - other for one, other in zip(*arms, strict=True)]
+        cells = [interval(*paired(values)) for values in (*arms, differences)]
+        lines.append([name, *cells])
+    return table(["", "auto - off", "control - off", "auto - control"], lines)
+
+
+def peers() -> list[str]:
+    """Ratios of each contender's step to the fastest peer's of the same network and precision, and its passes."""
+    lines = []
+    for (network, precision), row in newest().items():
+        for name, ratio in row["to_fastest_peer"].items():
+            if name not in row["robust_accuracy"] and not name.startswith("nsr, ") and name != IN_FLOAT32:
+                continue
+            passes, times = row["passes"][name], row["step_ms"][name]
+            quartiles = f"{times['median']:.0f} ({times['lower_quartile']:.0f} to {times['upper_quartile']:.0f})"
+            accuracy = row["robust_accuracy"][name.split(",")[0].removesuffix(" in float32")]
+            counts = f"{passes['forward']} / {passes['backward']}"
+            cells = [
+                f"{network}, {precision}, {row['batch']} images",
+                name,
+                f"{ratio:.2f}",
+                quartiles,
+                str(times["n"]),
+                counts,
+            ]
+            lines.append([*cells, f"{100 * accuracy:.1f} %"])
+    columns = ["step", "contender", "to fastest peer", "ms, median (quartiles)", "n", "passes", "accuracy it leaves"]
+    return table(columns, lines)
+
+
+def goals() -> list[str]:
+    """Each goal, what was measured, by how much it is missed."""
+    found, lines = newest(), []
+    for (network, precision), row in found.items():
+        beside = IN_FLOAT32 if precision == "bf16" else row["fastest_peer"]
+        ratio = row["step_ms"]["nsr"]["median"] / row["step_ms"][beside]["median"]
+        lines.append(_goal(f"default {precision} step / {beside}, {network}", ratio, GOALS[network, precision]))
+        name = f"SNS's added time / a clean forward and backward pass, {network}, {precision}"
+        lines.append(_goal(name, row["sns_added_to_clean_pass"], SNS_GOAL))
+    telemetry = rows("telemetry")[-1]
+    for name in ("to_passes_alone", "nothing_folded_to_passes_alone"):
+        folded = ", nothing folded" if name.startswith("nothing") else ""
+        lines.append(_goal(f"small network: step{folded} / its passes alone", telemetry[name], SMALL_GOAL))
+    lines.append(_goal("small network: share of metrics in a step", telemetry["metrics_share"], METRICS_GOAL, 3))
+    for startup in rows("startup")[-1:]:
+        lines.append(_goal("command to first step / bare script", startup["ratio"], STARTUP_GOAL))
+    return table(["", "measured", "goal", "missed by"], lines)
+
+
+def _goal(name: str, value: float, goal: float, digits: int = 2) -> Sequence[str]:
+    missed = round(value, digits) - goal
+    return [name, f"{value:.{digits}f}", f"{goal:.{digits}f}", f"{missed:.{digits}f}" if missed > 0 else "reached"]
+
+
+def profile() -> list[str]:
+    """The largest shares of a step's time by operation."""
+    found = rows("telemetry")[-1]["profile"]
+    return table(["operation", "%"], [[f"`{name}`", f"{100 * share:.0f}"] for name, share in found.items()])
+
+
+def conditions() -> list[str]:
+    """Where and when the rows were measured."""
+    machines: dict[str, None] = {}
+    for name in ("peers", "telemetry", "startup"):
+        for row in rows(name):
+            gpu, versions = row["gpu"] or "no GPU", row["versions"]
+            machines[f"{row['cores']} cores, {gpu}, {row['threads']} thread, torch {versions['torch']}"] = None
+    loads = [row["load"] for name in ("peers", "telemetry") for row in rows(name)]
+    seen = f"load averages of {min(loads):.0f} to {max(loads):.0f}"
+    return [f"Machine: {'; '.join(machines)}. It was busy ({seen})."]
+
+
+def page() -> str:
+    """The text with its tables."""
+    text = TEXT.read_text()
+    parts = {"rounding": rounding, "peers": peers, "goals": goals, "profile": profile, "conditions": conditions}
+    for name, make in parts.items():
+        text = text.replace(f"{{{name}}}", "\n".join(make()))
+    seeds = len(rows("rounding"))
+    return text.replace("{seeds}", str(seeds)).replace("{control}", _mean("control")).replace("{auto}", _mean("auto"))
+
+
+def _mean(arm: str) -> str:
+    values: Iterable[float] = (row[arm]["outcomes_from_off"] for row in rows("rounding"))
+    return f"{fmean(values):.0f}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
