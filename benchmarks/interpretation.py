@@ -89,14 +89,15 @@ def short() -> list[str]:
     lines = []
     for name in (name for name in interventions.NETWORKS if interventions.path(name).exists()):
         signs = corrected(interventions.rows(name), "patch_clean")
-        counts = {control: [*own.values()].count(1) for control, own in signs.items()}
+        more, fewer = ({control: [*own.values()].count(sign) for control, own in signs.items()} for sign in (1, -1))
         title = interventions.NETWORKS[name]["title"] + (", Fashion-MNIST" if name != "resnet20" else "")
         lines += bullet(
             f"**Claim 1, {title}**: after Holm's correction, the clean outputs of the most sensitive half of a layer "
-            f"correct more attacked images than random sets of equal size in {counts['random_equal_size']} of "
-            f"{len(signs['by_activation'])} layers, of equal sensitivity in {counts['random_equal_sensitivity']}, of "
-            f"equal squared difference in {counts['random_equal_squared_difference']}, and than the most active half "
-            f"in {counts['by_activation']}."
+            f"correct more attacked images than random sets of equal size in {more['random_equal_size']} of "
+            f"{len(signs['by_activation'])} layers, of equal sensitivity in {more['random_equal_sensitivity']}, of "
+            f"equal squared difference in {more['random_equal_squared_difference']} (fewer in "
+            f"{fewer['random_equal_squared_difference']}), and than the most active half in {more['by_activation']} "
+            f"(fewer in {fewer['by_activation']})."
         )
     return lines
 
