@@ -34,10 +34,11 @@ lint: $(READY)  ## ruff and mypy
 docs: $(READY)  ## the documentation as a site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict -f docs/site/mkdocs.yml
 
-endurance: $(READY)  ## an hour: killed evaluations and runs resume, two machines are one run; ARGS="SEED ROUNDS"; commit the results
+endurance: $(READY)  ## an hour: killed evaluations and runs resume, two machines are one run, memory stays flat; ARGS="SEED ROUNDS"; commit the results
 	$(RUN) -m tests.endurance.evaluation $(ARGS)
 	$(RUN) -m tests.endurance.training $(ARGS)
 	$(RUN) -m tests.endurance.machines $(ARGS)
+	$(RUN) -m tests.endurance.memory $(ARGS)
 
 mutants: $(READY)  ## an hour: mutation tests of the core, a sample of mutmut's mutants; commit the result
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.mutants $(ARGS)

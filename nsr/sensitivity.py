@@ -42,7 +42,8 @@ def neuron_sensitivity(clean: Tensor, adversarial: Tensor, *, kind: str = "absol
         clean: the layer's outputs F_l(x), (batch, channel, height, width), (batch, unit) or any other layout with
             the batch first and the neurons on `neuron_dim`, e.g. tokens (batch, token, dim) with neuron_dim=-1.
         adversarial: F_l(x'), of the same shape.
-        kind: 'absolute' (in units of the activation), 'relative' (a ratio) or 'mean_first'; see above.
+        kind: 'absolute', the mean of |F(x) - F(x')| in units of the activation; 'relative', its sum over the sum of
+            |F(x)|; 'mean_first', the absolute difference of a neuron's mean outputs.
         neuron_dim: the axis of the neurons, not the first.
 
     Returns:
@@ -51,6 +52,8 @@ def neuron_sensitivity(clean: Tensor, adversarial: Tensor, *, kind: str = "absol
     Errors:
         InputError: shapes that differ, no values, complex numbers, a neuron_dim that is the batch or none, an unknown
             kind.
+
+    Source: Zhang et al., IEEE TIP 30:1291-1304, 2021 ('absolute', as the authors' code has it).
     """
     if kind == "relative":
         return divide(sensitivity_sums(clean, adversarial, kind=kind, neuron_dim=neuron_dim), kind)
