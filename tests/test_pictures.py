@@ -226,6 +226,15 @@ def test_an_attack_that_takes_too_long_gives_way_to_the_next(subject, monkeypatc
     assert not subject.net._forward_pre_hooks
 
 
+def test_a_picture_that_fails_leaves_the_others(subject, monkeypatch, caplog):
+    monkeypatch.setattr("nsr.pictures.make.receptive_fields", lambda *arguments: 1 / 0)
+    with caplog.at_level(logging.WARNING):
+        made = [picture.id for picture in make_pictures(subject)]
+    assert made == ["examples", "attack_steps", "class_sensitivity", "feature_maps", "landscape"]
+    (record,) = caplog.records
+    assert record.getMessage() == "no picture of top: ZeroDivisionError: division by zero"
+
+
 def test_files_are_complete_and_the_report_reads_them(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("nsr.pictures.write.png", lambda figure, dots: b"\x89PNG" + bytes(dots * 3000))
     hostile = replace(pictures["examples"], alt="<script>\x1b", caption="\x07")

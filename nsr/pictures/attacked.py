@@ -124,7 +124,7 @@ def _attack(subject: Subject, found: Attacked, batches: Sequence[Sequence[int]],
         recorded: list[tuple[Tensor, Tensor]] = []
         try:
             in_time = passes_until(subject.net, end, time.perf_counter)
-            has_steps = isinstance(attack, GradientAttack) and not done
+            has_steps = type(attack) is GradientAttack and not done  # the passes of its heirs are others
             with in_time, _first_image(subject.net, recorded, len(own), has_steps):
                 adversarial = attack(subject.net, images, labels, generator=subject.generators(own))
         except OutOfTime:
@@ -133,7 +133,7 @@ def _attack(subject: Subject, found: Attacked, batches: Sequence[Sequence[int]],
         found.positions += own
         found.images += images.cpu().unbind()
         found.adversarial += adversarial.cpu().unbind()
-        if recorded and isinstance(attack, GradientAttack):
+        if recorded and type(attack) is GradientAttack:
             _keep_steps(found, attack, recorded, subject)
 
 

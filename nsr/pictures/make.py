@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nsr import plots
+from nsr.errors import one_line
 from nsr.losses import cross_entropy
 from nsr.modes import eager_mode, full_precision, network_mode
 from nsr.pictures.attacked import SHOWN, Attacked, attack_images
@@ -18,6 +20,7 @@ from nsr.pictures.neurons import TOP_IMAGES, Neuron, Views, receptive_fields, sh
 from nsr.pictures.subject import Picture, Subject
 from nsr.run.plain_text import printable
 
+log = logging.getLogger(__name__)
 LANDSCAPES = 4  # images
 LANDSCAPE_SECONDS = 12.0
 MOST_CLASSES = 20  # columns of the heat map of classes
@@ -67,7 +70,14 @@ def make_pictures(subject: Subject) -> list[Picture]:
         seconds = (time.perf_counter() - started) / (2 * len(attacked.positions))
         material = _Material(subject, attacked, neurons, views, seconds)
         makers: list[Callable[[_Material], Iterator[Picture]]] = [_examples, _steps, _classes, _maps, _top, _landscape]
-        return [picture for make in makers for picture in make(material)]
+        pictures: list[Picture] = []
+        for make in makers:
+            try:
+                pictures += make(material)
+            except Exception as error:  # of any network; the others stand
+                name = make.__name__.strip("_")
+                log.warning(f"no picture of {name}: {type(error).__name__}: {printable(one_line(error))}")
+        return pictures
 
 
 def _examples(found: _Material) -> Iterator[Picture]:

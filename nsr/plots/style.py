@@ -119,9 +119,13 @@ def whole_ticks(axes: Axes) -> None:
 
 
 def legend(axes: Axes, *, columns: int = 2, title: str | None = None) -> None:
-    """Put the legend above the axes."""
+    """Put the legend above the axes, below the figure's title, over which matplotlib would write it."""
+    figure: Any = axes.figure
+    lines = [text for text in (figure.get_suptitle(), title) if text]
+    if figure.get_suptitle():
+        figure.suptitle("")
     place: dict[str, Any] = {"loc": "outside upper center", "ncols": columns, "handletextpad": 0.5}
-    axes.figure.legend(*axes.get_legend_handles_labels(), title=title, **place)
+    figure.legend(*axes.get_legend_handles_labels(), title="\n".join(lines) or None, **place)
 
 
 def save(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "pdf")) -> list[str]:

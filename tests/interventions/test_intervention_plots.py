@@ -99,5 +99,5 @@ def test_the_plot_of_the_network_shows_the_contrasts(rows):
             ends = [[end for end, _ in segment] for segment in bars.get_segments()]
             assert ends == [pytest.approx([100 * row.contrast_low, 100 * row.contrast_high]) for row in shown]
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == LAYERS
-    assert figure.legends[0].get_title().get_text() == "203 images, 95 % intervals"
+    assert figure.legends[0].get_title().get_text() == "50 % of each layer's neurons\n203 images, 95 % intervals"
     check_looks(figure)
