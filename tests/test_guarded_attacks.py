@@ -258,6 +258,28 @@ def test_the_title_for_tables(attack, title):
     assert (attack.norm, attack.epsilon) == ("linf", EPSILON)
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"targeted": "least_likely"}, {"loss": Trades().attack_loss}, {"loss": "margin"}], ids=str
+)
+def test_the_adaptive_attack_of_weight_zero_is_its_loss_alone(settings):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    images, labels = torch.rand(6, 1, 4, 4), torch.arange(6) % 4
+    common = {"epsilon": EPSILON, "steps": 3, **settings}
+    plain, adaptive, heavy = (
+        attack(net, images, labels, generator=torch.Generator().manual_seed(1))
+        for attack in (GradientAttack(**common), *(AdaptiveAttack(weight=one, **common) for one in (0, 100.0)))
+    )
+    torch.testing.assert_close(adaptive, plain, rtol=0, atol=0)
+    assert not torch.equal(heavy, plain)
+
+
+@pytest.mark.parametrize("weight", [-1e-9, -1, float("nan"), "1"])
+def test_a_weight_out_of_range_is_refused(weight):
+    with pytest.raises(InputError, match=r"^weight is .*; it must be a number at least 0"):
+        AdaptiveAttack(epsilon=EPSILON, steps=1, weight=weight)
+
+
 @pytest.fixture(scope="module")
 def trained():
     images, labels = pattern_images(40)

@@ -50,6 +50,27 @@ def test_the_first_image_is_named(value):
         check_finite_logits(logits, places=range(30, 35))
 
 
+class Recovers(nn.Module):
+    """Gives nan for image 3 in its first pass, for image 1 in its second one, and finite logits afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.broken = nn.Linear(16, 4), [3, 1]
+
+    def forward(self, images):
+        logits = self.linear(images.nan_to_num(0.5).flatten(1))
+        here = torch.arange(len(images)) == (self.broken.pop(0) if self.broken else -1)
+        return logits.where(~here[:, None], float("nan"))
+
+
+@pytest.mark.parametrize("steps", [3, 8])
+def test_an_entry_that_was_not_finite_once_stays_so_over_the_passes(case, steps):
+    """The first image of all passes is named, though the last pass is finite."""
+    images, labels = case
+    with pytest.raises(InputError, match=r"logits of image 1 of the batch hold nan; they must be finite"):
+        pgd(Recovers(), images, labels, epsilon=EPSILON, steps=steps)
+
+
 ATTACKS = {
     "pgd": lambda *batch: pgd(*batch, epsilon=EPSILON, steps=2),
     "fgsm": lambda *batch: fgsm(*batch, epsilon=EPSILON),
