@@ -94,7 +94,9 @@ def goals() -> list[str]:
         lines.append(_goal(f"small network: step{folded} / its passes alone", telemetry[name], SMALL_GOAL))
     lines.append(_goal("small network: share of metrics in a step", telemetry["metrics_share"], METRICS_GOAL, 3))
     for startup in rows("startup")[-1:]:
-        lines.append(_goal("command to first step / bare script", startup["ratio"], STARTUP_GOAL))
+        lines.append(
+            _goal(f"command to first step / bare script, n = {startup['rounds']}", startup["ratio"], STARTUP_GOAL)
+        )
     return table(["", "measured", "goal", "missed by"], lines)
 
 

@@ -29,6 +29,8 @@ SETTINGS = ("logger=csv", "trainer.accelerator=cpu", "report=false")
 STOP = "+callbacks.stop._target_=benchmarks.startup.StopAfterFirstStep"
 HEAVY = ("wandb", "pandas", "matplotlib", "sklearn", "scipy", "torchvision", "torchmetrics", "torch._dynamo")
 BARE = """
+import os
+
 import hydra, pytorch_lightning, torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -51,6 +53,7 @@ for _ in range(10):
     adversarial = (adversarial + 0.04 * gradient.sign()).clamp(images - 0.15, images + 0.15).clamp(0, 1)
 cross_entropy(net(adversarial.detach()), labels).backward()
 optimizer.step()
+os._exit(0)  # as nsr's ends
 """
 
 
