@@ -11,8 +11,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.common import DOCS, RESULTS, interval, paired, table
+import numpy
+
+from benchmarks.common import DOCS, RESULTS, interval, table
 from benchmarks.peers import IN_FLOAT32
+from nsr.comparison.inference import paired_interval
 
 PAGE = DOCS / "performance.md"
 TEXT = Path(__file__).with_name("performance_text.md")
@@ -50,9 +53,14 @@ def rounding() -> list[str]:
     for name, value in measures.items():
         arms = [[value(row, arm) for row in found] for arm in ("auto", "control")]
         differences = [one - other for one, other in zip(*arms, strict=True)]
-        cells = [interval(*paired(values)) for values in (*arms, differences)]
+        cells = [_paired(values) for values in (*arms, differences)]
         lines.append([name, *cells])
     return table(["", "auto - off", "control - off", "auto - control"], lines)
+
+
+def _paired(differences: Sequence[float]) -> str:
+    found = paired_interval(numpy.array(differences))
+    return interval(found["difference"], found["low"], found["high"])
 
 
 def peers() -> list[str]:

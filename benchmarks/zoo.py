@@ -31,8 +31,8 @@ from safetensors.torch import save
 from benchmarks.common import DOCS, RESULTS, ROOT, installed, table
 from nsr import __version__
 from nsr.errors import InputError
-from nsr.evaluation.curve import NORMS
 from nsr.evaluation.outcomes import wilson
+from nsr.plots.style import NORMS
 from nsr.run.commands import shell_quoted
 from nsr.run.files import append_rows, layer_means, write_json, write_text
 from nsr.zoo import FOLDER, zoo_index

@@ -259,7 +259,9 @@ def test_the_title_for_tables(attack, title):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"targeted": "least_likely"}, {"loss": Trades().attack_loss}, {"loss": "margin"}], ids=str
+    "settings",
+    [{}, {"targeted": "least_likely"}, {"loss": Trades().attack_loss}, {"loss": "margin"}],
+    ids=["cross_entropy", "targeted", "trades", "margin"],
 )
 def test_the_adaptive_attack_of_weight_zero_is_its_loss_alone(settings):
     torch.manual_seed(0)
