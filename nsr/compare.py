@@ -42,6 +42,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; `{self.prog} --help` lists the options")
 
 
+def output_path(text: str) -> Path:
+    """Return the path that `--output` names; '' is refused, which would be the working directory."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; give a path")
+    return Path(text)
+
+
 def parser() -> Parser:
     """Build the parser of the command line."""
     is_script = Path(sys.argv[0]).stem == "nsr-compare"
@@ -52,7 +59,7 @@ def parser() -> Parser:
     )
     option = found.add_argument
     option("places", nargs="*", metavar="RUN_DIR", help="run directories, folders of sweeps, or patterns in quotes")
-    option("--output", metavar="DIR", type=Path, help="write CSV, Markdown, LaTeX and plots there")
+    option("--output", metavar="DIR", type=output_path, help="write CSV, Markdown, LaTeX and plots there")
     option("--baseline", metavar="METHOD", help="compare the others with this one (default: PGD training alone)")
     option("--accuracy", metavar="ATTACK", help="read robustness from it (default: the strongest that all runs have)")
     option("--label", metavar="METHOD=TEXT", action="append", default=[], help="rename a method in the output")

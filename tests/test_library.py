@@ -47,7 +47,7 @@ def test_each_public_name_can_be_imported_and_is_documented(name):
 
 
 def test_these_are_all_public_names():
-    assert sorted(nsr.__all__) == sorted([*NAMES, "__version__"])
+    assert sorted(nsr.__all__) == sorted([*NAMES, "__version__", "plots"])
     assert dir(nsr) == sorted(nsr.__all__)
     namespace: dict[str, object] = {}
     exec("from nsr import *", namespace)

@@ -205,6 +205,8 @@ def test_agreement_of_rankings_has_known_values():
         (["{}"], "holds no run; a run directory of train.py has a config.yaml"),
         (["{}/missing"], "error: there is no"),
         (["{}/run", "--output", "{}/run/config.yaml/x.html"], "cannot be written (Not a directory); give another file"),
+        (["{}/run", "--output", ""], "--output: it is empty; give a path"),
+        (["{}/run", "--output", "{}/run"], "a directory; give a file, such as"),
     ],
 )
 def test_bad_input_is_one_line(arguments, expected, tmp_path, capsys):

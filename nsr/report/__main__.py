@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nsr.compare import Parser, exit_code
+from nsr.compare import Parser, exit_code, output_path
 from nsr.errors import InputError
 from nsr.run.plain_text import printable
 from nsr.run.processes import make_importable
@@ -27,7 +27,12 @@ def parser() -> argparse.ArgumentParser:
     )
     option = found.add_argument
     option("places", nargs="*", metavar="RUN_DIR", help="run directories, folders of sweeps, or patterns in quotes")
-    option("--output", metavar="FILE", type=Path, help="the file (default: RUN_DIR/report.html, or ./comparison.html)")
+    option(
+        "--output",
+        metavar="FILE",
+        type=output_path,
+        help="the file (default: RUN_DIR/report.html, or ./comparison.html)",
+    )
     option("--full", action="store_true", help="optimized inputs and landscape of the weights too; loads best.ckpt")
     option("--trusted", action="append", default=[], metavar="CLASS", help="--full: a class the checkpoint may name")
     option("--allow-different", action="store_true", help="compare runs of different data or threat models")
@@ -50,6 +55,10 @@ def run(options: argparse.Namespace) -> Path:
 
     if not options.places:
         raise InputError("nothing to report: give a run directory, such as runs/digits_small_cnn_pgd_sns_seed0/DATE")
+    if options.output is not None and options.output.is_dir():
+        raise InputError(
+            f"--output is {options.output}, a directory; give a file, such as {options.output / 'report.html'}"
+        )
     places = [Path(place) for place in options.places]
     found = places if len(places) == 1 and is_evaluation(places[0]) else find_runs(options.places)
     try:
