@@ -340,3 +340,12 @@ def test_tables_sort(browser, tmp_path):
     for sign in (1, -1):
         tab.click("#result th button:has-text('accuracy')")
         assert tab.evaluate(column) == sorted([0.85, 0.744, 0.704, 0.704, 0.6], reverse=sign < 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "weights"), [((), "initial, usually random"), (("model.weights=w.pt",), "that were loaded")]
+)
+def test_before_training_is_described_as_the_run_began(tmp_path, no_drawing, overrides, weights):
+    text = render(read_files(make_run(tmp_path / "run", *overrides)))
+    assert weights in text
+    assert text.count("the network with") == 1

@@ -30,6 +30,8 @@ from nsr.run.files import (
 from nsr.run.plain_text import lines, printable
 from nsr.sensitivity import most_sensitive
 
+CAUTION = "before: initial weights, no reference for robustness; absolute sensitivity rises with the activations"
+
 
 def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
     """Return {row: its title in a table}; an attack without `title` is called by its name in the configuration.
@@ -98,7 +100,9 @@ def before_after_table(records: Path, best_epoch: int) -> Table:
         pairs = zip(before[layer], after[layer], strict=True)
         rows.append([layer, *(f"{value:.4f}" for pair in pairs for value in pair)])
     title = f"sensitivity under the validation attack, before training and after epoch {best_epoch}"
-    return _table(title, ["mean over the layer's neurons", *headings], rows)
+    table = _table(title, ["mean over the layer's neurons", *headings], rows)
+    table.caption = CAUTION
+    return table
 
 
 def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, list_top: int) -> Table:

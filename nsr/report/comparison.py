@@ -24,7 +24,7 @@ from nsr.run.files import write_text
 PLOTS = {
     accuracy: ("Accuracy of each method", "One point for each seed, a bar at the mean; best checkpoints, test set."),
     robustness: ("Accuracy under attack against sensitivity", "One point for each run; sensitivity: mean over layers."),
-    layers: ("Sensitivity of each layer", "Mean and standard deviation over seeds; dotted: random weights."),
+    layers: ("Sensitivity of each layer", "Mean and standard deviation over seeds; dotted: before training."),
 }
 
 

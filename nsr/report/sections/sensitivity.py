@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas
 
 from nsr.plots import ranking_stability, sensitivity_distribution, sensitivity_heat_map
@@ -28,7 +30,10 @@ def section(run: RunFiles) -> Section | None:
     figures += [] if before.empty else [_distribution(before, after, when)]
     tables = [_table(before, after, when), _listed(after, when)]
     data = {"layers": columns_of(layers), "means": _means(before, after), "listed": columns_of(most(after))}
-    paragraphs = [_sentence(before, after, when)]
+    model = run.run.settings.get("model")
+    is_loaded = isinstance(model, Mapping) and bool(model.get("weights"))
+    weights = "the weights that were loaded" if is_loaded else "its initial, usually random weights"
+    paragraphs = [_sentence(before, after, when, weights)]
     return Section("Neuron sensitivity", "sensitivity", paragraphs, figures, tables, data)
 
 
@@ -41,13 +46,13 @@ def _neurons(run: RunFiles) -> tuple[pandas.DataFrame, pandas.DataFrame, str]:
     return (before if epoch else pandas.DataFrame()), after, f"epoch {epoch}"
 
 
-def _sentence(before: pandas.DataFrame, after: pandas.DataFrame, when: str) -> str:
+def _sentence(before: pandas.DataFrame, after: pandas.DataFrame, when: str, weights: str) -> str:
     text = "Sensitivity is how far the attack moves a neuron's output: in units of the activation (absolute), or as a "
     text += "fraction of it (relative)."
     if before.empty:
         return text
     first, last = (means_of(frame).mean() for frame in (before, after))
-    text += " “Before training” is a network with random weights: it is not a reference for robustness, and absolute "
+    text += f" “Before training” is the network with {weights}: it is no reference for robustness, and absolute "
     text += "sensitivity usually rises with the activations as a network learns. Read relative sensitivity beside it, "
     text += "and compare with other trainings (nsr-compare). Means over layers: absolute "
     text += f"{rounded(first['absolute'])} before training, {rounded(last['absolute'])} in {when}; relative "
