@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nsr.app.command_line import check_command_line, one_line_errors
 from nsr.app.composition import evaluation_directory
 from nsr.errors import InputError, RunStopped
-from tests.conftest import image_folder
+from tests.conftest import image_folder, rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -337,3 +338,19 @@ def test_a_wrong_value_is_answered_quickly():
     assert done.stderr.startswith("error: epsilon is 8")
     assert done.stderr.count("\n") == 1
     assert seconds < 3
+
+
+@pytest.mark.slow
+def test_a_main_configuration_of_the_users_own(tmp_path):
+    """It lies in the folder of --config-dir; a resumed run finds it again."""
+    (tmp_path / "own").mkdir()
+    text = "defaults: [train, _self_]\nseed: 7\ntrainer: {max_epochs: 1, limit_train_batches: 2}\n"
+    (tmp_path / "own" / "mine.yaml").write_text(text)
+    run, name = tmp_path / "run", ["--config-dir", str(tmp_path / "own"), "-cn", "mine"]
+    small = ["logger=csv", "model.width=4", "test_attacks=[clean]", "pictures=false", "report=false"]
+    first, _ = answer("train.py", *name, *small, f"hydra.run.dir={run}")
+    assert first.returncode == 0, first.stderr
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 7
+    second, _ = answer("train.py", f"resume={run}", "trainer.max_epochs=2", "scheduler=constant")
+    assert second.returncode == 0, second.stderr
+    assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["0", "1", "2"]

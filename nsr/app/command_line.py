@@ -22,7 +22,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from nsr.app.composition import compose_checked, is_sweep, jobs, selected_directory, with_folder, without_null
+from nsr.app.composition import (
+    compose_checked,
+    is_sweep,
+    jobs,
+    search_further_folders,
+    selected_directory,
+    with_folder,
+    without_null,
+)
 from nsr.compat import hydra_argument_parser
 from nsr.errors import InputError, RunStopped, check_number, one_line
 from nsr.run.commands import command, override
@@ -75,6 +83,7 @@ def check_command_line(program: str, arguments: Sequence[str] | None = None) -> 
     with one_line_errors():
         if options.config_dir is not None:
             overrides = with_folder(overrides, options.config_dir)
+        search_further_folders(overrides)
         recorded = None
         if not asks and not repeats:
             if program == "train" and options.config_name is None:
@@ -89,6 +98,7 @@ def _checked(program: str, overrides: list[str], options: Namespace) -> list[str
     """Complete the overrides by what resumption and several processes ask for; InputError where they cannot work."""
     if program == "train":
         overrides = resumed_command(overrides, _admitted)
+        search_further_folders(overrides)
     if options.multirun:
         check_sweep(overrides)
     else:

@@ -9,13 +9,16 @@ import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
@@ -32,6 +35,7 @@ from nsr.run.processes import local_processes, machines
 PACKAGE = Path(__file__).resolve().parents[1]
 # a wheel holds the folder inside the package; in a checkout it stands beside it
 CONFIGURATIONS = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+SEARCH_PATH = "hydra.searchpath="
 GROUPS = {path.name for path in CONFIGURATIONS.iterdir() if path.is_dir()}
 SINGLE = ("data", "model", "objective", "train_attack", "validation_attack", "stabilizer", "optimizer", "scheduler")
 LISTS = ("test_attacks", "callbacks", "logger", "analyses")
@@ -148,10 +152,32 @@ def with_folder(overrides: Sequence[str], folder: str) -> list[str]:
     if not Path(folder).is_dir():
         form = "it must be a folder of configurations, such as my_conf/experiment/"
         raise InputError(f"--config-dir is {folder!r}; {form}")
-    given = [row for row in overrides if row.startswith("hydra.searchpath=")]
-    further = [str(entry) for row in given for entry in OmegaConf.create(row.partition("=")[2])]
-    folders = [f"file://{Path(folder).absolute()}", *further]
-    return [*(row for row in overrides if row not in given), override("hydra.searchpath", folders)]
+    others = [row for row in overrides if not row.startswith(SEARCH_PATH)]
+    return [*others, override("hydra.searchpath", [f"file://{Path(folder).absolute()}", *_folders(overrides)])]
+
+
+def _folders(overrides: Sequence[str]) -> list[str]:
+    """Return the folders of hydra.searchpath, [] where it is no list; Hydra says then what is wrong with it."""
+    given = [OmegaConf.create(row.partition("=")[2]) for row in overrides if row.startswith(SEARCH_PATH)]
+    return [str(folder) for folders in given if OmegaConf.is_list(folders) for folder in folders]
+
+
+class FurtherFolders(SearchPathPlugin):
+    """Let a primary configuration lie in a folder of hydra.searchpath, which Hydra reads after that configuration."""
+
+    folders: ClassVar[list[str]] = []  # of the command
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the folders; Hydra calls it whenever it looks for configurations."""
+        for folder in self.folders:
+            search_path.append("nsr", folder)
+
+
+def search_further_folders(overrides: Sequence[str]) -> None:
+    """Find primary configurations in the folders that a command names, its own and those of a run it resumes."""
+    FurtherFolders.folders = _folders(overrides)
+    if FurtherFolders.folders:
+        Plugins.instance().register(FurtherFolders)
 
 
 def without_null(overrides: Sequence[str]) -> list[str]:
