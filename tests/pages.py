@@ -56,6 +56,7 @@ NOT_INSTALLED = "launcher=ray"  # nothing about it can be composed
 RUN_ELSEWHERE = {
     "docs/extending.md": "tests/test_extending.py",
     "docs/fine-tuning.md": "tests/test_fine_tuning.py",
+    "docs/plots.md": "tests/test_plots.py",
 }
 
 
@@ -121,7 +122,7 @@ def parsed(page: str, line: str) -> Command | None:
     match = COMMAND.match(line)
     if match is None:
         return None
-    typed = re.split(r" {2,}(?=[^\s-])", line[match.end() :].strip())[0].strip().rstrip(".,;:")
+    typed = re.split(r" {2,}(?=[^\s-])", line[match.end() :])[0].strip().rstrip(".,;:")
     if re.search(r"\[CHOICE|=NAME\b|THE SAME|^and\b|^\(", typed):  # a form, or a sentence that goes on
         return None
     if (PROGRAMS[match[0]] == "evaluate" and not typed) or NOT_INSTALLED in typed:

@@ -69,7 +69,7 @@ TRAIN = [
     ("+trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch is 2"),
     ("+trainer.fast_dev_run=true", "trainer.max_epochs=1 trainer.limit_train_batches=1"),
     ("+trainer.foo=1", "unexpected keyword argument 'foo'"),
-    ("+trainer.max_time=never", "is not a valid duration"),
+    ("+trainer.max_time=never", "trainer.max_time is 'never'; it must be a time above 0"),
     ("+trainer.profiler=nothing", "profiler"),
     ("+trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
     ("+trainer.limit_val_batches=0", "trainer.limit_val_batches is 0"),

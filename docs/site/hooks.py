@@ -83,10 +83,20 @@ def _place(page: str, link: str) -> str | None:
 def _api() -> str:
     """The page of what `import nsr` offers."""
     import nsr
+    from nsr import plots
 
     lines = ["# API", "", "The names in `nsr.__all__`. They are loaded on first use: `import nsr` takes no time."]
     for name, home in nsr._HOME.items():
         members = MEMBERS.get(name, "false")
         options = f"heading: nsr.{name}, toc_label: nsr.{name}, members: {members}"
         lines += ["", f"::: {home}.{name}", f"    options: {{{options}}}"]
+    lines += [
+        "",
+        "## nsr.plots",
+        "",
+        "Figures from data frames and tensors; [plots.md](../plots.md) has an example of each.",
+    ]
+    for name in plots.__all__:
+        options = f"heading: nsr.plots.{name}, toc_label: nsr.plots.{name}, heading_level: 3"
+        lines += ["", f"::: {getattr(plots, name).__module__}.{name}", f"    options: {{{options}}}"]
     return "\n".join([*lines, ""])
