@@ -52,7 +52,7 @@ def assert_optimal(jobs: list[Path]) -> None:
 def test_a_sweep_leaves_a_run_a_job_in_one_group(tmp_path, overrides):
     tiny = [override for override in TINY[1:] if not override.startswith("trainer.accelerator")]
     accelerator = [] if "trainer=ddp_cpu" in overrides else ["trainer.accelerator=cpu"]
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *tiny, *accelerator, *overrides]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *tiny, *accelerator, *overrides, "pictures=false"]
     done = subprocess.run(command, cwd=tmp_path, env=OFFLINE, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     segments = sorted((tmp_path / "runs").rglob("offline-run-*"))

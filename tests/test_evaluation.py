@@ -430,7 +430,7 @@ def test_memory_does_not_grow_with_the_images(best, tmp_path):
 def test_kill_minus_nine(best, tmp_path):
     """A real process, killed without warning in its third and sixth chunk, ends as one that was not."""
     settings = [best, "test_attacks=[clean,fgsm,pgd]", "data.evaluation_batch_size=50", "epsilon=0.1"]
-    settings += ["test_attacks.pgd.steps=300", "checks.enabled=false", "trainer.accelerator=cpu"]
+    settings += ["test_attacks.pgd.steps=300", "checks.enabled=false", "trainer.accelerator=cpu", "pictures=false"]
 
     def command(name: str) -> list[str]:
         return [sys.executable, str(ROOT / "evaluate.py"), *settings, f"hydra.run.dir={tmp_path / name}"]

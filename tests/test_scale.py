@@ -20,7 +20,7 @@ PLAIN = [  # no BatchNorm, nothing drawn, float64: what one process computes, tw
     *("logger=csv", "trainer.precision=64-true", "trainer.max_epochs=2", "model.width=4"),
     *("model._target_=tests.networks.Plain", "train_attack.steps=2", "train_attack.random_start=false"),
     *("validation_attack.steps=2", "test_attacks.pgd.steps=2", "optimizer=sgd", "optimizer.lr=0.05"),
-    *("stabilizer.refresh=average", "callbacks=[awp,ema]", "data.augmentation=none"),
+    *("stabilizer.refresh=average", "callbacks=[awp,ema]", "data.augmentation=none", "pictures=false"),
 ]
 
 

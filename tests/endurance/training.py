@@ -31,7 +31,7 @@ SETTINGS = (
     *("data=digits", "data.augmentation=crop_flip", "data.validation_images=200", "data.evaluation_batch_size=50"),
     *("logger=csv", "trainer.accelerator=cpu", f"trainer.max_epochs={EPOCHS}", f"trainer.limit_train_batches={STEPS}"),
     *("model.width=8", "callbacks=[ema]", "callbacks.ema.decay=0.7", f"train_attack.steps={GRADIENT_STEPS}"),
-    *(f"validation_attack.steps={VALIDATION_GRADIENT_STEPS}", "test_attacks.pgd.steps=2"),
+    *(f"validation_attack.steps={VALIDATION_GRADIENT_STEPS}", "test_attacks.pgd.steps=2", "pictures=false"),
 )
 RECORDS = ("metrics.csv", "sensitivity.csv", "layers.csv", "metrics.json", "checks.json", "images.csv")
 CHECKPOINT_PARTS = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "nsr_place", "callbacks")
