@@ -88,7 +88,7 @@ def peers() -> list[str]:
 
 
 def goals() -> list[str]:
-    """Each goal, what was measured, by how much it is missed."""
+    """Return a row per goal: the measured value, the goal and the gap."""
     found, lines = newest(), []
     for (network, precision), row in found.items():
         beside = IN_FLOAT32 if precision == "bf16" else row["fastest_peer"]

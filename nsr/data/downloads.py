@@ -25,7 +25,7 @@ from nsr.data.images import TensorImages
 from nsr.data.module import ImageData
 from nsr.errors import InputError, check_choice, one_line
 
-# of the test set: data sets that share the names of their files are told apart by them
+# first labels of each test set: they distinguish data sets whose files have the same names
 FIRST_LABELS = {
     "MNIST": (7, 2, 1, 0, 4, 1, 4, 9, 5, 9, 0, 6),
     "FashionMNIST": (9, 2, 1, 1, 6, 1, 4, 6, 5, 7, 4, 5),

@@ -105,7 +105,7 @@ def attack_images(subject: Subject) -> Attacked | None:
 
 
 def _batches(positions: list[int], largest: int) -> Iterator[list[int]]:
-    """Yield 2, 6, 8, 16, ... of them: each call tells how long the next one will take."""
+    """Yield batches of 2, 6, 8, 16, ... of them, so that the time of one predicts that of the next."""
     start, size = 0, min(FIRST, largest)
     while start < len(positions):
         yield positions[start : start + size]

@@ -25,7 +25,7 @@ PGD = {"_target_": "nsr.attacks.measuring_pgd", "norm": "linf", "epsilon": "8/25
 APGD_T = {"_target_": "nsr.attacks.AutoAttack", "version": "custom", "attacks": ["apgd-t"], "targets": 3}
 
 
-def told(runs: pandas.DataFrame, **changes) -> pandas.DataFrame:
+def with_settings(runs: pandas.DataFrame, **changes) -> pandas.DataFrame:
     """Runs with the measurement that read_runs finds in their files."""
     attacks = {"pgd": {**PGD, "step_size": None}, "fgsm": {**PGD, "steps": 1, "step_size": 8 / 255}}
     measured = {"data": "cifar10", "norm": "linf", "epsilon": 8 / 255, "images": 1000}
@@ -34,7 +34,7 @@ def told(runs: pandas.DataFrame, **changes) -> pandas.DataFrame:
 
 
 def test_the_caption_of_accuracies():
-    table = accuracies(compare(told(made(3, 10)), resamples=100))
+    table = accuracies(compare(with_settings(made(3, 10)), resamples=100))
     assert table.headings == ["method", "seeds", "clean", "FGSM", "PGD-40", "AutoAttack"]
     assert table.note == (
         "Test set: cifar10, 1,000 images. Threat model: L-infinity, epsilon 8/255, pixels in [0, 1]. "
@@ -51,7 +51,7 @@ def test_the_caption_of_accuracies():
 
 
 def test_captions_of_the_other_tables():
-    found = compare(told(made(3, 10)), resamples=100)
+    found = compare(with_settings(made(3, 10)), resamples=100)
     validated = "Validation images of cifar10; attack: PGD-10 (10 steps, 1 restart, L-infinity, epsilon 8/255). n = 10"
     for table in (sensitivities(found), by_layer(found, "absolute")):
         assert table.note.startswith(validated)
@@ -63,21 +63,21 @@ def test_captions_of_the_other_tables():
 
 
 def test_too_few_seeds_have_no_dagger_and_the_caption_says_so():
-    table = accuracies(compare(told(made(3, 5)), resamples=100))
+    table = accuracies(compare(with_settings(made(3, 5)), resamples=100))
     assert not any("†" in cell.text for row in table.rows for cell in row)
     assert (
         "No †: n too small to decide; with the sign-flip permutation test over n = 5 paired seeds the smallest "
         "attainable p after Holm's correction over 3 comparisons is 0.19." in table.note
     )
-    runs = told(made(2, 2))
+    runs = with_settings(made(2, 2))
     runs.loc[runs["method"] == "fast", "seed"] += 10
     assert "No †: no method has two seeds in common with the runner-up." in accuracies(compare(runs)).note
-    alone = accuracies(compare(told(made(1, 3))))
+    alone = accuracies(compare(with_settings(made(1, 3))))
     assert alone.rows[0][2].best and "No †" in alone.note
 
 
 def test_unequal_settings_are_stated_and_not_ranked():
-    runs = told(made(3, 10))
+    runs = with_settings(made(3, 10))
     pgd = runs["method"] == "pgd"
     table = accuracies(compare(runs.assign(epsilon=numpy.where(pgd, 4 / 255, 8 / 255)), resamples=100))
     assert "epsilon unequal between rows: epsilon 8/255 (natural, fast); epsilon 4/255 (pgd)" in table.note
@@ -128,7 +128,7 @@ def test_tables_without_any_effect_have_a_dagger_in_at_most_five_percent():
 
 
 def test_attacks_and_methods_never_share_a_name():
-    runs = told(made(3, 2)).assign(pgd100_accuracy=0.1, worst_case_accuracy=0.1, autoattack_accuracy=0.1)
+    runs = with_settings(made(3, 2)).assign(pgd100_accuracy=0.1, worst_case_accuracy=0.1, autoattack_accuracy=0.1)
     columns = [name for name in runs if name.endswith("_accuracy")]
     assert method_names(runs) == {"pgd": "PGD-AT"}
     stabilized = runs.assign(method=runs["method"] + " + sns(weight=2)")
@@ -148,7 +148,9 @@ def test_headings_and_budgets_of_attacks():
     assert attack_heading("pgd", {**PGD, "norm": "l1"}) == "APGD-40"  # which takes the place of PGD in L1
     assert attack_heading("pgd100", {**PGD, "steps": 100}) == "PGD-100"
     assert attack_heading("mine_too", {}) == "mine too"
-    runs = told(made(2, 2), test_attacks=json.dumps({"pgd": APGD_T, "fgsm": {**APGD_T, "attacks": ["square"]}}))
+    runs = with_settings(
+        made(2, 2), test_attacks=json.dumps({"pgd": APGD_T, "fgsm": {**APGD_T, "attacks": ["square"]}})
+    )
     note = accuracies(compare(runs)).note
     assert "100 steps, 1 restart, 3 targets" in note and "FGSM: 3 targets, 5,000 queries" in note
     assert [radius(value) for value in (8 / 255, "8/255", 0.3, 0.5, 1, 12, None)] == [
@@ -176,7 +178,7 @@ def test_names_and_images_of_real_files(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX engine is installed")
 def test_latex_compiles(tmp_path):
-    runs = told(made(3, 10)).replace({"method": {"fast": "50 % of a_b & c^2 ~ {x} \\y <1> #3 $"}})
+    runs = with_settings(made(3, 10)).replace({"method": {"fast": "50 % of a_b & c^2 ~ {x} \\y <1> #3 $"}})
     (tmp_path / "tables.tex").write_text(latex(compare(runs, resamples=100)))
     document = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{tables}\end{document}"
     (tmp_path / "paper.tex").write_text(document)
