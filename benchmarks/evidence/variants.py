@@ -63,7 +63,7 @@ def section(one: Study) -> Iterator[str]:
     yield from wrapped(
         f"Plan: {plan}, which has the settings; {done} of {planned} runs are complete. Robust accuracy (PGD) on 1,000 "
         "validation images at the best epoch, percent, and its difference from none at equal seeds with a 95 % "
-        "interval over seeds. So few seeds cannot give a p below 0.05 for so many variants after Holm's correction, so nothing "
-        "is tested; no test image was used."
+        "interval over seeds. So few seeds cannot give a p below 0.05 for so many variants after Holm's correction, so "
+        "nothing is tested; no test image was used."
     )
     yield from ("", *table(["variant", "each seed", "mean", "minus none"], lines), "")
