@@ -107,9 +107,19 @@ def test_a_contrast_is_tested_when_all_its_seeds_are_there(studies):
     complete = made(plan, drawn(0) + drawn(0.2, arm="sns"))
     assert claim2.primary(complete)["pgd"][0].difference == pytest.approx(5)
     assert "a gain was shown for pgd (+5.00 [" in " ".join(claim2.short(complete))
+    assert "A gain was shown on digits" in " ".join(claim2.advice([complete]))
+    same = made(plan, drawn(0) + drawn(0, arm="sns"))
+    assert "take `stabilizer=none`" in " ".join(claim2.advice([same]))
     partial = made(plan, drawn(0) + drawn(0.2, arm="sns", seeds=range(9)))
-    assert "undecided for pgd (+5.00 [" in " ".join(claim2.short(partial))
+    assert "undecided for pgd (+5.00 [" in " ".join(claim2.short(partial)) and not claim2.advice([partial])
     assert contrast({}, {}).text() == ""
+
+
+def test_the_readme_says_what_the_page_says(studies):
+    found, p = claim2.primary(studies[0])["pgd"]
+    assert (found.n, claim2.verdict(found, p)) == (10, "no gain was shown")
+    text = " ".join((DOCS.parent / "README.md").read_text().split())
+    assert "On Fashion-MNIST ten seeds under three attacks showed no gain of SNS over PGD training alone" in text
 
 
 def test_variants_are_compared_with_none_at_equal_seeds(tried):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isnan, nan
 from statistics import fmean, median
 
@@ -50,6 +50,26 @@ def short(one: Study) -> list[str]:
     return bullet(
         f"**Claim 2, {one.plan['title']}**: {said}. In brackets SNS minus the objective alone under the worst case, "
         f"points. {done} of {n_confirm(one.plan)} confirmatory runs are complete."
+    )
+
+
+def advice(studies: Sequence[Study]) -> list[str]:
+    """Return what follows for the choice of `stabilizer`; nothing before a plan's primary contrasts are decided."""
+    found = {one.plan["title"]: [verdict(*each) for each in primary(one).values()] for one in studies}
+    decided = {title: said for title, said in found.items() if "undecided" not in said}
+    gains = [title for title, said in decided.items() if "a gain was shown" in said]
+    if not decided:
+        return []
+    if gains:
+        text = f"A gain was shown on {names(gains)}; elsewhere measure it."
+    else:
+        text = (
+            f"No primary contrast shows a gain ({names(decided)}), so nothing here speaks for the cost of SNS where "
+            "robustness alone is wanted: take `stabilizer=none`, or measure the gain on your data."
+        )
+    return wrapped(
+        f"{text} The default experiment trains with SNS because that is what this package measures, not because it was "
+        "shown to be more robust."
     )
 
 

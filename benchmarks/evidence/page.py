@@ -29,6 +29,8 @@ def page(studies: Sequence[Study], tried: Study) -> str:
             *interpretation.short(),
             *(line for claim in (claim2, claim3) for one in studies for line in claim.short(one)),
             *variants.short(tried),
+            "",
+            *claim2.advice(studies),
         ],
         "CLAIM_2": (line for one in studies for line in claim2.section(one)),
         "CLAIM_3": (line for one in studies for line in claim3.section(one)),
