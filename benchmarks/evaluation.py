@@ -70,7 +70,7 @@ def original(job: Job) -> Outcomes:
 
     def outcomes(images: Tensor, labels: Tensor, places: Tensor) -> Tensor:
         eps = job.suite.attacks["autoattack"].epsilon
-        attack = AutoAttack(net, norm=norm, eps=eps, seed=settings["seed"], version="standard", verbose=False)
+        attack = AutoAttack(net, norm=norm, eps=eps, seed=settings["seed"], version="standard")
         adversarial = attack.run_standard_evaluation(images, labels, batch_size=len(images))[0]
         return classify(net, adversarial, labels, places)["correct"]
 
