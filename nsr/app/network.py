@@ -144,7 +144,10 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
             if config.norm in (None, settings["norm"]):
                 config.epsilon = config.epsilon if config.epsilon is not None else settings["epsilon"]
             config.norm = config.norm or settings["norm"]
-            if config.channels_last is None:  # bit-identical to the tests at the end of the run
+            # equal to the tests at the end of the run; one of before there was a choice has 'off'
+            if config.performance is None:
+                config.performance = "auto" if settings.get("performance") == "auto" else "off"
+            if config.channels_last is None:
                 config.channels_last = settings.get("channels_last") is True
     elif "_target_" not in (config.get("data") or {}) or (config.get("model") or {}).get("weights") is None:
         raise InputError(
@@ -157,6 +160,8 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
     if config.data.get("download") is None:  # an argument of the data sets that can be downloaded alone
         with open_dict(config):
             config.data.pop("download", None)
+    config.performance = {None: "auto", False: "off"}.get(config.performance, config.performance)
+    config.channels_last = "auto" if config.channels_last is None else config.channels_last
     config.norm = config.norm or "linf"
     if config.epsilon is None:
         config.epsilon = OmegaConf.select(config, f"data.epsilon.{config.norm}")
