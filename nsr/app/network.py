@@ -26,6 +26,7 @@ from nsr.evaluation.threat_models import in_each
 from nsr.models import Classifier, build_network
 from nsr.models.build import Allocations
 from nsr.models.normalization import find_normalization, torchvision_name
+from nsr.models.preprocessing import published_sizes
 from nsr.models.stored import below, similarity
 from nsr.models.weights import (
     OtherNetwork,
@@ -72,10 +73,11 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
         # here and not by trainer.sync_batchnorm, which makes new layers after the old ones were hooked
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     name, data = torchvision_name(factory, own), (description.mean, description.std)
-    run = read_run_checkpoint(weights) if weights is not None and choice is None else None
+    run = read_run_checkpoint(weights) if weights is not None else None
     normalization = find_normalization(choice, net, name, run, data=data, file=weights)
     classifier = Classifier(net, *normalization.constants, output=output)
     classifier.normalization = normalization
+    classifier.published_sizes = published_sizes(name, net) if weights is not None and run is None else {}
     return classifier
 
 
