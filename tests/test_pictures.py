@@ -20,6 +20,7 @@ from nsr.models import Classifier, SmallCNN
 from nsr.pictures import Picture, Subject, make_pictures, write_pictures
 from nsr.pictures import attacked as attacking
 from nsr.pictures.full import _filter_normalized, optimized_inputs, weight_landscape
+from nsr.pictures.subject import PASS, operations
 from nsr.report.__main__ import main
 from nsr.report.files import read_files
 
@@ -209,21 +210,46 @@ def test_networks_without_maps_and_few_images():
     assert make_pictures(replace(nothing, outcomes=wrong)) == []
 
 
-def test_an_attack_that_takes_too_long_gives_way_to_the_next(subject, monkeypatch):
-    seconds = [0.0]
+def test_an_attack_that_exceeds_the_budget_gives_way_to_the_next(subject, monkeypatch):
+    passes = []
 
     def endless(net, images, labels, *, generator=None):
         while True:
-            seconds[0] += 1
+            passes.append(len(images))
             net(images)
 
     outcomes = {**subject.outcomes, "endless": subject.outcomes["pgd"] * 0}
     slow = replace(subject, attacks={"endless": endless, "pgd": ATTACK}, outcomes=outcomes)
     assert attacking.strongest_first(outcomes) == ["endless", "pgd"]
-    monkeypatch.setattr(attacking, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
-    assert attacking.attack_images(slow).row == "pgd"
-    assert seconds[0] == attacking.ATTACK_SECONDS + 1
+    monkeypatch.setattr(attacking, "ATTACK_BUDGET", 6.5 * (PASS + 2 * operations(subject)))
+    slow = replace(slow, titles={"endless": "Endless attack"})
+    found = attacking.attack_images(slow)
+    assert found.row == "pgd" and found.note.startswith("Endless attack is stronger")
+    assert len(passes) == 6 + 1  # the one that exceeds the budget is never made
+    assert "Endless attack" in next(iter(make_pictures(slow))).caption
+    monkeypatch.setattr(attacking, "ATTACK_BUDGET", PASS)
+    assert attacking.attack_images(slow) is None
     assert not subject.net._forward_pre_hooks
+
+
+def test_the_budget_is_one_of_operations_whatever_the_machine_does(subject, monkeypatch):
+    """The work of a small network, counted by hand: convolutions and products, two operations for each product."""
+    counted = []
+
+    def count(module, inputs, output):
+        positions = output[0, 0].numel() if output.ndim == 4 else 1
+        counted.append(2 * module.weight.numel() * positions)
+
+    layers = [each for each in subject.net.modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
+    handles = [each.register_forward_hook(count) for each in layers]
+    subject.net(subject.images([0]))
+    assert [handle.remove() for handle in handles] and sum(counted) == operations(subject)
+    two, six = (ATTACK.steps * (PASS + images * sum(counted)) for images in (2, 6))
+    monkeypatch.setattr(attacking, "ATTACK_BUDGET", 1.01 * (two + six))
+    found = attacking.attack_images(subject)
+    assert len(found.positions) == 8 and f"ended at 8 of {IMAGES} images" in found.note
+    monkeypatch.setattr(attacking, "ATTACK_BUDGET", 0.99 * (two + six))
+    assert len(attacking.attack_images(subject).positions) == 2
 
 
 def test_a_picture_that_fails_leaves_the_others(subject, monkeypatch, caplog):

@@ -1,8 +1,8 @@
-"""The images that are shown, attacked once more: chosen by a rule, as many as time allows."""
+"""The images that are shown, attacked once more: chosen by a rule, as many as a budget of operations allows."""
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,16 +14,20 @@ from torch import Tensor, nn
 
 from nsr.attacks.gradient import GradientAttack
 from nsr.evaluation.outcomes import CURVE
-from nsr.pictures.subject import OutOfTime, Subject, passes_until
+from nsr.pictures.subject import Meter, OverBudget, Subject, operations
 from nsr.randomness import frozen_stream
 
 SHOWN = 4  # images that fell, and images that held
 CANDIDATES = 120  # further images, among which those that move a neuron most are searched
 STREAM = 22  # of random numbers
-FIRST = 2  # images: the first call of an attack, whose time is not known yet
-ATTACK_SECONDS = 25.0
-ALL_SECONDS = 40.0  # of all attacks that are tried because the strongest ones take too long
+FIRST = 2  # images: the first call of an attack, whose cost is not known yet
+# forward operations, two to three times as many with the backward passes: about 25 s of two cores, and 40 s
+ATTACK_BUDGET = 2.5e11
+ALL_BUDGET = 4e11  # of all attacks that are tried because the strongest ones exceed theirs
+GPU_FACTOR = 100
 WEAK = ("clean", "uniform", "corruptions")  # no lower bound of what an attacker reaches
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -31,12 +35,14 @@ class Attacked:
     """Images and their adversarial examples, on the CPU; the chosen ones come first."""
 
     row: str
+    meter: Meter
     groups: list[str]  # of the chosen ones: 'fell' or 'held'
     positions: list[int] = field(default_factory=list)
     images: list[Tensor] = field(default_factory=list)
     adversarial: list[Tensor] = field(default_factory=list)
     steps: Tensor | None = None  # (step, channel, height, width) of the first image; None: the attack has no steps
     steps_logits: Tensor | None = None
+    note: str = ""  # what the budget left out
 
     @property
     def shown(self) -> int:
@@ -84,28 +90,40 @@ def candidates(subject: Subject, without: Sequence[int]) -> list[int]:
 
 
 def attack_images(subject: Subject) -> Attacked | None:
-    """Attack the chosen images and as many further ones as time allows, with the strongest attack that is fast enough.
+    """Attack the chosen images and further ones within the budget, with the strongest attack that fits into it.
 
     Returns:
-        None where no attack was measured, no image was correctly classified, or every attack takes too long.
+        None where no attack was measured, no image was correctly classified, or every attack exceeds the budget.
     """
-    started = time.perf_counter()
+    meter, scale = Meter(operations(subject)), 1 if subject.device.type == "cpu" else GPU_FACTOR
+    skipped: list[str] = []
     for row in (row for row in strongest_first(subject.outcomes) if row in subject.attacks):
         positions, groups = chosen(subject, row)
         if not positions:
             return None
-        found = Attacked(row, groups)
-        left = started + ALL_SECONDS - time.perf_counter()
-        batches = list(_batches([*positions, *candidates(subject, positions)], subject.batch))
-        _attack(subject, found, batches, seconds=min(ATTACK_SECONDS, left))
+        found = Attacked(row, meter, groups)
+        wanted = [*positions, *candidates(subject, positions)]
+        limit = min(meter.spent + scale * ATTACK_BUDGET, scale * ALL_BUDGET)
+        _attack(subject, found, list(_batches(wanted, subject.batch)), limit)
         if found.positions:
             del found.groups[len(found.positions) :]
+            found.note = _note(skipped, len(found.positions), len(wanted))
             return found
+        skipped.append(subject.titles.get(row, row))
+    if skipped:
+        log.warning(f"no pictures: {'; '.join(skipped)} on {FIRST} images exceed the budget of operations for pictures")
     return None
 
 
+def _note(skipped: Sequence[str], done: int, wanted: int) -> str:
+    """Return a sentence on each thing that the budget left out."""
+    texts = [f"{title} is stronger, but exceeds the budget of operations for pictures." for title in skipped]
+    texts += [f"The budget of operations for pictures ended at {done} of {wanted} images."] * (done < wanted)
+    return " ".join(texts)
+
+
 def _batches(positions: list[int], largest: int) -> Iterator[list[int]]:
-    """Yield batches of 2, 6, 8, 16, ... of them, so that the time of one predicts that of the next."""
+    """Yield batches of 2, 6, 8, 16, ... of them, so that the cost of one predicts that of the next."""
     start, size = 0, min(FIRST, largest)
     while start < len(positions):
         yield positions[start : start + size]
@@ -113,23 +131,22 @@ def _batches(positions: list[int], largest: int) -> Iterator[list[int]]:
         size = min(2 * SHOWN - FIRST if start == FIRST else start, largest)
 
 
-def _attack(subject: Subject, found: Attacked, batches: Sequence[Sequence[int]], *, seconds: float) -> None:
-    """Attack batch after batch until the time is over; the first images' steps are kept."""
-    end, attack, each = time.perf_counter() + seconds, subject.attacks[found.row], 0.0  # each: seconds of an image
+def _attack(subject: Subject, found: Attacked, batches: Sequence[Sequence[int]], limit: float) -> None:
+    """Attack batch after batch within the limit of operations; the first images' steps are kept."""
+    meter, attack, passes = found.meter, subject.attacks[found.row], 0.0
     for own in batches:
-        begun, done = time.perf_counter(), len(found.positions)
-        if begun + len(own) * each > end:
+        begun, done = meter.spent, len(found.positions)
+        if begun + passes * meter.cost(len(own)) > limit:
             return
         images, labels = subject.images(own), subject.labels[torch.as_tensor(own)].to(subject.device)
         recorded: list[tuple[Tensor, Tensor]] = []
         try:
-            in_time = passes_until(subject.net, end, time.perf_counter)
             has_steps = type(attack) is GradientAttack and not done  # the passes of its heirs are others
-            with in_time, _first_image(subject.net, recorded, len(own), has_steps):
+            with meter.limited(subject.net, limit), _first_image(subject.net, recorded, len(own), has_steps):
                 adversarial = attack(subject.net, images, labels, generator=subject.generators(own))
-        except OutOfTime:
+        except OverBudget:
             return
-        each = (time.perf_counter() - begun) / len(own)
+        passes = (meter.spent - begun) / meter.cost(len(own))
         found.positions += own
         found.images += images.cpu().unbind()
         found.adversarial += adversarial.cpu().unbind()

@@ -127,7 +127,7 @@ def _inputs(subject: Subject) -> list[Picture]:
         optimized_inputs(subject.net, layer, neurons, shape, root=subject.root, seed=subject.seed)
         for layer, neurons in by_layer.values()
     ]
-    names = [printable(f"{name} {','.join(map(str, neurons))}") for name, (_, neurons) in by_layer.items()]
+    names = [printable(f"{name} neurons {', '.join(map(str, neurons))}") for name, (_, neurons) in by_layer.items()]
     values = [outputs.tolist() for _, outputs in made]
     figure = plots.top_images([images for images, _ in made], names=names, values=values, heading="optimized inputs")
     caption = (

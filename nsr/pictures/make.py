@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,15 +13,15 @@ from nsr import plots
 from nsr.errors import one_line
 from nsr.losses import cross_entropy
 from nsr.modes import eager_mode, full_precision, network_mode
-from nsr.pictures.attacked import SHOWN, Attacked, attack_images
-from nsr.pictures.landscape import grid, random_direction
+from nsr.pictures.attacked import GPU_FACTOR, SHOWN, Attacked, attack_images
+from nsr.pictures.landscape import STEPS, grid, random_direction
 from nsr.pictures.neurons import TOP_IMAGES, Neuron, Views, receptive_fields, shown_neurons, view
 from nsr.pictures.subject import Picture, Subject
 from nsr.run.plain_text import printable
 
 log = logging.getLogger(__name__)
 LANDSCAPES = 4  # images
-LANDSCAPE_SECONDS = 12.0
+LANDSCAPE_BUDGET = 3.6e11  # operations: about 12 s of two cores
 MOST_CLASSES = 20  # columns of the heat map of classes
 DIGITS = 6  # significant, in the numbers behind a picture
 
@@ -30,9 +29,8 @@ DIGITS = 6  # significant, in the numbers behind a picture
 class _Material:
     """A subject, its attacked images and the passes on them."""
 
-    def __init__(self, subject: Subject, attacked: Attacked, neurons: list[Neuron], views: Views, seconds: float):
+    def __init__(self, subject: Subject, attacked: Attacked, neurons: list[Neuron], views: Views):
         self.subject, self.attacked, self.neurons, self.views = subject, attacked, neurons, views
-        self.seconds = seconds  # of one pass of one image
         self.title = subject.titles.get(attacked.row, attacked.row)
         self.labels = subject.labels[torch.as_tensor(attacked.positions)]
         self.places = subject.places[torch.as_tensor(attacked.positions)].tolist()
@@ -47,8 +45,8 @@ class _Material:
 
     @property
     def neuron_names(self) -> list[str]:
-        """Return 'LAYER NEURON' for each."""
-        return [printable(f"{layer.name} {neuron}") for layer, neuron in self.neurons]
+        """Return 'LAYER neuron NUMBER' for each."""
+        return [printable(f"{layer.name} neuron {neuron}") for layer, neuron in self.neurons]
 
     def numbered(self, values: Any) -> Any:
         """Return numbers of a tensor as lists, with six significant digits."""
@@ -65,10 +63,7 @@ def make_pictures(subject: Subject) -> list[Picture]:
         if attacked is None:
             return []
         neurons = shown_neurons(subject)
-        started = time.perf_counter()
-        views = view(subject, attacked, neurons)
-        seconds = (time.perf_counter() - started) / (2 * len(attacked.positions))
-        material = _Material(subject, attacked, neurons, views, seconds)
+        material = _Material(subject, attacked, neurons, view(subject, attacked, neurons))
         makers: list[Callable[[_Material], Iterator[Picture]]] = [_examples, _steps, _classes, _maps, _top, _landscape]
         pictures: list[Picture] = []
         for make in makers:
@@ -108,9 +103,12 @@ def _examples(found: _Material) -> Iterator[Picture]:
     )
     rule += "the first that are robust to it, one of each class before a second one. "
     caption = f"{found.title}. {rule}Above each image: the prediction and its probability; ✗: misclassified."
+    caption += f" {attacked.note}" if attacked.note else ""
     alt = f"{counts[0]} test images that are misclassified under {found.title} and {counts[1]} that are robust to it: "
     alt += "clean, adversarial, and their amplified difference; predictions are in the page's data."
-    yield Picture("examples", "examples", figure, alt, caption, {"attack": attacked.row, "images": data})
+    yield Picture(
+        "examples", "examples", figure, alt, caption, {"attack": attacked.row, "images": data, "note": attacked.note}
+    )
 
 
 def _named(views: Any) -> Iterator[tuple[str, Any]]:
@@ -227,7 +225,8 @@ def _top(found: _Material) -> Iterator[Picture]:
 def _landscape(found: _Material) -> Iterator[Picture]:
     subject, attacked = found.subject, found.attacked
     norm = getattr(subject.attacks[attacked.row], "norm", "linf") or "linf"
-    fitting = int(LANDSCAPE_SECONDS / max(81 * found.seconds, 1e-9))
+    budget = LANDSCAPE_BUDGET * (1 if subject.device.type == "cpu" else GPU_FACTOR)
+    fitting = int(budget / max(STEPS**2 * attacked.meter.image, 1.0))
     count = min(LANDSCAPES, attacked.shown, max(1, fitting))
     images, adversarial = (torch.stack(each[:count]) for each in (attacked.images, attacked.adversarial))
     difference = adversarial - images
@@ -244,7 +243,9 @@ def _landscape(found: _Material) -> Iterator[Picture]:
         f"image {found.places[n]}, {'misclassified' if attacked.groups[n] == 'fell' else 'robust'}" for n in numbers
     ]
     figure = plots.landscape(losses, correct=correct, names=names)
-    caption = f"Cross-entropy around {len(numbers)} of the examples: x + a d + b r, clipped to [0, 1], where x + d "
+    caption = (
+        f"Cross-entropy (nats) around {len(numbers)} of the examples: x + a d + b r, clipped to [0, 1], where x + d "
+    )
     caption += (
         f"is the adversarial image ({found.title}) and r is random and as long as d. Circle: the image; large cross: "
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from nsr.layers import Layer
 from nsr.randomness import draw_seed
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 PIXELS = 2**18  # of one channel in a batch: bounds the memory of a deep network's features
 MOST_IMAGES = 64  # in a batch
+PASS = 2e7  # operations that a pass costs beside those of its images
 
 
 @dataclass(frozen=True)
@@ -71,23 +73,42 @@ class Picture:
     data: Any
 
 
-class OutOfTime(Exception):
-    """A pass of the network that comes too late."""
+def operations(subject: Subject) -> float:
+    """Return the floating-point operations of the forward pass of one image, those of convolutions and products."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        subject.net(subject.images([0]))
+    return float(counter.get_total_flops())
 
 
-@contextmanager
-def passes_until(net: nn.Module, end: float, clock: Callable[[], float]) -> Iterator[None]:
-    """Raise OutOfTime at the first pass of `net` after `clock()` has reached `end`: any attack can be ended so."""
+class OverBudget(Exception):
+    """A pass of the network that exceeds the budget."""
 
-    def check(module: nn.Module, inputs: Any) -> None:
-        if clock() > end:
-            raise OutOfTime
 
-    handle = net.register_forward_pre_hook(check)
-    try:
-        yield
-    finally:
-        handle.remove()
+@dataclass
+class Meter:
+    """The floating-point operations of a network's forward passes, as many on a busy machine as on an idle one."""
+
+    image: float  # of one image
+    spent: float = 0.0
+
+    def cost(self, images: int) -> float:
+        """Return the operations of one pass."""
+        return PASS + images * self.image
+
+    @contextmanager
+    def limited(self, net: nn.Module, limit: float) -> Iterator[None]:
+        """Raise OverBudget at the pass of `net` that takes `spent` beyond the limit, which ends any attack."""
+
+        def count(module: nn.Module, inputs: Any) -> None:
+            self.spent += self.cost(len(inputs[0]))
+            if self.spent > limit:
+                raise OverBudget
+
+        handle = net.register_forward_pre_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def parts(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -67,6 +67,6 @@ def confusion_matrix(
     upright = 90 if max(map(len, texts), default=0) > 3 else 0
     axes.set_xticks(range(0, len(classes), every), texts, rotation=upright, fontsize=6)
     axes.set_yticks(range(0, len(classes), every), texts, fontsize=6)
-    axes.set(xlabel="prediction", ylabel="class")
+    axes.set(xlabel="prediction", ylabel="true class")
     figure.colorbar(picture, ax=axes, shrink=0.8).set_label("images of the class (%)")
     return figure

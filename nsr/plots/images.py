@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from nsr.plots.style import COLUMN, PAPER, ROBUST, array, new_figure, plot, rounded, short, whole_ticks
+from nsr.plots.style import COLUMN, PAPER, ROBUST, array, new_figure, plot, rounded, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,6 +78,12 @@ def _pixels(image: Any) -> numpy.ndarray:
 def _name(class_names: Sequence[str], index: int) -> str:
     name = str(class_names[index]) if index < len(class_names) else str(index)
     return name if len(name) <= 12 else f"{name[:6]}…{name[-5:]}"
+
+
+def _neuron(name: object) -> str:
+    """Put a layer's name, of which the end matters most, above what follows it."""
+    layer, *rest = str(name).split(" ", 1)
+    return "\n".join([layer if len(layer) <= 12 else f"…{layer[-10:]}", *rest])
 
 
 @plot
@@ -160,7 +166,7 @@ def attack_steps(
         board.text(f"step {step}\n{_name(class_names, prediction)}", column * cell, 0, **style)
         board.image(iterates[step], column * cell, 2.1 * LINE, cell - GAP)
     whole = board.figure.get_figheight()
-    axes = board.figure.add_axes((0.14, 0.34 / whole, 0.83, (below - 0.42) / whole))
+    axes = board.figure.add_axes((0.14, 0.34 / whole, 0.82, (below - 0.42) / whole))
     steps, others = range(len(iterates)), probabilities[-1].copy()
     others[label] = -1
     axes.plot(steps, 100 * probabilities[:, label], label=f"{_name(class_names, label)} (class)")
@@ -207,7 +213,7 @@ def feature_maps(
         moved = numpy.abs(views[1] - views[0])
         y = top + row * cell
         most = float(moved.max())
-        board.text(f"{short(name)}\n{rounded(lowest)} to\n{rounded(largest)}\ndifference\nto {rounded(most)}", 0, y)
+        board.text(f"{_neuron(name)}\n{lowest:.3g} to {largest:.3g}\ndifference\n0 to {most:.3g}", 0, y)
         for column, view in enumerate(views):
             board.map(view, beside + column * cell, y, size, lowest=lowest, largest=largest)
         board.map(moved, beside + 2 * cell, y, size, lowest=0.0, largest=most)
@@ -243,8 +249,7 @@ def top_images(
         board.text("receptive fields", beside + most * cell + GAP, 0)
     for row, (name, own) in enumerate(zip(names, images, strict=True)):
         y, own = top + row * block, array(own)
-        layer, _, neuron = str(name).rpartition(" ")
-        board.text(f"{layer if len(layer) <= 12 else '…' + layer[-10:]}\n{neuron}", 0, y + LINE)
+        board.text(_neuron(name), 0, y + LINE)
         for column, image in enumerate(own):
             board.text(rounded(values[row][column]), beside + column * cell, y, fontsize=5.5)
             box = boxes[row][column] if boxes else None

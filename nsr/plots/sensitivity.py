@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
@@ -66,7 +66,7 @@ def ranking_stability(layers: pandas.DataFrame, *, title: str = "") -> Figure:
     values = _pivot(layers[layers["epoch"] > layers["epoch"].min()], "overlap_previous", "epoch").astype(float)
     figure = new_figure(height=0.85 + ROW * len(values), title=title)
     last = [f"{value:.2f}" for value in values.iloc[:, -1]]
-    _map(figure.subplots(), values, last, "Jaccard index; right: the last", "epoch")
+    _map(figure.subplots(), values, last, "Jaccard index (right: last epoch)", "epoch")
     return figure
 
 
@@ -121,7 +121,8 @@ def _map(
     axes.set_xticks(range(0, len(names), every), names[::every], rotation=upright)
     axes.grid(visible=False)
     for row, text in enumerate(right):
-        axes.text(len(names) - 0.4, row, text, va="center", fontsize=6.5)
+        place: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points"}
+        axes.annotate(text, (len(names) - 0.5, row), va="center", fontsize=6.5, **place)
     axes.set_xlabel("epoch (0: before training)" if is_epoch and values.columns[0] == 0 else column)
     bar = axes.figure.colorbar(picture, ax=axes, location="top", aspect=40, shrink=0.9)
     bar.set_label(unit, fontsize=6.5)

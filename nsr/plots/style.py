@@ -150,10 +150,10 @@ def save(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "pdf")) -> l
 
 
 def png(figure: Figure, dots: int = DOTS) -> bytes:
-    """Return the PNG of a figure with so many dots per inch."""
+    """Return the PNG of a figure with so many dots per inch and a small margin, for dark pages."""
     file = io.BytesIO()
     with styled():
-        figure.savefig(file, format="png", dpi=dots)
+        figure.savefig(file, format="png", dpi=dots, bbox_inches="tight", pad_inches=0.06)
     return file.getvalue()
 
 

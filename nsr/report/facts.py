@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nsr.comparison.names import attack_heading
 from nsr.plots.style import NORMS
 from nsr.report.files import RunFiles
 
@@ -18,6 +19,22 @@ def threat_model(settings: Mapping[str, Any]) -> str:
     return "; ".join(
         f"{NORMS.get(str(norm), norm)}, epsilon {epsilon} (pixels in [0, 1])" for norm, epsilon in models.items()
     )
+
+
+def radius_in_words(settings: Mapping[str, Any]) -> str:
+    """Return 'L-infinity epsilon 8/255' of a threat model's or an attack's settings."""
+    norm = settings.get("norm")
+    return f"{NORMS.get(str(norm), norm)} epsilon {settings.get('epsilon')}"
+
+
+def validation_attack(settings: Mapping[str, Any]) -> str:
+    """Return 'PGD-10, L-infinity epsilon 8/255', or 'the validation attack' where its settings are not known."""
+    attack = settings.get("validation_attack")
+    if not isinstance(attack, Mapping) or "epsilon" not in attack:
+        return "the validation attack"
+    choices = settings.get("choices")
+    name = choices.get("validation_attack") if isinstance(choices, Mapping) else None
+    return f"{attack_heading(str(name or 'validation attack'), attack)}, {radius_in_words({**settings, **attack})}"
 
 
 def facts(run: RunFiles) -> dict[str, str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from nsr.errors import one_line
 from nsr.report.files import PLACES, Picture, RunFiles, read_files
@@ -41,6 +42,7 @@ OF_PICTURES = {
     "features": "What the most sensitive neurons respond to",
     "landscape": "Loss landscape",
 }
+UNBROKEN = re.compile(r"[A-Z]\w*-(?:\d+|infinity)\b|[\d.,]+ %")  # L-infinity, PGD-40, 79.2 %
 ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
@@ -113,8 +115,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, (Markup, int, float)) else printable(value),
     )
-    environment.filters["picture"] = picture
+    environment.filters |= {"picture": picture, "unbroken": unbroken}
     return environment
+
+
+def unbroken(text: str) -> Markup:
+    """Return an escaped text in which no line ends within a number and its %, or within the name of an attack."""
+    escaped = str(escape(printable(text)))
+    return Markup(UNBROKEN.sub(lambda match: f'<span class="whole">{match[0]}</span>', escaped))
 
 
 def picture(figure: Figure) -> Markup:

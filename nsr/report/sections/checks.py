@@ -16,7 +16,12 @@ def section(run: RunFiles) -> Section:
     if (run.measured is not None and run.measured != run.directory) or run.is_evaluation:
         found["evaluation"] = run.checks(run.measured or run.directory)
     tables = [
-        Table(f"Checks of the {name}", ["check", "state", "evidence", "usually means"], _rows(checks), texts=4)
+        Table(
+            f"Checks of the {name}",
+            ["check", "state", "evidence", "if triggered, it usually means"],
+            _rows(checks),
+            texts=4,
+        )
         for name, checks in found.items()
         if checks
     ]

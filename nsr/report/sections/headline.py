@@ -126,11 +126,11 @@ def cautions(run: RunFiles, rows: Mapping[str, Row], attacks: Mapping[str, Row])
         count = "One check was" if len(checks) == 1 else f"{len(checks)} checks were"
         found.append(f"{count} triggered, so this robustness may not be real; see Checks.")
     if attacks and STRONG not in attacks:
-        found.append("AutoAttack was not measured; accuracy under other attacks is an upper bound of that under it.")
+        found.append("AutoAttack was not measured; accuracy under other attacks is only an upper bound on it.")
     images = max((row.images for row in rows.values()), default=0)
     if 0 < images < FEW_IMAGES:
         found.append(f"With {images} images the intervals are wide.")
-    return [*found, "Intervals are 95 % Wilson intervals over images; other seeds of the training differ too."]
+    return [*found, "Intervals are 95 % Wilson intervals over images; they leave out how much training seeds differ."]
 
 
 def _images(row: Row) -> str:

@@ -21,6 +21,9 @@ CONTROLS = {
     "random_equal_sensitivity": "random neurons with the same summed sensitivity",
     "random_equal_squared_difference": "random neurons with the same summed squared difference",
     "least_sensitive": "the least sensitive neurons, as many",
+    "by_activation": "those with the largest clean activations, as many",
+    "by_relative": "those with the largest relative sensitivities, as many",
+    "by_conductance": "those with the largest conductance, as many",
     "whole_layer": "all neurons of the layer: the upper bound of an effect",
 }
 KINDS = {
@@ -59,7 +62,9 @@ def _section(title: str, frame: pandas.DataFrame, summary: Mapping[str, Any]) ->
     figures = [_contrasts(shown[shown["kind"] == kind], kind, fraction) for kind in kinds]
     verdicts = summary.get("verdicts")
     tables = [_verdicts(verdicts)] if isinstance(verdicts, Mapping) else []
-    names = [[Cell(name.replace("_", " ")), Cell(words)] for name, words in CONTROLS.items()]
+    names = [
+        [Cell(name.replace("_", " ")), Cell(words)] for name, words in CONTROLS.items() if name in set(frame["control"])
+    ]
     tables += [_effects(shown, frame), Table("Controls", ["control", "neurons"], names, texts=2)]
     numbers = ["layer", "kind", "fraction", "control", "images", "effect", "contrast", "contrast_low", "contrast_high"]
     data = {"fraction": fraction, "rows": columns_of(shown[numbers]), "verdicts": verdicts}

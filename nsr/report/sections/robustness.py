@@ -9,10 +9,11 @@ import pandas
 
 from nsr.comparison.names import attack_title
 from nsr.comparison.reading import evaluate_command
+from nsr.errors import InputError, fraction
 from nsr.plots import accuracy_by_epsilon, class_accuracy, confusion_matrix, smallest_perturbations
 from nsr.plots.classes import MOST_CLASSES
-from nsr.plots.style import NORMS
 from nsr.report.drawing import svg
+from nsr.report.facts import radius_in_words
 from nsr.report.files import RunFiles, folder_of
 from nsr.report.numbers import columns_of, percent
 from nsr.report.parts import Cell, Figure, Section, Table
@@ -29,7 +30,7 @@ def section(run: RunFiles) -> Section | None:
     images, curve = run.frame("images.csv", folder), _newest(run, "curve.csv")
     attack = strongest(images)
     names = {} if "class" not in images else dict(zip(images["label"], images["class"].astype(str), strict=True))
-    where = f"{len(images):,} test images, {_radius(settings)}"
+    where = f"{len(images):,} test images, {radius_in_words(settings)}"
     figures = [_curve(curve, settings), *_distances(images, settings)]
     tables: list[Table] = []
     data: dict[str, Any] = {"curve": columns_of(curve)}
@@ -56,8 +57,12 @@ def _newest(run: RunFiles, name: str) -> pandas.DataFrame:
     return pandas.DataFrame()
 
 
-def _radius(settings: Any) -> str:
-    return f"{NORMS.get(str(settings.get('norm')), settings.get('norm'))} epsilon {settings.get('epsilon')}"
+def radius_of(settings: Any) -> float | None:
+    """Return the epsilon of the threat model as a number, None where it is none."""
+    try:
+        return float(fraction("epsilon", settings.get("epsilon")))
+    except (InputError, TypeError, ValueError):
+        return None
 
 
 def strongest(images: pandas.DataFrame) -> str:
@@ -89,7 +94,9 @@ def _curve(curve: pandas.DataFrame, settings: Any) -> Figure | None:
     steps = ((settings.get("test_attacks") or {}).get("curve") or {}).get("attack") or {}
     name = f"PGD-{steps['steps']}" if "steps" in steps else "one attack"
     caption = f"Accuracy under {name} at several radii; band: 95 % Wilson interval over images."
-    return Figure(svg(accuracy_by_epsilon(curve, norm=str(settings.get("norm")))), alt, caption)
+    return Figure(
+        svg(accuracy_by_epsilon(curve, norm=str(settings.get("norm")), epsilon=radius_of(settings))), alt, caption
+    )
 
 
 def _distances(images: pandas.DataFrame, settings: Any) -> list[Figure]:
@@ -104,7 +111,7 @@ def _distances(images: pandas.DataFrame, settings: Any) -> list[Figure]:
         alt = f"Fraction of images that {attack} has not fooled within each distance; the median is {median:.4g}."
         caption = f"Smallest perturbation that {attack} found for each of {len(values):,} test images; "
         caption += f"median {median:.4g}. An image that is misclassified without an attack has distance 0."
-        drawn = smallest_perturbations({attack: values}, norm=str(settings.get("norm")))
+        drawn = smallest_perturbations({attack: values}, norm=str(settings.get("norm")), epsilon=radius_of(settings))
         figures.append(Figure(svg(drawn), alt, caption))
     return figures
 

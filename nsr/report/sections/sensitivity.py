@@ -9,6 +9,7 @@ import pandas
 from nsr.plots import ranking_stability, sensitivity_distribution, sensitivity_heat_map
 from nsr.plots.sensitivity import MEASURES
 from nsr.report.drawing import svg
+from nsr.report.facts import validation_attack
 from nsr.report.files import RunFiles
 from nsr.report.numbers import columns_of, rounded
 from nsr.report.parts import Cell, Figure, Section, Table
@@ -24,10 +25,11 @@ def section(run: RunFiles) -> Section | None:
     if layers.empty and after.empty:
         return None
     figures: list[Figure] = []
+    on = f"validation images, {validation_attack(run.run.settings)}"
     if len(layers):
-        figures += [_heat_map(layers, name, title) for name, title in MEASURES.items()]
-        figures += [_stability(layers)] if layers["epoch"].nunique() > 1 else []
-    figures += [] if before.empty else [_distribution(before, after, when)]
+        figures += [_heat_map(layers, name, title, on) for name, title in MEASURES.items()]
+        figures += [_stability(layers, on)] if layers["epoch"].nunique() > 1 else []
+    figures += [] if before.empty else [_distribution(before, after, when, on)]
     tables = [_table(before, after, when), _listed(after, when)]
     data = {"layers": columns_of(layers), "means": _means(before, after), "listed": columns_of(most(after))}
     model = run.run.settings.get("model")
@@ -54,7 +56,7 @@ def _sentence(before: pandas.DataFrame, after: pandas.DataFrame, when: str, weig
     first, last = (means_of(frame).mean() for frame in (before, after))
     text += f" “Before training” is the network with {weights}: it is no reference for robustness, and absolute "
     text += "sensitivity usually rises with the activations as a network learns. Read relative sensitivity beside it, "
-    text += "and compare with other trainings (nsr-compare). Means over layers: absolute "
+    text += "and compare with runs of other objectives (nsr-compare). Means over layers: absolute "
     text += f"{rounded(first['absolute'])} before training, {rounded(last['absolute'])} in {when}; relative "
     return text + f"{rounded(first['relative'])} and {rounded(last['relative'])}."
 
@@ -76,27 +78,27 @@ def most(frame: pandas.DataFrame) -> pandas.DataFrame:
     ]
 
 
-def _heat_map(layers: pandas.DataFrame, name: str, title: str) -> Figure:
+def _heat_map(layers: pandas.DataFrame, name: str, title: str, on: str) -> Figure:
     largest = "; right: the layer's largest value, to which its row is scaled"
-    return _map(svg(sensitivity_heat_map(layers, measures=[name])), layers, title, largest)
+    return _map(svg(sensitivity_heat_map(layers, measures=[name])), layers, title, on + largest)
 
 
-def _stability(layers: pandas.DataFrame) -> Figure:
+def _stability(layers: pandas.DataFrame, on: str) -> Figure:
     count = len(str(layers["most_sensitive"].iloc[0]).split())
     title = f"ranking: overlap of the {count} most sensitive neurons with the epoch before"
-    return _map(svg(ranking_stability(layers)), layers, title)
+    return _map(svg(ranking_stability(layers)), layers, title, on)
 
 
-def _map(image: str, layers: pandas.DataFrame, title: str, note: str = "") -> Figure:
+def _map(image: str, layers: pandas.DataFrame, title: str, on: str) -> Figure:
     rows = layers["layer"].nunique()
     alt = f"Heat map, a row for each of {rows} layers and a column for each epoch: {title}."
-    return Figure(image, alt, f"{title[0].upper()}{title[1:]}; validation images, validation attack{note}.")
+    return Figure(image, alt, f"{title[0].upper()}{title[1:]}; {on}.")
 
 
-def _distribution(before: pandas.DataFrame, after: pandas.DataFrame, when: str) -> Figure:
+def _distribution(before: pandas.DataFrame, after: pandas.DataFrame, when: str, on: str) -> Figure:
     alt = f"Distribution of absolute sensitivity over the neurons of each layer, before training and in {when}."
     caption = "Absolute sensitivity of the neurons of each layer: median, middle half (thick), 5 % to 95 % (thin); "
-    caption += "validation images, validation attack, logarithmic scale."
+    caption += f"{on}; logarithmic scale, with neurons that never move at its left end."
     return Figure(svg(sensitivity_distribution({"before training": before, when: after})), alt, caption)
 
 

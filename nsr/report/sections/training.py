@@ -11,6 +11,7 @@ from nsr.errors import fraction
 from nsr.plots import training_curves
 from nsr.plots.curves import ACCURACIES, has_values, loss_columns, spelled
 from nsr.report.drawing import svg
+from nsr.report.facts import validation_attack
 from nsr.report.files import RunFiles
 from nsr.report.numbers import columns_of, percent, rounded
 from nsr.report.parts import Cell, Figure, Section, Table
@@ -29,7 +30,7 @@ def section(run: RunFiles) -> Section | None:
     epsilon = ramped_epsilon(run.run.settings, frame["epoch"].tolist())
     paragraphs = [_sentence(frame, marks, run)]
     data = {"epochs": columns_of(frame), "epsilon": epsilon, **marks}
-    return Section(title, "training", paragraphs, list(_figures(frame, epsilon, marks)), [_table(frame)], data)
+    return Section(title, "training", paragraphs, list(_figures(frame, epsilon, marks, run)), [_table(frame)], data)
 
 
 def _resumed(run: RunFiles) -> list[int]:
@@ -40,9 +41,8 @@ def _resumed(run: RunFiles) -> list[int]:
 
 
 def _sentence(frame: pandas.DataFrame, marks: dict[str, Any], run: RunFiles) -> str:
-    attack = run.run.settings.get("validation_attack") or {}
-    by = f"PGD-{attack['steps']}" if type(attack.get("steps")) is int else "the validation attack"
-    text = f"Epoch 0 is the untrained network. Robust accuracy of validation images is under {by}; that of training"
+    by = validation_attack(run.run.settings)
+    text = f"Epoch 0 is before training. Robust accuracy of validation images is under {by}; that of training"
     text += " images is under the training attack, while the weights still change."
     best = frame[frame["epoch"] == marks["best_epoch"]]
     robust = "validation/robust_accuracy"
@@ -54,11 +54,14 @@ def _sentence(frame: pandas.DataFrame, marks: dict[str, Any], run: RunFiles) -> 
     return text
 
 
-def _figures(frame: pandas.DataFrame, epsilon: list[float | None] | None, marks: dict[str, Any]) -> Iterator[Figure]:
+def _figures(
+    frame: pandas.DataFrame, epsilon: list[float | None] | None, marks: dict[str, Any], run: RunFiles
+) -> Iterator[Figure]:
     """Yield the curves that have values."""
     if any(has_values(frame, name) for name in ACCURACIES):
         alt = f"Clean and robust accuracy over {len(frame) - 1} epochs; the numbers are in the table below."
-        caption = "Accuracy of each epoch, on training images and on all validation images."
+        caption = "Accuracy of each epoch, on training images and on all validation images (robust: "
+        caption += f"{validation_attack(run.run.settings)})."
         yield Figure(svg(training_curves(frame, **marks)), alt, caption)
     if names := loss_columns(frame):
         listed = ", ".join(spelled(name.removeprefix("train/")) for name in names)
