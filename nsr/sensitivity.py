@@ -133,11 +133,19 @@ def _positions(values: Tensor, over: Sequence[int]) -> int:
     return math.prod(values.shape[dim] for dim in over[1:])
 
 
+def _difference(clean: Tensor, adversarial: Tensor, precise: torch.dtype) -> Tensor:
+    """Return clean - adversarial in `precise`, in memory of its own."""
+    if clean.dtype == precise:
+        return clean - adversarial.to(precise)
+    return clean.to(precise).sub_(adversarial.to(precise))
+
+
 class _AbsoluteDifference(torch.autograd.Function):
     """sum |clean - adversarial| over all axes but the neurons', (neuron,), differences taken in `precise`.
 
     Autograd would keep a difference and its absolute value of every activation, in float32 for bfloat16 features. This
-    keeps the features, which the network's own backward pass keeps anyway.
+    keeps the features, which the network's own backward pass keeps anyway. In place, because fresh memory costs more
+    than the arithmetic.
     """
 
     generate_vmap_rule = True
@@ -146,23 +154,20 @@ class _AbsoluteDifference(torch.autograd.Function):
     def forward(
         clean: Tensor, adversarial: Tensor, over: list[int], precise: torch.dtype, dtype: torch.dtype | None
     ) -> Tensor:
-        if torch.promote_types(clean.dtype, adversarial.dtype) == precise:
-            difference = clean - adversarial
-        else:
-            difference = clean.to(precise).sub_(adversarial)  # half precision, cast exactly
-        return difference.abs_().sum(over, dtype=dtype)
+        return _difference(clean, adversarial, precise).abs_().sum(over, dtype=dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        clean, adversarial, ctx.over, *_ = inputs
+        clean, adversarial, ctx.over, ctx.precise, _ = inputs
         ctx.save_for_backward(clean, adversarial)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         clean, adversarial = ctx.saved_tensors
-        sign = (clean - adversarial).sign_()  # right in half precision too: a difference rounds to 0 only where it is 0
-        shape = [1 if dim in ctx.over else -1 for dim in range(clean.ndim)]
-        towards = sign * gradient.to(sign.dtype).view(shape)
+        sign = _difference(clean, adversarial, ctx.precise).sign_()
+        scale = gradient.to(ctx.precise).view([1 if dim in ctx.over else -1 for dim in range(clean.ndim)])
+        # a second derivative needs the sign
+        towards = sign * scale if torch.is_grad_enabled() else sign.mul_(scale)
         needs_clean, needs_adversarial, *_ = ctx.needs_input_grad
         of_clean = towards.to(clean.dtype) if needs_clean else None
         return of_clean, -towards.to(adversarial.dtype) if needs_adversarial else None, None, None, None

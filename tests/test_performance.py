@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from benchmarks.rounding import nudge
 from nsr.app.performance import resumed_choice
 from nsr.run.directory import changes
-from tests.conftest import TINY, job, made, read_json
+from tests.conftest import ROOT, TINY, job, made, read_json
 
 
 def test_performance_is_chosen_stored_and_taken_again():
@@ -59,3 +64,34 @@ def test_off_gives_the_metrics_of_before_there_was_a_choice(tmp_path):
     assert metrics["validation/robust_cross_entropy"] == pytest.approx(2.3261826038360596, rel=1e-6)
     accuracies = {name: metrics[f"test/{name}_accuracy"] for name in ("clean", "fgsm", "pgd")}
     assert accuracies == {"clean": 0.16, "fgsm": 0.062, "pgd": 0.088}
+
+
+FAULTS = """
+import resource, sys, torch
+from nsr.app.machine import keep_freed_memory
+print(keep_freed_memory() if sys.argv[1] == "keep" else False)
+def step():
+    kept = [torch.ones(2**20) for _ in range(20)]
+    return sum(each.sum() for each in kept)
+for _ in range(3): step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5): step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_freed_memory_is_kept_unless_the_user_has_settings_of_their_own():
+    def run(choice: str, **variables: str) -> tuple[str, int]:
+        others = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+        command = [sys.executable, "-c", FAULTS, choice]
+        done = subprocess.run(
+            command, env={**others, **variables}, cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        kept, faults = done.stdout.split()
+        return kept, int(faults)
+
+    (_, plain), (kept, few), (own, _) = run("plain"), run("keep"), run("keep", MALLOC_ARENA_MAX="2")
+    assert (kept, own) == ("True", "False")
+    assert few < plain / 2

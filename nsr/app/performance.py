@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nsr.app.instantiation import Settings
-from nsr.app.machine import on_gpus
+from nsr.app.machine import keep_freed_memory, on_gpus
 from nsr.attacks.folding import foldable_pairs
 from nsr.compat import is_batch_norm
 from nsr.evaluation.search import Search
@@ -47,9 +47,13 @@ def uses_channels_last(settings: Settings, net: nn.Module) -> bool:
 
 
 def choose_folding(settings: Settings, module: RobustClassifier, example: Tensor) -> None:
-    """Set the module's `folded_pairs` and the line `performance_note` on what was chosen and why."""
+    """Set the module's `folded_pairs` and the line `performance_note` on what was chosen and why.
+
+    On a CPU the process keeps its freed memory from now on, which changes no number.
+    """
     if settings.get("performance", "off") == "off":
         return
+    kept = "; freed memory kept for the next step" if not on_gpus(settings) and keep_freed_memory() else ""
     layout = "images stored channels-last" if uses_channels_last(settings, module.net) else "images in torch's layout"
     why = _not_folded(settings, module)
     if why is None:
@@ -58,7 +62,9 @@ def choose_folding(settings: Settings, module: RobustClassifier, example: Tensor
         norms = sum(is_batch_norm(each) for each in module.net.modules())
         why = f"training's attack folds {count} of {norms} BatchNorm layers into the layer before"
     faster = "; trainer.precision=bf16-mixed is faster here, less precise" if _offers_bf16(settings) else ""
-    module.performance_note = f"performance=auto: {layout}; {why} (numbers change by rounding; off: as written){faster}"
+    module.performance_note = (
+        f"performance=auto: {layout}; {why} (numbers change by rounding; off: as written){kept}{faster}"
+    )
 
 
 def choose_search(settings: Settings, module: RobustClassifier, example: Tensor) -> None:
