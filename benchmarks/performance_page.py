@@ -113,6 +113,43 @@ def _goal(name: str, value: float, goal: float, digits: int = 2) -> Sequence[str
     return [name, f"{value:.{digits}f}", f"{goal:.{digits}f}", f"{missed:.{digits}f}" if missed > 0 else "reached"]
 
 
+def evaluation() -> list[str]:
+    """Each attack beside its reference: robust images, other outcomes, and the ratio of processor times."""
+    lines = []
+    for row in rows("evaluation"):
+        reference = next(name for name in row["robust"] if name not in row["ratio"])
+        what = f"{row['title']}, Linf {row['epsilon']}, {row['network']}"
+        images = f"{row['images']}, {row['clean']} correct without attack"
+        for name, ratio in row["ratio"].items():
+            robust = f"{row['robust'][name]} / {row['robust'][reference]}"
+            different = ", ".join(map(str, row["different"][name])) or "none"
+            cells = [what, images, f"{name} / {reference}", robust, different, f"{ratio:.2f}"]
+            lines.append([*cells, str(len(row["processor_s"][name]))])
+    return table(["attack", "images", "beside", "robust images", "other outcomes", "time", "n"], lines)
+
+
+def speedrun() -> list[str]:
+    """Accuracy against training time of each run."""
+    lines = []
+    for row in rows("speedrun"):
+        accuracies = [f"{100 * row[f'{name}_accuracy']:.1f} %" for name in ("clean", "worst_case")]
+        cells = [row["data"], row["arm"], str(row["epochs"]), str(row["seed"]), f"{row['training_s']:.0f}"]
+        validated = f"{100 * row['validation_robust_accuracy']:.1f} %"
+        lines.append([*cells, validated, *accuracies, str(row["test_images"])])
+    columns = [
+        "data",
+        "recipe",
+        "epochs",
+        "seed",
+        "training, s",
+        "validation, PGD",
+        "clean",
+        "APGD-CE and -T",
+        "images",
+    ]
+    return table(columns, lines)
+
+
 def profile() -> list[str]:
     """The largest shares of a step's time by operation."""
     found = rows("telemetry")[-1]["profile"]
@@ -135,6 +172,7 @@ def page() -> str:
     """The text with its tables."""
     text = TEXT.read_text()
     parts = {"rounding": rounding, "peers": peers, "goals": goals, "profile": profile, "conditions": conditions}
+    parts |= {"evaluation": evaluation, "speedrun": speedrun}
     for name, make in parts.items():
         text = text.replace(f"{{{name}}}", "\n".join(make()))
     seeds = len(rows("rounding"))

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CyclicLR
 from benchmarks import recipes
 from nsr.app.composition import compose_checked
 from nsr.app.train import train
+from nsr.callbacks.checkpoints import PLACE
 from nsr.training.schedules import make_scheduler
 from tests.conftest import job
 from tests.data.test_sources import write_cifar
@@ -141,3 +142,26 @@ def test_the_page_is_made_from_the_recipes():
     assert recipes.PAGE.read_text() == recipes.page(recipes.PAGE.read_text())
     awp = recipes.cells(next(recipe for recipe in recipes.recipes() if recipe.name == "cifar10_trades_awp_wrn"))
     assert awp[1:6] == ["wrn_34_10", "trades + awp", "200 x 128", "0.1 piecewise, 0.0005", "85.36 / 56.17"]
+
+
+SPEEDRUNS = {"speedrun_fashion_mnist": [1, 1, 2, 3], "speedrun_cifar10": [1] * 7 + [1, 2, 2, 2, 3, 3, 3, 3]}
+
+
+@pytest.mark.parametrize("name", SPEEDRUNS)
+def test_a_speedrun_ends_with_all_steps(name):
+    config = composed(name)
+    ramp = instantiate(config.callbacks.steps_ramp)
+    ramp._steps = config.train_attack.steps
+    assert [ramp.steps(epoch) for epoch in range(config.trainer.max_epochs)] == SPEEDRUNS[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPEEDRUNS)
+def test_a_speedrun_trains(name, tmp_path, monkeypatch):
+    write_cifar(tmp_path, monkeypatch)
+    own = ["data=digits"] if name == "speedrun_fashion_mnist" else [f"data.root={tmp_path}", "data.download=false"]
+    own += ["trainer.max_epochs=2", "callbacks.steps_ramp.start=0", "callbacks.steps_ramp.epochs=1"]
+    train(job("train", tmp_path / "run", f"experiment={name}", *TINY, *own))
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["nsr_settings"]["trainer"]["precision"] == "bf16-mixed"
+    assert saved[PLACE]["epochs"] == 2
