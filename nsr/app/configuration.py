@@ -125,8 +125,8 @@ def _check_parts(settings: Mapping[str, Any], program: str) -> None:
         dotted(f"{place}._target_", part["_target_"])
         if part.get("_partial_") and place in ("data", "model", "trainer"):
             raise InputError(f"{place}._partial_ is true; {place} must be made, not its constructor: leave it out")
-    if program == "train" and not settings["test_attacks"]:
-        raise InputError("test_attacks is []; it must name what is tested at the end, such as [clean] or [clean,pgd]")
+    if not settings["test_attacks"] and not settings.get("corruptions"):
+        raise InputError("test_attacks is []; it must name what is tested, such as [clean] or [clean,pgd]")
 
 
 def _check_checks(checks: Any, allowed: tuple[str, ...]) -> None:

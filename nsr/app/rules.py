@@ -178,6 +178,17 @@ def shard(name: str, value: Any) -> tuple[int, int]:
     return int(number) - 1, int(count)
 
 
+def some_of(entry: Rule, example: str) -> Rule:
+    """Allow null, a value that the rule allows, or a list of them that is not empty."""
+
+    def rule(name: str, value: Any) -> list[Any]:
+        if value == []:
+            raise InputError(f"{name} is []; it must be a list such as {example}, or null")
+        return [entry(f"{name} entry", each) for each in as_list(value)]
+
+    return rule
+
+
 def name_or_image(name: str, value: Any) -> Any:
     """Allow the name of a row or the index of an image."""
     return check_number(name, value, lowest=0, whole=True) if isinstance(value, int) else word(name, value)
@@ -221,8 +232,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("train_attack.checkpoints", "test_attacks.transfer.checkpoints"), CHECKPOINTS),
     "evaluation.n_examples": optional(COUNT),
     "shard": optional(shard),
-    "only": lambda name, value: [name_or_image(f"{name} entry", entry) for entry in as_list(value)],
-    "merge": lambda name, value: [word(f"{name} entry", entry, "a folder") for entry in as_list(value)],
+    "only": some_of(name_or_image, "[pgd] or [17, 4023]"),
+    "merge": some_of(partial(word, form="a folder"), "[FOLDER]"),
     "evaluation.subset": choice("balanced", "first"),
     "evaluation.list_top": COUNT,
     "corruptions.names": optional(list_of(word, "[fog, snow]", filled=True)),

@@ -153,7 +153,8 @@ class RobustClassifier(pl.LightningModule):
         for place, part in {"objective": self.objective, "train_attack": attack}.items():
             if not getattr(part, "soft_labels", True):
                 raise InputError(
-                    f"{place} takes class indices alone ({dotted_name(part)}), but data.augmentation mixes labels; "
+                    f"{place} takes class indices alone ({dotted_name(part)} has no form for soft labels), but "
+                    "data.augmentation mixes labels; "
                     f"leave cutmix and mixup out, or choose another {place}"
                 )
 
