@@ -43,6 +43,10 @@ def check_settings(settings: Mapping[str, Any], program: str) -> None:
     for name, value in leaves.items():
         if value == "???":
             raise InputError(f"{name} is missing; give it on the command line: {name}=...")
+    for name, value in leaves.items():
+        inside = [rule for rule in RULES if rule.startswith(f"{name}.")]
+        if inside and not isinstance(value, Mapping) and (value is not None or name in NEEDED[program]):
+            raise InputError(f"{name} is {value!r}; it must be settings such as {inside[0]}")
     _check_parts(settings, program)
     for name, value in leaves.items():
         if name in RULES:

@@ -167,7 +167,7 @@ def tags(name: str, value: Any) -> list[str]:
 
 def as_list(value: Any) -> list[Any]:
     """Return a list as it is, null as the empty one, another value as its only entry."""
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def shard(name: str, value: Any) -> tuple[int, int]:
@@ -211,6 +211,7 @@ COUNT = number(lowest=1, whole=True)
 TRUTH = choice(True, False)
 PLACE = optional(partial(word, form="a path, or null"))
 CHECKPOINTS = list_of(partial(word, form="a path"), "[RUN/checkpoints/best.ckpt]", filled=True)
+ROBUSTBENCH = ("name", "authors", "link", "venue", "footnote")
 OF_NSR = "nsr sets it; leave it out"
 RULES: dict[str, Rule] = {
     "name": partial(text, longest=255),
@@ -218,8 +219,9 @@ RULES: dict[str, Rule] = {
     "seed": number(lowest=0, highest=2**32 - 1, whole=True),
     "layers": optional(patterns),
     "sweep_metrics": list_of(choice("robust_accuracy", "clean_accuracy"), "[robust_accuracy]", filled=True),
-    **dict.fromkeys(("allow_changed_config", "compile", "sync_batch_norm", "checks.enabled"), TRUTH),
-    **dict.fromkeys(("report", "pictures"), TRUTH),
+    **dict.fromkeys(
+        ("allow_changed_config", "compile", "sync_batch_norm", "checks.enabled", "report", "pictures"), TRUTH
+    ),
     **dict.fromkeys(("resume", "checkpoint", "evaluation.cache", "corruptions.root", "data.root", "data.extra"), PLACE),
     "channels_last": optional(choice(True, False, "auto")),
     # YAML reads a bare off as false
@@ -235,7 +237,8 @@ RULES: dict[str, Rule] = {
     "only": some_of(name_or_image, "[pgd] or [17, 4023]"),
     "merge": some_of(partial(word, form="a folder"), "[FOLDER]"),
     "evaluation.subset": choice("balanced", "first"),
-    "evaluation.list_top": COUNT,
+    **dict.fromkeys(("evaluation.list_top", "evaluation.robustbench.number_forward_passes"), COUNT),
+    **dict.fromkeys((f"evaluation.robustbench.{name}" for name in ROBUSTBENCH), optional(partial(text, longest=2_000))),
     "corruptions.names": optional(list_of(word, "[fog, snow]", filled=True)),
 }
 TRAINER: dict[str, Rule] = {
