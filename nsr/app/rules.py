@@ -132,7 +132,7 @@ def duration(name: str, value: Any) -> Any:
     """Allow a time above 0: DD:HH:MM:SS, or the arguments of a timedelta such as {hours: 2}."""
     parts = str(value).split(":") if isinstance(value, str) else []
     numbers = [float(part) for part in parts if part.isdecimal()] if len(parts) == 4 else []
-    if isinstance(value, dict) and set(value) <= set(TIMES):
+    if isinstance(value, dict) and set(value) <= {"weeks", "days", "hours", "minutes", "seconds"}:
         numbers = [entry for entry in value.values() if isinstance(entry, (int, float)) and 0 <= entry < float("inf")]
         parts = list(value.values())
     if value is not None and (len(numbers) < len(parts) or not any(numbers)):
@@ -206,12 +206,11 @@ def radii(name: str, value: Any) -> Any:
     return value
 
 
-TIMES = ("weeks", "days", "hours", "minutes", "seconds")
 COUNT = number(lowest=1, whole=True)
 TRUTH = choice(True, False)
 PLACE = optional(partial(word, form="a path, or null"))
 CHECKPOINTS = list_of(partial(word, form="a path"), "[RUN/checkpoints/best.ckpt]", filled=True)
-ROBUSTBENCH = ("name", "authors", "link", "venue", "footnote")
+LONG_TEXT = optional(partial(text, longest=2_000))
 OF_NSR = "nsr sets it; leave it out"
 RULES: dict[str, Rule] = {
     "name": partial(text, longest=255),
@@ -219,9 +218,8 @@ RULES: dict[str, Rule] = {
     "seed": number(lowest=0, highest=2**32 - 1, whole=True),
     "layers": optional(patterns),
     "sweep_metrics": list_of(choice("robust_accuracy", "clean_accuracy"), "[robust_accuracy]", filled=True),
-    **dict.fromkeys(
-        ("allow_changed_config", "compile", "sync_batch_norm", "checks.enabled", "report", "pictures"), TRUTH
-    ),
+    **dict.fromkeys(("allow_changed_config", "compile", "sync_batch_norm", "checks.enabled"), TRUTH),
+    **dict.fromkeys(("report", "pictures"), TRUTH),
     **dict.fromkeys(("resume", "checkpoint", "evaluation.cache", "corruptions.root", "data.root", "data.extra"), PLACE),
     "channels_last": optional(choice(True, False, "auto")),
     # YAML reads a bare off as false
@@ -238,7 +236,7 @@ RULES: dict[str, Rule] = {
     "merge": some_of(partial(word, form="a folder"), "[FOLDER]"),
     "evaluation.subset": choice("balanced", "first"),
     **dict.fromkeys(("evaluation.list_top", "evaluation.robustbench.number_forward_passes"), COUNT),
-    **dict.fromkeys((f"evaluation.robustbench.{name}" for name in ROBUSTBENCH), optional(partial(text, longest=2_000))),
+    **{f"evaluation.robustbench.{each}": LONG_TEXT for each in ("name", "authors", "link", "venue", "footnote")},
     "corruptions.names": optional(list_of(word, "[fog, snow]", filled=True)),
 }
 TRAINER: dict[str, Rule] = {
