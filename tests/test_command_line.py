@@ -52,6 +52,7 @@ TRAIN = [
     ("optimizer.lr=-1", "optimizer.lr is -1; it must be a number above 0"),
     ("epsilon=-0.1", "epsilon is -0.1; it must be a number at least 0"),
     ("train_attack.steps=0", "train_attack.steps is 0; it must be a whole number at least 1"),
+    ("train_attack.step_size=0", "step_size is 0; it must be above 0, or null: 2.5 * epsilon / steps"),
     ("train_attack.steps=true", "steps is True"),
     ("stabilizer.top=0", "stabilizer.top is 0"),
     ("stabilizer.batch_norm=frozn", "did you mean 'frozen'?"),
