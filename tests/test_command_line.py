@@ -178,6 +178,7 @@ CHECKPOINT = [  # beside the checkpoint of a run
     ("test_attacks=[autoattack] test_attacks.autoattack.attacks=[]", "attacks is [] and version 'standard'"),
     ("test_attacks=[corruptions] corruptions.root=x corruptions.severities=[]", "corruptions.severities is []"),
     ("test_attacks=[corruptions] corruptions.root=x corruptions.severities=[1,6]", "corruptions.severities entry is 6"),
+    ("data.classes=11", "data.classes is 11, but Digits has 10 classes and the network 10 outputs"),
     ("evaluation=3", "evaluation is 3; it must be settings such as evaluation.cache"),
     ("evaluation=null", "evaluation is None; it must be settings such as"),
     ("evaluation.robustbench=3", "evaluation.robustbench is 3; it must be settings such as"),
