@@ -13,6 +13,7 @@ import yaml
 from nsr.app.command_line import check_command_line, one_line_errors
 from nsr.app.composition import evaluation_directory
 from nsr.errors import InputError, RunStopped
+from nsr.evaluation.cache import ResultCache
 from tests.conftest import image_folder, rows
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +52,7 @@ TRAIN = [
     ("optimizer.lr=-1", "optimizer.lr is -1; it must be a number above 0"),
     ("epsilon=-0.1", "epsilon is -0.1; it must be a number at least 0"),
     ("train_attack.steps=0", "train_attack.steps is 0; it must be a whole number at least 1"),
+    ("train_attack.step_size=0", "step_size is 0; it must be above 0, or null: 2.5 * epsilon / steps"),
     ("train_attack.steps=true", "steps is True"),
     ("stabilizer.top=0", "stabilizer.top is 0"),
     ("stabilizer.batch_norm=frozn", "did you mean 'frozen'?"),
@@ -105,7 +107,9 @@ TRAIN = [
     ("callbacks=[epsilon_ramp] callbacks.epsilon_ramp.start=100", "the ramp never starts"),
     ("callbacks=[awp] objective=free", "objective=free"),
     ("+trainer.gradient_clip_val=1 objective=free", "makes its own optimizer steps"),
-    ("objective=mart objective.label_smoothing=0.1", "objective.label_smoothing: there is no such setting"),
+    ("objective=mart objective.label_smoothing=0.1", "published form for soft labels: leave it at 0"),
+    ("objective=mart data.augmentation=cutmix", "objective takes class indices alone"),
+    ("scheduler=warmup_piecewise scheduler.milestones=[]", "scheduler.milestones is []"),
     ("scheduler=warmup_cosine scheduler.warmup=60", "scheduler.warmup is 60, not shorter than the run of 60 epochs"),
     ("objective=trades train_attack=kept", "belong together"),
     ("objective=trades train_attack.random_start=false", "without random start"),
@@ -153,6 +157,9 @@ EVALUATE = [
     ("evaluation.subset=random", "evaluation.subset is 'random'"),
     ("test_attacks=[pdg]", "did you mean 'pgd'?"),
     ("checks.stop_on=[convergence] checks.enabled=false", "no check is evaluated"),
+    ("merge=[]", "merge is []; it must be a list such as [FOLDER], or null"),
+    ("only=[]", "only is []; it must be a list such as [pgd] or [17, 4023], or null"),
+    ("test_attacks=[]", "test_attacks is []; it must name what is tested"),
 ]
 INTERVENTIONS, CURVE = "analyses=[interventions] analysis.interventions", "test_attacks=[curve] test_attacks.curve"
 CHECKPOINT = [  # beside the checkpoint of a run
@@ -163,10 +170,23 @@ CHECKPOINT = [  # beside the checkpoint of a run
     (f"{INTERVENTIONS}.rankings=activation", "it must be one of activation, relative, conductance"),
     (f"{INTERVENTIONS}.n_random_sets=1", "n_random_sets is 1"),
     (f"{INTERVENTIONS}.fracions=[1]", "did you mean 'analysis.interventions.fractions'?"),
+    (f"{INTERVENTIONS}.layers=[]", "layers is []; it must be names or patterns of layers, or null"),
     (f"{INTERVENTIONS}.layers=[relu9]", "layers has 'relu9', which matches no hooked layer (did you mean 'relu4'?)"),
     ("analyses=[interventions] evaluation.n_examples=19", "the number of images is 19; interventions need 20 or more"),
     ("analyses=[interventions] trainer.devices=2", "trainer.devices is 2; analyses work on one"),
     ("analyses=[intervention]", "there is no such choice (did you mean 'interventions'?)"),
+    ("test_attacks=[autoattack] test_attacks.autoattack.attacks=[]", "attacks is [] and version 'standard'"),
+    ("test_attacks=[corruptions] corruptions.root=x corruptions.severities=[]", "corruptions.severities is []"),
+    ("test_attacks=[corruptions] corruptions.root=x corruptions.severities=[1,6]", "corruptions.severities entry is 6"),
+    ("data.classes=11", "data.classes is 11, but Digits has 10 classes and the network 10 outputs"),
+    ("evaluation=3", "evaluation is 3; it must be settings such as evaluation.cache"),
+    ("evaluation=null", "evaluation is None; it must be settings such as"),
+    ("evaluation.robustbench=3", "evaluation.robustbench is 3; it must be settings such as"),
+    ("evaluation.robustbench.number_forward_passes=x", "number_forward_passes is 'x'; it must be a whole number"),
+    ("evaluation.robustbench.name=[]", "evaluation.robustbench.name is []; it must be a text"),
+    ("evaluation.cache=/proc/x", "evaluation.cache is '/proc/x'; it cannot be made"),
+    ("evaluation.cache=/dev/null", "evaluation.cache is '/dev/null'; it cannot be made"),
+    (f"evaluation.cache={300 * 'a'}", "more than 255 bytes"),
     (f"{CURVE}.scales=[]", "test_attacks.curve.scales is []; it must be a list of different numbers"),
     (f"{CURVE}.scales=[0,1]", "test_attacks.curve.scales entry is 0; it must be a number above 0"),
     (f"{CURVE}.scales=[1,1]", "it must be a list of different numbers"),
@@ -245,6 +265,12 @@ def test_a_folder_without_test_images_is_refused_before_training(refused, folder
         path.rmdir() if path.is_dir() else path.unlink()
     (folder / "test").rmdir()
     assert "has no test" in refused("train", "data=image_folder", f"data.root={folder}")
+
+
+def test_a_cache_of_another_evaluation_is_refused_before_anything_is_made(refused, best, tmp_path):
+    ResultCache(tmp_path / "cache", {"seed": 5}, {})
+    text = refused("evaluate", best, "trainer.accelerator=cpu", f"evaluation.cache={tmp_path / 'cache'}")
+    assert "caches another evaluation" in text and "set evaluation.cache to another folder" in text
 
 
 def test_a_directory_that_holds_a_run(refused, trained):

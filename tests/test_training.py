@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 from reference import assert_bit_equal, counted_passes, fit
 from torch import nn
 from torch.nn import functional as F
@@ -106,13 +107,22 @@ def test_label_smoothing_is_of_the_loss_and_not_of_the_attack(kind):
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def precision_settings(precision):
+    """Of the Trainer; float16 with its loss scaling, which Lightning gives to GPUs alone, on the CPU."""
+    if precision != "16-mixed":
+        return {"precision": precision}
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_the_trainer_clips_the_norm_of_the_gradient(precision):
     steps = []
-    for settings in ({}, {"gradient_clip_val": 0.05}):
+    for clipping in ({}, {"gradient_clip_val": 0.05}):
+        settings = {**clipping, **precision_settings(precision)}
         module = module_of(AdversarialTraining(), stabilizer=SensitivityStabilizer())
         before = [weight.detach().clone() for weight in module.net.parameters()]
-        fit(module, [batch()], precision=precision, **settings)
+        fit(module, [batch()], **settings)
         moved = [weight.detach() - old for weight, old in zip(module.net.parameters(), before, strict=True)]
         steps.append(torch.cat([each.flatten() for each in moved]))
     free, clipped = steps

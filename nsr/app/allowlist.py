@@ -24,7 +24,7 @@ DEPTH = 20  # a run of ours has 3 levels, some 150 values and the names of its c
 LOADERS = {"weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path", "cache_dir"}
 LOADERS |= {f"pretrained_{name}" for name in ("cfg", "cfg_overlay", "strict", "filter_fn", "model_args")}
 LOADERS |= {"features_only", "weights_prefix", "new_head"}
-OF_THE_CLASSIFIER = ("normalization", "output")  # beside the network's own arguments
+OF_THE_CLASSIFIER = ("normalization", "output", "auxiliary")  # beside the network's own arguments
 FORWARDING = ("nsr.models.timm_model", "nsr.models.torchvision_model")  # pass further arguments on to the library
 
 

@@ -32,8 +32,8 @@ from nsr.data.corruptions import Corruptions
 from nsr.errors import InputError, check_choice, did_you_mean, named_arguments
 from nsr.layers import find_layers
 from nsr.models import Classifier
-from nsr.modes import network_mode
-from nsr.objectives import compute_terms
+from nsr.modes import network_mode, unchanged_buffers
+from nsr.objectives import auxiliary_inputs, compute_terms
 from nsr.run.processes import is_started_from_outside, observe
 from nsr.training.free import classifier_type
 from nsr.training.module import RobustClassifier
@@ -132,7 +132,19 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
     if module.mix is not None and isinstance(module.train_attack, GuardedAttack):  # it was tried on class indices
         with trial("train_attack", "the attack"), network_mode(net, "eval"):
             module.train_attack(net, example, labels, generator=torch.Generator().manual_seed(0))
-    module.train_metrics.add_terms([*terms, *(["stabilizer"] if module.stabilizer is not None else [])])
+    if net.auxiliary:
+        auxiliary_inputs(module.objective, values, {})
+        if settings.get("compile"):
+            raise InputError("compile is true, which auxiliary heads are not made for; leave it or model.auxiliary out")
+        with (
+            trial("model", "a pass in train mode"),
+            network_mode(net, "train"),
+            unchanged_buffers(net),
+            torch.no_grad(),
+        ):
+            net(example)
+    further = [*(f"auxiliary_{name}" for name in net.auxiliary), *(["stabilizer"] if module.stabilizer else [])]
+    module.train_metrics.add_terms([*terms, *further])
     if module.stabilizer is not None:
         with trial("stabilizer", "the stabilizer"):
             if hasattr(module.stabilizer, "check_features"):

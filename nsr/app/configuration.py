@@ -43,6 +43,10 @@ def check_settings(settings: Mapping[str, Any], program: str) -> None:
     for name, value in leaves.items():
         if value == "???":
             raise InputError(f"{name} is missing; give it on the command line: {name}=...")
+    for name, value in leaves.items():
+        inside = [rule for rule in RULES if rule.startswith(f"{name}.")]
+        if inside and not isinstance(value, Mapping) and (value is not None or name in NEEDED[program]):
+            raise InputError(f"{name} is {value!r}; it must be settings such as {inside[0]}")
     _check_parts(settings, program)
     for name, value in leaves.items():
         if name in RULES:
@@ -125,8 +129,8 @@ def _check_parts(settings: Mapping[str, Any], program: str) -> None:
         dotted(f"{place}._target_", part["_target_"])
         if part.get("_partial_") and place in ("data", "model", "trainer"):
             raise InputError(f"{place}._partial_ is true; {place} must be made, not its constructor: leave it out")
-    if program == "train" and not settings["test_attacks"]:
-        raise InputError("test_attacks is []; it must name what is tested at the end, such as [clean] or [clean,pgd]")
+    if not settings["test_attacks"] and not settings.get("corruptions"):
+        raise InputError("test_attacks is []; it must name what is tested, such as [clean] or [clean,pgd]")
 
 
 def _check_checks(checks: Any, allowed: tuple[str, ...]) -> None:

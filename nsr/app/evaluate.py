@@ -20,21 +20,17 @@ from nsr.app.build import build_trainer
 from nsr.app.job import Job, progress, run_test, started_job, write_config, write_machine
 from nsr.app.parts import (
     attack_identity,
+    cache_folder,
     choose_images,
     identity,
     merged_shards,
+    response,
     restarted,
     shard_identity,
     single_images,
 )
 from nsr.evaluation import report
-from nsr.evaluation.cache import (
-    RESPONSE_IMAGES,
-    ResultCache,
-    fingerprint,
-    fitting_cache,
-    network_response,
-)
+from nsr.evaluation.cache import ResultCache, fingerprint, fitting_cache
 from nsr.evaluation.corrupted import CorruptionAccuracy, corruption_metrics, measure_corruptions
 from nsr.evaluation.curve import write_curve, write_distances
 from nsr.evaluation.image_table import write_classes, write_images
@@ -164,10 +160,7 @@ def _analysis_context(job: Job, directory: Path, device: torch.device) -> Analys
 
 def _cache(job: Job, directory: Path, part: str = "") -> ResultCache:
     """The cached results of this evaluation, or of a corruption: the same command finds them again."""
-    settings, images = job.settings, job.data.test_set
-    evaluation, attacks = identity(job), attack_identity(job)
-    first = torch.stack([images[index][0] for index in range(min(RESPONSE_IMAGES, len(images)))])
-    response = network_response(job.module.net, first)
-    if settings["evaluation"]["cache"] is not None:
-        return ResultCache(Path(settings["evaluation"]["cache"]) / part, evaluation, attacks, response)
-    return fitting_cache(directory.parent / "cache" / fingerprint(evaluation)[:12], evaluation, attacks, response)
+    evaluation, attacks, found = identity(job), attack_identity(job), response(job)
+    if (folder := cache_folder(job)) is not None:
+        return ResultCache(folder / part, evaluation, attacks, found)
+    return fitting_cache(directory.parent / "cache" / fingerprint(evaluation)[:12], evaluation, attacks, found)

@@ -9,7 +9,6 @@ import logging
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -47,7 +46,7 @@ from nsr.models.normalization import Normalization
 from nsr.models.preprocessing import unlike_published
 from nsr.models.weights import read_checkpoint
 from nsr.run.directory import OWN, read_yaml, recorded_status
-from nsr.run.files import SCHEMA, write_json, write_text
+from nsr.run.files import SCHEMA, check_can_be_made, write_json, write_text
 from nsr.run.own import commit, remember
 from nsr.run.plain_text import printable
 from nsr.run.processes import global_rank
@@ -59,7 +58,6 @@ ELSEWHERE = (
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
     "hydra_plugins.hydra_ray_launcher",
 )
-LONGEST_NAME = 255  # of a folder, in bytes, on the file systems in use
 _ready: list[Job] = []  # of this process, for the job with the same settings
 
 
@@ -198,26 +196,7 @@ def _check_directory(config: DictConfig, program: str, is_sweep: bool) -> Path:
     """Return the run directory; InputError where it cannot be made."""
     name = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
     directory = selected_directory(config, name)
-    if any(len(os.fsencode(part)) > LONGEST_NAME for part in directory.parts):
-        raise InputError(f"{name} has a folder name of more than {LONGEST_NAME} bytes; give a shorter one")
-    try:
-        parent = next(folder for folder in (directory, *directory.parents) if folder.exists())
-        is_writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
-    except (OSError, RuntimeError) as error:  # a loop of links
-        raise InputError(f"{name} is {str(directory)!r}; it cannot be made ({error}): give another folder") from error
-    if is_writable and not directory.exists():  # what the permissions do not say, as in /proc
-        try:
-            trial = Path(tempfile.mkdtemp(dir=parent))
-            trial.rmdir()
-        except OSError as error:
-            raise InputError(
-                f"{name} is {str(directory)!r}; it cannot be made: {parent} takes no folder ({error.strerror})"
-            ) from error
-    links = [folder for folder in (directory, *directory.parents) if folder.is_symlink()]
-    broken = next((link for link in links if not link.exists()), None)
-    if not is_writable or broken is not None:
-        why = f"{parent} is not writable" if broken is None else f"{broken} is a link to nothing"
-        raise InputError(f"{name} is {str(directory)!r}; it cannot be made: {why}; give another folder")
+    check_can_be_made(name, directory)
     if program == "evaluate" and (directory / "metrics.csv").exists():
         raise InputError(f"{name} is {str(directory)!r}, which already holds a run; give another folder")
     return directory

@@ -55,6 +55,7 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
     own = dict(settings["model"])
     choice, weights, output = own.pop("normalization", None), own.pop("weights", None), own.pop("output", None)
     prefix, new_head = own.pop("weights_prefix", None), own.pop("new_head", False)
+    auxiliary = own.pop("auxiliary", None)
     if new_head and weights is None:
         raise InputError(
             "model.new_head is true without model.weights; it keeps all but the last layer of model.weights=FILE"
@@ -75,7 +76,7 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
     name, data = torchvision_name(factory, own), (description.mean, description.std)
     run = read_run_checkpoint(weights) if weights is not None else None
     normalization = find_normalization(choice, net, name, run, data=data, file=weights)
-    classifier = Classifier(net, *normalization.constants, output=output)
+    classifier = Classifier(net, *normalization.constants, output=output, auxiliary=auxiliary)
     classifier.normalization = normalization
     classifier.published_sizes = published_sizes(name, net) if weights is not None and run is None else {}
     return classifier

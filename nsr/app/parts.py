@@ -12,7 +12,15 @@ from nsr import __version__
 from nsr.app.performance import uses_channels_last
 from nsr.app.rules import as_list, shard
 from nsr.errors import InputError, check_choice
-from nsr.evaluation.cache import by_content, fingerprint, network_fingerprint
+from nsr.evaluation.cache import (
+    RESPONSE_IMAGES,
+    Response,
+    by_content,
+    check_cache,
+    fingerprint,
+    network_fingerprint,
+    network_response,
+)
 from nsr.evaluation.curve import expanded
 from nsr.evaluation.masking_checks import PROBES
 from nsr.evaluation.shards import read_shards
@@ -32,6 +40,22 @@ def check_parts(job: Job) -> None:
         job.data.test_dataloader()
     if settings["merge"]:
         merged_shards(job)
+    if (folder := cache_folder(job)) is not None and not single_images(job):
+        choose_images(job)
+        check_cache(folder, identity(job), response(job))
+
+
+def cache_folder(job: Job) -> Path | None:
+    """Return the folder in evaluation.cache, None where it is left open."""
+    folder = job.settings["evaluation"]["cache"]
+    return None if folder is None else Path(get_original_cwd(), folder).expanduser()
+
+
+def response(job: Job) -> Response:
+    """Return what the network gives on the first test images; after `choose_images`."""
+    images = job.data.test_set
+    first = torch.stack([images[index][0] for index in range(min(RESPONSE_IMAGES, len(images)))])
+    return network_response(job.module.net, first)
 
 
 def single_images(job: Job) -> list[int]:

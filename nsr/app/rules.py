@@ -132,7 +132,7 @@ def duration(name: str, value: Any) -> Any:
     """Allow a time above 0: DD:HH:MM:SS, or the arguments of a timedelta such as {hours: 2}."""
     parts = str(value).split(":") if isinstance(value, str) else []
     numbers = [float(part) for part in parts if part.isdecimal()] if len(parts) == 4 else []
-    if isinstance(value, dict) and set(value) <= set(TIMES):
+    if isinstance(value, dict) and set(value) <= {"weeks", "days", "hours", "minutes", "seconds"}:
         numbers = [entry for entry in value.values() if isinstance(entry, (int, float)) and 0 <= entry < float("inf")]
         parts = list(value.values())
     if value is not None and (len(numbers) < len(parts) or not any(numbers)):
@@ -167,7 +167,7 @@ def tags(name: str, value: Any) -> list[str]:
 
 def as_list(value: Any) -> list[Any]:
     """Return a list as it is, null as the empty one, another value as its only entry."""
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def shard(name: str, value: Any) -> tuple[int, int]:
@@ -176,6 +176,17 @@ def shard(name: str, value: Any) -> tuple[int, int]:
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise InputError(f"{name} is {value!r}; it must be NUMBER/COUNT from 1/COUNT to COUNT/COUNT, such as 3/16")
     return int(number) - 1, int(count)
+
+
+def some_of(entry: Rule, example: str) -> Rule:
+    """Allow null, a value that the rule allows, or a list of them that is not empty."""
+
+    def rule(name: str, value: Any) -> list[Any]:
+        if value == []:
+            raise InputError(f"{name} is []; it must be a list such as {example}, or null")
+        return [entry(f"{name} entry", each) for each in as_list(value)]
+
+    return rule
 
 
 def name_or_image(name: str, value: Any) -> Any:
@@ -195,11 +206,11 @@ def radii(name: str, value: Any) -> Any:
     return value
 
 
-TIMES = ("weeks", "days", "hours", "minutes", "seconds")
 COUNT = number(lowest=1, whole=True)
 TRUTH = choice(True, False)
 PLACE = optional(partial(word, form="a path, or null"))
 CHECKPOINTS = list_of(partial(word, form="a path"), "[RUN/checkpoints/best.ckpt]", filled=True)
+LONG_TEXT = optional(partial(text, longest=2_000))
 OF_NSR = "nsr sets it; leave it out"
 RULES: dict[str, Rule] = {
     "name": partial(text, longest=255),
@@ -221,10 +232,11 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("train_attack.checkpoints", "test_attacks.transfer.checkpoints"), CHECKPOINTS),
     "evaluation.n_examples": optional(COUNT),
     "shard": optional(shard),
-    "only": lambda name, value: [name_or_image(f"{name} entry", entry) for entry in as_list(value)],
-    "merge": lambda name, value: [word(f"{name} entry", entry, "a folder") for entry in as_list(value)],
+    "only": some_of(name_or_image, "[pgd] or [17, 4023]"),
+    "merge": some_of(partial(word, form="a folder"), "[FOLDER]"),
     "evaluation.subset": choice("balanced", "first"),
-    "evaluation.list_top": COUNT,
+    **dict.fromkeys(("evaluation.list_top", "evaluation.robustbench.number_forward_passes"), COUNT),
+    **{f"evaluation.robustbench.{each}": LONG_TEXT for each in ("name", "authors", "link", "venue", "footnote")},
     "corruptions.names": optional(list_of(word, "[fog, snow]", filled=True)),
 }
 TRAINER: dict[str, Rule] = {

@@ -106,6 +106,8 @@ class GradientAttack:
         self.epsilon = check_epsilon("epsilon", epsilon, norm=norm)
         self.steps = check_number("steps", steps, lowest=0, whole=True)
         self.step_size = step_size
+        if self.step_size == 0 < self.epsilon and self.steps > 0:
+            raise InputError(f"step_size is {step_size!r}; it must be above 0, or null: 2.5 * epsilon / steps")
         self.random_start = check_choice("random_start", random_start, (True, False, "gaussian"))
         self.projection = check_choice("projection", projection, (True, False))
         if noise is None:

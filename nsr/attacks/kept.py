@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nsr.attacks.balls import BALLS, ascended
-from nsr.errors import check_choice, check_epsilon, check_number, fraction
+from nsr.errors import InputError, check_choice, check_epsilon, check_number, fraction
 from nsr.randomness import Generators
 
 
@@ -28,6 +28,8 @@ class KeptPerturbation:
         self.epsilon = check_epsilon("epsilon", epsilon, norm=norm)
         step_size = self.epsilon if step_size is None else fraction("step_size", step_size)
         self.step_size = float(check_number("step_size", step_size, lowest=0))
+        if self.step_size == 0 < self.epsilon:
+            raise InputError("step_size is 0; it must be above 0, or null: epsilon")
         self.scale = 1.0  # of epsilon and step size: the value that a ramp changes
         self.restores_network = True
         self.perturbation: Tensor | None = None  # (largest batch so far, channel, height, width)

@@ -113,7 +113,7 @@ class AutoAttack(ThirdParty):
     ):
         super().__init__(epsilon, norm, NORMS)
         self.version = check_choice("version", version, VERSIONS)
-        if (version == "custom") != bool(attacks):
+        if (version == "custom") != bool(attacks) or attacks == []:
             raise InputError(
                 f"attacks is {attacks!r} and version {version!r}; version 'custom' needs attacks, the others take none"
             )

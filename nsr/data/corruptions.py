@@ -17,7 +17,7 @@ from nsr.data.batches import stratified_split
 from nsr.data.decoding import Preprocessing, lazy_images
 from nsr.data.image_folder import class_names, list_images, some
 from nsr.data.images import LazyImages, TensorImages
-from nsr.errors import InputError, did_you_mean, one_line
+from nsr.errors import InputError, check_number, did_you_mean, one_line
 
 SEVERITIES = 5
 LAYOUT = "it must contain labels.npy and CORRUPTION.npy (CIFAR-10-C), or CORRUPTION/SEVERITY/CLASS/IMAGE (ImageNet-C)"
@@ -49,6 +49,11 @@ class Corruptions:
         subset: str = "balanced",
         split_seed: int = 0,
     ) -> None:
+        if not isinstance(severities, (list, tuple)) or not severities or len(set(severities)) < len(severities):
+            form = "it must be a list of different numbers from 1 to 5, at least one"
+            raise InputError(f"corruptions.severities is {severities!r}; {form}")
+        for each in severities:
+            check_number("corruptions.severities entry", each, lowest=1, highest=SEVERITIES, whole=True)
         self.root, self.severities, self.classes = Path(root).expanduser(), list(severities), list(classes)
         self.channels, self.image_size = channels, image_size
         self.n_examples, self.subset, self.split_seed = n_examples, subset, split_seed

@@ -131,6 +131,10 @@ class ImageData(pl.LightningDataModule):
         names = self.matched.names
         self._check_class_count(tuple(self.class_names), self.title)
         if self.class_order is not None:
+            counts = {None, len(self.class_names), len(names)}  # of the data's own classes, and of the outputs
+            if self.class_names and self.classes not in counts:
+                got = f"data.classes is {self.classes}, but {self.title} has {len(self.class_names)} classes"
+                raise InputError(f"{got} and the network {len(names)} outputs; leave data.classes out to use them")
             self.classes = len(names)
         return DataDescription(
             channels=self.channels,

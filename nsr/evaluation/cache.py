@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from nsr.errors import InputError, check_finite_logits
 from nsr.modes import frozen_parameters, full_precision, network_mode, unchanged_buffers
 from nsr.randomness import seeded
-from nsr.run.files import write_json
+from nsr.run.files import check_can_be_made, write_json
 
 RESPONSE_IMAGES = 8
 TOLERANCE = 1e-4  # of the largest logit or gradient: other machines round differently
@@ -77,6 +77,13 @@ class ResultCache:
     def write(self, attack: str, batch: str, result: Any) -> None:
         """Cache the result of a batch."""
         _write(self.places[attack] / f"{batch}.json", result)
+
+
+def check_cache(folder: Path, identity: Mapping[str, Any], response: Response) -> None:
+    """Raise InputError where a `ResultCache` could not be made in the folder; nothing is made."""
+    check_can_be_made("evaluation.cache", folder.absolute())
+    if (written := _read(folder / "evaluation.json")) is not None:
+        _check_same(written, identity, response, folder)
 
 
 def fitting_cache(

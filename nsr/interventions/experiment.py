@@ -85,6 +85,8 @@ class Interventions:
         internal_batch_size: int = 256,
         seed: int = 0,
     ):
+        if layers is not None and not layers:
+            raise InputError(f"layers is {layers!r}; it must be names or patterns of layers, or null for all")
         self.layers = None if layers is None else as_list(layers)
         advice = "a fraction of the layer's neurons"
         self.fractions: list[float] = [

@@ -57,8 +57,11 @@ class Classifier(nn.Module):
         net: normalized images -> logits (batch, class), or a tuple, mapping or dataclass that contains them.
         mean, std: the data set's constants as `Normalize` takes them; both None: `net` takes pixels as they are.
         output: index or key of the logits where `net` returns more than a tensor, see `select_output`.
+        auxiliary: {index or key of the logits of a head for training alone: weight of its loss}. A pass in train mode
+            leaves them in `auxiliary_logits`, in this order.
     Errors:
-        InputError: only one of mean and std is given, or `Normalize` refuses them.
+        InputError: only one of mean and std is given, or `Normalize` refuses them; no such weights; in train mode, no
+            such output.
     """
 
     normalization: Any = None  # where mean and std come from, see nsr.models.normalization
@@ -71,16 +74,31 @@ class Classifier(nn.Module):
         std: Iterable[float] | None = None,
         *,
         output: int | str | None = None,
+        auxiliary: Mapping[int | str, float] | None = None,
     ) -> None:
         super().__init__()
         if (mean is None) != (std is None):
             raise InputError(f"mean is {mean} and std is {std}; give both, or neither for no normalization")
         self.normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std)
         self.net, self.output = net, output
+        if not isinstance(auxiliary or {}, Mapping):
+            raise InputError(
+                f"model.auxiliary is {auxiliary!r}; it must be {{OUTPUT: WEIGHT}}, such as {{aux_logits: 0.4}}"
+            )
+        self.auxiliary = dict(auxiliary or {})
+        for key, weight in self.auxiliary.items():
+            check_number(f"model.auxiliary.{key}", weight, above=0)
+        self.auxiliary_logits: list[Tensor] = []  # (batch, class) each, of the latest pass in train mode
 
     def forward(self, images: Tensor) -> Tensor:
         """(batch, channel, height, width), pixels in [0, 1] -> logits (batch, class)."""
-        return select_output(self.net(self.normalize(images)), self.output)
+        result = self.net(self.normalize(images))
+        if self.auxiliary and self.training:
+            if isinstance(result, Tensor):
+                keys = ", ".join(map(str, self.auxiliary))
+                raise InputError(f"model.auxiliary has {keys}, but the network returns its logits alone in train mode")
+            self.auxiliary_logits = [select_output(result, key) for key in self.auxiliary]
+        return select_output(result, self.output)
 
 
 def select_output(result: Any, output: int | str | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Training objectives: the equation, its source, its terms. Any callable may stand beside them."""
 
 from nsr.objectives.adversarial import AdversarialTraining, Free, LogitPairing, Natural
-from nsr.objectives.interface import INPUTS, compute_terms, required_inputs, required_views
+from nsr.objectives.interface import INPUTS, auxiliary_inputs, compute_terms, required_inputs, required_views
 from nsr.objectives.mart import Mart
 from nsr.objectives.trades import Trades
 
@@ -13,6 +13,7 @@ __all__ = [
     "Mart",
     "Natural",
     "Trades",
+    "auxiliary_inputs",
     "compute_terms",
     "required_inputs",
     "required_views",

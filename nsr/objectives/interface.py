@@ -96,6 +96,21 @@ def compute_terms(objective: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor
     return dict(terms)
 
 
+def auxiliary_inputs(objective: Any, inputs: Mapping[str, Any], logits: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the inputs of an objective with the logits {view: (batch, class)} of an auxiliary head.
+
+    Errors:
+        InputError: the objective takes more than logits and labels, so that the head gives it no loss of its own.
+    """
+    names = required_inputs(objective)
+    if not set(names) <= {"clean_logits", "adversarial_logits", "labels"} or names == ("labels",):
+        why = "an auxiliary head has logits alone"
+        raise InputError(
+            f"model.auxiliary: the objective {_name(objective)} takes {', '.join(names)}; {why}: leave it out"
+        )
+    return {**inputs, **{f"{view}_logits": value for view, value in logits.items()}}
+
+
 def _name(objective: Any) -> str:
     while isinstance(objective, functools.partial):
         objective = objective.func

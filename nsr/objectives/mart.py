@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from nsr.errors import check_number
+from nsr.errors import InputError, check_number
 from nsr.losses import boosted_cross_entropy, kl_divergence
 
 
@@ -21,12 +21,16 @@ class Mart:
 
     Args:
         weight: of the divergence.
+        label_smoothing: 0 alone; another is refused with the reason.
     """
 
     soft_labels = False  # the boosted cross-entropy has no published form for class probabilities
 
-    def __init__(self, *, weight: float = 5.0):
+    def __init__(self, *, weight: float = 5.0, label_smoothing: float = 0.0):
         self.weight = check_number("objective.weight", weight, lowest=0)
+        if check_number("objective.label_smoothing", label_smoothing, lowest=0, highest=1):
+            why = "MART's boosted cross-entropy has no published form for soft labels"
+            raise InputError(f"objective.label_smoothing is {label_smoothing}; {why}: leave it at 0")
 
     def __call__(self, adversarial_logits: Tensor, clean_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         wrong = 1 - F.softmax(clean_logits, dim=1).gather(1, labels[:, None])[:, 0]

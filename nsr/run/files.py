@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,32 @@ COMPRESSED = f"{SENSITIVITIES}.gz"
 COMPRESSED_FROM = 1_000_000  # rows, some 65 MB as text
 LARGEST_MEMBER = 2**28  # bytes of text, of one epoch
 BLOCK = 2**20
+LONGEST_NAME = 255  # of a folder, in bytes, on the file systems in use
 SENSITIVITY_COLUMNS = ("epoch", "layer", "neuron", "absolute", "relative", "mean_activation")
+
+
+def check_can_be_made(name: str, directory: Path) -> None:
+    """Raise InputError where a folder, the absolute path in the setting `name`, is not there and cannot be made."""
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in directory.parts):
+        raise InputError(f"{name} has a folder name of more than {LONGEST_NAME} bytes; give a shorter one")
+    try:
+        parent = next(folder for folder in (directory, *directory.parents) if folder.exists())
+        is_writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise InputError(f"{name} is {str(directory)!r}; it cannot be made ({error}): give another folder") from error
+    if is_writable and not directory.exists():  # what the permissions do not say, as in /proc
+        try:
+            trial = Path(tempfile.mkdtemp(dir=parent))
+            trial.rmdir()
+        except OSError as error:
+            raise InputError(
+                f"{name} is {str(directory)!r}; it cannot be made: {parent} takes no folder ({error.strerror})"
+            ) from error
+    links = [folder for folder in (directory, *directory.parents) if folder.is_symlink()]
+    broken = next((link for link in links if not link.exists()), None)
+    if not is_writable or broken is not None:
+        why = f"{parent} is not writable" if broken is None else f"{broken} is a link to nothing"
+        raise InputError(f"{name} is {str(directory)!r}; it cannot be made: {why}; give another folder")
 
 
 def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -23,13 +23,14 @@ from nsr.layers import Layer
 from nsr.metrics.epoch import EpochResult, TrainingMetrics, ValidationMetrics
 from nsr.metrics.sensitivity import network_sums
 from nsr.modes import batch_norm_mode, full_precision
-from nsr.objectives import Natural, compute_terms, required_inputs, required_views
+from nsr.objectives import Natural, auxiliary_inputs, compute_terms, required_inputs, required_views
 from nsr.randomness import draw_seed
 from nsr.training.optimizers import make_optimizer
 from nsr.training.schedules import make_scheduler
 
 Attack = Callable[..., Tensor]  # attack(net, images, labels, generator=...) -> images
-Passes = tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]  # {view: logits}, {view: {layer: features}}
+# {view: logits}, {view: {layer: features}}, {view: logits of each auxiliary head}
+Passes = tuple[dict[str, Tensor], dict[str, dict[str, Tensor]], dict[str, list[Tensor]]]
 STEPS_BETWEEN_CHECKS = 50  # of whether the loss is finite, which waits for the device
 
 
@@ -153,7 +154,8 @@ class RobustClassifier(pl.LightningModule):
         for place, part in {"objective": self.objective, "train_attack": attack}.items():
             if not getattr(part, "soft_labels", True):
                 raise InputError(
-                    f"{place} takes class indices alone ({dotted_name(part)}), but data.augmentation mixes labels; "
+                    f"{place} takes class indices alone ({dotted_name(part)} has no form for soft labels), but "
+                    "data.augmentation mixes labels; "
                     f"leave cutmix and mixup out, or choose another {place}"
                 )
 
@@ -216,8 +218,8 @@ class RobustClassifier(pl.LightningModule):
 
     def _loss(self, views: Mapping[str, Tensor], labels: Tensor) -> Tensor:
         """Sum the terms of objective and stabilizer, and record them; weighted for the mean over processes."""
-        logits, features = self._passes(views, stabilized=self.stabilizes)
-        terms = self._terms(views, labels, logits, features)
+        logits, features, auxiliary = self._passes(views, stabilized=self.stabilizes)
+        terms = self._terms(views, labels, logits, features, auxiliary)
         if self.stabilizes:
             terms["stabilizer"] = self.stabilizer(features["clean"], features["adversarial"])
         loss = torch.stack(list(terms.values())).sum()
@@ -232,26 +234,36 @@ class RobustClassifier(pl.LightningModule):
         terms = self._terms(views, labels, *self._passes(views, stabilized=False))
         return self.batch_weight * torch.stack(list(terms.values())).sum()
 
-    def _terms(self, views: Mapping[str, Tensor], labels: Tensor, logits: Any, features: Any) -> dict[str, Tensor]:
-        """Compute the objective's terms from everything that it may ask for."""
+    def _terms(
+        self, views: Mapping[str, Tensor], labels: Tensor, logits: Any, features: Any, auxiliary: Any
+    ) -> dict[str, Tensor]:
+        """Compute the objective's terms from everything that it may ask for, and its loss on each auxiliary head."""
         inputs: dict[str, Any] = {"labels": labels, "net": self.net}
         for kind, values in (("images", views), ("logits", logits), ("features", features)):
             inputs |= {f"{view}_{kind}": value for view, value in values.items()}
-        return compute_terms(self.objective, inputs)
+        terms = compute_terms(self.objective, inputs)
+        for number, (name, weight) in enumerate(getattr(self.net, "auxiliary", {}).items()):
+            own = auxiliary_inputs(self.objective, inputs, {view: heads[number] for view, heads in auxiliary.items()})
+            terms[f"auxiliary_{name}"] = weight * torch.stack([*compute_terms(self.objective, own).values()]).sum()
+        return terms
 
     def _passes(self, views: Mapping[str, Tensor], *, stabilized: bool) -> Passes:
         """Make one pass for each view of the objective and, where `stabilized`, of the stabilizer."""
         logits: dict[str, Tensor] = {}
         features: dict[str, dict[str, Tensor]] = {}
+        auxiliary: dict[str, list[Tensor]] = {}
         for view in self.views:
             logits[view], features[view] = self.train_extractor(views[view])
+            auxiliary[view] = getattr(self.net, "auxiliary_logits", [])
         handling = getattr(self.stabilizer, "batch_norm", "batch")
         # the stabilizer's passes last, so that their random draws disturb no other, and without a trace in BatchNorm
         for view in [view for view in ("clean", "adversarial") if stabilized and view not in features]:
             gradient = view == "adversarial" or getattr(self.stabilizer, "gradient_through_clean", True)
             with batch_norm_mode(self.net, handling), torch.set_grad_enabled(gradient):
                 _, features[view] = self.train_extractor(views[view])
-        return logits, features
+        if any(auxiliary.values()):
+            self.net.auxiliary_logits = []  # type: ignore[assignment]  # their graphs end with this step
+        return logits, features, auxiliary
 
     def on_train_start(self) -> None:
         self.train_metrics.not_finite = self.train_metrics.not_finite.to(self.device)

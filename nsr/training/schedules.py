@@ -122,7 +122,7 @@ class WarmUpPiecewise(WarmUp):
     ):
         lengths = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
         self.gamma = check_number("scheduler.gamma", gamma, above=0, highest=1)
-        if not isinstance(milestones, (list, tuple)):
+        if not isinstance(milestones, (list, tuple)) or not milestones:
             raise InputError(f"scheduler.milestones is {milestones!r}; it must be a list such as [0.5, 0.75]")
         self.milestones = [n_steps("scheduler.milestones entry", each, **lengths) for each in milestones]
         if self.milestones != sorted(self.milestones):
