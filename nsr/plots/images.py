@@ -83,7 +83,7 @@ def _name(class_names: Sequence[str], index: int) -> str:
 def _neuron(name: object) -> str:
     """Put a layer's name, of which the end matters most, above what follows it."""
     layer, *rest = str(name).split(" ", 1)
-    return "\n".join([layer if len(layer) <= 12 else f"…{layer[-10:]}", *rest])
+    return "\n".join([layer if len(layer) <= 14 else f"…{layer[-10:]}", *rest])
 
 
 @plot
@@ -249,7 +249,7 @@ def top_images(
         board.text("receptive fields", beside + most * cell + GAP, 0)
     for row, (name, own) in enumerate(zip(names, images, strict=True)):
         y, own = top + row * block, array(own)
-        board.text(_neuron(name), 0, y + LINE)
+        board.text(_neuron(name), 0, y + LINE, fontsize=5.8)
         for column, image in enumerate(own):
             board.text(rounded(values[row][column]), beside + column * cell, y, fontsize=5.5)
             box = boxes[row][column] if boxes else None
@@ -293,7 +293,7 @@ def landscape(
         if number >= len(losses):
             axes.set_axis_off()
             continue
-        own = losses[number]
+        own = losses[number] + 0.0  # no -0
         axes.imshow(own, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis", interpolation="nearest")
         if correct is not None:
             y, x = numpy.nonzero(~array(correct)[number].astype(bool))
