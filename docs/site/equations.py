@@ -10,7 +10,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 BLOCK = re.compile(r"^```math\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-POINTS = 11
+POINTS, EM = (
+    11,
+    9.5,
+)  # of the drawing, and what counts as one em of the page: its letters are smaller than those of text
 NAMES = {"text.parse_math": True, "mathtext.fontset": "stix", "svg.fonttype": "path", "svg.hashsalt": "nsr"}
 
 
@@ -41,7 +44,7 @@ def _svg(tex: str) -> str:
         flags=re.DOTALL,
     )
     width, height = (float(re.search(rf'<svg [^>]*{side}="([\d.]+)pt"', text)[1]) for side in ("width", "height"))
-    size = f'style="width: {width / POINTS:.3f}em; height: {height / POINTS:.3f}em" aria-hidden="true"'
+    size = f'style="width: {width / EM:.3f}em; height: {height / EM:.3f}em" aria-hidden="true"'
     text = re.sub(
         r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>",
         rf'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" \1 {size}>',
