@@ -1,85 +1,131 @@
-"""Cost of an evaluation: the default test attacks on the 500 test digits, and AutoAttack beside its own script.
+"""Attacks of an evaluation: by default, in bf16, as written, and AutoAttack's own script, on the same images.
 
-    python -m benchmarks.evaluation CHECKPOINT [IMAGES]
+    python -m benchmarks.evaluation ATTACK ROUNDS WORDS...
+    python -m benchmarks.evaluation autoattack 1 checkpoint=zoo:digits_pgd evaluation.n_examples=200
+    python -m benchmarks.evaluation pgd 1 model=resnet20 model.variant=projection_bias model.weights=FILE \
+        model.normalization=none data=image_folder data.root=FOLDER epsilon=0.5/255 evaluation.n_examples=1000
 
-CHECKPOINT is that of a small network trained on digits. The seconds of the default attacks are those of evaluate.py
-beyond an evaluation of clean images alone. pyautoattack as its README shows it and nsr.attacks.AutoAttack take turns on
-the same images (the first IMAGES digits, default 250) with the same seed; the ratio is of their medians, and their
-outcomes must agree image by image. A row is appended to benchmarks/results/evaluation.jsonl.
+ATTACK is one of test_attacks, WORDS are those of evaluate.py. The contenders take turns, ROUNDS times, on one thread;
+times are processor time. The reference is pyautoattack as its README shows it, for other attacks performance=off.
+Outcomes are compared image by image: `different` has the indices of the test images whose outcome is not the
+reference's. A row is appended to benchmarks/results/evaluation.jsonl.
 """
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
-import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import Generator, Tensor
 
-from benchmarks.common import ROOT, append_row, installed
-from nsr.attacks import AutoAttack
-from nsr.models import Classifier, SmallCNN
+from benchmarks.common import append_row, installed
+from nsr.app.composition import compose_checked, without_hydra
+from nsr.app.job import Job, make_job, quiet_lightning
+from nsr.app.parts import choose_images
+from nsr.compare import exit_code
+from nsr.evaluation.search import Batch, Search, attack_batch, classify
+from nsr.modes import full_precision
+from nsr.randomness import draw_seed
 
-EPSILON = 0.15  # Linf, pixels in [0, 1]
-REPEATS = 3
-
-
-def evaluation_seconds(checkpoint: str, *overrides: str) -> float:
-    """Wall time of the user's own command."""
-    with tempfile.TemporaryDirectory() as name:
-        command = [sys.executable, str(ROOT / "evaluate.py"), f"checkpoint={checkpoint}", "checks.enabled=false"]
-        started = time.perf_counter()
-        subprocess.run([*command, *overrides, f"hydra.run.dir={name}/run"], check=True, capture_output=True)
-        return time.perf_counter() - started
+BATCH = 250
+FAST, BF16, OFF, ORIGINAL = "nsr", "nsr, bf16", "performance=off", "original"
+Outcomes = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, labels, their indices -> (image,) correctly classified
 
 
-def network(checkpoint: str) -> Classifier:
-    """The small network of a run on digits."""
-    state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    state = {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
-    net = SmallCNN(channels=1, classes=10, image_size=8, width=len(state["net.conv1.weight"]))
-    classifier = Classifier(net, [0.5], [0.5])  # overwritten by the checkpoint's
-    classifier.load_state_dict(state)
-    return classifier.eval().requires_grad_(False)
+def make(words: list[str]) -> Job:
+    """The parts of evaluate.py with these words, its test images chosen."""
+    job = make_job(without_hydra(compose_checked("evaluate", ["checks.enabled=false", *words])), "evaluate")
+    choose_images(job)
+    job.module.eval()
+    return job
 
 
-def original(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def measured_by(job: Job, attack: str, search: Search | None) -> Outcomes:
+    """An attack as the test measures it."""
+
+    def outcomes(images: Tensor, labels: Tensor, places: Tensor) -> Tensor:
+        def generators() -> list[Generator]:
+            return [Generator().manual_seed(draw_seed(0, 1, place)) for place in places.tolist()]
+
+        net = job.module.net
+        clean = classify(net, images, labels, places)
+        batch = Batch(net, images, labels, places, generators, search)
+        return attack_batch(job.suite.attacks[attack], batch, clean)["correct"]
+
+    return outcomes
+
+
+def original(job: Job) -> Outcomes:
     """AutoAttack as its README shows it."""
-    from pyautoattack import AutoAttack as Original
+    from pyautoattack import AutoAttack
 
-    attack = Original(net, norm="Linf", eps=EPSILON, seed=0, version="standard")
-    return attack.run_standard_evaluation(images, labels, batch_size=len(images))[0]
+    settings = job.settings["test_attacks"]["autoattack"]
+    net, norm = job.module.net, {"linf": "Linf", "l2": "L2", "l1": "L1"}[settings["norm"]]
+
+    def outcomes(images: Tensor, labels: Tensor, places: Tensor) -> Tensor:
+        eps = job.suite.attacks["autoattack"].epsilon
+        attack = AutoAttack(net, norm=norm, eps=eps, seed=settings["seed"], version="standard")
+        adversarial = attack.run_standard_evaluation(images, labels, batch_size=len(images))[0]
+        return classify(net, adversarial, labels, places)["correct"]
+
+    return outcomes
 
 
-def main(checkpoint: str, count: int) -> None:
-    digits = load_digits()
-    images = torch.tensor(digits.images[:count, None] / 16, dtype=torch.float32)
-    labels = torch.tensor(digits.target[:count])
-    net = network(checkpoint)
-    seconds: dict[str, list[float]] = {"original": [], "nsr": []}
-    for _ in range(REPEATS):
-        outcomes = []
-        for name, attack in (("original", original), ("nsr", AutoAttack(epsilon=EPSILON))):
-            started = time.perf_counter()
-            adversarial = attack(net, images, labels)
-            seconds[name].append(round(time.perf_counter() - started, 2))
-            outcomes.append(net(adversarial).argmax(1) == labels)
-        assert torch.equal(*outcomes), "nsr's AutoAttack differs from the original"
-    clean = median(evaluation_seconds(checkpoint, "test_attacks=[clean]") for _ in range(REPEATS))
-    row = {
-        "default_attacks_500_digits_s": [round(evaluation_seconds(checkpoint) - clean, 1) for _ in range(REPEATS)],
-        "autoattack_images": count,
-        "autoattack_s": seconds,
-        "ratio": round(median(seconds["nsr"]) / median(seconds["original"]), 3),
-        "robust": int(outcomes[0].sum()),
+def measure(attack: str, rounds: int, words: list[str]) -> dict[str, Any]:
+    """A row: seconds of each round and outcomes of each contender."""
+    words = [f"test_attacks=[clean,{attack}]", *words]
+    fast = make([*words, "performance=auto", "channels_last=auto"])
+    off = make([*words, "performance=off", "channels_last=false"])
+    search = fast.suite.search
+    assert search is not None
+    contenders = {OFF: measured_by(off, attack, None), FAST: measured_by(fast, attack, search)}
+    contenders[BF16] = measured_by(fast, attack, replace(search, precision="bf16"))
+    reference = OFF
+    if attack == "autoattack":
+        contenders, reference = {ORIGINAL: original(off), FAST: contenders[FAST]}, ORIGINAL
+    images = torch.stack([fast.data.test_set[index][0] for index in range(len(fast.data.test_set))])
+    labels, chosen = fast.data.test_set.labels, fast.data.test_places
+    places = torch.arange(len(labels)) if chosen is None else chosen
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    robust: dict[str, Tensor] = {}
+    for _ in range(rounds):
+        for name, outcomes in contenders.items():
+            started, found = time.process_time(), []
+            for part in torch.arange(len(images)).split(BATCH):
+                found.append(outcomes(images[part], labels[part], places[part]))
+            seconds[name].append(round(time.process_time() - started, 2))
+            robust[name] = torch.cat(found)
+            print(f"{name}: {seconds[name][-1]} s, {int(robust[name].sum())} robust", flush=True)
+    different = {name: places[robust[name] != robust[reference]].tolist() for name in contenders if name != reference}
+    return {
+        "attack": attack,
+        "title": fast.suite.attacks[attack].title,
+        "network": fast.settings["checkpoint"] or os.path.basename(fast.settings["model"]["weights"]),
+        "norm": fast.settings["norm"],
+        "epsilon": fast.settings["epsilon"],
+        "images": len(images),
+        "clean": int(classify(off.module.net, images, labels, places)["correct"].sum()),
+        "robust": {name: int(flags.sum()) for name, flags in robust.items()},
+        "different": different,
+        "processor_s": seconds,
+        "ratio": {name: round(median(seconds[name]) / median(seconds[reference]), 3) for name in different},
+        "load": os.getloadavg()[0],
         "pyautoattack": installed("pyautoattack"),
     }
-    append_row("evaluation", row)
+
+
+def main(attack: str, rounds: str, *words: str) -> None:
+    torch.set_num_threads(1)
+    quiet_lightning()
+    with full_precision(torch.device("cpu")):
+        append_row("evaluation", measure(attack, int(rounds), list(words)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 250)
+    sys.exit(exit_code(lambda: main(*sys.argv[1:])))

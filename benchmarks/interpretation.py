@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ CONTROLS = {  # name in the rows: name on the page
     "random_equal_sensitivity": "equal sensitivity",
     "random_equal_squared_difference": "equal squared difference",
     "by_activation": "most active",
+}
+RANKINGS = {  # of the networks of the package
+    "most_sensitive": "sensitivity",
+    "by_relative": "relative sensitivity",
+    "by_activation": "activation",
+    "by_squared_difference": "squared difference",
+    "by_attribution": "attribution",
 }
 MATCHED = ("random_equal_sensitivity", "random_equal_squared_difference")
 Rows = list[dict[str, Any]]
@@ -76,6 +84,8 @@ def page(rows: Rows, record: dict[str, Any], own: dict[str, tuple[Rows, dict[str
         "NETWORKS": str(1 + len(own)),
         "OWN_TABLE": own_table(own),
         "OWN_VERDICT": own_verdict(own),
+        "OWN_RANKINGS": own_rankings(own),
+        "OWN_RANKINGS_VERDICT": own_rankings_verdict(own),
         "OWN_COMMANDS": "\n".join(f"    python -m benchmarks.interventions {name}" for name in own),
     }
     for name, part in parts.items():
@@ -175,14 +185,38 @@ def own_table(own: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
     """Contrasts at half of the neurons for each network and layer, patch_clean, in percentage points."""
     cells = []
     for name, (rows, record) in own.items():
-        found = {control: select(rows, "patch_clean", control) for control in (*CONTROLS, "by_relative")}
+        found = {control: select(rows, "patch_clean", control) for control in CONTROLS}
         for layer, most in select(rows, "patch_clean", "most_sensitive").items():
             counts = [str(record["images"]["fooled"]), layer, f"{100 * most['effect']:.1f}"]
             texts = [contrast(by_layer[layer]) for by_layer in found.values()]
             cells.append([interventions.NETWORKS[name]["title"], *counts, *texts])
     headings = ["training", "images", "layer", "most sensitive, %"]
-    shown = (*CONTROLS.values(), "largest relative sensitivity")
-    return "\n".join(table([*headings, *(f"most - {control}" for control in shown)], cells))
+    return "\n".join(table([*headings, *(f"most - {control}" for control in CONTROLS.values())], cells))
+
+
+def own_rankings(own: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
+    """Effects of the first half by each ranking, for each network and layer, patch_clean, in percent."""
+    cells = []
+    for name, (rows, _) in own.items():
+        found = [select(rows, "patch_clean", control) for control in (*RANKINGS, "random_equal_size", "whole_layer")]
+        for layer in found[0]:
+            effects = [f"{100 * by_layer[layer]['effect']:.1f}" for by_layer in found]
+            cells.append([interventions.NETWORKS[name]["title"], layer, *effects])
+    return "\n".join(table(["training", "layer", *RANKINGS.values(), "at random", "whole layer"], cells))
+
+
+def own_rankings_verdict(own: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
+    """Sentences on the contrasts of sensitivity with other rankings that survive Holm's correction over a network."""
+    lines = []
+    for name, (rows, _) in own.items():
+        signs = corrected(rows, "patch_clean", list(RANKINGS)[1:])
+        parts = [
+            f"{RANKINGS[control]}: more in {layers_with(found, 1)}, fewer in {layers_with(found, -1)}"
+            for control, found in signs.items()
+        ]
+        start = f"* {interventions.NETWORKS[name]['title']}: the most sensitive half corrects, after Holm's correction,"
+        lines.append(f"{start} compared with the first half by {'; '.join(parts)}.")
+    return "\n".join(textwrap.fill(line, 118, subsequent_indent="  ", break_long_words=False) for line in lines)
 
 
 def own_verdict(own: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
@@ -199,12 +233,12 @@ def own_verdict(own: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
     return "\n".join(textwrap.fill(line, 118, subsequent_indent="  ", break_long_words=False) for line in lines)
 
 
-def corrected(rows: Rows, kind: str) -> dict[str, dict[str, int | None]]:
+def corrected(rows: Rows, kind: str, controls: Iterable[str] = tuple(CONTROLS)) -> dict[str, dict[str, int | None]]:
     """{control: {layer: the sign that survives Holm's correction over the table, 0, or None where uninformative}}."""
-    table = {(control, layer): Row(**row) for control in CONTROLS for layer, row in select(rows, kind, control).items()}
+    table = {(control, layer): Row(**row) for control in controls for layer, row in select(rows, kind, control).items()}
     informative = [key for key, row in table.items() if not is_uninformative(row)]
     p = dict(zip(informative, holm(p_value(table[key]) for key in informative).p, strict=True))
-    signs: dict[str, dict[str, int | None]] = {control: {} for control in CONTROLS}
+    signs: dict[str, dict[str, int | None]] = {control: {} for control in controls}
     for (control, layer), row in table.items():
         found = p.get((control, layer))
         signs[control][layer] = None if found is None else int(found <= ALPHA) * (1 if (row.contrast or 0) > 0 else -1)

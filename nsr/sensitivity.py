@@ -16,7 +16,8 @@ This file needs torch alone. Loss, metric, callbacks and reports all call it.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,8 +58,7 @@ def neuron_sensitivity(clean: Tensor, adversarial: Tensor, *, kind: str = "absol
     """
     if kind == "relative":
         return divide(sensitivity_sums(clean, adversarial, kind=kind, neuron_dim=neuron_dim), kind)
-    clean, adversarial, over = _prepared(clean, adversarial, kind, neuron_dim)  # without the sums of |F(x)|
-    return _summed(clean - adversarial, over) / len(clean)
+    return _summed_difference(clean, adversarial, kind, neuron_dim)[0] / len(clean)  # without the sums of |F(x)|
 
 
 def activation_difference(clean: Tensor, adversarial: Tensor, *, distance: str = "l1", neuron_dim: int = 1) -> Tensor:
@@ -81,9 +81,9 @@ def activation_difference(clean: Tensor, adversarial: Tensor, *, distance: str =
     check_choice("distance", distance, DISTANCES)
     if distance == "l1":
         return neuron_sensitivity(clean, adversarial, neuron_dim=neuron_dim)
-    clean, adversarial, axis = _checked(clean, adversarial, neuron_dim)
+    precise, axis = _checked(clean, adversarial, neuron_dim)
     # (batch, neuron, value)
-    clean, adversarial = (view.movedim(axis, 1) for view in (clean, adversarial))
+    clean, adversarial = (view.to(precise).movedim(axis, 1) for view in (clean, adversarial))
     clean, adversarial = (view.reshape(*view.shape[:2], -1) for view in (clean, adversarial))
     if distance == "l2":
         return torch.linalg.vector_norm(clean - adversarial, dim=2).mean(0) / clean.shape[2] ** 0.5
@@ -105,28 +105,71 @@ def sensitivity_sums(
     Differences are taken in at least float32 whatever the features are in; the sums are accumulated in `dtype`
     (float64 for whole data sets; None: the dtype of the differences). Arguments and errors as there.
     """
-    clean, adversarial, over = _prepared(clean, adversarial, kind, neuron_dim)
-    difference, activation = (_summed(values, over, dtype) for values in (clean - adversarial, clean))
-    return SensitivitySums(difference, activation, clean.shape[0])
+    difference, clean, over = _summed_difference(clean, adversarial, kind, neuron_dim, dtype)
+    activation = clean.abs().sum(over, dtype=dtype) / _positions(clean, over)
+    return SensitivitySums(difference, activation, len(clean))
 
 
-def _prepared(clean: Tensor, adversarial: Tensor, kind: str, neuron_dim: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Return both views, for 'mean_first' their means over positions, and the axes of samples and positions."""
+def _summed_difference(
+    clean: Tensor, adversarial: Tensor, kind: str, neuron_dim: int, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Sum each neuron's mean |F(x) - F(x')| over the samples.
+
+    Returns:
+        the sums (neuron,); the clean view in at least float32, for 'mean_first' its means over positions; the axes of
+        samples and positions.
+    """
     check_choice("kind", kind, KINDS)
-    clean, adversarial, axis = _checked(clean, adversarial, neuron_dim)
+    precise, axis = _checked(clean, adversarial, neuron_dim)
+    clean, adversarial = (view if view.is_floating_point() else view.to(precise) for view in (clean, adversarial))
     over = [dim for dim in range(clean.ndim) if dim != axis]
     if kind == "mean_first" and over[1:]:  # height and width, tokens
-        clean, adversarial = clean.mean(over[1:], keepdim=True), adversarial.mean(over[1:], keepdim=True)
-    return clean, adversarial, over
+        clean, adversarial = (view.to(precise).mean(over[1:], keepdim=True) for view in (clean, adversarial))
+    summed: Tensor = _AbsoluteDifference.apply(clean, adversarial, over, precise, dtype)
+    return summed / _positions(clean, over), clean.to(precise), over
 
 
-def _summed(values: Tensor, over: list[int], dtype: torch.dtype | None = None) -> Tensor:
-    """Sum each neuron's mean |value| over the samples, -> (neuron,); `over` are the axes of samples and positions."""
-    return values.abs().sum(over, dtype=dtype) / math.prod(values.shape[dim] for dim in over[1:])
+def _positions(values: Tensor, over: Sequence[int]) -> int:
+    return math.prod(values.shape[dim] for dim in over[1:])
 
 
-def _checked(clean: Tensor, adversarial: Tensor, neuron_dim: int) -> tuple[Tensor, Tensor, int]:
-    """Return both views in at least float32, and the axis of the neurons counted from the first."""
+class _AbsoluteDifference(torch.autograd.Function):
+    """sum |clean - adversarial| over all axes but the neurons', (neuron,), differences taken in `precise`.
+
+    Autograd would keep a difference and its absolute value of every activation, in float32 for bfloat16 features. This
+    keeps the features, which the network's own backward pass keeps anyway.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        clean: Tensor, adversarial: Tensor, over: list[int], precise: torch.dtype, dtype: torch.dtype | None
+    ) -> Tensor:
+        if torch.promote_types(clean.dtype, adversarial.dtype) == precise:
+            difference = clean - adversarial
+        else:
+            difference = clean.to(precise).sub_(adversarial)  # half precision, cast exactly
+        return difference.abs_().sum(over, dtype=dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        clean, adversarial, ctx.over, *_ = inputs
+        ctx.save_for_backward(clean, adversarial)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        clean, adversarial = ctx.saved_tensors
+        sign = (clean - adversarial).sign_()  # right in half precision too: a difference rounds to 0 only where it is 0
+        shape = [1 if dim in ctx.over else -1 for dim in range(clean.ndim)]
+        towards = sign * gradient.to(sign.dtype).view(shape)
+        needs_clean, needs_adversarial, *_ = ctx.needs_input_grad
+        of_clean = towards.to(clean.dtype) if needs_clean else None
+        return of_clean, -towards.to(adversarial.dtype) if needs_adversarial else None, None, None, None
+
+
+def _checked(clean: Tensor, adversarial: Tensor, neuron_dim: int) -> tuple[torch.dtype, int]:
+    """Return the dtype of both views' differences, at least float32, and the axis of the neurons from the first."""
     if clean.shape != adversarial.shape:
         raise InputError(
             f"clean and adversarial features differ in shape, {tuple(clean.shape)} and {tuple(adversarial.shape)}; "
@@ -146,7 +189,7 @@ def _checked(clean: Tensor, adversarial: Tensor, neuron_dim: int) -> tuple[Tenso
             f"features are complex numbers ({precise}), whose sensitivity is not defined; pass their absolute values, "
             "or torch.view_as_real of them"
         )
-    return clean.to(precise), adversarial.to(precise), axis
+    return precise, axis
 
 
 def divide(sums: SensitivitySums, kind: str = "absolute") -> Tensor:

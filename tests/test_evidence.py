@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp
 
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import cell, choice, rows
-from benchmarks.evidence.plan import cells, chosen, read_plan
+from benchmarks.evidence.plan import LONGER, cells, chosen, read_plan
 from nsr.errors import InputError
 
 PLAN = read_plan("fashion_mnist")
@@ -93,12 +93,24 @@ def test_the_plan_is_balanced():
     for objective in PLAN["objectives"]:
         tuned = [c for c in made if c.stage in ("rate", "tune") and c.objective == objective]
         assert {sum(c.arm == arm for c in tuned) for arm in PLAN["arms"]} == {len(tuned) / len(PLAN["arms"])}
-    confirmed = [c for c in made if c.stage == "confirm" and c.objective != "natural"]
+    confirmed = [c for c in made if c.stage == "confirm" and c.objective != "natural" and c.arm != LONGER]
     arms = len(PLAN["objectives"]) * len(PLAN["arms"])
     assert len(confirmed) == arms * 10
     assert all(len({c.seed for c in confirmed[i : i + arms]}) == 1 for i in range(0, len(confirmed), arms))
     assert not {c.seed for c in confirmed} & set(PLAN["tuning"]["seeds"])
     assert all(c.evaluation == () for c in made if c.stage not in ("confirm", "standard"))
+
+
+def test_the_arm_of_equal_cost_is_none_with_more_steps():
+    made = [c for c in cells(PLAN, CHOICES) if c.stage == "confirm"]
+    longer = {(c.objective, c.seed): c for c in made if c.arm == LONGER}
+    none = {(c.objective, c.seed): c for c in made if c.arm == "none" and c.objective != "natural"}
+    assert longer.keys() == none.keys()
+    for key, cell_ in longer.items():
+        assert cell_.evaluation == none[key].evaluation
+        (own,), (other,) = (set(a.training) - set(b.training) for a, b in ((cell_, none[key]), (none[key], cell_)))
+        steps = [int(word.removeprefix("trainer.limit_train_batches=")) for word in (own, other)]
+        assert steps == [PLAN["confirm"]["equal_cost"][key[0]], PLAN["steps"][key[0]]["none"]] and steps[0] > steps[1]
 
 
 def test_no_test_image_before_all_choices():

@@ -121,3 +121,12 @@ def test_networks_of_the_package_have_a_row_of_the_table_a_layer(name):
             start = f"| {title} | {record['images']['fooled']} | {row['layer']} | "
             (line,) = [line for line in text.splitlines() if line.startswith(start)]
             assert f"| {100 * row['contrast']:+.1f} [" in line
+
+
+@pytest.mark.parametrize("network", ["fashion_mnist_pgd", "fashion_mnist_pgd_sns"])
+def test_the_text_on_other_rankings(network):
+    """'On the two robust networks ... correct more images in the first two layers, and in no layer fewer'."""
+    found = interpretation.corrected(interventions.rows(network), "patch_clean", list(interpretation.RANKINGS)[1:])
+    for control in ("by_attribution", "by_activation"):  # a sign is that of the most sensitive half minus the other
+        assert [layer for layer, sign in found[control].items() if sign == -1] == ["relu1", "relu2"]
+        assert 1 not in found[control].values()

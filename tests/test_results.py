@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import nan
+from xml.etree import ElementTree
 
 import numpy
 import pandas
@@ -10,7 +11,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from benchmarks.common import DOCS, RESULTS
-from benchmarks.evidence import claim2, claim3, limits, page
+from benchmarks.evidence import claim2, claim3, figure, limits, page, variants
 from benchmarks.evidence.findings import Contrast, Study, accuracy, between, by_arm, contrast, study, within
 
 
@@ -19,18 +20,38 @@ def studies():
     return [study(name) for name in page.PLANS]
 
 
+@pytest.fixture(scope="module")
+def tried():
+    return study(page.VARIANTS)
+
+
 def made(plan, found) -> Study:
     return Study(plan, found, by_arm(found))
 
 
-def test_the_page_is_made_from_the_committed_rows(studies):
-    assert page.PAGE.read_text() == page.page(studies)
+def test_the_page_is_made_from_the_committed_rows(studies, tried):
+    assert page.PAGE.read_text() == page.page(studies, tried)
     assert limits.PAGE.read_text() == limits.page(*studies)
 
 
-def test_a_page_without_rows_decides_nothing(studies):
+def test_the_figure_shows_the_contrasts_of_the_page(studies):
+    """Its markers and lines lie at the numbers of the tables; the committed file is of these rows."""
+    drawn, text = figure.figure(studies), page.PAGE.read_text()
+    for one, panel in zip(studies, drawn.axes, strict=True):
+        lines = [line.get_xdata() for line in panel.lines[1:]]
+        for (label, each, tested), (low, high), (middle,) in zip(
+            figure.shown(one), lines[::2], lines[1::2], strict=True
+        ):
+            assert (low, middle, high) == (each.low, each.difference, each.high)
+            assert each.text() in text and label.partition(":")[0] in one.plan["objectives"]
+            assert tested == ("SNS - none" in label)
+    description = ElementTree.parse(figure.PATH).find(".//{http://purl.org/dc/elements/1.1/}description")
+    assert description.text == figure.numbers(studies)
+
+
+def test_a_page_without_rows_decides_nothing(studies, tried):
     empty = [made(one.plan, []) for one in studies]
-    text = page.page(empty)
+    text = page.page(empty, made(tried.plan, []))
     assert "not measured yet" in limits.page(*empty)
     assert "No run is complete." in text and "was shown" not in text.partition("## What was found before")[0]
 
@@ -46,9 +67,9 @@ def test_rows_are_of_one_set_of_images_and_data(studies):
                 assert accuracy(row, "worst_case") == pytest.approx(100 * row["best"]["accuracy"]["worst_case"])
 
 
-def test_unfinished_runs_are_listed(studies):
+def test_unfinished_runs_are_listed(studies, tried):
     row = {"stage": "confirm", "title": "confirm pgd sns seed 7", "status": "stopped", "reason": "it broke"}
-    text = page.page([made(studies[0].plan, [row])])
+    text = page.page([made(studies[0].plan, [row])], made(tried.plan, []))
     assert text.endswith(
         "## Started, not finished: 1\n\n* Fashion-MNIST, small network: confirm pgd sns seed 7: it broke\n"
     )
@@ -86,9 +107,32 @@ def test_a_contrast_is_tested_when_all_its_seeds_are_there(studies):
     complete = made(plan, drawn(0) + drawn(0.2, arm="sns"))
     assert claim2.primary(complete)["pgd"][0].difference == pytest.approx(5)
     assert "a gain was shown for pgd (+5.00 [" in " ".join(claim2.short(complete))
+    assert "A gain was shown on digits" in " ".join(claim2.advice([complete]))
+    same = made(plan, drawn(0) + drawn(0, arm="sns"))
+    assert "take `stabilizer=none`" in " ".join(claim2.advice([same]))
     partial = made(plan, drawn(0) + drawn(0.2, arm="sns", seeds=range(9)))
-    assert "undecided for pgd (+5.00 [" in " ".join(claim2.short(partial))
+    assert "undecided for pgd (+5.00 [" in " ".join(claim2.short(partial)) and not claim2.advice([partial])
     assert contrast({}, {}).text() == ""
+
+
+def test_the_readme_says_what_the_page_says(studies):
+    found, p = claim2.primary(studies[0])["pgd"]
+    assert (found.n, claim2.verdict(found, p)) == (10, "no gain was shown")
+    text = " ".join((DOCS.parent / "README.md").read_text().split())
+    assert "On Fashion-MNIST ten seeds under three attacks showed no gain of SNS over PGD training alone" in text
+
+
+def test_variants_are_compared_with_none_at_equal_seeds(tried):
+    def run(arm: str, seed: int, robust: float) -> dict:
+        identity = {"stage": "tune", "status": "finished", "objective": "pgd", "arm": arm, "seed": seed, "setting": ""}
+        return {**identity, "best_epoch": 1, "validation_robust": [0, robust]}
+
+    plan = {**tried.plan, "arms": {"none": [], "sns": []}, "tuning": {"seeds": [0, 1], "none": [[]], "sns": [[]]}}
+    found = [run("none", 0, 0.5), run("none", 1, 0.6), run("sns", 0, 0.51), run("sns", 1, 0.63)]
+    assert variants.differences(made(plan, found), "sns").tolist() == pytest.approx([1, 3])
+    half = 12.706 * 2**0.5 / 2**0.5  # Student's t of one degree of freedom
+    assert f"{2:+.2f} [{2 - half:+.2f}, {2 + half:+.2f}]" in "".join(variants.section(made(plan, found)))
+    assert "undecided" in " ".join(variants.short(made(plan, found[:3])))
 
 
 def test_correlations_are_those_of_scipy(studies):

@@ -224,3 +224,34 @@ def test_histogram_of_special_layers(values):
     for bins in (1, 8, 64):
         assert_is_numpys(values, bins, torch.float64)
     assert len(sensitivity_histogram(torch.tensor(values))[0]) == 64
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("neuron_dim", [1, -1])
+def test_half_precision_and_channels_last_against_float64(dtype, neuron_dim):
+    """Value to 1e-6; gradients are a sign times one number, rounded once; entries that do not change have none."""
+    generator = torch.Generator().manual_seed(3)
+    clean = torch.randn(4, 6, 9, 6, generator=generator).to(dtype).relu()
+    adversarial = torch.where(torch.rand(clean.shape, generator=generator) < 0.3, clean, clean * 1.0625)
+    views = [view.contiguous(memory_format=torch.channels_last).requires_grad_() for view in (clean, adversarial)]
+    exact = [view.double().requires_grad_() for view in (clean, adversarial)]
+    weights = 1000 * (1 + torch.rand(6, generator=generator))  # no gradient is subnormal in float16
+    got, expected = (neuron_sensitivity(*pair, neuron_dim=neuron_dim) for pair in (views, exact))
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=0)
+    found = torch.autograd.grad((got * weights).sum(), views)
+    wanted = torch.autograd.grad((expected * weights).sum(), exact)
+    for gradient, other in zip(found, wanted, strict=True):
+        assert gradient.dtype == dtype
+        assert torch.equal(gradient == 0, other == 0)
+        torch.testing.assert_close(gradient.double(), other, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+def test_no_difference_of_activations_is_kept_for_the_backward_pass():
+    clean, adversarial = (torch.rand(2, 3, 4, 4).bfloat16().requires_grad_() for _ in range(2))
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        sensitivity = neuron_sensitivity(clean, adversarial)
+    own = {view.data_ptr() for view in (clean, adversarial)}
+    assert all(each.data_ptr() in own for each in kept if each.numel() > 3)
+    (penalty,) = torch.autograd.grad(sensitivity.square().sum(), clean, create_graph=True)
+    assert torch.autograd.grad(penalty.float().square().sum(), clean)[0].ne(0).any()  # differentiable twice

@@ -1,4 +1,4 @@
-"""docs/results.md and docs/limits.md from the rows of all plans, finished or not.
+"""docs/results.md, its figure and docs/limits.md from the rows of all plans, finished or not.
 
     python -m benchmarks.evidence.page
 
@@ -13,24 +13,29 @@ from pathlib import Path
 
 from benchmarks import interpretation
 from benchmarks.common import DOCS
-from benchmarks.evidence import claim2, claim3, limits
+from benchmarks.evidence import claim2, claim3, figure, limits, variants
 from benchmarks.evidence.findings import Study, study
 
 PAGE = DOCS / "results.md"
 TEXT = Path(__file__).with_name("page_text.md")
 PLANS = ("fashion_mnist", "digits")  # in the order of the page
+VARIANTS = "variants"
 
 
-def page(studies: Sequence[Study]) -> str:
-    """Return the page."""
+def page(studies: Sequence[Study], tried: Study) -> str:
+    """Return the page of the plans, and of the variants of SNS's term that were tried."""
     parts = {
         "SHORT": [
             *interpretation.short(),
             *(line for claim in (claim2, claim3) for one in studies for line in claim.short(one)),
+            *variants.short(tried),
+            "",
+            *claim2.advice(studies),
         ],
         "CLAIM_2": (line for one in studies for line in claim2.section(one)),
         "CLAIM_3": (line for one in studies for line in claim3.section(one)),
-        "UNFINISHED": unfinished(studies),
+        "VARIANTS": variants.section(tried),
+        "UNFINISHED": unfinished([*studies, tried]),
     }
     text = TEXT.read_text()
     for name, lines in parts.items():
@@ -49,5 +54,6 @@ def unfinished(studies: Sequence[Study]) -> Iterator[str]:
 
 if __name__ == "__main__":
     studies = [study(name) for name in PLANS]
-    PAGE.write_text(page(studies))
+    PAGE.write_text(page(studies, study(VARIANTS)))
     limits.PAGE.write_text(limits.page(*studies))
+    figure.write(studies)

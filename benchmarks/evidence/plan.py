@@ -15,6 +15,7 @@ from nsr.errors import InputError
 
 PLANS = ROOT / "benchmarks" / "evidence_plans"
 STAGES = ("rate", "tune", "confirm", "standard")
+LONGER = "longer"  # arm: `none` for as many steps as take the time of SNS, plan["confirm"]["equal_cost"]
 Plan = Mapping[str, Any]
 Choices = Mapping[str, Mapping[str, Sequence[str]]]
 
@@ -124,3 +125,8 @@ def _confirm(plan: Plan, choices: Choices) -> Iterator[Cell]:
         if seed in confirm.get("natural_seeds", ()):
             training = (*plan["training"], *confirm["natural"])
             yield Cell("confirm", "natural", "none", "", seed, training, tuple(plan["evaluation"]))
+    for seed in confirm["seeds"] if complete else ():
+        for objective, steps in confirm.get("equal_cost", {}).items():
+            rate = chosen(choices, objective, "none") or ()
+            training = _overrides(plan, objective, "none", *rate, steps=steps)
+            yield Cell("confirm", objective, LONGER, "", seed, training, tuple(plan["evaluation"]))

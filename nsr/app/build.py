@@ -23,7 +23,7 @@ from nsr.app.attacks import build_attack, build_metrics, build_suite
 from nsr.app.instantiation import Settings, chosen, in_place, instantiate, locate, make_callable, make_one, trial
 from nsr.app.machine import process_command, processes, shares_batches
 from nsr.app.network import build_classifier, check_classifier, example_images
-from nsr.app.performance import choose_folding, uses_channels_last
+from nsr.app.performance import choose_folding, choose_search, uses_channels_last
 from nsr.attacks.guard import GuardedAttack
 from nsr.callbacks import WeightAverages
 from nsr.compat import leave_signals_alone, start_processes_with
@@ -93,6 +93,7 @@ def build_module(
     if "objective" in settings:
         _try_training(module, settings, example)
         choose_folding(settings, module, example)
+    choose_search(settings, module, example)
     return module
 
 

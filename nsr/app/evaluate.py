@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -129,8 +130,11 @@ def _report(
 ) -> dict[str, float]:
     """Write and print the accuracies, sensitivities and what follows from them; return the metrics."""
     settings, options = job.settings, job.settings["evaluation"]
-    metrics = {f"test/{name}": value for name, value in result.metrics.items()} | corruption_metrics(corrupted)
-    report.write_evaluation(directory, metrics, result.sensitivities, corrupted)
+    metrics: dict[str, Any] = {f"test/{name}": value for name, value in result.metrics.items()} | corruption_metrics(
+        corrupted
+    )
+    label = {"search": "bf16, every success confirmed in float32"} if options["precision"] == "bf16" else {}
+    report.write_evaluation(directory, metrics | label, result.sensitivities, corrupted)
     write_curve(directory, metrics, settings)
     write_distances(directory, result.distances, job.suite.attacks)
     write_entry(directory, result.metrics, job.suite.attacks, settings)

@@ -44,6 +44,7 @@ from nsr.errors import InputError
 from nsr.evaluation.suite import AttackSuite
 from nsr.models.build import Allocations
 from nsr.models.normalization import Normalization
+from nsr.models.preprocessing import unlike_published
 from nsr.models.weights import read_checkpoint
 from nsr.run.directory import OWN, read_yaml, recorded_status
 from nsr.run.files import SCHEMA, write_json, write_text
@@ -103,7 +104,9 @@ class Job:
     @property
     def notes(self) -> list[tuple[int, str]]:
         """Levels and lines on how labels and normalization of weights are taken, and on performance."""
-        lines = [self.data.matched.note, self._normalization.note, self.module.performance_note]
+        sizes: Any = self.module.net.published_sizes
+        resized = unlike_published(sizes, getattr(self.data, "preprocess", None))
+        lines = [self.data.matched.note, self._normalization.note, resized, self.module.performance_note]
         notes = [(logging.INFO, line) for line in lines if line is not None]
         if self.settings["model"].get("weights") is not None:
             line, is_warning = third_party_classes(self.description.class_names)

@@ -60,7 +60,10 @@ def check_machine(settings: Settings) -> None:
         raise InputError("trainer.precision is 64-true, which mps does not have; trainer.accelerator=cpu does")
     if precision == "16-mixed" and not on_gpus(settings) and not on_mps:
         raise InputError("trainer.precision is 16-mixed, which needs a GPU; bf16-mixed works on a CPU")
-    if precision == "bf16-mixed" and on_gpus(settings) and not torch.cuda.is_bf16_supported(including_emulation=False):
+    lacks_bf16 = on_gpus(settings) and not torch.cuda.is_bf16_supported(including_emulation=False)
+    if lacks_bf16 and settings.get("evaluation", {}).get("precision") == "bf16":
+        raise InputError("evaluation.precision is bf16, which this GPU does not have; float32 works there")
+    if precision == "bf16-mixed" and lacks_bf16:
         gpu = torch.cuda.get_device_name()
         raise InputError(f"trainer.precision is bf16-mixed, which {gpu} does not have; 16-mixed works there")
 

@@ -26,6 +26,7 @@ from nsr.evaluation.threat_models import in_each
 from nsr.models import Classifier, build_network
 from nsr.models.build import Allocations
 from nsr.models.normalization import find_normalization, torchvision_name
+from nsr.models.preprocessing import published_sizes
 from nsr.models.stored import below, similarity
 from nsr.models.weights import (
     OtherNetwork,
@@ -72,10 +73,11 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
         # here and not by trainer.sync_batchnorm, which makes new layers after the old ones were hooked
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     name, data = torchvision_name(factory, own), (description.mean, description.std)
-    run = read_run_checkpoint(weights) if weights is not None and choice is None else None
+    run = read_run_checkpoint(weights) if weights is not None else None
     normalization = find_normalization(choice, net, name, run, data=data, file=weights)
     classifier = Classifier(net, *normalization.constants, output=output)
     classifier.normalization = normalization
+    classifier.published_sizes = published_sizes(name, net) if weights is not None and run is None else {}
     return classifier
 
 
@@ -144,7 +146,10 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
             if config.norm in (None, settings["norm"]):
                 config.epsilon = config.epsilon if config.epsilon is not None else settings["epsilon"]
             config.norm = config.norm or settings["norm"]
-            if config.channels_last is None:  # bit-identical to the tests at the end of the run
+            # equal to the tests at the end of the run; one of before there was a choice has 'off'
+            if config.performance is None:
+                config.performance = "auto" if settings.get("performance") == "auto" else "off"
+            if config.channels_last is None:
                 config.channels_last = settings.get("channels_last") is True
     elif "_target_" not in (config.get("data") or {}) or (config.get("model") or {}).get("weights") is None:
         raise InputError(
@@ -157,6 +162,8 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
     if config.data.get("download") is None:  # an argument of the data sets that can be downloaded alone
         with open_dict(config):
             config.data.pop("download", None)
+    config.performance = {None: "auto", False: "off"}.get(config.performance, config.performance)
+    config.channels_last = "auto" if config.channels_last is None else config.channels_last
     config.norm = config.norm or "linf"
     if config.epsilon is None:
         config.epsilon = OmegaConf.select(config, f"data.epsilon.{config.norm}")

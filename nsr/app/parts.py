@@ -9,6 +9,7 @@ import torch
 from hydra.utils import get_original_cwd
 
 from nsr import __version__
+from nsr.app.performance import uses_channels_last
 from nsr.app.rules import as_list, shard
 from nsr.errors import InputError, check_choice
 from nsr.evaluation.cache import by_content, fingerprint, network_fingerprint
@@ -73,6 +74,8 @@ def identity(job: Job) -> dict[str, Any]:
     return {
         "network": network_fingerprint(job.module.net),
         "seed": job.settings["seed"],
+        "search": [job.settings["performance"], job.settings["evaluation"]["precision"]],
+        "channels_last": uses_channels_last(job.settings, job.module.net),
         "nsr": __version__,
         "layers": [repr(layer) for layer in job.module.extractor.layers],
     }

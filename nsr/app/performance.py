@@ -15,6 +15,7 @@ from nsr.app.instantiation import Settings
 from nsr.app.machine import on_gpus
 from nsr.attacks.folding import foldable_pairs
 from nsr.compat import is_batch_norm
+from nsr.evaluation.search import Search
 from nsr.training.free import FreeClassifier
 from nsr.training.module import RobustClassifier
 
@@ -23,7 +24,9 @@ FOLDABLE = ("32-true", "64-true", "bf16-mixed")  # a folded weight can exceed th
 
 def resumed_choice(settings: Settings, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the settings with what the run that a directory holds had chosen; a run without a choice has 'off'."""
-    chosen: dict[str, Any] = {"performance": settings["performance"] or "off"}  # YAML reads a bare off as false
+    chosen: dict[str, Any] = {
+        "performance": {None: "auto", False: "off"}.get(settings["performance"], settings["performance"])
+    }
     if recorded is not None:
         chosen["performance"] = chosen["performance"] if "performance" in recorded else "off"
         if settings["channels_last"] == "auto":
@@ -39,7 +42,7 @@ def uses_channels_last(settings: Settings, net: nn.Module) -> bool:
     accelerator = settings["trainer"].get("accelerator", "auto")
     on_cpu = not on_gpus(settings) and (accelerator == "cpu" or not torch.backends.mps.is_available())
     is_faster = on_gpus(settings) or (on_cpu and torch.backends.mkldnn.is_available())
-    is_chosen = settings.get("performance", "auto") == "auto" and is_faster  # an evaluation has no such setting
+    is_chosen = settings["performance"] == "auto" and is_faster
     return is_chosen and any(isinstance(m, nn.Conv2d) for m in net.modules())
 
 
@@ -56,6 +59,22 @@ def choose_folding(settings: Settings, module: RobustClassifier, example: Tensor
         why = f"training's attack folds {count} of {norms} BatchNorm layers into the layer before"
     faster = "; trainer.precision=bf16-mixed is faster here, less precise" if _offers_bf16(settings) else ""
     module.performance_note = f"performance=auto: {layout}; {why} (numbers change by rounding; off: as written){faster}"
+
+
+def choose_search(settings: Settings, module: RobustClassifier, example: Tensor) -> None:
+    """Set how the attacks of tests and evaluations search, and the line on it of an evaluation."""
+    choice, precision = settings["performance"], (settings.get("evaluation") or {}).get("precision", "float32")
+    if choice == "off" and precision == "float32":
+        return
+    pairs = foldable_pairs(module.net, example) if choice == "auto" else []
+    suite: Any = module.suite
+    suite.search = Search(pairs, stop_early=choice == "auto", precision=precision)
+    if "objective" not in settings:
+        what = (
+            f"fold {len(pairs)} BatchNorm layers and stop at an image's first success" if choice == "auto" else "search"
+        )
+        note = f"performance={choice}: attacks {what}, in {precision}; the network as written confirms each success"
+        module.performance_note = note
 
 
 def _not_folded(settings: Settings, module: RobustClassifier) -> str | None:

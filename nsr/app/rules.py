@@ -211,8 +211,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("report", "pictures"), TRUTH),
     **dict.fromkeys(("resume", "checkpoint", "evaluation.cache", "corruptions.root", "data.root", "data.extra"), PLACE),
     "channels_last": optional(choice(True, False, "auto")),
-    # YAML reads a bare off as false
-    "performance": lambda name, value: check_choice(name, "off" if value is False else value, ("auto", "off")),
+    "performance": optional(choice("auto", "off", False)),  # YAML reads a bare off as false
+    "evaluation.precision": choice("float32", "bf16"),
     "model.weights": PLACE,
     "model.weights_prefix": optional(word),
     "model.new_head": optional(TRUTH),

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from nsr.attacks.best import Places
 from nsr.attacks.gradient import Goal, GradientAttack, OfLogits
 from nsr.errors import check_choice, check_number, check_top
 from nsr.features import capture_features
@@ -69,10 +70,11 @@ class AdaptiveAttack(GradientAttack):
             forward(images)
         clean = dict(self._features)
 
-        def total(logits: Tensor) -> Tensor:
-            differences = [self._difference(clean[layer], features) for layer, features in self._features.items()]
+        def total(logits: Tensor, places: Places) -> Tensor:
+            captured = self._features.items()
+            differences = [self._difference(clean[layer][places], features) for layer, features in captured]
             difference = self.weight * torch.stack(differences).mean(0)
-            return loss_of(logits) + difference if self.cross_entropy else difference
+            return loss_of(logits, places) + difference if self.cross_entropy else difference
 
         return total, success_of
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nsr.attacks.balls import BALLS, Ball, per_image
+from nsr.attacks.balls import BALLS, Ball
+from nsr.attacks.best import ALL, BestIterates, Places
 from nsr.attacks.guard import callable_name
 from nsr.errors import (
     InputError,
@@ -28,7 +29,7 @@ from nsr.errors import (
     check_number,
     fraction,
 )
-from nsr.losses import cross_entropy, kl_from_clean, margin, precise
+from nsr.losses import cross_entropy, kl_from_clean, margin
 from nsr.modes import batch_norm_mode, frozen_parameters, network_mode, unchanged_buffers
 from nsr.randomness import Generators, draw
 
@@ -38,7 +39,8 @@ GAUSSIAN_NOISE = 0.001  # the standard deviation of Zhang et al. 2019, in pixels
 
 AttackLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, clean_logits, labels) -> (batch,)
 OfLogits = Callable[[Tensor], Tensor]  # (batch, class) -> (batch,)
-Goal = tuple[OfLogits, OfLogits]  # the loss to ascend, the test of success
+OfImages = Callable[[Tensor, Places], Tensor]  # logits (part of the batch, class), its places -> (part of the batch,)
+Goal = tuple[OfImages, OfImages]  # the loss to ascend, the test of success
 
 
 class GradientAttack:
@@ -64,6 +66,8 @@ class GradientAttack:
         restarts: number of runs from the start; above 1 the best iterate is kept.
         keep_best: return each image's best iterate of all restarts instead of the last: one that fools the network
             before one that does not, then the one of the highest loss. One more forward pass per restart.
+        stop_early: drop each image from the batch at its first iterate that fools the network, in all further steps and
+            restarts: no other image is fooled than with keep_best, which it implies. Waits for the device.
         batch_norm: 'eval': the network is attacked in eval mode. 'batch': in train mode; BatchNorm uses the batch's
             statistics, no buffer is left changed. 'update': in the mode that each module has, and passes in train mode
             update the running statistics, as in published code that attacks the network while it is trained.
@@ -94,6 +98,7 @@ class GradientAttack:
         targeted: bool | str = False,
         restarts: int = 1,
         keep_best: bool = False,
+        stop_early: bool = False,
         batch_norm: str = "eval",
         eot_samples: int = 1,
     ):
@@ -111,8 +116,10 @@ class GradientAttack:
         self.targeted = check_choice("targeted", targeted, (False, True, "least_likely"))
         self.loss = loss
         self.restarts = check_number("restarts", restarts, lowest=1, whole=True)
-        self.keep_best = check_choice("keep_best", keep_best, (True, False)) or restarts > 1
-        self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM)
+        self.stop_early = check_choice("stop_early", stop_early, (True, False))
+        self.keep_best = check_choice("keep_best", keep_best, (True, False)) or restarts > 1 or self.stop_early
+        # a batch without its fooled images has other statistics
+        self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM[:1] if self.stop_early else BATCH_NORM)
         self.eot_samples = check_number("eot_samples", eot_samples, lowest=1, whole=True)
         self.scale = 1.0  # of epsilon, step size and noise: the value that a ramp changes
 
@@ -180,7 +187,9 @@ class GradientAttack:
             logits = net(inputs)
             if check:
                 check_logits(logits, labels)
-            if watched:  # folded without waiting for the device: an entry that was not finite once stays so
+            if watched and self.stop_early:  # it waits after each pass anyway
+                check_finite_logits(logits.detach())
+            elif watched:  # folded without waiting for the device: an entry that was not finite once stays so
                 new = logits.detach()
                 seen = new.clone() if seen is None else torch.where(seen.isfinite(), new, seen)
             return logits
@@ -192,7 +201,7 @@ class GradientAttack:
             if self.scale * self.epsilon == 0:
                 return images.clone()
             ball = BALLS[self.norm](images, self.scale * self.epsilon if self.projection else inf)
-            best = _Best(images) if self.keep_best else None
+            best = BestIterates(images) if self.keep_best else None
             with self._mode(net), frozen_parameters(net):
                 goal = self._goal(forward, images, labels)
                 for _ in range(self.restarts):
@@ -212,27 +221,37 @@ class GradientAttack:
         with buffers, network_mode(net, mode), batch_norm_mode(net, "batch"):
             yield
 
-    def _ascend(self, forward: OfLogits, ball: Ball, adversarial: Tensor, goal: Goal, best: _Best | None) -> Tensor:
+    def _ascend(
+        self, forward: OfLogits, ball: Ball, adversarial: Tensor, goal: Goal, best: BestIterates | None
+    ) -> Tensor:
         """The last iterate, detached; every one is handed to `best`."""
         loss_of, success_of = goal
+        places: Places = ALL
 
         def measure() -> list[Tensor]:
             logits = forward(adversarial)
-            losses = loss_of(logits)
+            losses = loss_of(logits, places)
             # a sum, not a mean: each image's own gradient, which half precision does not lose
             gradients = torch.autograd.grad(losses.sum(), adversarial) if adversarial.requires_grad else ()
-            return [*gradients, *([losses.detach(), success_of(logits)] if best is not None else [])]
+            return [*gradients, *([losses.detach(), success_of(logits, places)] if best is not None else [])]
 
         for _ in range(self.steps):
+            if best is not None and self.stop_early:
+                left = ~best.fooled[places]
+                if not left.all():  # the others go on in a smaller batch
+                    places = torch.arange(len(best.fooled), device=left.device)[places][left]
+                    adversarial, ball = adversarial[left], BALLS[self.norm](ball.images[left], ball.epsilon)
+                if not len(adversarial):
+                    return adversarial
             adversarial = adversarial.detach().requires_grad_()
             gradient, *measured = self._mean(measure)
             adversarial = adversarial.detach()
             if best is not None:
-                best.consider(adversarial, *measured)
+                best.consider(adversarial, *measured, places=places)
             adversarial = ball.step(adversarial, gradient, self.scale * self.step_size)
         if best is not None:
             with torch.no_grad():
-                best.consider(adversarial, *self._mean(measure))
+                best.consider(adversarial, *self._mean(measure), places=places)
         return adversarial.detach()
 
     def _mean(self, measure: Callable[[], list[Tensor]]) -> list[Tensor]:
@@ -257,44 +276,27 @@ class GradientAttack:
         classes = labels.argmax(1) if labels.is_floating_point() else labels
         loss: Any = kl_from_clean if self.loss == "kl" else self.loss
 
-        def misclassified(logits: Tensor) -> Tensor:
-            return logits.argmax(1) != classes
+        def misclassified(logits: Tensor, places: Places) -> Tensor:
+            return logits.argmax(1) != classes[places]
 
         if callable(loss):
             with torch.no_grad():
                 (clean,) = self._mean(lambda: [forward(images)])
-            return lambda logits: loss(logits, clean, labels), misclassified
+            return lambda logits, places: loss(logits, clean[places], labels[places]), misclassified
         loss = margin if loss == "margin" else cross_entropy
         if self.targeted is True:
-            return lambda logits: -loss(logits, labels), lambda logits: logits.argmax(1) == classes
+            return lambda logits, places: -loss(logits, labels[places]), lambda *call: ~misclassified(*call)
         if self.targeted == "least_likely":
             with torch.no_grad():
                 (clean,) = self._mean(lambda: [forward(images)])
             # never the label itself, which the attack would restore: half the classes, where there are two
             target = clean.scatter(1, classes[:, None], inf).argmin(1)
-            return lambda logits: -loss(logits, target), misclassified
-        return lambda logits: loss(logits, labels), misclassified
+            return lambda logits, places: -loss(logits, target[places]), misclassified
+        return lambda logits, places: loss(logits, labels[places]), misclassified
 
     def __repr__(self) -> str:
         values = {name.removeprefix("_"): value for name, value in vars(self).items() if name != "scale"}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
-
-
-class _Best:
-    """The best iterate of each image so far; nothing here waits for the device."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-        self.losses = torch.full((len(images),), -inf, dtype=precise(images), device=images.device)
-        self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-
-    def consider(self, images: Tensor, losses: Tensor, success: Tensor) -> None:
-        """Keep the better iterates; `success` is a flag, or the fraction of passes that are fooled."""
-        fooled = success > 0.5
-        better = torch.where(fooled == self.fooled, losses > self.losses, fooled)
-        self.images = torch.where(per_image(better, images), images, self.images)
-        self.losses = torch.where(better, losses, self.losses)
-        self.fooled = fooled | self.fooled
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

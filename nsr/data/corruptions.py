@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nsr.data.batches import stratified_split
-from nsr.data.decoding import lazy_images
+from nsr.data.decoding import Preprocessing, lazy_images
 from nsr.data.image_folder import class_names, list_images, some
 from nsr.data.images import LazyImages, TensorImages
 from nsr.errors import InputError, did_you_mean, one_line
@@ -75,7 +75,7 @@ class Corruptions:
         contents, targets = zip(*(self._part(name, severity) for severity in self.severities), strict=True)
         content, labels = np.concatenate(contents), torch.cat(targets)
         if self.is_folder:
-            return lazy_images(content, labels, channels=self.channels, image_size=self.image_size)
+            return lazy_images(content, labels, Preprocessing(self.channels, self.image_size))
         return TensorImages(torch.from_numpy(content.transpose(0, 3, 1, 2).copy()), labels, classes=len(self.classes))
 
     def _check(self, name: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from nsr.data.decoding import LABEL_KEYS, Reader, item_parts
+from nsr.data.decoding import LABEL_KEYS, Preprocessing, Reader, check_resizing, item_parts
 from nsr.data.description import DataDescription, sample_indices
 from nsr.data.images import MEMORY_LIMIT_BYTES, LazyImages, TensorImages
 from nsr.data.module import ImageData
@@ -21,6 +21,7 @@ from nsr.randomness import seeded
 log = logging.getLogger(__name__)
 
 LOADER_SETTINGS = inspect.signature(ImageData.__init__).parameters.keys() - {"self", "root"}
+LOADER_SETTINGS |= {"resize_size", "interpolation"}  # of PIL images
 ALLOWED = "it must be {'train': dataset, 'test': dataset}, with 'validation' if there is one, or (train, test)"
 SPLITS = ("train", "validation", "test")
 
@@ -54,14 +55,25 @@ class DatasetImages(ImageData):
         factory: returns the datasets as {'train': ..., 'test': ..., 'validation': ...}, (train, test) or (train,
             validation, test); each of (image, label) items. Its random draws depend on split_seed alone.
         arguments: of the factory, beside those of `loader` (see ImageData) that its signature names.
+        resize_size, interpolation: of PIL images, where image_size is given, see `Preprocessing`.
     """
 
     infers_description = True
 
-    def __init__(self, factory: Callable[..., Any], arguments: Mapping[str, Any], **loader: Any) -> None:
+    def __init__(
+        self,
+        factory: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        *,
+        resize_size: int | None = None,
+        interpolation: str = "bilinear",
+        **loader: Any,
+    ) -> None:
         super().__init__(**loader)
+        check_resizing(self.image_size, resize_size, interpolation)
         self.resize = self.image_size is not None
-        self.factory, self.arguments, self.loader = factory, dict(arguments), loader
+        self.resizing: dict[str, Any] = {"resize_size": resize_size, "interpolation": interpolation}
+        self.factory, self.arguments, self.loader = factory, dict(arguments), {**loader, **self.resizing}
         self.title, self.datasets = dotted_name(factory), dict[str, Any]()
         self.origin = str(arguments.get("path") or arguments.get("root") or self.title)
 
@@ -107,12 +119,19 @@ class DatasetImages(ImageData):
         self._check_description()
         return super().describe()
 
+    @property
+    def preprocess(self) -> Preprocessing | None:
+        """PIL image -> pixels, after `describe`; None where they are not resized."""
+        return Preprocessing(self.channels, self.image_size, **self.resizing) if self.resize else None
+
     def load(self, split: str) -> TensorImages | LazyImages:
         """Read a split into memory, or its labels alone where it is too large or drawn again in each epoch."""
+        name, size = f"{split} of {self.title}", self.resizing["resize_size"]
         if isinstance(self.datasets[split], (TensorImages, LazyImages)):
+            if size is not None:
+                raise InputError(f"data.resize_size is {size}, but {name} is an array, which is not resized")
             return self.datasets[split]
-        name = f"{split} of {self.title}"
-        read = Reader(self.datasets[split], name, self.channels, self.image_size, resize=self.resize)
+        read = Reader(self.datasets[split], name, self.channels, self.image_size, self.resize, **self.resizing)
         count, draws = len(self.datasets[split]), read.draws()
         if draws and split != "train":
             advice = "images that are evaluated must stay the same; leave random transforms out of it"

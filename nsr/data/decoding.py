@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from nsr.data.images import Item, LazyImages, checked_pixels
-from nsr.errors import InputError, one_line
+from nsr.errors import InputError, check_choice, check_number, one_line
 from nsr.randomness import seeded
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png")
@@ -27,28 +27,78 @@ IMAGES_AT_ONCE = 256  # given to the threads
 # smaller images spend their time in Python, where threads block each other: 50,000 of 32 x 32 pixels take 16 s with
 # eight threads and 8 s with none (2 cores), one of 500 x 375 half as long with two threads
 THREADS_FROM_PIXELS = 200 * 200
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # PIL's, antialiased
 
 
-def lazy_images(paths: Sequence[str] | np.ndarray, labels: Tensor, *, channels: int, image_size: int) -> LazyImages:
+@dataclass(frozen=True)
+class Preprocessing:
+    """PIL image -> pixels, as the transforms of torchvision's and timm's published weights make them.
+
+    The shorter side is resized to `resize_size`, and the image is cropped at the center.
+
+    Args:
+        channels: 1 (gray) or 3 (red, green, blue).
+        image_size: height and width of the result; None: the image keeps its size.
+        resize_size: None: image_size, so that nothing of a square is cropped.
+        interpolation: one of INTERPOLATIONS.
+    """
+
+    channels: int
+    image_size: int | None
+    resize_size: int | None = None
+    interpolation: str = "bilinear"
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Return pixels (channel, height, width) uint8; ValueError where the image has more than 8 bits."""
+        if image.mode.startswith(WIDE_MODES):
+            raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}: save it with 8 bits")
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # else PIL warns
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        if self.image_size is not None:
+            shorter, size = min(image.size), self.resize_size or self.image_size
+            # as in torchvision: the longer side is rounded down, the place of the crop to the nearest pixel
+            width, height = (size if side == shorter else int(size * side / shorter) for side in image.size)
+            if (width, height) != image.size:
+                image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+            left, top = round((width - self.image_size) / 2), round((height - self.image_size) / 2)
+            image = image.crop((left, top, left + self.image_size, top + self.image_size))
+        pixels = np.array(image)  # a copy: PIL's own are read-only
+        return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
+
+
+def check_resizing(image_size: int | None, resize_size: Any, interpolation: Any) -> None:
+    """Raise InputError for settings that make no `Preprocessing`."""
+    check_choice("data.interpolation", interpolation, INTERPOLATIONS)
+    if resize_size is None:
+        return
+    if image_size is None:
+        raise InputError(
+            f"data.resize_size is {resize_size}, but data.image_size, which is cropped, is null: give both"
+        )
+    advice = "the shorter side is resized to it, then data.image_size is cropped"
+    check_number("data.resize_size", resize_size, lowest=image_size, whole=True, advice=advice)
+
+
+def lazy_images(paths: Sequence[str] | np.ndarray, labels: Tensor, preprocess: Preprocessing) -> LazyImages:
     """Return the images of these files, decoded when they are requested."""
     # one array: counting references to a list of texts copies it page by page into every worker process
-    return LazyImages(partial(_read, np.asarray(paths), labels, channels, image_size), labels)
+    return LazyImages(partial(_read, np.asarray(paths), labels, preprocess), labels)
 
 
-def _read(paths: np.ndarray, labels: Tensor, channels: int, image_size: int, index: int) -> Item:
-    pixels = decode(str(paths[index]), channels=channels, image_size=image_size)
-    return torch.from_numpy(pixels), int(labels[index])
+def _read(paths: np.ndarray, labels: Tensor, preprocess: Preprocessing, index: int) -> Item:
+    return torch.from_numpy(decode(str(paths[index]), preprocess)), int(labels[index])
 
 
-def decode(path: str, *, channels: int, image_size: int) -> np.ndarray:
-    """Return the pixels (channel, height, width) uint8 of an image file, 1 channel (gray) or 3 (red, green, blue)."""
-    return _opened(path, lambda image: pixels_of(image, channels, image_size))
+def decode(path: str, preprocess: Preprocessing) -> np.ndarray:
+    """Return the pixels (channel, height, width) uint8 of an image file."""
+    return _opened(path, preprocess)
 
 
-def decoded(paths: Sequence[str], *, channels: int, image_size: int) -> Iterator[np.ndarray]:
+def decoded(paths: Sequence[str], preprocess: Preprocessing) -> Iterator[np.ndarray]:
     """Decode every path, in order; stop at the first that cannot be read."""
     width, height = _opened(paths[0], lambda image: image.size)
-    one = partial(decode, channels=channels, image_size=image_size)
+    one = partial(decode, preprocess=preprocess)
     if width * height < THREADS_FROM_PIXELS:
         yield from map(one, paths)
         return
@@ -84,26 +134,6 @@ def _opened(path: str, use: Callable[[Image.Image], Any]) -> Any:
         raise InputError(f"{path} cannot be read as an image ({one_line(error)}); repair or remove it") from None
 
 
-def pixels_of(image: Image.Image, channels: int, image_size: int | None) -> np.ndarray:
-    """Return the pixels (channel, height, width) uint8 of an image.
-
-    Its shorter side is resized to `image_size`, and it is cropped at the center; None: it keeps its size.
-    """
-    if image.mode.startswith(WIDE_MODES):
-        raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}: save it with 8 bits")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # else PIL warns
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image_size is not None and image.size != (image_size, image_size):
-        shorter = min(image.size)
-        width, height = (round(side * image_size / shorter) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased in PIL
-        left, top = (width - image_size) // 2, (height - image_size) // 2
-        image = image.crop((left, top, left + image_size, top + image_size))
-    pixels = np.array(image)  # a copy: PIL's own are read-only
-    return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
-
-
 @dataclass(frozen=True)
 class Reader:
     """Index -> pixels (channel, height, width), uint8 or float32 in [0, 1], and label, of a map-style dataset.
@@ -111,7 +141,8 @@ class Reader:
     Args:
         name: of the dataset in messages.
         channels, image_size: of the pixels; None: those of the image.
-        resize: whether PIL images of another size are resized, shorter side to image_size, and cropped at the center.
+        resize: whether PIL images of another size are resized and cropped.
+        resize_size, interpolation: how, see `Preprocessing`.
     Errors:
         InputError: an item of another form, size or range, or what the dataset raised.
     """
@@ -121,15 +152,25 @@ class Reader:
     channels: int | None = None
     image_size: int | None = None
     resize: bool = True
+    resize_size: int | None = None
+    interpolation: str = "bilinear"
 
     def __call__(self, index: int) -> Item:
         try:
             image, label = item_parts(self.dataset[index])
-            pixels = self._checked(_pixels(image, self.channels, self.image_size if self.resize else None))
-            return pixels, _class(label)
+            return self._checked(self._pixels(image)), _class(label)
         except Exception as error:
             kind = "" if isinstance(error, (InputError, ValueError)) else f"{type(error).__name__}: "
             raise InputError(f"{self.name}, item {index}: {kind}{one_line(error)}") from error
+
+    def _pixels(self, image: Any) -> Tensor:
+        if isinstance(image, Image.Image):
+            channels = self.channels or (1 if image.mode in GRAY_MODES else 3)
+            size = self.image_size if self.resize else None
+            return torch.from_numpy(Preprocessing(channels, size, self.resize_size, self.interpolation)(image))
+        if self.resize_size is not None:
+            raise InputError(f"data.resize_size is {self.resize_size}; only PIL images are resized: leave it out")
+        return _pixels(image)
 
     def _checked(self, pixels: Tensor) -> Tensor:
         channels, height, width = pixels.shape
@@ -179,11 +220,8 @@ def item_parts(item: Any) -> tuple[Any, Any]:
     raise InputError(f"it is {type(item).__name__}; it must be (image, label), or a mapping with these keys")
 
 
-def _pixels(image: Any, channels: int | None, image_size: int | None) -> Tensor:
-    """(channel, height, width) of a PIL image, or of an array with the channels first, last or left out."""
-    if isinstance(image, Image.Image):
-        channels = channels or (1 if image.mode in GRAY_MODES else 3)
-        return torch.from_numpy(pixels_of(image, channels, image_size))
+def _pixels(image: Any) -> Tensor:
+    """(channel, height, width) of an array with the channels first, last or left out."""
     pixels = image.detach() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     if pixels.ndim == 2:
         pixels = pixels[None]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nsr.data.decoding import all_gray, common_size, decoded, lazy_images
+from nsr.data.decoding import Preprocessing, all_gray, check_resizing, common_size, decoded, lazy_images
 from nsr.data.description import DataDescription, sample_indices
 from nsr.data.images import MEMORY_LIMIT_BYTES, LazyImages, TensorImages
 from nsr.data.module import ImageData
@@ -30,10 +30,11 @@ class ImageFolder(ImageData):
     needs test/ alone, training train/. In Tiny-ImageNet's layout (val/images, val/val_annotations.txt) val/ has the
     test images, for those of its test/ have no labels. channels, image_size, classes, mean and std that are None are
     inferred by `describe`; channels, mean and std from up to 2,000 evenly spaced images of train/, or test/ where there
-    is no train/. Images of another size than image_size are resized (shorter side, antialiased) and cropped at the
-    center.
+    is no train/. Images of another size are resized and cropped at the center, see `Preprocessing`.
 
     Args:
+        resize_size: of the shorter side, in pixels, before image_size is cropped; None: image_size.
+        interpolation: of resizing, antialiased: nearest, bilinear, bicubic, lanczos, box or hamming.
         test_folder: the folder of the test images; None: test, or val in Tiny-ImageNet's layout.
         in_memory: decode all images once and keep them as uint8; None: where they take less than 2 GiB.
         settings: see ImageData.
@@ -43,8 +44,18 @@ class ImageFolder(ImageData):
 
     infers_description = True
 
-    def __init__(self, *, test_folder: str | None = None, in_memory: bool | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        resize_size: int | None = None,
+        interpolation: str = "bilinear",
+        test_folder: str | None = None,
+        in_memory: bool | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
+        check_resizing(self.image_size, resize_size, interpolation)
+        self.resize_size, self.interpolation = resize_size, interpolation
         check_choice("data.channels", self.channels, (None, 1, 3))
         self.in_memory = check_choice("data.in_memory", in_memory, (None, True, False))
         if self.root is None:
@@ -83,23 +94,27 @@ class ImageFolder(ImageData):
             self.channels = self.channels or (1 if all_gray(sample) else 3)
             self.image_size = self.image_size or common_size(paths)
             self._check_description()
-            self._infer_mean_and_std(decoded(sample, channels=self.channels, image_size=self.image_size))
+            self._infer_mean_and_std(decoded(sample, self.preprocess))
             self._check_description()
         return super().describe()
+
+    @property
+    def preprocess(self) -> Preprocessing:
+        """PIL image -> pixels; after `describe`."""
+        return Preprocessing(self.channels, self.image_size, self.resize_size, self.interpolation)
 
     def file_names(self, split: str) -> list[str]:
         return [os.path.relpath(path, self.root) for path in self._listed(split)[0]]
 
     def load(self, split: str) -> TensorImages | LazyImages:
         paths, labels = self._listed(split)
-        shape = {"channels": self.channels, "image_size": self.image_size}
         size_bytes = len(paths) * self.channels * self.image_size**2
         if not (size_bytes < MEMORY_LIMIT_BYTES if self.in_memory is None else self.in_memory):
-            return lazy_images(paths, labels, **shape)
+            return lazy_images(paths, labels, self.preprocess)
         what = f"{len(paths)} images of data.image_size={self.image_size}"
         check_fits_memory(what, size_bytes, "set a smaller data.image_size, or data.in_memory=false")
         images = np.empty((len(paths), self.channels, self.image_size, self.image_size), np.uint8)
-        for index, image in enumerate(decoded(paths, **shape)):
+        for index, image in enumerate(decoded(paths, self.preprocess)):
             images[index] = image
         return TensorImages(torch.from_numpy(images), labels)
 

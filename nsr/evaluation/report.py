@@ -48,7 +48,8 @@ def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
             epsilon = own.get("epsilon", threat_model(name, settings)["epsilon"])
             radius = f"{epsilon:.4g}" if isinstance(epsilon, float) else str(epsilon)
             prefix = "curve: " if name.startswith(CURVE) else ""
-            shown[name] = f"{prefix}{getattr(attack, 'title', name)}, {NORMS.get(norm, norm)} {radius}"
+            bf16 = " (search in bf16)" * (getattr(suite.search, "precision", "") == "bf16")
+            shown[name] = f"{prefix}{getattr(attack, 'title', name)}{bf16}, {NORMS.get(norm, norm)} {radius}"
     norms = {f"{WORST}_{norm}": f"worst case in {title}" for norm, title in NORMS.items()}
     combined = "worst case of all" + " norms (union)" * (len(suite.worst_cases) > 1)
     return shown | {row: norms.get(row, combined) for row in suite.worst_cases}
@@ -145,7 +146,7 @@ def show_run(
 
 def write_evaluation(
     directory: Path,
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, Any],
     sensitivities: Mapping[str, LayerSensitivity],
     corrupted: Sequence[CorruptionAccuracy] = (),
 ) -> None:

@@ -11,42 +11,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, distributed, nn
 from torchmetrics import Metric
 
-from nsr.attacks.balls import distance
 from nsr.errors import check_finite_logits
 from nsr.evaluation.cache import ResultCache, batch_fingerprint
 from nsr.evaluation.outcomes import SuiteResult, accuracies, median_distances, worst_cases
+from nsr.evaluation.search import Batch, Result, Search, attack_batch, classify, draws
 from nsr.features import FeatureExtractor
 from nsr.layers import Layer
-from nsr.losses import margin
 from nsr.metrics.epoch import flat_values
 from nsr.metrics.sensitivity import NetworkSensitivity, network_sums
 from nsr.randomness import draw_seed, seeded
 
 Attack = Callable[..., Tensor]
 SUMS = ("difference", "activation")
-# of a batch, (image,): correct, prediction, margin, distance; logits (image, class); or SUMS (neuron,)
-Result = dict[str, Tensor]
 Pieces = dict[int, dict[str, Tensor]]  # {number of a batch: {KIND/ROW: values of its images}}
-
-
-class _Batch(NamedTuple):
-    """A batch of images on the device, and what the measurements of it have in common."""
-
-    net: nn.Module
-    images: Tensor  # (image, channel, height, width)
-    labels: Tensor  # (image,)
-    places: Tensor  # (image,): index in the whole test set
-    generators: Callable[[], list[Generator]]  # one for each image, anew for each measurement
-
-    def chosen(self, places: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
-        return self.net, self.images[places], self.labels[places]
 
 
 class AttackSuite:
@@ -60,6 +45,8 @@ class AttackSuite:
         metrics: {name: torchmetrics Metric of (logits, labels)}, measured without attack and under each one. An image
             that is misclassified without an attack is not attacked: its clean logits count.
         seed: of every draw.
+        search: how attacks search; None: as written. So it is for a network whose passes differ, which no second pass
+            can confirm.
     """
 
     def __init__(
@@ -70,7 +57,9 @@ class AttackSuite:
         probes: Mapping[str, Callable[..., Tensor]] | None = None,
         metrics: Mapping[str, Metric] | None = None,
         seed: int = 0,
+        search: Search | None = None,
     ):
+        self.search = search
         self.attacks, self.sensitivity_attack, self.seed = dict(attacks), sensitivity_attack, seed
         self.probes, self.extra = dict(probes or {}), dict(metrics or {})
         self.cache: ResultCache | None = None
@@ -131,14 +120,15 @@ class AttackSuite:
             seeds = (draw_seed(self.seed, 1, place) for place in places.tolist())
             return [Generator(images.device).manual_seed(seed) for seed in seeds]
 
-        part = _Batch(net, images, labels, places.to(images.device), generators)
+        search = None if self.search is None or draws(net, images, labels) else self.search
+        part = Batch(net, images, labels, places.to(images.device), generators, search)
         cached = partial(self._cached, name, number, images.device)
         keys = ["correct", "prediction", *(["logits"] if self.extra else [])]
-        clean = cached("clean", [*keys, "margin"], partial(_classify, net, images, labels, part.places))
+        clean = cached("clean", [*keys, "margin"], partial(classify, net, images, labels, part.places))
         rows = {"clean": clean}
         for row, attack in self.attacks.items():
             own = [*keys, "distance"] if hasattr(attack, "nearest") else keys
-            rows[row] = cached(row, own, partial(_attack, attack, part, clean))
+            rows[row] = cached(row, own, partial(attack_batch, attack, part, clean))
         for row, probe in self.probes.items():
             rows[row] = cached(row, ["correct"], partial(_probe, probe, part))
         piece = {f"{kind}/{row}": values.cpu() for row, result in rows.items() for kind, values in result.items()}
@@ -215,49 +205,13 @@ class AttackSuite:
         return self.result
 
 
-def _classify(net: nn.Module, images: Tensor, labels: Tensor, places: Tensor) -> Result:
-    with torch.no_grad():
-        logits = net(images)
-    check_finite_logits(logits, places=places)
-    prediction = logits.argmax(1)
-    # the margin loss is what an attack ascends: the largest other logit minus the label's
-    margins = -margin(logits, labels).float()
-    return {"correct": prediction == labels, "prediction": prediction, "logits": logits, "margin": margins}
-
-
-def _attack(attack: Any, batch: _Batch, clean: Result) -> Result:
-    """Attack the images that are classified correctly without an attack; the others keep their clean result."""
-    chosen = clean["correct"].nonzero()[:, 0]
-    result = {key: values.clone() for key, values in clean.items()}
-    nearest = getattr(attack, "nearest", None)
-    if nearest is not None:
-        result["distance"] = torch.zeros(len(batch.labels), device=batch.images.device)
-    if not len(chosen):
-        return result
-    net, images, labels = batch.chosen(chosen)
-    generators = batch.generators()
-    adversarial = (nearest or attack)(net, images, labels, generator=[generators[i] for i in chosen.tolist()])
-    found = _classify(net, adversarial, labels, batch.places[chosen])
-    if nearest is not None:
-        far = distance(images, adversarial, attack.norm).float().masked_fill(found["correct"], torch.inf)
-        result["distance"][chosen] = far
-        chosen, found = _within(far <= attack.epsilon, chosen, found)
-    for key in clean.keys() & found.keys():
-        result[key][chosen] = found[key].to(result[key].dtype)
-    return result
-
-
-def _within(is_near: Tensor, chosen: Tensor, found: Result) -> tuple[Tensor, Result]:
-    """Return the images whose adversarial example lies within the threat model, and their results."""
-    return chosen[is_near], {key: values[is_near] for key, values in found.items()}
-
-
-def _probe(probe: Attack, batch: _Batch) -> Result:
+def _probe(probe: Attack, batch: Batch) -> Result:
     return {"correct": probe(batch.net, batch.images, batch.labels, generator=batch.generators())}
 
 
-def _sensitivity(attack: Attack, batch: _Batch, extractor: FeatureExtractor) -> Result:
-    adversarial = attack(batch.net, batch.images, batch.labels, generator=batch.generators())
+def _sensitivity(attack: Attack, batch: Batch, extractor: FeatureExtractor) -> Result:
+    with nullcontext() if batch.search is None else batch.search.passes(batch.net):
+        adversarial = attack(batch.net, batch.images, batch.labels, generator=batch.generators())
     with torch.no_grad():
         (_, clean), (logits, features) = extractor(batch.images), extractor(adversarial)
     check_finite_logits(logits, places=batch.places)

@@ -62,7 +62,8 @@ class Interventions:
         fractions: of a layer's neurons, each in (0, 1].
         kinds: of 'patch_clean', 'patch_adversarial', 'zero_ablation', 'mean_ablation'.
         rankings: further rankings whose first neurons are a control: 'activation' (mean |output| on clean images),
-            'relative' (relative sensitivity), 'conductance' (of captum).
+            'relative' (relative sensitivity), 'squared_difference', 'attribution' (a first-order estimate of
+            patch_clean, see `nsr.interventions.ranking`), 'conductance' (of captum).
         n_random_sets: random sets of each random control at each fraction.
         n_bootstrap: resamples of the bootstrap.
         internal_batch_size: sets times images in one forward pass; it bounds the memory.

@@ -103,7 +103,9 @@ class Patcher:
             )
         return self._recording(images, logits, trace)
 
-    def logits(self, recording: Recording, layer: str, replacement: Tensor, masks: Tensor) -> Tensor:
+    def logits(
+        self, recording: Recording, layer: str, replacement: Tensor, masks: Tensor, *, differentiable: bool = False
+    ) -> Tensor:
         """Run patched passes: the logits of the recorded images where the neurons of each set are replaced.
 
         Args:
@@ -111,13 +113,14 @@ class Patcher:
             layer: its name.
             replacement: the neurons' outputs instead, (batch, neuron, ...) or broadcast to it.
             masks: (set, neuron) bool, True where a neuron's output is replaced.
+            differentiable: whether the logits have a gradient in `replacement`.
 
         Returns:
             (set, batch, class).
         """
         sets = max(1, (self.internal_batch_size or len(masks) * len(recording.images)) // len(recording.images))
         plan, parts = self._plans[layer], masks.to(recording.images.device).split(sets)
-        with self._evaluating(recording.images.device):
+        with self._evaluating(recording.images.device), torch.set_grad_enabled(differentiable):
             return torch.cat([self._patched(plan, recording, layer, replacement, part) for part in parts])
 
     def _recording(self, images: Tensor, logits: Tensor, trace: Trace) -> Recording:

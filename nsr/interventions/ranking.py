@@ -1,18 +1,24 @@
 """Rankings of each layer's neurons on one half of the images: by sensitivity, and by what the controls use.
 
-One of them is conductance (Dhamdhere, Sundararajan and Yan 2019), computed by captum:
+Two of them estimate an effect. F and F' are a layer's outputs on the clean image x and on the adversarial one x'.
+
+attribution, a first-order estimate of patch_clean for one neuron alone (attribution patching: Nanda 2023; Kramar et
+al., AtP*, 2024), with M the label's logit minus the largest other one as a function of the layer's outputs:
+
+    attribution_m = mean over images of  sum over positions p of  dM/dF'_mp * (F_mp - F'_mp)
+
+conductance (Dhamdhere, Sundararajan and Yan 2019), computed by captum:
 
     Cond_m(x) = sum over positions p of  integral over a in [0, 1] of  df(x_a)/dF_mp * dF_mp(x_a)/da
     x_a = x + a (x' - x)
 
-It is the part of the change of the label's logit f, from the clean image x to the adversarial one x', that flows
-through neuron m. Over the neurons of a layer that no shortcut bypasses it sums to that change. A neuron's score is the
-mean over images of |Cond_m|.
+It is the part of the change of the label's logit f, from x to x', that flows through neuron m. Over the neurons of a
+layer that no shortcut bypasses it sums to that change. A neuron's score is the mean over images of |Cond_m|.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,14 +26,15 @@ from torch import Tensor, nn
 
 from nsr.errors import InputError
 from nsr.interventions.pairs import Pairs
-from nsr.interventions.patching import Patcher
+from nsr.interventions.patching import Patcher, Recording
 from nsr.layers.axes import Layer
 from nsr.layers.names import name_and_call
 from nsr.layers.passes import named_modules
+from nsr.losses import margin
 from nsr.modes import frozen_parameters, full_precision, network_mode
 from nsr.sensitivity import SensitivitySums, divide, sensitivity_sums
 
-RANKINGS = ("activation", "relative", "conductance")  # beside sensitivity
+RANKINGS = ("activation", "relative", "squared_difference", "attribution", "conductance")  # beside sensitivity
 STEPS = 20  # of the integral of conductance
 
 
@@ -39,6 +46,7 @@ class LayerRanking(NamedTuple):
     relative: Tensor
     activation: Tensor  # mean |output| on clean images
     mean_output: Tensor  # on clean images, with its sign
+    attribution: Tensor | None = None
     conductance: Tensor | None = None
 
     def summary(self) -> dict[str, float | None]:
@@ -54,41 +62,63 @@ class LayerRanking(NamedTuple):
 
 
 def rank_neurons(patcher: Patcher, batches: Iterable[Pairs], rankings: Sequence[str] = ()) -> dict[str, LayerRanking]:
-    """Rank neurons by sums over the batches: two passes per batch, plus those of conductance where it is asked for.
+    """Rank neurons by sums over the batches: two passes per batch, plus those of attribution and conductance.
 
     Args:
         patcher: of the network and its layers.
         batches: iterated once.
-        rankings: of RANKINGS; conductance is computed only if named.
+        rankings: of RANKINGS; attribution and conductance are computed only if named.
     """
-    sums: dict[str, list[Tensor]] = {}
+    sums: dict[str, dict[str, Tensor]] = {}
     samples = 0
     for pairs in batches:
         clean, adversarial = patcher.record(pairs.images), patcher.record(pairs.adversarial)
         samples += len(pairs.labels)
         for name, layer in patcher.layers.items():
             new = _layer_sums(clean.features[name], adversarial.features[name])
+            if "attribution" in rankings:  # (batch, neuron) -> (neuron,)
+                new["attribution"] = attribution(patcher, name, clean, adversarial, pairs.labels).double().sum(0)
             if "conductance" in rankings:
                 size = patcher.internal_batch_size
                 flow = conductance(patcher.net, layer, *pairs, root=patcher.root, internal_batch_size=size)
-                new.append(flow.abs().double().sum(0))  # (batch, neuron) -> (neuron,)
-            sums[name] = [old + more for old, more in zip(sums[name], new, strict=True)] if name in sums else new
+                new["conductance"] = flow.abs().double().sum(0)
+            sums[name] = {key: sums[name][key] + more for key, more in new.items()} if name in sums else new
     return {name: _ranking(parts, samples) for name, parts in sums.items()}
 
 
-def _layer_sums(clean: Tensor, adversarial: Tensor) -> list[Tensor]:
+def _layer_sums(clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
     """Activation difference, activation, output and squared difference, summed over the batch, (neuron,) float64."""
     difference, activation, _ = sensitivity_sums(clean, adversarial, dtype=torch.float64)
-    sums = [difference, activation]
-    for values in (clean, (clean - adversarial) ** 2):
-        sums.append(values.reshape(*values.shape[:2], -1).mean(2, dtype=torch.float64).sum(0))
+    sums = {"difference": difference, "activation": activation}
+    for name, values in (("mean_output", clean), ("squared_difference", (clean - adversarial) ** 2)):
+        sums[name] = values.reshape(*values.shape[:2], -1).mean(2, dtype=torch.float64).sum(0)
     return sums
 
 
-def _ranking(sums: Sequence[Tensor], samples: int) -> LayerRanking:
-    parts = SensitivitySums(sums[0], sums[1], samples)
-    activation, output, squared_difference, *further = (values / samples for values in sums[1:])
-    return LayerRanking(divide(parts), squared_difference, divide(parts, "relative"), activation, output, *further)
+def _ranking(sums: Mapping[str, Tensor], samples: int) -> LayerRanking:
+    parts = SensitivitySums(sums["difference"], sums["activation"], samples)
+    means = {name: values / samples for name, values in sums.items() if name != "difference"}
+    return LayerRanking(sensitivity=divide(parts), relative=divide(parts, "relative"), **means)
+
+
+def attribution(patcher: Patcher, layer: str, clean: Recording, adversarial: Recording, labels: Tensor) -> Tensor:
+    """Estimate, to first order, how far the label's logit rises above the others if a neuron has its clean outputs.
+
+    Args:
+        layer: its name.
+        clean, adversarial: passes of `patcher` on the same images.
+        labels: (batch,).
+
+    Returns:
+        (batch, neuron).
+    """
+    with torch.inference_mode(False), frozen_parameters(patcher.net):
+        outputs = adversarial.features[layer].clone().requires_grad_()
+        every = torch.ones(1, outputs.shape[1], dtype=torch.bool, device=outputs.device)
+        logits = patcher.logits(adversarial, layer, outputs, every, differentiable=True)[0]
+        (slope,) = torch.autograd.grad(margin(logits, labels.clone()).sum(), [outputs])  # of the other logit minus it
+    change = (adversarial.features[layer] - clean.features[layer]) * slope
+    return change.reshape(*change.shape[:2], -1).sum(2)
 
 
 def conductance(

@@ -62,6 +62,7 @@ class Classifier(nn.Module):
     """
 
     normalization: Any = None  # where mean and std come from, see nsr.models.normalization
+    published_sizes: Any = None  # of images for weights of a known name, see nsr.models.preprocessing
 
     def __init__(
         self,

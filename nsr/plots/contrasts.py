@@ -22,6 +22,8 @@ CONTROLS = {  # name: (label, color, marker)
     "least_sensitive": ("least sensitive", "#000000", "v"),
     "by_activation": ("by clean activation", "#009E73", "^"),
     "by_relative": ("by relative sensitivity", "#CC79A7", "<"),
+    "by_squared_difference": ("by squared difference", "#F0E442", "h"),
+    "by_attribution": ("by attribution", "#8B4513", "X"),
     "by_conductance": ("by conductance", "#7F7F7F", ">"),
 }
 RANDOM = ("random_equal_size", "random_equal_sensitivity", "random_equal_squared_difference")

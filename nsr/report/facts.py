@@ -46,6 +46,7 @@ def facts(run: RunFiles) -> dict[str, str]:
     found = {
         "status": run.run.status + (f": {run.run.detail}" if run.run.detail else ""),
         "threat model": threat_model(settings) if settings.get("norm") else "",
+        "search": _search(run.run.measured),
         "network": _choice(settings, choice, "model"),
         "data": _data(settings, choice),
         "recipe": _recipe(settings, choice),
@@ -57,6 +58,12 @@ def facts(run: RunFiles) -> dict[str, str]:
         "commit": str(machine.get("commit") or ""),
     }
     return {name: text for name, text in found.items() if text}
+
+
+def _search(measured: Mapping[str, Any]) -> str:
+    options = measured.get("evaluation")
+    is_bf16 = isinstance(options, Mapping) and options.get("precision") == "bf16"
+    return "attacks search in bf16, every success confirmed in float32" if is_bf16 else ""
 
 
 def duration(seconds: Any) -> str:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from nsr.data import Digits, ImageFolder, decoding, image_folder
-from nsr.data.decoding import decode
+from nsr.data.decoding import Preprocessing, decode
 from nsr.data.images import LazyImages
 from nsr.errors import InputError
 from tests.conftest import image_folder as random_folder
@@ -178,7 +178,7 @@ def test_modes(tmp_path, mode):
     image = Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode)
     image.save(path, **({"transparency": bytes([0, 128])} if mode == "P" else {}))
     for channels in (1, 3):
-        assert decode(str(path), channels=channels, image_size=4).tolist() == [[[255] * 4] * 4] * channels
+        assert decode(str(path), Preprocessing(channels, 4)).tolist() == [[[255] * 4] * 4] * channels
 
 
 @pytest.mark.parametrize("content", [b"no image", "half", "16 bits"])

@@ -28,7 +28,7 @@ from nsr.interventions.controls import RANDOM, neuron_sets
 from nsr.interventions.effects import KINDS
 from nsr.interventions.pairs import Pairs, halves
 from nsr.interventions.patching import Patcher
-from nsr.interventions.ranking import conductance, rank_neurons
+from nsr.interventions.ranking import attribution, conductance, rank_neurons
 from nsr.layers import find_layers
 
 
@@ -286,6 +286,41 @@ def test_a_layer_of_one_neuron():
     assert {each.neurons for each in effects.rows} == {1}
 
 
+# ---------------------------------------------------------------- attribution
+@pytest.mark.parametrize("layer", ["2", "5"])
+def test_attribution_is_the_slope_of_patching_one_neuron(case, layer):
+    """Moving one neuron a millionth of the way to its clean outputs, image by image."""
+    net, (images, adversarial, labels) = case[0], (part[:6] for part in half_of(case, 0))
+    patcher = Patcher(net, find_layers(net, images[:2], [layer]), images)
+    clean, attacked = patcher.record(images), patcher.record(adversarial)
+    before = inventory(net)
+    found = attribution(patcher, layer, clean, attacked, labels)
+    same_inventory(before, inventory(net))
+    part = 1e-6
+    with torch.no_grad():
+        for i, label in enumerate(labels):
+            old, new = attacked.features[layer][i], clean.features[layer][i]
+            start = slow_margin(net(adversarial[i : i + 1])[0], label)
+            for neuron in range(0, found.shape[1], 5):
+                moved = patched(net, adversarial[i], layer, [neuron], old + part * (new - old))
+                slope = (start - slow_margin(moved, label)) / part
+                assert float(found[i, neuron]) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+def test_attribution_and_squared_difference_rank(case):
+    rankings = ["squared_difference", "attribution"]
+    with torch.inference_mode():
+        effects = intervene(*case, settings=settings_of(layers=["5"], rankings=rankings), batch_size=25)
+    images, adversarial, labels = half_of(case, 0)
+    patcher = Patcher(case[0], find_layers(case[0], images[:2], ["5"]), images)
+    both = patcher.record(images), patcher.record(adversarial)
+    squares = ((both[0].features["5"] - both[1].features["5"]) ** 2).mean(0)
+    for name, scores in zip(rankings, (squares, attribution(patcher, "5", *both, labels).mean(0)), strict=True):
+        changed, shifts = slow(case, "5", slow_most_sensitive(scores.tolist(), 16), "patch_clean")
+        got = row(effects, kind="patch_clean", fraction=0.5, control=f"by_{name}")
+        assert got.effect == pytest.approx(changed / len(shifts), abs=1e-6)
+
+
 # ---------------------------------------------------------------- conductance
 def test_conductance_sums_to_the_change_of_the_logit(case):
     pytest.importorskip("captum")
@@ -327,7 +362,7 @@ def test_without_captum(case, monkeypatch):
         ({"fractions": [0.5, 0.5]}, "it must be a list of different entries"),
         ({"fractions": 0.5}, r"fractions is 0\.5; it must be a list"),
         ({"kinds": ["patch_claen"]}, r"kinds entry is 'patch_claen'; it must be one of patch_clean, .* \(did you mean"),
-        ({"rankings": ["size"]}, "rankings entry is 'size'; it must be one of activation, relative, conductance"),
+        ({"rankings": ["size"]}, "rankings entry is 'size'; it must be one of activation, relative, squared"),
         ({"n_random_sets": 1}, "n_random_sets is 1; it must be a whole number at least 2"),
         ({"n_bootstrap": 10}, "n_bootstrap is 10"),
         ({"internal_batch_size": 0}, "internal_batch_size is 0"),
