@@ -18,7 +18,7 @@ from nsr.loggers import finish, log_sensitivities
 from nsr.metrics.layer_summary import LayerSummaries
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.run.directory import BESIDE, flat
-from tests.conftest import TINY, job
+from tests.conftest import TINY, evaluated, job
 from tests.offline_runs import assert_sensitivities, offline_history, offline_records, offline_run, rows
 
 MEANS = {"sensitivity/absolute", "sensitivity/relative", "sensitivity/mean_activation"}
@@ -144,6 +144,35 @@ def test_alarms_are_a_point_an_epoch_where_they_are_judged(history, events):
         logged = {int(row["epoch"]): row[f"checks/{name}"] for row in history if f"checks/{name}" in row}
         assert logged == dict.fromkeys(epochs, 0)
         assert (f"checks/{name}" in events.Tags()["scalars"]) == bool(epochs)
+
+
+@pytest.mark.slow
+def test_an_evaluation_has_its_results_and_plots_on_both(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(
+        "nsr.app.pictures.write_or_warn", lambda *_, **__: {"examples/examples": run / "sensitivity.png"}
+    )
+    few = (
+        "test_attacks=[clean,fgsm,curve]",
+        "evaluation.n_examples=20",
+        "checks.enabled=false",
+        "logger=[wandb,tensorboard]",
+    )
+    found = evaluated(tmp_path / "evaluation", f"checkpoint={run / 'checkpoints' / 'best.ckpt'}", *few)
+    expected = {"examples/examples", "test/accuracy_by_epsilon", "test/class_accuracy", "test/confusion_matrix"}
+    events, history = read_events(found / "tensorboard"), offline_history(offline_run(found))
+    assert set(events.Tags()["images"]) == expected
+    assert {key.removesuffix(".path") for row in history for key in row if key.endswith(".path")} == expected
+    metrics = {
+        name: value for name, value in json.loads((found / "evaluation.json").read_text()).items() if "test/" in name
+    }
+    summary = merged(found, "summary")
+    for name, value in metrics.items():
+        assert [each.value for each in events.Scalars(name)] == [pytest.approx(value)]
+        assert "x0." in name or summary[name] == value  # leet splits names at their dots
+    (started,) = offline_records(offline_run(found), "run")
+    assert (started["job_type"], started["display_name"]) == ("evaluate", f"{run.parent.name} best")
+    assert merged(found, "config")["evaluation.n_examples"] == 20
 
 
 @pytest.mark.parametrize("per_layer", [False, True])

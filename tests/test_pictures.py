@@ -210,6 +210,11 @@ def test_networks_without_maps_and_few_images():
     assert make_pictures(replace(nothing, outcomes=wrong)) == []
 
 
+def test_of_attacks_with_equal_accuracy_the_later_is_shown():
+    flags = {"clean": [1, 1, 1], "fgsm": [1, 0, 0], "pgd": [0, 1, 0], "uniform": [1, 1, 0], "curve_x2": [0, 0, 0]}
+    assert attacking.strongest_first({name: torch.tensor(own) for name, own in flags.items()}) == ["pgd", "fgsm"]
+
+
 def test_an_attack_that_exceeds_the_budget_gives_way_to_the_next(subject, monkeypatch):
     passes = []
 

@@ -85,6 +85,13 @@ def test_no_page_names_another_host_as_a_resource(site):
             assert 'rel="canonical"' in tag or "//" not in tag, (page, tag)
 
 
+def test_equations_are_pictures_with_their_source_as_text(site):
+    text = (site / "definitions.html").read_text()
+    pictures = re.findall(r'<div class="equation" role="img" aria-label="([^"]+)">(.*?)</div>', text, flags=re.DOTALL)
+    assert [drawn.count("<svg") for _, drawn in pictures] == [3, 1] and "```" not in text
+    assert r"\mathrm{absolute}(l, m)" in pictures[0][0] and all("<use " in drawn for _, drawn in pictures)
+
+
 def test_pages_open_without_a_request_and_never_scroll_sideways(site):
     sync_api = pytest.importorskip("playwright.sync_api")
     if BROWSER is None:
@@ -100,6 +107,10 @@ def test_pages_open_without_a_request_and_never_scroll_sideways(site):
                 page.goto((site / name).as_uri())
                 assert page.locator("h1").is_visible()
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+            if width == 1280:
+                page.locator("input.md-search__input").click()
+                page.keyboard.type("interventions")
+                page.locator(".md-search-result__item").first.wait_for()
             assert all(url.startswith("file:") for url in asked), asked
             assert not errors
         browser.close()

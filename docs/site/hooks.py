@@ -12,6 +12,10 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
+PLACES = [
+    str(ROOT),
+    str(Path(__file__).parent),
+]  # of what is imported; mkdocs restores sys.path after it has loaded this file
 LINK = re.compile(r"(?<!`)(!?\[[^\]]*\])\(([^)#\s]+)(#[^)\s]*)?\)")
 MEMBERS = {"FeatureExtractor": "[__call__, remove]", "NeuronSensitivity": "[update, compute]"}  # beside the constructor
 log = logging.getLogger("mkdocs.plugins.nsr")  # its warnings end a strict build
@@ -19,7 +23,7 @@ log = logging.getLogger("mkdocs.plugins.nsr")  # its warnings end a strict build
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages, then every file outside of docs/ that a page links to, pages of these included."""
-    sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # mkdocs restores it after it has loaded this file
+    sys.path[:0] = PLACES
     import settings
 
     files.append(File.generated(config, "reference/settings.md", content=settings.page()))
@@ -38,6 +42,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Point links to files outside of docs/ at their copies in the site; name pages by title."""
+    from equations import drawn
+
     here = page.file.src_uri
 
     def linked(match: re.Match[str]) -> str:
@@ -50,7 +56,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             label = f"[{title[1]}]" if title else label
         return f"{label}({posixpath.relpath(place, posixpath.dirname(here))}{match[3] or ''})"
 
-    return LINK.sub(linked, markdown)
+    return drawn(LINK.sub(linked, markdown))
 
 
 def _outside(page: str, text: str) -> list[str]:

@@ -53,6 +53,12 @@ def evaluation_directory(checkpoint: str | None) -> str:
     return "runs/evaluations"
 
 
+def evaluation_name(checkpoint: str | None) -> str:
+    """Return 'NAME best' for runs/NAME/DATE/checkpoints/best.ckpt, else the name of the checkpoint."""
+    path = Path(checkpoint or "evaluation").absolute()
+    return f"{path.parents[2].name} {path.stem}" if path.parent.name == "checkpoints" else path.stem
+
+
 def times(factor: float, value: Any) -> Any:
     """Return a multiple of a number or a fraction such as 8/255; anything else unchanged, to be refused by its name."""
     try:
@@ -93,7 +99,10 @@ def _choices(groups: Sequence[str]) -> list[str]:
     return [str(choices[group]) for group in groups if choices.get(group) is not None]
 
 
-for resolver in (evaluation_directory, times, fraction_of, epochs, sweep, chosen, run_name, local_processes, machines):
+for resolver in (
+    *(evaluation_directory, evaluation_name, times, fraction_of, epochs, sweep, chosen, run_name),
+    *(local_processes, machines),
+):
     OmegaConf.register_new_resolver(f"nsr.{resolver.__name__}", resolver, replace=True)
 
 

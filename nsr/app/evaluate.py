@@ -14,9 +14,11 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger
 
+from nsr import loggers
 from nsr.app import pictures
-from nsr.app.build import build_trainer
+from nsr.app.build import build_loggers, build_trainer
 from nsr.app.job import Job, progress, run_test, started_job, write_config, write_machine
 from nsr.app.parts import (
     attack_identity,
@@ -43,6 +45,7 @@ from nsr.interventions import AnalysisContext
 from nsr.report import automatic
 from nsr.run.checks import Check, stop_where_triggered
 from nsr.run.commands import command, override
+from nsr.run.directory import flat
 from nsr.run.files import write_json
 from nsr.run.processes import leave_processes
 from nsr.run.signals import interruptible
@@ -51,15 +54,18 @@ from nsr.run.signals import interruptible
 def evaluate(config: DictConfig) -> None:
     """Measure a checkpoint or third-party weights; write and print the results."""
     with interruptible(), started_job(config, "evaluate") as (job, directory):
-        trainer, orderly = build_trainer(job.settings, directory, [progress()]), False
+        made, trainer, orderly = build_loggers(job.settings, directory), None, False
         try:
-            _measure(job, directory, trainer)
+            loggers.log_settings(made, dict(flat(job.record)))
+            trainer = build_trainer(job.settings, directory, [progress()], logger=made)
+            _measure(job, directory, trainer, made)
             orderly = True
         finally:
+            loggers.finish(made)
             leave_processes(trainer, orderly=orderly)
 
 
-def _measure(job: Job, directory: Path, trainer: pl.Trainer) -> None:
+def _measure(job: Job, directory: Path, trainer: pl.Trainer, made: Sequence[Logger]) -> None:
     settings, data, suite = job.settings, job.data, job.suite
     which, images = choose_images(job), single_images(job)
     for analysis in job.analyses.values():
@@ -92,11 +98,12 @@ def _measure(job: Job, directory: Path, trainer: pl.Trainer) -> None:
         return
     write_images(directory / "images.csv", result, names, files)
     write_classes(directory, result, names, suite.worst_cases)
-    _report(job, directory, result, corrupted, which)
+    loggers.log_results(made, _report(job, directory, result, corrupted, which), step=0)
     checks = _checks(job, directory, result)
     for analysis in job.analyses.values():
         report.show(*(analysis.run(_analysis_context(job, directory, trainer.strategy.root_device)) or ()))
-    pictures.write_or_warn(job, directory, trainer.strategy.root_device)
+    drawn = pictures.write_or_warn(job, directory, trainer.strategy.root_device)
+    pictures.log_pictures(made, drawn, job, directory, step=0)
     if settings["report"]:
         automatic.write_or_warn(directory)
     stop_where_triggered(checks, settings["checks"]["stop_on"])
@@ -116,8 +123,8 @@ def _end_shard(job: Job, directory: Path, trainer: pl.Trainer) -> None:
 
 def _report(
     job: Job, directory: Path, result: SuiteResult, corrupted: Sequence[CorruptionAccuracy], which: str
-) -> None:
-    """Write and print the accuracies, sensitivities and what follows from them."""
+) -> dict[str, float]:
+    """Write and print the accuracies, sensitivities and what follows from them; return the metrics."""
     settings, options = job.settings, job.settings["evaluation"]
     metrics: dict[str, Any] = {f"test/{name}": value for name, value in result.metrics.items()} | corruption_metrics(
         corrupted
@@ -130,6 +137,7 @@ def _report(
     titles = report.titles(settings, job.suite)
     report.show_evaluation(directory, metrics, result.sensitivities, titles, which=which, list_top=options["list_top"])
     report.show_corruptions(corrupted)
+    return metrics
 
 
 def _checks(job: Job, directory: Path, result: SuiteResult) -> list[Check]:

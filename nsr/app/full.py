@@ -20,6 +20,7 @@ from nsr.compare import exit_code
 from nsr.models.weights import read_checkpoint
 from nsr.pictures import Subject, write_pictures
 from nsr.pictures.full import full_pictures
+from nsr.report.facts import radius_in_words
 from nsr.run.commands import override
 
 FOLDER = "pictures_full"
@@ -53,7 +54,7 @@ def write(run: Path, trusted: Sequence[str] = ()) -> None:
         class_names=job.description.class_names,
         outcomes={},
         attacks={ROW: attack},
-        titles={ROW: f"{getattr(attack, 'title', 'attack')}, {job.settings['norm']} epsilon {job.settings['epsilon']}"},
+        titles={ROW: f"{getattr(attack, 'title', 'attack')}, {radius_in_words(job.settings)}"},
         sensitivities=recorded(run / "sensitivity.csv", epoch),
         measured_on=f"the validation images, epoch {epoch}",
         seed=job.settings["seed"],

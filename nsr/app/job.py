@@ -178,7 +178,7 @@ def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> No
         check_machine(settings)  # what other machines have is checked by each job there
     if program == "train":
         check_divides(settings["data"].get("batch_size", 128), processes(settings))
-        build.check_loggers(settings)
+    build.check_loggers(settings)
     job = make_job(without_hydra(config), program, directory)
     if not is_elsewhere:
         build.build_trainer(settings, directory, list(job.callbacks.values()))

@@ -18,8 +18,9 @@ from nsr.app.job import Job
 from nsr.errors import one_line
 from nsr.evaluation.report import titles
 from nsr.pictures import Subject, make_pictures, strongest_first, write_pictures
-from nsr.plots import confusion_matrix, training_curves
+from nsr.plots import accuracy_by_epsilon, class_accuracy, confusion_matrix, training_curves
 from nsr.plots.style import NORMS, png
+from nsr.report.sections.robustness import by_class
 from nsr.run.files import whole_rows
 from nsr.run.plain_text import printable
 
@@ -48,10 +49,11 @@ def write_or_warn(job: Job, directory: Path, device: torch.device, *, epoch: int
 
 
 def log_pictures(made: Sequence[Logger], pictures: Mapping[str, Path], job: Job, directory: Path, *, step: int) -> None:
-    """Log the pictures, training curves and the confusion matrix under the strongest attack to the dashboards."""
+    """Log the pictures, and plots of the training, the test and the interventions, to the dashboards."""
     if not pictures or not any(map(loggers.shows_pictures, made)):
         return
-    for name, path in pictures.items():
+    analysed = {f"interventions/{path.stem}": path for path in sorted((directory / "interventions").glob("*.png"))}
+    for name, path in {**pictures, **analysed}.items():
         loggers.log_picture(made, name, path, step=step)
     try:
         with TemporaryDirectory() as folder:
@@ -64,18 +66,23 @@ def log_pictures(made: Sequence[Logger], pictures: Mapping[str, Path], job: Job,
 
 
 def summary_plots(job: Job, directory: Path) -> Iterator[tuple[str, Figure]]:
-    """Yield {name on a dashboard: figure} of a finished training."""
+    """Yield (name on a dashboard, figure) of a finished training or evaluation."""
     import pandas
 
     result, shown = job.suite.result, spelled(titles(job.settings, job.suite))
-    epochs = pandas.read_csv(directory / "metrics.csv")
-    yield "training/accuracy", training_curves(epochs, title="accuracy of each epoch")
+    if (path := directory / "metrics.csv").exists():
+        yield "training/accuracy", training_curves(pandas.read_csv(path), title="accuracy of each epoch")
+    if (path := directory / "curve.csv").exists():
+        norm, title = str(job.settings["norm"]), f"accuracy by epsilon, {len(result.labels):,} test images"
+        yield "test/accuracy_by_epsilon", accuracy_by_epsilon(pandas.read_csv(path), norm=norm, title=title)
     attacks = [row for row in strongest_first(result.outcomes) if row in job.suite.attacks]
     for row in attacks[:1]:
         title = f"{shown.get(row, row)}, {len(result.labels):,} test images"
         names = [printable(name) for name in job.description.class_names]
         matrix = confusion_matrix(result.labels, result.predictions[row], class_names=names, title=title)
         yield "test/confusion_matrix", matrix
+        classes = by_class(pandas.read_csv(directory / "images.csv", converters={"class": printable}), row)
+        yield "test/class_accuracy", class_accuracy(classes, attack=shown.get(row, row), title=title)
 
 
 def subject(job: Job, directory: Path, device: torch.device, epoch: int | None) -> Subject:

@@ -51,12 +51,12 @@ class Attacked:
 
 
 def strongest_first(outcomes: Mapping[str, Tensor]) -> list[str]:
-    """Return the measured attacks, the one with the lowest accuracy first.
+    """Return the measured attacks, the one with the lowest accuracy first; of equal ones the later, PGD after FGSM.
 
     Args:
         outcomes: {'clean' or row of an attack: (image,) 1 where classified correctly}.
     """
-    found = [row for row in outcomes if row not in WEAK and not row.startswith(CURVE)]
+    found = [row for row in reversed(list(outcomes)) if row not in WEAK and not row.startswith(CURVE)]
     return sorted(found, key=lambda row: float(outcomes[row].double().mean()))
 
 

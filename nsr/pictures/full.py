@@ -152,7 +152,7 @@ def _weights(subject: Subject, attack_row: str) -> Picture:
         adversarial.append((attacked, labels))
     losses = torch.stack([weight_landscape(subject.net, each, seed=subject.seed) for each in (clean, adversarial)])
     title, middle = subject.titles[attack_row], STEPS // 2
-    axes = {"xlabel": "random direction of the weights", "ylabel": "another one"}
+    axes = {"xlabel": "first random direction of the weights", "ylabel": "second random direction"}
     figure = plots.landscape(losses, names=["clean", "adversarial"], marks=[(0.0, 0.0, "o")], **axes)  # type: ignore[arg-type]
     caption = (
         f"Mean cross-entropy of the first {len(positions)} test images, clean and adversarial ({title}, made once for "

@@ -17,7 +17,7 @@ from nsr.randomness import draw_seed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PIXELS = 2**18  # of one channel in a batch: bounds the memory of a deep network's features
+PIXELS = 2**17  # of one channel in a batch: bounds the memory of a deep network's features
 MOST_IMAGES = 64  # in a batch
 PASS = 2e7  # operations that a pass costs beside those of its images
 

@@ -7,7 +7,8 @@ is drawn, and nothing needs torch.
 from nsr.plots.classes import class_accuracy, confusion_matrix
 from nsr.plots.contrasts import intervention_effects, interventions
 from nsr.plots.curves import accuracy_by_epsilon, smallest_perturbations, training_curves
-from nsr.plots.images import attack_steps, examples, feature_maps, landscape, top_images
+from nsr.plots.images import attack_steps, examples, feature_maps, top_images
+from nsr.plots.landscapes import landscape
 from nsr.plots.sensitivity import ranking_stability, sensitivity_distribution, sensitivity_heat_map
 from nsr.plots.style import save
 

@@ -13,7 +13,6 @@ import numpy
 from nsr.plots.style import COLUMN, PAPER, ROBUST, array, new_figure, plot, rounded, whole_ticks
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels, the last two excluded
@@ -80,10 +79,16 @@ def _name(class_names: Sequence[str], index: int) -> str:
     return name if len(name) <= 12 else f"{name[:6]}…{name[-5:]}"
 
 
+def _amplification(difference: numpy.ndarray) -> float:
+    """Return the factor with which the largest difference is black or white; 1 where there is none."""
+    largest = float(numpy.abs(difference).max())
+    return 0.5 / largest if largest > 1e-6 else 1.0
+
+
 def _neuron(name: object) -> str:
     """Put a layer's name, of which the end matters most, above what follows it."""
     layer, *rest = str(name).split(" ", 1)
-    return "\n".join([layer if len(layer) <= 12 else f"…{layer[-10:]}", *rest])
+    return "\n".join([layer if len(layer) <= 16 else f"…{layer[-15:]}", *rest])
 
 
 @plot
@@ -110,7 +115,7 @@ def examples(
     clean, adversarial, labels = array(clean), array(adversarial), array(labels)
     found = [array(each) for each in (clean_probabilities, adversarial_probabilities)]
     difference = adversarial - clean
-    factor = 0.5 / max(float(numpy.abs(difference).max()), 1e-6)
+    factor = _amplification(difference)
     headings = list(groups) or [""] * len(labels)
     places = {heading: [n for n, own in enumerate(headings) if own == heading] for heading in dict.fromkeys(headings)}
     rows = [(h, own[at : at + MOST_IN_A_ROW]) for h, own in places.items() for at in range(0, len(own), MOST_IN_A_ROW)]
@@ -201,7 +206,7 @@ def feature_maps(
     size, top = cell - GAP, 1.2 * LINE
     board = _Board(height=top + cell * (len(names) + 1), title=title)
     difference = adversarial - clean
-    factor = 0.5 / max(float(numpy.abs(difference).max()), 1e-6)
+    factor = _amplification(difference)
     columns = (("clean", clean), ("adversarial", adversarial), ("difference", 0.5 + factor * difference))
     for column, (text, image) in enumerate(columns):
         board.text(text, beside + column * cell, 0)
@@ -213,7 +218,9 @@ def feature_maps(
         moved = numpy.abs(views[1] - views[0])
         y = top + row * cell
         most = float(moved.max())
-        board.text(f"{_neuron(name)}\n{lowest:.3g} to {largest:.3g}\ndifference\n0 to {most:.3g}", 0, y)
+        board.text(
+            f"{_neuron(name)}\n{rounded(lowest, 3)} to {rounded(largest, 3)}\ndifference\n0 to {rounded(most, 3)}", 0, y
+        )
         for column, view in enumerate(views):
             board.map(view, beside + column * cell, y, size, lowest=lowest, largest=largest)
         board.map(moved, beside + 2 * cell, y, size, lowest=0.0, largest=most)
@@ -240,7 +247,7 @@ def top_images(
     """
     most = max(map(len, images))
     columns = 2 * most if boxes else most
-    beside = BESIDE + 0.05
+    beside = BESIDE + 0.15
     cell = min(0.62, (COLUMN - beside) / columns)
     size, block, top = cell - GAP, cell + 1.1 * LINE, 1.2 * LINE
     board = _Board(height=top + block * len(names), title=title)
@@ -249,7 +256,7 @@ def top_images(
         board.text("receptive fields", beside + most * cell + GAP, 0)
     for row, (name, own) in enumerate(zip(names, images, strict=True)):
         y, own = top + row * block, array(own)
-        board.text(_neuron(name), 0, y + LINE)
+        board.text(_neuron(name), 0, y + LINE, fontsize=5.8)
         for column, image in enumerate(own):
             board.text(rounded(values[row][column]), beside + column * cell, y, fontsize=5.5)
             box = boxes[row][column] if boxes else None
@@ -258,58 +265,3 @@ def top_images(
                 at, left, bottom, right = box or (0, 0, *image.shape[1:])
                 board.image(image[:, at:bottom, left:right], beside + (most + column) * cell + GAP, y + LINE, size)
     return board.done()
-
-
-@plot
-def landscape(
-    losses: Any,
-    *,
-    correct: Any = None,
-    names: Sequence[str] = (),
-    marks: Sequence[tuple[float, float, str]] = ((0.0, 0.0, "o"), (1.0, 0.0, "X")),
-    xlabel: str = "adversarial direction",
-    ylabel: str = "random direction",
-    reach: float = 1.0,
-    title: str = "",
-) -> Figure:
-    """Show the loss over two directions, a panel for each image; crosses mark misclassified places.
-
-    Args:
-        losses: (panel, row, column): rows along the second direction, columns along the first, from -reach to reach.
-        correct: (panel, row, column) whether the prediction is the label; None: not marked.
-        names: of the panels.
-        marks: places (x, y, marker): by default the clean image and the adversarial one.
-    """
-    losses = array(losses).astype(float)
-    columns = min(2, len(losses))
-    rows = -(-len(losses) // columns)
-    figure = new_figure(height=0.35 + (1.75 if columns == 2 else 2.6) * rows, title=title)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    step = 2 * reach / (losses.shape[1] - 1)
-    edge = reach + step / 2
-    places = numpy.linspace(-reach, reach, losses.shape[1])
-    for number, axes in enumerate(panels):
-        axes.grid(visible=False)
-        if number >= len(losses):
-            axes.set_axis_off()
-            continue
-        own = losses[number]
-        axes.imshow(own, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis", interpolation="nearest")
-        if correct is not None:
-            y, x = numpy.nonzero(~array(correct)[number].astype(bool))
-            _mark(axes, places[x], places[y], "x", 2.2)
-        for across, up, marker in marks:
-            _mark(axes, [across], [up], marker, 5)
-        name = f"{names[number]}\n" if names else ""
-        axes.set_title(f"{name}loss {rounded(own.min())} to {rounded(own.max())}", fontsize=6.5)
-    figure.supxlabel(xlabel, fontsize=7)
-    figure.supylabel(ylabel, fontsize=7)
-    return figure
-
-
-def _mark(axes: Axes, x: Any, y: Any, marker: str, size: float) -> None:
-    from matplotlib.patheffects import Normal, Stroke
-
-    outline = [Stroke(linewidth=1.6, foreground="#1a1a1a"), Normal()]
-    style: dict[str, Any] = {"linestyle": "none", "markersize": size, "color": "white", "markeredgewidth": 0.7}
-    axes.plot(x, y, marker=marker, path_effects=outline, **style)

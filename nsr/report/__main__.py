@@ -6,6 +6,7 @@ A finished, running or failed run, or an evaluation, gives a page of its own; se
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -82,13 +83,15 @@ def write_full_pictures(runs: Sequence[Path], trusted: Sequence[str]) -> None:
     """Write RUN/pictures_full of one run, in a process that loads its checkpoint as evaluate.py does.
 
     Errors:
-        InputError: not one run, or none with a best.ckpt.
+        InputError: not one run, none with a best.ckpt, or one that cannot be written.
         SystemExit: the process has failed and reported why in one line.
     """
     if len(runs) != 1:
         raise InputError(f"--full is for one run, and {len(runs)} are given; leave it out, or give one run")
     if not (runs[0] / "checkpoints" / "best.ckpt").is_file():
         raise InputError(f"{runs[0]} has no checkpoints/best.ckpt, which --full needs; leave it out")
+    if not os.access(runs[0], os.W_OK):
+        raise InputError(f"--full writes into {runs[0]}, which cannot be written; leave it out, or give a copy")
     make_importable()
     done = subprocess.run([sys.executable, "-m", "nsr.app.full", str(runs[0]), *trusted])
     if done.returncode:

@@ -10,6 +10,7 @@ import numpy
 import pandas
 from scipy.stats import rankdata
 
+from nsr.comparison.captions import conditions_sentence
 from nsr.comparison.frames import MEASURES, layers_of, read_runs
 from nsr.comparison.names import method_names
 from nsr.comparison.plots import accuracy, drawn, layers, robustness
@@ -22,7 +23,7 @@ from nsr.report.parts import Cell, Figure, Section, Table
 from nsr.run.files import write_text
 
 PLOTS = {
-    accuracy: ("Accuracy of each method", "One point for each seed, a bar at the mean; best checkpoints, test set."),
+    accuracy: ("Accuracy of each method", "One point for each seed, a bar at the mean; best checkpoints."),
     robustness: ("Accuracy under attack against sensitivity", "One point for each run; sensitivity: mean over layers."),
     layers: ("Sensitivity of each layer", "Mean and standard deviation over seeds; dotted: before training."),
 }
@@ -64,8 +65,12 @@ def _summary(comparison: Comparison) -> str:
     if comparison.accuracy in methods and methods[comparison.accuracy].notna().any():
         best = methods.loc[methods[comparison.accuracy].idxmax()]
         text += f" Highest mean accuracy under {headings(comparison)[str(comparison.accuracy)]}: {best['method']}, "
-        text += f"{100 * best[comparison.accuracy]:.1f} % over {best[f'{comparison.accuracy}_n']:.0f} seeds."
-        text += " The table of differences says whether it exceeds the baseline beyond chance."
+        seeds = int(best[f"{comparison.accuracy}_n"])
+        text += f"{100 * best[comparison.accuracy]:.1f} % over {seeds} seed{'s' * (seeds != 1)}."
+        if seeds > 1:
+            text += " The table of differences says whether it exceeds the baseline beyond chance."
+        else:
+            text += " With one seed a method, no test can tell a difference from chance."
     return text
 
 
@@ -73,6 +78,7 @@ def _plots(comparison: Comparison) -> list[Figure]:
     found = []
     for draw, (alt, caption) in PLOTS.items():
         if (figure := drawn(draw, comparison)) is not None:
+            caption += f" {conditions_sentence(comparison.runs)}"
             found.append(Figure(svg(figure), f"{alt}; the numbers are in the tables.", f"{alt}. {caption}"))
     return found
 

@@ -42,7 +42,7 @@ OF_PICTURES = {
     "features": "What the most sensitive neurons respond to",
     "landscape": "Loss landscape",
 }
-UNBROKEN = re.compile(r"[A-Z]\w*-(?:\d+|infinity)\b|[\d.,]+ %")  # L-infinity, PGD-40, 79.2 %
+UNBROKEN = re.compile(r"[A-Z]\w*-(?:\d+|infinity|AT)\b|[\d.,]+ %")  # L-infinity, PGD-40, 79.2 %
 ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 

@@ -95,7 +95,7 @@ def summary(run: RunFiles, rows: Mapping[str, Row]) -> str:
     if clean := rows.get("clean"):
         sentences.append(f"Clean accuracy on {_images(clean)}: {_with_interval(clean)}.")
     if attacks:
-        strongest = STRONG if STRONG in attacks else min(attacks, key=lambda name: attacks[name].accuracy)
+        strongest = STRONG if STRONG in attacks else min(reversed(attacks), key=lambda name: attacks[name].accuracy)
         sentences += _robust(attacks, strongest)
     else:
         sentences.append("No attack was measured, so nothing is known of robustness.")

@@ -66,10 +66,10 @@ def radius_of(settings: Any) -> float | None:
 
 
 def strongest(images: pandas.DataFrame) -> str:
-    """Return the attack with the lowest accuracy, "" where none was measured."""
+    """Return the attack with the lowest accuracy, of equal ones the last, "" where none was measured."""
     names = [name.removesuffix("_prediction") for name in images if name.endswith("_prediction")]
     attacks = [name for name in names if name in images and name not in WEAK and not name.startswith(CURVE)]
-    return min(attacks, key=lambda name: images[name].mean(), default="")
+    return min(reversed(attacks), key=lambda name: images[name].mean(), default="")
 
 
 def by_class(images: pandas.DataFrame, attack: str) -> pandas.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def settings(run: RunFiles) -> Section:
     """Tabulate the choices and settings that are not the defaults, with both values."""
     program = "evaluate" if run.is_evaluation else "train"
     found = changed(run.run.settings, program)
-    rows = [[Cell(name), Cell(str(value)), Cell(str(default))] for name, (value, default) in found.items()]
+    rows = [[Cell(name), Cell(_shown(value)), Cell(_shown(default))] for name, (value, default) in found.items()]
     paragraphs = [] if rows else ["Every setting has its default."]
     tables = [Table("Settings that differ from the defaults", ["setting", "value", "default"], rows, texts=3)]
     data = {"changed": {name: list(pair) for name, pair in found.items()}}
@@ -55,6 +56,13 @@ def changed(given: Mapping[str, Any], program: str) -> dict[str, tuple[Any, Any]
         if str(value) != str(default):
             found[name] = value, default
     return found
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a command line has it."""
+    if isinstance(value, str) and "${" in value:
+        return "from other settings"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _default(name: str, choices: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
