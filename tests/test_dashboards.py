@@ -171,7 +171,7 @@ def test_an_evaluation_has_its_results_and_plots_on_both(run, tmp_path, monkeypa
         assert [each.value for each in events.Scalars(name)] == [pytest.approx(value)]
         assert "x0." in name or summary[name] == value  # leet splits names at their dots
     (started,) = offline_records(offline_run(found), "run")
-    assert (started["job_type"], started["display_name"]) == ("evaluate", f"{run.parent.name} best")
+    assert (started["job_type"], started["display_name"]) == ("evaluate", "run best")
     assert merged(found, "config")["evaluation.n_examples"] == 20
 
 

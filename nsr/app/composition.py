@@ -54,9 +54,12 @@ def evaluation_directory(checkpoint: str | None) -> str:
 
 
 def evaluation_name(checkpoint: str | None) -> str:
-    """Return 'NAME best' for runs/NAME/DATE/checkpoints/best.ckpt, else the name of the checkpoint."""
+    """Return 'NAME best' for runs/NAME/DATE/checkpoints/best.ckpt or NAME/checkpoints/best.ckpt, else its own name."""
     path = Path(checkpoint or "evaluation").absolute()
-    return f"{path.parents[2].name} {path.stem}" if path.parent.name == "checkpoints" else path.stem
+    if path.parent.name != "checkpoints":
+        return path.stem
+    run = path.parents[1]
+    return f"{run.parent.name if re.match(r'[0-9]{4}-[0-9]{2}-[0-9]{2}_', run.name) else run.name} {path.stem}"
 
 
 def times(factor: float, value: Any) -> Any:
