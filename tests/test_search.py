@@ -21,7 +21,7 @@ from nsr.report.facts import facts
 from nsr.report.files import read_files
 from tests.conftest import TINY, evaluated, made, read_json
 
-WEAK = 0.03  # an epsilon under which some images fall, some in the first step and some later
+WEAK = 0.15  # an epsilon under which some images fall, some in the first step and some later
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def measured(case, attack, search=None) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "own",
-    [{}, {"restarts": 3}, {"norm": "l2", "epsilon": 0.25}, {"loss": "kl"}, {"targeted": "least_likely"}],
+    [{}, {"restarts": 3}, {"norm": "l2", "epsilon": 0.8}, {"loss": "kl"}, {"targeted": "least_likely"}],
     ids=str,
 )
 def test_stopping_early_fools_the_same_images_with_fewer_passes(case, own):
