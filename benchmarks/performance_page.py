@@ -25,7 +25,7 @@ GOALS = {  # of "nsr" beside the fastest peer in float32, by network and precisi
     ("ResNet20", "bf16"): 0.50,
     ("ResNet18", "bf16"): 0.46,
 }
-SNS_GOAL, SMALL_GOAL, METRICS_GOAL, STARTUP_GOAL = 1.10, 1.03, 0.02, 1.25
+SNS_GOAL, SMALL_GOAL, METRICS_GOAL, STARTUP_GOAL, AUTOATTACK_GOAL = 1.10, 1.03, 0.02, 1.25, 0.65
 Row = Mapping[str, Any]
 
 
@@ -96,6 +96,12 @@ def goals() -> list[str]:
         lines.append(_goal(f"default {precision} step / {beside}, {network}", ratio, GOALS[network, precision]))
         name = f"SNS's added time / a clean forward and backward pass, {network}, {precision}"
         lines.append(_goal(name, row["sns_added_to_clean_pass"], SNS_GOAL))
+    for row in rows("evaluation"):
+        if row["attack"] == "autoattack":
+            where = f"{row['network']}, Linf {row['epsilon']}, {row['images']} images"
+            lines.append(
+                _goal(f"AutoAttack standard / the original by hand, {where}", row["ratio"]["nsr"], AUTOATTACK_GOAL)
+            )
     telemetry = rows("telemetry")[-1]
     for name in ("to_passes_alone", "nothing_folded_to_passes_alone"):
         folded = ", nothing folded" if name.startswith("nothing") else ""
