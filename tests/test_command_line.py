@@ -108,7 +108,6 @@ TRAIN = [
     ("callbacks=[awp] objective=free", "objective=free"),
     ("+trainer.gradient_clip_val=1 objective=free", "makes its own optimizer steps"),
     ("objective=mart objective.label_smoothing=0.1", "published form for soft labels: leave it at 0"),
-    ("objective=mart data.augmentation=cutmix", "objective takes class indices alone"),
     ("scheduler=warmup_piecewise scheduler.milestones=[]", "scheduler.milestones is []"),
     ("scheduler=warmup_cosine scheduler.warmup=60", "scheduler.warmup is 60, not shorter than the run of 60 epochs"),
     ("objective=trades train_attack=kept", "belong together"),
