@@ -2,18 +2,20 @@
 
     python -m benchmarks.peers NETWORK PRECISION [ROUNDS [BATCH]]      such as ResNet20 float32, ResNet18 bf16
 
-Every contender trains the same network on the same random 32 x 32 images with SGD; the steps take turns in each of
-ROUNDS rounds (default 9). On a CPU a time is the processor time of one thread, which other programs on the machine
-lengthen little; on a GPU it is wall time until the device has finished. Forward and backward passes of a step are
-counted, and each contender's attack is run on one fixed network and images, zoo:digits_pgd on the test digits.
+Every contender trains the same network on the same random 32 x 32 images with SGD, in a process of its own, because
+performance=auto sets how a process keeps its memory; the steps take turns in each of ROUNDS rounds (default 9). On a
+CPU a time is the processor time of one thread, which other programs on the machine lengthen little; on a GPU it is wall
+time until the device has finished. Forward and backward passes of a step are counted, and each contender's attack is
+run on one fixed network and images, zoo:digits_pgd on the test digits.
 
-A library that is not installed is listed as skipped. They are measured where PYTHONPATH has them:
-`pip install --no-deps --target FOLDER torchattacks==3.5.1 rai-toolbox==0.2.1 adversarial-robustness-toolbox==1.20.1`.
+A library that is not installed is listed as skipped. They are measured where PYTHONPATH has them: `pip install
+--no-deps --target FOLDER torchattacks==3.5.1 rai-toolbox==0.2.1 adversarial-robustness-toolbox==1.20.1 six`.
 A row is appended to benchmarks/results/peers.jsonl.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import time
@@ -40,6 +42,7 @@ from benchmarks.step_times import (
     synchronized,
     with_sgd,
 )
+from nsr.app.machine import keep_freed_memory
 from nsr.attacks import GradientAttack
 from nsr.attacks.folding import foldable_pairs, folded_batch_norm
 from nsr.models import Classifier, SmallCNN
@@ -52,6 +55,7 @@ DIGITS = {"epsilon": 0.15, "step_size": 0.0375}  # of the fixed network
 PRECISIONS = ("float32", "bf16")
 ART = "adversarial-robustness-toolbox"
 IN_FLOAT32 = "plain loop in float32"  # what a bf16 step saves
+AUTO = ("nsr", "nsr with SNS", "passes alone", "clean pass alone")  # with the memory of performance=auto
 Attack = Callable[..., Tensor]  # attack(net, images, labels, epsilon=..., step_size=...) -> images
 
 
@@ -128,20 +132,20 @@ def peer_step(sizes: Sizes, attack: Attack, variant: Variant) -> tuple[nn.Module
     return net, with_sgd(net, batches, loss)
 
 
-def contenders(sizes: Sizes, variant: Variant) -> dict[str, tuple[nn.Module, Step]]:
-    """{name: network, step}: nsr by default, with performance=off and with SNS; the plain loop; the libraries."""
+def contenders(sizes: Sizes, variant: Variant) -> dict[str, Callable[[], tuple[nn.Module, Step]]]:
+    """{name: makes its network and step}: nsr by default, with performance=off, with SNS; plain loop; libraries."""
     fast, on = variant._replace(channels_last=True), DEVICE
     there = [name for name in LIBRARIES if installed(name) and not (variant.bf16 and name == ART)]
     peers = {"plain loop": plain_pgd, **{name: LIBRARIES[name] for name in there}}
-    in_float32 = {IN_FLOAT32: peer_step(sizes, plain_pgd, FLOAT32)} if variant.bf16 else {}
+    in_float32 = {IN_FLOAT32: partial(peer_step, sizes, plain_pgd, FLOAT32)} if variant.bf16 else {}
     return {
-        "nsr": nsr_step(sizes, device=on, variant=fast, stabilizes=False, folds=True),
-        "nsr, performance=off": nsr_step(sizes, device=on, variant=variant, stabilizes=False),
-        **{name: peer_step(sizes, attack, variant) for name, attack in peers.items()},
+        "nsr": partial(nsr_step, sizes, device=on, variant=fast, stabilizes=False, folds=True),
+        "nsr, performance=off": partial(nsr_step, sizes, device=on, variant=variant, stabilizes=False),
+        **{name: partial(peer_step, sizes, attack, variant) for name, attack in peers.items()},
         **in_float32,
-        "nsr with SNS": nsr_step(sizes, device=on, variant=fast, folds=True),
-        "passes alone": floor_step(sizes, device=on, variant=fast, views=1),
-        "clean pass alone": clean_step(sizes, fast),
+        "nsr with SNS": partial(nsr_step, sizes, device=on, variant=fast, folds=True),
+        "passes alone": partial(floor_step, sizes, device=on, variant=fast, views=1),
+        "clean pass alone": partial(clean_step, sizes, fast),
     }
 
 
@@ -217,16 +221,33 @@ def seconds() -> float:
     return time.process_time() if DEVICE.type == "cpu" else time.perf_counter()
 
 
+def serve(connection: Any, name: str, sizes: Sizes, variant: Variant) -> None:
+    """Make a contender; send the passes of its step, then the milliseconds of the step of each number received."""
+    if name in AUTO:
+        keep_freed_memory()
+    net, step = contenders(sizes, variant)[name]()
+    connection.send(counted(net, step))  # warms up, too
+    for number in iter(connection.recv, None):
+        started = seconds()
+        step(number)
+        connection.send(1000 * (seconds() - started))
+
+
 def measure(sizes: Sizes, variant: Variant, rounds: int) -> dict[str, Any]:
     """Milliseconds and passes of a step of each contender, and ratios of medians."""
-    steps = contenders(sizes, variant)
-    passes = {name: counted(*each) for name, each in steps.items()}  # warms up, too
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    context, connections = multiprocessing.get_context("spawn"), {}
+    for name in contenders(sizes, variant):
+        connections[name], there = context.Pipe()
+        context.Process(target=serve, args=(there, name, sizes, variant), daemon=True).start()
+        there.close()  # here, so that a process that dies is an error and no wait
+    passes = {name: connection.recv() for name, connection in connections.items()}
+    times: dict[str, list[float]] = {name: [] for name in connections}
     for number in range(rounds):
-        for name, (_, step) in steps.items():
-            started = seconds()
-            step(number)
-            times[name].append(1000 * (seconds() - started))
+        for name, connection in connections.items():
+            connection.send(number)
+            times[name].append(connection.recv())
+    for connection in connections.values():
+        connection.send(None)
     middle = {name: median(values) for name, values in times.items()}
     peers = [name for name in middle if name == "plain loop" or name in LIBRARIES]
     fastest = min(peers, key=middle.__getitem__)

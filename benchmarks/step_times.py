@@ -127,14 +127,18 @@ def nsr_step(
     variant: Variant = FLOAT32,
     stabilizes: bool = True,
     folds: bool = False,
-    records: bool = True,
+    around_metrics: Callable[[Callable[..., None]], Callable[..., None]] | None = None,
 ) -> tuple[Classifier, Step]:
-    """The network and its training step, gradients and SGD, as the Trainer makes them; `records`: with its metrics."""
+    """The network and its training step, gradients and SGD, as the Trainer makes them.
+
+    Args:
+        around_metrics: wraps the update of the metrics of training.
+    """
     net, batches = network_and_batches(sizes, device, variant)
     stabilizer = SensitivityStabilizer() if stabilizes else None
     module = adversarial_training(net, batches[0][0][:2], stabilizer=stabilizer)
-    if not records:
-        module.train_metrics.update = lambda *arguments, **further: None  # type: ignore[method-assign]
+    if around_metrics is not None:
+        module.train_metrics.update = around_metrics(module.train_metrics.update)  # type: ignore[method-assign]
     if folds:
         module.folded_pairs = foldable_pairs(net, batches[0][0][:2])
     if variant.compiled:

@@ -86,13 +86,14 @@ class FoldedPair:
         state = [dtype, *((id(each), tensor_version(each)) for each in tensors if each is not None)]
         if state == self.state:
             return
-        wide = torch.float32 if device.type == "mps" else torch.float64  # rounded once, at the end
+        wide = torch.float32 if device.type == "mps" else torch.float64
         with torch.no_grad():
-            wider: list[Any] = [each if each is None else each.to(wide) for each in tensors]
-            weight, bias, gamma, beta, mean, variance = wider
+            wider: list[Any] = [each if each is None else each.to(wide) for each in tensors[1:]]
+            bias, gamma, beta, mean, variance = wider
             scale = torch.rsqrt(variance + norm.eps) * (1 if gamma is None else gamma)
             bias = (-mean if bias is None else bias - mean) * scale + (0 if beta is None else beta)
-            self.weight = (weight * scale.view(-1, *[1] * (weight.ndim - 1))).to(dtype)
+            factors = scale.to(layer.weight.dtype).view(-1, *[1] * (layer.weight.ndim - 1))
+            self.weight = (layer.weight * factors).to(dtype)  # of millions of weights no wide copy
             self.bias = bias.to(dtype)
         self.state = state
 
