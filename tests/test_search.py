@@ -21,7 +21,8 @@ from nsr.report.facts import facts
 from nsr.report.files import read_files
 from tests.conftest import TINY, evaluated, made, read_json
 
-WEAK = 0.15  # an epsilon under which some images fall, some in the first step and some later
+WEAK = 0.16  # an epsilon under which some images fall, some in the first step and some later, and some hold
+CORRECT = 53  # images that are classified correctly without attack
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def measured(case, attack, search=None) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "own",
-    [{}, {"restarts": 3}, {"norm": "l2", "epsilon": 0.8}, {"loss": "kl"}, {"targeted": "least_likely"}],
+    [{}, {"restarts": 3}, {"norm": "l2", "epsilon": 0.95}, {"loss": "kl"}, {"targeted": "least_likely"}],
     ids=str,
 )
 def test_stopping_early_fools_the_same_images_with_fewer_passes(case, own):
@@ -72,7 +73,7 @@ def test_stopping_early_fools_the_same_images_with_fewer_passes(case, own):
         adversarial = attack(net, images, labels, generator=generators(60))
         handle.remove()
         robust[stop_early] = correct(net, adversarial, labels)
-    assert torch.equal(robust[True], robust[False]) and 10 < int(robust[True].sum()) < 50
+    assert torch.equal(robust[True], robust[False]) and 5 < int(robust[True].sum()) < CORRECT
     assert seen[True] < 0.9 * seen[False]
     alone = torch.cat(
         [
@@ -104,7 +105,7 @@ def test_the_search_finds_what_the_attack_as_written_finds(case, attack, precisi
     assert len(search.pairs) == 1
     as_written, found = measured(case, attack), measured(case, attack, search)
     assert int((as_written ^ found).sum()) <= (0 if precision == "float32" else 2)
-    assert 10 < int(found.sum()) < 50
+    assert 5 < int(found.sum()) < CORRECT
     assert "forward" not in vars(net)
 
 

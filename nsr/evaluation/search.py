@@ -90,7 +90,7 @@ class Batch(NamedTuple):
     search: Search | None  # None: attacks search as written
 
     def chosen(self, places: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
-        """Return the network, images and labels at places (image,) of the batch."""
+        """Return the network, and images and labels at `places` (image,) of the batch."""
         return self.net, self.images[places], self.labels[places]
 
 
