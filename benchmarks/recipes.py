@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
+from benchmarks import scaling
 from benchmarks.common import DOCS, ROOT, table, wrapped
+from nsr.objectives import required_views
 
 PAGE = DOCS / "recipes.md"
 BEGIN, END = "<!-- made by python -m benchmarks.recipes: begin -->", "<!-- end -->"
 CONF = ROOT / "conf"
-HEADINGS = ["command", "network", "training", "epochs x batch", "rate, decay", "clean / AutoAttack", "here"]
+HEADINGS = ["command", "network", "training", "epochs x batch", "rate, decay", "clean / AutoAttack", "here", "hours"]
+IMAGES, SIZE = 50_000, 32  # of CIFAR-10
 
 
 class Recipe(NamedTuple):
@@ -63,7 +70,44 @@ def cells(recipe: Recipe) -> list[str]:
         f"{optimizer}, {setting(recipe, 'optimizer', 'weight_decay'):g}",
         accuracies(recipe),
         "not measured here",
+        hours(recipe),
     ]
+
+
+def hours(recipe: Recipe) -> str:
+    """Return '3.2 (1.6 to 5.9)', what one H100 is predicted to take, by the assumptions of docs/scaling.md."""
+    objective = chosen("objective", recipe.choices["objective"])
+    (attack,) = [name for row in objective.pop("defaults") for name in row.values()]
+    steps = chosen("train_attack", attack).get("steps", 0)  # none: the perturbation of `free` costs no passes
+    steps = recipe.settings.get("train_attack", {}).get("steps", steps)
+    to_weights = len(required_views(instantiate(objective)))
+    if "awp" in recipe.choices.get("callbacks", []):
+        to_weights *= 2  # a pass of its own
+    of_attack, of_training = work(recipe.choices["model"])
+    images = setting(recipe, "trainer", "max_epochs") * IMAGES
+    low, middle, high = (
+        images * (steps * of_attack + to_weights * of_training) / (scaling.PEAK * part) / 3600
+        for part in scaling.UTILIZATION
+    )
+    return f"{middle:.2g} ({high:.2g} to {low:.2g})"
+
+
+@functools.cache
+def work(model: str) -> tuple[float, float]:
+    """Return the FLOPs of a pass of the attack and of a pass to the weights for an image."""
+    settings = chosen("model", model)
+    wanted = inspect.signature(get_class(settings["_target_"])).parameters
+    own = {key: value for key, value in settings.items() if key in wanted or key == "_target_"}
+    with torch.device("meta"):  # nothing is drawn
+        net = instantiate(own, channels=3, classes=10, image_size=SIZE)
+    return scaling.flops(net, SIZE, trains=False), scaling.flops(net, SIZE, trains=True)
+
+
+def chosen(group: str, name: str) -> dict[str, Any]:
+    """Return a choice of a group with those of the group that it starts from."""
+    own: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    bases = [base for base in own.get("defaults", []) if isinstance(base, str) and base != "_self_"]
+    return {key: value for base in bases for key, value in chosen(group, base).items()} | own
 
 
 def made() -> str:

@@ -165,3 +165,22 @@ def test_a_speedrun_trains(name, tmp_path, monkeypatch):
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["nsr_settings"]["trainer"]["precision"] == "bf16-mixed"
     assert saved[PLACE]["epochs"] == 2
+
+
+def test_predicted_hours_count_the_passes_of_a_recipe():
+    """TRADES, PGD-10 and two passes to the weights; AWP two more; free training one alone."""
+    found = {recipe.name: recipe for recipe in recipes.recipes()}
+    for name, passes in {
+        "cifar10_trades_wrn": (10, 2),
+        "cifar10_trades_awp_wrn": (10, 4),
+        "cifar10_rice": (10, 1),
+        "cifar10_fast": (1, 1),
+        "cifar10_free": (0, 1),
+    }.items():
+        recipe = found[name]
+        works = recipes.work(recipe.choices["model"])
+        flops = 50_000 * recipe.settings["trainer"]["max_epochs"] * float(np.dot(passes, works))
+        assert recipes.hours(recipe).startswith(f"{flops / (0.15 * 989e12) / 3600:.2g} (")
+    attack, training = recipes.work("wrn_34_10")
+    assert attack == pytest.approx(2 / 3 * training, rel=0.01)  # no gradients of the weights
+    assert training == pytest.approx(3 * 2 * 6.65e9, rel=0.02)  # 6.65 G multiplications forward
