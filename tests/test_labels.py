@@ -57,9 +57,14 @@ def by_gray(job: Job) -> list[str]:
     return [names[round(job.data.test_set[index][0].max().item() * 255)] for index in range(len(job.data.test_set))]
 
 
+def notes(job) -> list[tuple[int, str]]:
+    """(level, line) of those on data and weights."""
+    return [note for note in job.notes if not note[1].startswith("performance=")]
+
+
 def test_the_same_folder_needs_no_line(checkpoint):
     job = made("evaluate", f"checkpoint={checkpoint}", "test_attacks=[clean]")
-    assert classes(job) == by_gray(job) and job.notes == [] and job.description.classes == 4
+    assert classes(job) == by_gray(job) and notes(job) == [] and job.description.classes == 4
 
 
 def test_a_subset_is_scored_over_all_logits(checkpoint, tmp_path):
@@ -67,7 +72,7 @@ def test_a_subset_is_scored_over_all_logits(checkpoint, tmp_path):
     job = made("evaluate", f"checkpoint={checkpoint}", "test_attacks=[clean]", f"data.root={other}")
     assert classes(job) == by_gray(job) == ["b", "b", "d", "d"]
     assert job.description.classes == 4 and job.description.class_names == tuple("abcd")
-    assert [note for _, note in job.notes] == [
+    assert [note for _, note in notes(job)] == [
         "ImageFolder has 2 of the network's 4 classes; its images are scored over all 4 logits"
     ]
 
@@ -78,7 +83,7 @@ def test_another_order_is_mapped(checkpoint, tmp_path):
     torch.save(content, tmp_path / "other.ckpt")
     job = made("evaluate", f"checkpoint={tmp_path / 'other.ckpt'}", "test_attacks=[clean]")
     assert classes(job) == by_gray(job) and job.description.class_names == tuple("dacb")
-    assert "mapped to the network's classes by name: 0 = 'd', 1 = 'a'" in job.notes[0][1]
+    assert "mapped to the network's classes by name: 0 = 'd', 1 = 'a'" in notes(job)[0][1]
     weights = (f"model.weights={tmp_path / 'other.ckpt'}", "data=image_folder", "data.root=photos")
     assert made("evaluate", *MODEL, *weights).description.class_names == tuple("dacb")
 
@@ -119,11 +124,11 @@ def test_weights_of_a_third_party(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="the normalization of model.weights=.*w.pt is not known.* give model.normal"):
         made("evaluate", *command)
     job = made("evaluate", *command, "model.normalization={mean:[0.5,0.5,0.5],std:[0.25,0.25,0.25]}")
-    assert job.notes[0][0] == logging.WARNING and "2 = '10'" in job.notes[0][1]
+    assert notes(job)[0][0] == logging.WARNING and "2 = '10'" in notes(job)[0][1]
     assert job.module.net.normalize.std.flatten().tolist() == [0.25] * 3
     (tmp_path / "order.txt").write_text("\n".join(map(str, range(12))))
     job = made("evaluate", *command, "model.normalization=none", f"data.class_order={tmp_path / 'order.txt'}")
-    assert all(level == logging.INFO for level, _ in job.notes) and "11 = '11'" in job.notes[-1][1]
+    assert all(level == logging.INFO for level, _ in notes(job)) and "11 = '11'" in notes(job)[-1][1]
     job.data.setup("test")
     for image, label in job.data.test_set:
         assert int(label) == round(image.max().item() * 255) // 20

@@ -120,7 +120,8 @@ class AttackSuite:
             seeds = (draw_seed(self.seed, 1, place) for place in places.tolist())
             return [Generator(images.device).manual_seed(seed) for seed in seeds]
 
-        search = None if self.search is None or draws(net, images, labels) else self.search
+        searches = self.search is not None and self.attacks and not draws(net, images, labels)
+        search = self.search if searches else None
         part = Batch(net, images, labels, places.to(images.device), generators, search)
         cached = partial(self._cached, name, number, images.device)
         keys = ["correct", "prediction", *(["logits"] if self.extra else [])]

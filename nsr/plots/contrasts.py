@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OFFSET = 0.6  # points of a fraction between two controls, so that equal effects can be distinguished
+OFFSET = 0.5  # points of a fraction between two controls, so that equal effects can be distinguished
 PANEL = 1.4  # inches of a further kind
 WHOLE = "whole_layer"
 CONTROLS = {  # name: (label, color, marker)
