@@ -128,7 +128,8 @@ def test_validation_measures_with_its_own_passes_alone(tmp_path, monkeypatch):
         return forward(self, images)
 
     tiny = without("test_attacks.")
-    config = job("train", tmp_path / "run", *tiny, "objective=natural", "stabilizer=none", "test_attacks=[clean]")
+    natural = ("objective=natural", "stabilizer=none", "test_attacks=[clean]", "pictures=false")
+    config = job("train", tmp_path / "run", *tiny, *natural)
     before_training = len(passes)
     monkeypatch.setattr(Classifier, "forward", counting)
     train(config)
