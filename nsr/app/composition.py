@@ -55,7 +55,7 @@ def evaluation_directory(checkpoint: str | None) -> str:
 
 def evaluation_name(checkpoint: str | None) -> str:
     """Return 'NAME best' for runs/NAME/DATE/checkpoints/best.ckpt or NAME/checkpoints/best.ckpt, else its own name."""
-    path = Path(checkpoint or "evaluation").absolute()
+    path = Path(str(checkpoint or "evaluation")).absolute()  # a number is refused later, by its name
     if path.parent.name != "checkpoints":
         return path.stem
     run = path.parents[1]

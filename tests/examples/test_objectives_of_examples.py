@@ -94,12 +94,12 @@ def test_gradalign_makes_the_loss_more_linear(example, trained_example):
     """The cosine at the end of the run is higher with the regularizer than with a weight that changes nothing."""
     example("gradalign", "grad_align")
     cosines = {}
-    for weight in (1e-9, 1.0):
+    for weight in (1e-9, 0.2):
         settings = (f"objective.weight={weight}", "epsilon=0.3", "trainer.max_epochs=6", "test_attacks=[clean]")
         run = trained_example("objective=gradalign", *settings, "validation_attack.steps=1", name=str(weight))
         each = [1 - float(row["train/gradient_misalignment"]) / weight for row in rows(run / "metrics.csv")[1:]]
         cosines[weight] = each[-1]
-    assert cosines[1.0] > cosines[1e-9] + 0.1
+    assert cosines[0.2] > cosines[1e-9] + 0.03
 
 
 # ---------------------------------------------------------------- several norms
