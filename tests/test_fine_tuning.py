@@ -69,7 +69,9 @@ def test_the_journey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     net, batches = started[1]
     for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, before[f"net.{name}"].to(tensor.dtype)) is not name.startswith("net.fc2."), name  # before a step
+        assert torch.equal(tensor, before[f"net.{name}"].to(tensor.dtype)) is not name.startswith("net.fc2."), (
+            name
+        )  # before a step
     scores = after["stabilizer._extra_state"]
     for name, values in slow_scores(net, batches, 0.2).items():
         assert scores[name].tolist() == pytest.approx(values.tolist(), rel=1e-4, abs=1e-6), name
