@@ -29,7 +29,7 @@ COMMON = (
 )
 RUNS = {
     "sns": ("train_attack.steps=3", "stabilizer=sns"),
-    "free": ("objective=free", "stabilizer=none"),
+    "free": ("objective=free", "stabilizer=none", f"trainer.max_epochs={4 * EPOCHS}"),  # divided by its 4 replays
     "averages": ("train_attack.steps=3", "callbacks=[ema]", "stabilizer=none"),
     "tensorboard": ("train_attack.steps=3", "logger=tensorboard", "stabilizer=none"),
 }
