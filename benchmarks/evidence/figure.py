@@ -20,7 +20,7 @@ PRIMARY, EXPLORATORY = COLORS[1], COLORS[0]
 
 
 def shown(one: Study) -> list[tuple[str, Contrast, bool]]:
-    """Return (label, contrast, whether it is a primary one), top to bottom; contrasts of at least two seeds.
+    """Return (label, contrast, whether it is a primary one), top to bottom; contrasts of at least three seeds.
 
     Natural training, which SNS turns into adversarial training, is left out.
     """
@@ -28,14 +28,15 @@ def shown(one: Study) -> list[tuple[str, Contrast, bool]]:
     for objective in choice.tested(one.plan):
         for arm in ("none", *(arm for arm in claim2.arms(one.plan) if arm not in ("none", "sns"))):
             each = contrast(one.arm(objective, "sns"), one.arm(objective, arm))
-            if each.n > 1:
+            if each.n > 2:
                 found.append((f"{objective}: SNS - {arm}, n = {each.n}", each, arm == "none"))
     return found
 
 
 @plot
 def figure(studies: Sequence[Study]) -> Figure:
-    """Return a panel a plan: differences in percentage points with their 95 % intervals."""
+    """Return a panel a plan that has contrasts: differences in percentage points with their 95 % intervals."""
+    studies = [one for one in studies if shown(one)]
     rows = [shown(one) for one in studies]
     made = new_figure(height=0.7 + 0.17 * sum(map(len, rows)), width=6.2)
     panels = made.subplots(len(studies), 1, squeeze=False, height_ratios=[1 + len(own) for own in rows])[:, 0]
