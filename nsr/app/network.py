@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nsr.app.allowlist import OF_THE_CLASSIFIER, admitted, on_this_machine, plain_copy, targets
 from nsr.app.composition import CONFIGURATIONS, plain
 from nsr.app.instantiation import EXAMPLES, Settings, instantiate, locate
+from nsr.app.performance import choice_of
 from nsr.app.rules import NORMS, optional, patterns
 from nsr.data import DataDescription
 from nsr.data.class_order import as_names
@@ -163,7 +164,7 @@ def with_checkpoint(config: DictConfig) -> tuple[dict[str, Any], Mapping[str, An
     if config.data.get("download") is None:  # an argument of the data sets that can be downloaded alone
         with open_dict(config):
             config.data.pop("download", None)
-    config.performance = {None: "auto", False: "off"}.get(config.performance, config.performance)
+    config.performance = choice_of(config.performance)
     config.channels_last = "auto" if config.channels_last is None else config.channels_last
     config.norm = config.norm or "linf"
     if config.epsilon is None:

@@ -22,11 +22,14 @@ from nsr.training.module import RobustClassifier
 FOLDABLE = ("32-true", "64-true", "bf16-mixed")  # a folded weight can exceed the range of float16
 
 
+def choice_of(performance: Any) -> Any:
+    """Return 'auto' for null, and 'off' for a bare off, which YAML reads as false."""
+    return {None: "auto", False: "off"}.get(performance, performance)
+
+
 def resumed_choice(settings: Settings, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the settings with what the run that a directory holds had chosen; a run without a choice has 'off'."""
-    chosen: dict[str, Any] = {
-        "performance": {None: "auto", False: "off"}.get(settings["performance"], settings["performance"])
-    }
+    chosen: dict[str, Any] = {"performance": choice_of(settings["performance"])}
     if recorded is not None:
         chosen["performance"] = chosen["performance"] if "performance" in recorded else "off"
         if settings["channels_last"] == "auto":
