@@ -222,7 +222,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("report", "pictures"), TRUTH),
     **dict.fromkeys(("resume", "checkpoint", "evaluation.cache", "corruptions.root", "data.root", "data.extra"), PLACE),
     "channels_last": optional(choice(True, False, "auto")),
-    "performance": optional(choice("auto", "off", False)),  # YAML reads a bare off as false
+    # YAML reads a bare off as false
+    "performance": optional(
+        lambda name, value: check_choice(name, "off" if value is False else value, ("auto", "off"))
+    ),
     "evaluation.precision": choice("float32", "bf16"),
     "model.weights": PLACE,
     "model.weights_prefix": optional(word),
