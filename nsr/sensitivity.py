@@ -25,7 +25,7 @@ from torch import Tensor
 from nsr.errors import InputError, check_choice, check_top
 
 KINDS = ("absolute", "relative", "mean_first")
-DISTANCES = ("l1", "l2", "cosine")
+DISTANCES = ("l1", "l2", "squared", "cosine")
 
 
 class SensitivitySums(NamedTuple):
@@ -62,15 +62,17 @@ def neuron_sensitivity(clean: Tensor, adversarial: Tensor, *, kind: str = "absol
 
 
 def activation_difference(clean: Tensor, adversarial: Tensor, *, distance: str = "l1", neuron_dim: int = 1) -> Tensor:
-    """Compute each neuron's mean activation difference in one of three distances; differentiable in both views.
+    """Compute each neuron's mean activation difference in one of four distances; differentiable in both views.
 
-    l1      1/N * sum_i  1/dim(F_lm) * || F_lm(x_i) - F_lm(x'_i) ||_1, which is `neuron_sensitivity`
-    l2      1/N * sum_i  1/sqrt(dim(F_lm)) * || F_lm(x_i) - F_lm(x'_i) ||_2
-    cosine  1/N * sum_i  1 - cos(F_lm(x_i), F_lm(x'_i)); 0 for a neuron that is 0 in both views
+    l1       1/N * sum_i  1/dim(F_lm) * || F_lm(x_i) - F_lm(x'_i) ||_1, which is `neuron_sensitivity`
+    l2       1/N * sum_i  1/sqrt(dim(F_lm)) * || F_lm(x_i) - F_lm(x'_i) ||_2
+    squared  1/N * sum_i  1/dim(F_lm) * || F_lm(x_i) - F_lm(x'_i) ||_2^2
+    cosine   1/N * sum_i  1 - cos(F_lm(x_i), F_lm(x'_i)); 0 for a neuron that is 0 in both views
 
     Args:
         clean, adversarial, neuron_dim: as in `neuron_sensitivity`.
-        distance: 'l1', 'l2' or 'cosine'; the last needs neurons of more than one value (feature maps, tokens).
+        distance: 'l1', 'l2', 'squared' or 'cosine'; the last needs neurons of more than one value (feature maps,
+            tokens).
 
     Returns:
         (neuron,) in float32, or float64 where the features are.
@@ -81,15 +83,33 @@ def activation_difference(clean: Tensor, adversarial: Tensor, *, distance: str =
     check_choice("distance", distance, DISTANCES)
     if distance == "l1":
         return neuron_sensitivity(clean, adversarial, neuron_dim=neuron_dim)
-    precise, axis = _checked(clean, adversarial, neuron_dim)
-    # (batch, neuron, value)
-    clean, adversarial = (view.to(precise).movedim(axis, 1) for view in (clean, adversarial))
-    clean, adversarial = (view.reshape(*view.shape[:2], -1) for view in (clean, adversarial))
+    clean, adversarial = _by_neuron(clean, adversarial, neuron_dim)
     if distance == "l2":
         return torch.linalg.vector_norm(clean - adversarial, dim=2).mean(0) / clean.shape[2] ** 0.5
+    if distance == "squared":
+        return ((clean - adversarial) ** 2).mean((0, 2))
     silent = (clean == 0).all(2) & (adversarial == 0).all(2)
     difference = 1 - torch.nn.functional.cosine_similarity(clean, adversarial, dim=2)
     return torch.where(silent, torch.zeros_like(difference), difference).mean(0)
+
+
+def attribution(clean: Tensor, adversarial: Tensor, slopes: Tensor, *, neuron_dim: int = 1) -> Tensor:
+    """Estimate, to first order, how much of a loss each neuron's change between the views causes, for each image.
+
+    attribution(l, m, i) = sum over positions p of  dM_i/dF_lmp(x'_i) * (F_lmp(x'_i) - F_lmp(x_i))
+
+    Args:
+        clean, adversarial, neuron_dim: as in `neuron_sensitivity`.
+        slopes: dM/dF(x'), the gradient of a quantity M of each image by the adversarial features, of their shape.
+
+    Returns:
+        (batch, neuron): how far M falls, to first order, if the neuron has its clean outputs.
+
+    Source: attribution patching, Nanda 2023; Kramar et al., AtP*, 2024.
+    """
+    before, after = _by_neuron(clean, adversarial, neuron_dim)
+    _, slope = _by_neuron(clean, slopes, neuron_dim)
+    return ((after - before) * slope).sum(2)
 
 
 def sensitivity_sums(
@@ -127,6 +147,14 @@ def _summed_difference(
         clean, adversarial = (view.to(precise).mean(over[1:], keepdim=True) for view in (clean, adversarial))
     summed: Tensor = _AbsoluteDifference.apply(clean, adversarial, over, precise, dtype)
     return summed / _positions(clean, over), clean.to(precise), over
+
+
+def _by_neuron(clean: Tensor, adversarial: Tensor, neuron_dim: int) -> tuple[Tensor, Tensor]:
+    """Return both views as (batch, neuron, position), in at least float32."""
+    precise, axis = _checked(clean, adversarial, neuron_dim)
+    moved = (view.to(precise).movedim(axis, 1) for view in (clean, adversarial))
+    clean, adversarial = (view.reshape(*view.shape[:2], -1) for view in moved)
+    return clean, adversarial
 
 
 def _positions(values: Tensor, over: Sequence[int]) -> int:

@@ -217,6 +217,8 @@ ROWS = [
     ("test_attacks=clean,pgd", "test_attacks=clean,pgd has several values"),
     # stabilizer, optimizer, scheduler, callbacks
     ("stabilizer.select=foo", "stabilizer.select is 'foo'; it must be one of most_sensitive"),
+    ("stabilizer.select=attribution stabilizer.refresh=epoch", "which selects by the reported sensitivities; set"),
+    ("stabilizer.select=attribution compile=true", "or take another stabilizer.select than attribution"),
     ("stabilizer.layers=[nope]", "stabilizer.layers has 'nope', which matches no hooked layer; hooked are relu1"),
     ("optimizer=sgd optimizer.momentum=2", "optimizer.momentum is 2; it must be a number at least 0 and at most 1"),
     ("+optimizer.betas=[2,2]", "the optimizer failed in a trial on 2 images (ValueError: Invalid beta parameter"),

@@ -180,6 +180,8 @@ def slow_difference(clean, adversarial, distance: str, neuron_dim: int) -> list[
                 total += sum(abs(a - b) for a, b in pairs) / len(pairs)
             elif distance == "l2":
                 total += math.sqrt(sum((a - b) ** 2 for a, b in pairs)) / math.sqrt(len(pairs))
+            elif distance == "squared":
+                total += sum((a - b) ** 2 for a, b in pairs) / len(pairs)
             else:
                 lengths = [math.sqrt(sum(value**2 for value in view)) for view in (first, second)]
                 total += 1 - sum(a * b for a, b in pairs) / (lengths[0] * lengths[1]) if all(lengths) else any(lengths)
@@ -192,7 +194,7 @@ MAPS, TOKENS, UNITS = ((3, 5, 2, 2), 1), ((3, 4, 6), -1), ((4, 7), 1)
 
 @pytest.mark.parametrize(
     ("distance", "shape", "neuron_dim"),
-    [(distance, *layout) for distance in ("l1", "l2") for layout in (MAPS, TOKENS, UNITS)]
+    [(distance, *layout) for distance in ("l1", "l2", "squared") for layout in (MAPS, TOKENS, UNITS)]
     + [("cosine", *layout) for layout in (MAPS, TOKENS)],
 )
 def test_each_distance_is_its_equation(distance, shape, neuron_dim):
@@ -205,7 +207,7 @@ def test_each_distance_is_its_equation(distance, shape, neuron_dim):
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("distance", ["l1", "l2", "cosine"])
+@pytest.mark.parametrize("distance", ["l1", "l2", "squared", "cosine"])
 def test_a_neuron_without_difference_has_a_finite_gradient(distance):
     clean = torch.randn(3, 4, 2, 2, dtype=torch.float64)
     clean[:, 0] = 0  # silent in both views
@@ -220,7 +222,7 @@ def test_a_neuron_without_difference_has_a_finite_gradient(distance):
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("distance", ["l1", "l2", "cosine"])
+@pytest.mark.parametrize("distance", ["l1", "l2", "squared", "cosine"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_sensitivity_selects_whatever_the_distance(distance, reduction):
     clean, adversarial = views(shapes=CONVOLUTIONS)
@@ -346,6 +348,105 @@ def test_other_neurons_against_the_formula(select, part):
         same(gradient, wanted)
 
 
+def test_the_largest_squared_difference_or_activation_selects():
+    clean, adversarial = views(2)
+    for select, score in {
+        "squared_difference": lambda a, b: (a - b) ** 2,
+        "activation": lambda a, b: a.abs(),
+    }.items():
+        ids = {
+            name: score(clean[name], adversarial[name]).transpose(0, 1).flatten(1).mean(1).argsort().flip(0)[:2]
+            for name in clean
+        }
+        assert any(set(ids[name].tolist()) != set(ordered(clean, adversarial)[name][:2].tolist()) for name in clean)
+        got = SensitivityStabilizer(select=select, top=2)(clean, adversarial)
+        expected = by_hand(clean, adversarial, ids)
+        same(got, expected)
+        for gradient, wanted in zip(gradients(got, adversarial), gradients(expected, adversarial), strict=True):
+            same(gradient, wanted)
+
+
+def causes(tail, clean, adversarial, labels):
+    """How fast each neuron's step towards its clean outputs lowers the margin, by differences, one neuron at a time."""
+    step, rates = 1e-6, []
+    for neuron in range(clean.shape[1]):
+        margins = []
+        for part in (-step, step):
+            moved = adversarial.clone()
+            moved[:, neuron] += part * (adversarial - clean)[:, neuron]
+            for logits, label in zip(tail(moved).tolist(), labels.tolist(), strict=True):
+                margins.append(max(z for k, z in enumerate(logits) if k != label) - logits[label])
+        rates.append((sum(margins[len(labels) :]) - sum(margins[: len(labels)])) / (2 * step) / len(labels))
+    return rates
+
+
+def pass_through_two_layers(seed=0, neurons=6):
+    """Two convolutions' features of two views, the adversarial logits, labels, and what follows each layer."""
+    torch.manual_seed(seed)
+    first, second = torch.nn.Conv2d(2, neurons, 3).double(), torch.nn.Conv2d(neurons, neurons, 2).double()
+    last = torch.nn.Linear(neurons, 4).double()
+    tails = {
+        "first": lambda x: last(second(x.tanh()).sigmoid().mean((2, 3))),
+        "second": lambda x: last(x.sigmoid().mean((2, 3))),
+    }
+    images = torch.randn(5, 2, 6, 6, dtype=torch.float64)
+    clean, adversarial = (
+        {"first": first(x), "second": second(first(x).tanh())}
+        for x in (images, images + 0.3 * torch.randn_like(images))
+    )
+    x = adversarial["first"]
+    adversarial["second"] = second(x.tanh())  # on the way from the first layer to the logits
+    return clean, adversarial, tails["second"](adversarial["second"]), torch.arange(5) % 4, tails
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_largest_attribution_selects(soft):
+    clean, adversarial, logits, labels, tails = pass_through_two_layers()
+    given = torch.nn.functional.one_hot(labels, 4).double() * 0.6 + 0.1 if soft else labels
+    stabilizer = SensitivityStabilizer(select="attribution", top=2)
+    got, ids = stabilizer(clean, adversarial, logits, given), {}
+    for name, tail in tails.items():
+        with torch.no_grad():
+            rates = causes(tail, clean[name], adversarial[name], labels)
+        ids[name] = sorted(range(6), key=lambda neuron, rates=rates: -rates[neuron])[:2]
+    assert any(set(ids[name]) != set(ordered_by_difference(clean[name], adversarial[name])[:2]) for name in ids)
+    expected = by_hand(clean, adversarial, ids)
+    same(got, expected)
+    weights = [adversarial["first"], adversarial["second"]]
+    for gradient, wanted in zip(
+        *(torch.autograd.grad(t, weights, retain_graph=True) for t in (got, expected)), strict=True
+    ):
+        same(gradient, wanted)
+    logits.sum().backward()  # the graph is whole
+
+
+def ordered_by_difference(clean, adversarial):
+    return (clean - adversarial).abs().mean((0, 2, 3)).argsort().flip(0).tolist()
+
+
+def test_attribution_needs_logits_that_depend_on_the_features():
+    clean, adversarial, logits, labels, _ = pass_through_two_layers()
+    stabilizer = SensitivityStabilizer(select="attribution")
+    assert "needs adversarial_logits and labels" in refusal(lambda: stabilizer(clean, adversarial))
+    copies = {name: values.clone() for name, values in adversarial.items()}
+    frozen = {name: values.detach() for name, values in adversarial.items()}
+    for features in (copies, frozen):
+        text = refusal(lambda features=features: stabilizer(clean, features, logits, labels))
+        assert "do not depend on the captured features of first" in text
+    for refresh in ("epoch", "once"):
+        text = refusal(lambda refresh=refresh: SensitivityStabilizer(select="attribution", refresh=refresh))
+        assert "stabilizer.refresh=batch or average" in text
+
+
+def test_a_running_average_of_another_score_selects():
+    stabilizer, average = SensitivityStabilizer(top=1, refresh="average", decay=0.5, select="activation"), None
+    for seed in range(4):
+        clean, _ = views(seed, CONVOLUTIONS)
+        batch = {name: clean[name].detach().abs().mean((0, 2, 3)) for name in clean}
+        average = batch if average is None else {name: (average[name] + batch[name]) / 2 for name in batch}
+        selected(stabilizer, seed, {name: int(average[name].argmax()) for name in batch})
+
+
 def test_random_neurons_are_as_many_and_follow_the_seed():
     clean, adversarial = views(shapes=CONVOLUTIONS)
     stabilizer, counted, values = SensitivityStabilizer(select="random", top=2), torch.zeros(5), []
@@ -361,7 +462,7 @@ def test_random_neurons_are_as_many_and_follow_the_seed():
     assert (counted - 80).abs().max() < 5 * (200 * 0.4 * 0.6) ** 0.5
 
 
-@pytest.mark.parametrize("select", ["random", "least_sensitive", "all"])
+@pytest.mark.parametrize("select", ["random", "least_sensitive", "all", "squared_difference", "activation"])
 @pytest.mark.parametrize("settings", [{}, {"distance": "l2", "reduction": "sum"}])
 def test_equal_term_size_keeps_the_direction(select, settings):
     clean, adversarial = views(shapes={"conv": (3, 5, 2, 2)})

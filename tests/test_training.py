@@ -257,6 +257,35 @@ def test_objectives_without_their_weight_train_bit_identically_to_their_baseline
     assert_bit_equal(*map(state, modules))
 
 
+@pytest.mark.parametrize("name", ["natural", "pgd", "trades", "free"])
+def test_a_stabilizer_that_names_logits_and_labels_gets_those_of_its_adversarial_features(name):
+    given = []
+
+    def stabilizer(clean, adversarial, labels, adversarial_logits):
+        given.append((adversarial, labels, adversarial_logits))
+        return sum((clean[layer] - adversarial[layer]).abs().mean() for layer in clean)
+
+    module = module_of(OBJECTIVES[name](), stabilizer=stabilizer)
+    images, labels = batch()
+    # free training moves the weights before this returns
+    last = copy.deepcopy(module.net.net.fc2 if hasattr(module.net.net, "fc2") else [*module.net.net.children()][-1])
+    fit(module, [(images, labels)])
+    features, got, logits = given[0]
+    assert torch.equal(got, labels)
+    torch.testing.assert_close(logits, last(features["relu4"]))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_attribution_selects_under_every_objective(name):
+    states = []
+    for select in ("most_sensitive", "attribution"):
+        module = module_of(OBJECTIVES[name](), stabilizer=SensitivityStabilizer(select=select, top=0.3))
+        fit(module, [batch()] * 2)
+        states.append(state(module))
+    assert not torch.equal(*(each["net.conv1.weight"] for each in states))
+    assert all(value.isfinite().all() for value in states[1].values())
+
+
 def test_a_clean_pass_without_gradient_keeps_no_graph():
     module = module_of(AdversarialTraining(), stabilizer=SensitivityStabilizer(gradient_through_clean=False))
     modes = []

@@ -35,6 +35,7 @@ from nsr.models import Classifier
 from nsr.modes import network_mode, unchanged_buffers
 from nsr.objectives import auxiliary_inputs, compute_terms
 from nsr.run.processes import is_started_from_outside, observe
+from nsr.stabilizer import stabilizing_term
 from nsr.training.free import classifier_type
 from nsr.training.module import RobustClassifier
 from nsr.training.optimizers import grouped, make_optimizer
@@ -148,9 +149,14 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
     if module.stabilizer is not None:
         with trial("stabilizer", "the stabilizer"):
             if hasattr(module.stabilizer, "check_features"):
-                module.stabilizer.check_features(features)
+                if settings.get("compile") and module.stabilizer.select == "attribution":
+                    raise InputError(
+                        "compile is true, and the logits of a compiled network do not depend on its captured features; "
+                        "leave it out, or take another stabilizer.select than attribution"
+                    )
+                module.stabilizer.check_features(features, logits, labels)
             else:
-                term = module.stabilizer(features, features)
+                term = stabilizing_term(module.stabilizer, features, features, adversarial_logits=logits, labels=labels)
                 if not isinstance(term, Tensor) or term.numel() != 1:
                     raise InputError(f"the stabilizer gives {term!r}; it must give a scalar tensor")
     with trial("optimizer", "the optimizer"):

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nsr import sensitivity
 from nsr.errors import InputError
 from nsr.interventions.pairs import Pairs
 from nsr.interventions.patching import Patcher, Recording
@@ -117,8 +118,7 @@ def attribution(patcher: Patcher, layer: str, clean: Recording, adversarial: Rec
         every = torch.ones(1, outputs.shape[1], dtype=torch.bool, device=outputs.device)
         logits = patcher.logits(adversarial, layer, outputs, every, differentiable=True)[0]
         (slope,) = torch.autograd.grad(margin(logits, labels.clone()).sum(), [outputs])  # of the other logit minus it
-    change = (adversarial.features[layer] - clean.features[layer]) * slope
-    return change.reshape(*change.shape[:2], -1).sum(2)
+    return sensitivity.attribution(clean.features[layer], adversarial.features[layer], slope)
 
 
 def conductance(

@@ -72,8 +72,8 @@ class TrainingMetrics(_EpochMetrics):
         for term, mean in self.means.items():
             value = loss if term == "loss" else terms.get(term, torch.zeros_like(loss))  # a ramp left it out
             mean.update(value, len(labels))
-        for view, of_view in logits.items():
-            self.accuracies[view].update(of_view.detach(), classes)
+        for view, accuracy in self.accuracies.items():
+            accuracy.update(logits[view].detach(), classes)
         here = torch.full_like(self.not_finite, step)  # filled on the device, nothing is copied there
         broken = torch.where(loss.detach().isfinite(), self.not_finite, here)
         self.not_finite = torch.minimum(self.not_finite, broken)

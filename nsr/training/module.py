@@ -25,6 +25,7 @@ from nsr.metrics.sensitivity import network_sums
 from nsr.modes import batch_norm_mode, full_precision
 from nsr.objectives import Natural, auxiliary_inputs, compute_terms, required_inputs, required_views
 from nsr.randomness import draw_seed
+from nsr.stabilizer import stabilizing_term
 from nsr.training.optimizers import make_optimizer
 from nsr.training.schedules import make_scheduler
 
@@ -221,7 +222,13 @@ class RobustClassifier(pl.LightningModule):
         logits, features, auxiliary = self._passes(views, stabilized=self.stabilizes)
         terms = self._terms(views, labels, logits, features, auxiliary)
         if self.stabilizes:
-            terms["stabilizer"] = self.stabilizer(features["clean"], features["adversarial"])
+            terms["stabilizer"] = stabilizing_term(
+                self.stabilizer,
+                features["clean"],
+                features["adversarial"],
+                adversarial_logits=logits["adversarial"],
+                labels=labels,
+            )
         loss = torch.stack(list(terms.values())).sum()
         self.train_metrics.update(loss, terms, logits, labels, step=self.global_step)
         return loss if self.batch_weight == 1.0 else loss * self.batch_weight
@@ -260,7 +267,7 @@ class RobustClassifier(pl.LightningModule):
         for view in [view for view in ("clean", "adversarial") if stabilized and view not in features]:
             gradient = view == "adversarial" or getattr(self.stabilizer, "gradient_through_clean", True)
             with batch_norm_mode(self.net, handling), torch.set_grad_enabled(gradient):
-                _, features[view] = self.train_extractor(views[view])
+                logits[view], features[view] = self.train_extractor(views[view])
         if any(auxiliary.values()):
             self.net.auxiliary_logits = []  # type: ignore[assignment]  # their graphs end with this step
         return logits, features, auxiliary
