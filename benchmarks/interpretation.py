@@ -31,7 +31,7 @@ CONTROLS = {  # name in the rows: name on the page
     "random_equal_squared_difference": "equal squared difference",
     "by_activation": "most active",
 }
-RANKINGS = {  # of the networks of the package
+RANKINGS = {
     "most_sensitive": "sensitivity",
     "by_relative": "relative sensitivity",
     "by_activation": "activation",
@@ -84,8 +84,8 @@ def page(rows: Rows, record: dict[str, Any], own: dict[str, tuple[Rows, dict[str
         "NETWORKS": str(1 + len(own)),
         "OWN_TABLE": own_table(own),
         "OWN_VERDICT": own_verdict(own),
-        "OWN_RANKINGS": own_rankings(own),
-        "OWN_RANKINGS_VERDICT": own_rankings_verdict(own),
+        "RANKINGS": rankings({"resnet20": (rows, record), **own}),
+        "RANKINGS_VERDICT": rankings_verdict({"resnet20": (rows, record), **own}),
         "OWN_COMMANDS": "\n".join(f"    python -m benchmarks.interventions {name}" for name in own),
     }
     for name, part in parts.items():
@@ -194,29 +194,33 @@ def own_table(own: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
     return "\n".join(table([*headings, *(f"most - {control}" for control in CONTROLS.values())], cells))
 
 
-def own_rankings(own: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
+def rankings(networks: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
     """Effects of the first half by each ranking, for each network and layer, patch_clean, in percent."""
     cells = []
-    for name, (rows, _) in own.items():
+    for name, (rows, _) in networks.items():
         found = [select(rows, "patch_clean", control) for control in (*RANKINGS, "random_equal_size", "whole_layer")]
         for layer in found[0]:
             effects = [f"{100 * by_layer[layer]['effect']:.1f}" for by_layer in found]
-            cells.append([interventions.NETWORKS[name]["title"], layer, *effects])
-    return "\n".join(table(["training", "layer", *RANKINGS.values(), "at random", "whole layer"], cells))
+            cells.append([short_title(name), layer, *effects])
+    return "\n".join(table(["network", "layer", *RANKINGS.values(), "at random", "whole layer"], cells))
 
 
-def own_rankings_verdict(own: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
+def rankings_verdict(networks: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
     """Sentences on the contrasts of sensitivity with other rankings that survive Holm's correction over a network."""
     lines = []
-    for name, (rows, _) in own.items():
+    for name, (rows, _) in networks.items():
         signs = corrected(rows, "patch_clean", list(RANKINGS)[1:])
         parts = [
             f"{RANKINGS[control]}: more in {layers_with(found, 1)}, fewer in {layers_with(found, -1)}"
             for control, found in signs.items()
         ]
-        start = f"* {interventions.NETWORKS[name]['title']}: the most sensitive half corrects, after Holm's correction,"
+        start = f"* {short_title(name)}: the most sensitive half corrects, after Holm's correction,"
         lines.append(f"{start} compared with the first half by {'; '.join(parts)}.")
     return "\n".join(textwrap.fill(line, 118, subsequent_indent="  ", break_long_words=False) for line in lines)
+
+
+def short_title(name: str) -> str:
+    return "the published ResNet-20" if name == "resnet20" else str(interventions.NETWORKS[name]["title"])
 
 
 def own_verdict(own: dict[str, tuple[Rows, dict[str, Any]]]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy
 
+from benchmarks import speedrun
 from benchmarks.common import DOCS, RESULTS, interval, table
 from benchmarks.peers import IN_FLOAT32
 from nsr.comparison.inference import paired_interval
@@ -134,28 +135,6 @@ def evaluation() -> list[str]:
     return table(["attack", "images", "beside", "robust images", "other outcomes", "time", "n"], lines)
 
 
-def speedrun() -> list[str]:
-    """Accuracy against training time of each run."""
-    lines = []
-    for row in rows("speedrun"):
-        accuracies = [f"{100 * row[f'{name}_accuracy']:.1f} %" for name in ("clean", "worst_case")]
-        cells = [row["data"], row["arm"], str(row["epochs"]), str(row["seed"]), f"{row['training_s']:.0f}"]
-        validated = f"{100 * row['validation_robust_accuracy']:.1f} %"
-        lines.append([*cells, validated, *accuracies, str(row["test_images"])])
-    columns = [
-        "data",
-        "recipe",
-        "epochs",
-        "seed",
-        "training, s",
-        "validation, PGD",
-        "clean",
-        "APGD-CE and -T",
-        "images",
-    ]
-    return table(columns, lines)
-
-
 def profile() -> list[str]:
     """The largest shares of a step's time by operation."""
     found = rows("telemetry")[-1]["profile"]
@@ -178,7 +157,7 @@ def page() -> str:
     """The text with its tables."""
     text = TEXT.read_text()
     parts = {"rounding": rounding, "peers": peers, "goals": goals, "profile": profile, "conditions": conditions}
-    parts |= {"evaluation": evaluation, "speedrun": speedrun}
+    parts |= {"evaluation": evaluation, "speedrun": speedrun.section}
     for name, make in parts.items():
         text = text.replace(f"{{{name}}}", "\n".join(make()))
     seeds = len(rows("rounding"))

@@ -38,7 +38,7 @@ def test_the_rows_are_those_of_the_command(rows):
     assert [f"{name}={value}" for name, value in names] == interventions.words("resnet20")
     assert "+" not in record["commit"]
     assert len(record["layers"]) == 10
-    assert len(rows) == 10 * 2 * (4 * 7 + 1)
+    assert len(rows) == 10 * 2 * (4 * 10 + 1)
     assert {row["images"] for row in rows} == {record["images"]["fooled"]}
     assert {row["n_sets"] for row in rows if row["control"].startswith("random")} == {20}
     assert {row["effect"] for row in rows if row["control"] == "whole_layer"} == {1}

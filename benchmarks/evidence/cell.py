@@ -51,6 +51,8 @@ def run(cell: Cell, folder: Path, keep: Path | None) -> dict[str, Any]:
     training = folder / "train"
     _command("train", (*cell.training, f"seed={cell.seed}", f"hydra.run.dir={training}"), folder)
     row = trained(training) | {"data": data_checksum(training)}
+    if (measured := training / "training_seconds.json").exists():  # of the callback of benchmarks/speedrun.py
+        row["training_seconds"] = round(json.loads(measured.read_text()), 1)
     row |= {"train_seconds": _since(started), "train_cpu_seconds": round(_cpu_seconds() - used, 2)}
     for name in ("best", "last") if cell.evaluation else ():
         if name == "last" and row["last_epoch"] == row["best_epoch"]:
