@@ -24,7 +24,9 @@ def read(plan: str) -> pandas.DataFrame:
         for line in path.read_text().splitlines()
     ]
     cells: dict[str, dict] = {}
-    for line in lines:
+    for line in sorted(
+        lines, key=lambda line: line["status"] == "finished"
+    ):  # started on one machine, ended on another
         cells.setdefault(line["cell"], {}).update(line)
     frame = pandas.DataFrame(cells.values())
     return frame[frame["status"] == "finished"].sort_values("seed")

@@ -67,6 +67,12 @@ def advice(studies: Sequence[Study]) -> list[str]:
             f"No primary contrast shows a gain ({names(decided)}), so nothing here speaks for the cost of SNS where "
             "robustness alone is wanted: take `stabilizer=none`, or measure the gain on your data."
         )
+    for one in filter(equal_cost, studies):
+        text += (
+            f" Against the objective alone, trained for more steps in about the time of SNS, SNS is at "
+            f"{at_equal_cost(one)} points ({one.plan['title']}; exploratory, and short trainings profit most from more "
+            "steps)."
+        )
     return wrapped(
         f"{text} The default experiment trains with SNS because that is what this package measures, not because it was "
         "shown to be more robust."
@@ -143,14 +149,22 @@ def cost(one: Study) -> str:
         "processor time of one without at the same seed (median, start included). In that time the objective alone "
         "could train longer, so the contrast favors SNS: a gain shown at equal steps need not hold at equal cost."
     )
-    if not any(one.arm(objective, LONGER) for objective in one.plan["objectives"]):
+    if not equal_cost(one):
         return text
-    found = {name: contrast(one.arm(name, "sns"), one.arm(name, LONGER)) for name in one.plan["objectives"]}
-    said = names(f"{name} {each.text()} (n = {each.n})" for name, each in found.items() if each.n)
     return (
         f"{text} At about equal cost, exploratory: arm `{LONGER}` takes {times_of_none(one, LONGER)} times the time of "
-        f"none; SNS minus `{LONGER}`: {said}."
+        f"none; SNS minus `{LONGER}`: {at_equal_cost(one)}."
     )
+
+
+def equal_cost(one: Study) -> dict[str, Contrast]:
+    """Return {objective: SNS minus the objective alone for about the time of SNS}, of those that have run."""
+    found = {name: contrast(one.arm(name, "sns"), one.arm(name, LONGER)) for name in one.plan["objectives"]}
+    return {name: each for name, each in found.items() if each.n}
+
+
+def at_equal_cost(one: Study) -> str:
+    return names(f"{name} {each.text()} (n = {each.n})" for name, each in equal_cost(one).items())
 
 
 def times_of_none(one: Study, arm: str) -> str:

@@ -49,7 +49,7 @@ def figure(studies: Sequence[Study]) -> Figure:
             panel.plot([each.low, each.high], [place, place], color=color, linewidth=2.2 if tested else 1)
             panel.plot(each.difference, place, "D" if tested else "o", color=color)
         panel.set_title(one.plan["title"], loc="left")
-    panels[-1].set_xlabel("difference in worst-case accuracy, percentage points; diamonds are the primary contrasts")
+    panels[-1].set_xlabel("difference in worst-case accuracy, points; diamonds: primary contrasts")
     return made
 
 
