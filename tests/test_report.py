@@ -128,6 +128,21 @@ def test_a_page_has_the_numbers_of_its_files_and_nothing_of_them_is_markup(tmp_p
     assert "default-src 'none'" in text
 
 
+def test_a_later_evaluation_on_fewer_images_replaces_no_row(tmp_path):
+    run = measured(tmp_path)
+    before = headline.rows_of(read_files(run))
+    folder = make_evaluation(run, "2031-01-01", {"clean": 0.1, "pgd": 0.05, "square": 0.07}, n_examples=20)
+    write_rows(folder / "classes.csv", ["class", "images"], [["a", 20]])
+    found = headline.rows_of(read_files(run))
+    assert {name: found[name] for name in before if name != "worst_case"} == {
+        name: row for name, row in before.items() if name != "worst_case"
+    }
+    assert (found["square"].accuracy, found["square"].images) == (0.07, 20)
+    assert found["worst_case"].source == "2031-01-01"  # which measured other attacks
+    folder = make_evaluation(run, "2032-01-01", {"clean": 0.2}, epsilon=0.01)  # another threat model
+    assert set(headline.rows_of(read_files(run))) == {"clean", "worst_case"}
+
+
 def test_the_result_in_words(tmp_path):
     files = read_files(measured(tmp_path))
     text = headline.summary(files, headline.rows_of(files))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ class Run(NamedTuple):
     best_epoch: int | None = None
     is_evaluated: bool = False  # at this moment, by evaluate.py
     command: str = ""  # finishes what is unfinished
-    measurements: tuple[Measurement, ...] = ()  # of the newest's threat model and images, oldest first
+    measurements: tuple[Measurement, ...] = ()  # of the newest's threat model and data, oldest first
 
 
 def read_run(directory: Path) -> Run:
@@ -105,7 +105,7 @@ def _read_run(directory: Path) -> Run:
         best_epoch=best_epoch,
         is_evaluated=is_evaluated,
         command=missing,
-        measurements=tuple(alike(measurements)),
+        measurements=tuple(alike(measurements, but=NUMBER)),
     )
 
 
@@ -170,9 +170,16 @@ def _merged(measurements: list[Measurement]) -> tuple[dict[str, Any], dict[str, 
     return measured, metrics, tuple(dict.fromkeys(sources.values()))
 
 
-def alike(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """Return those of the newest's threat model and images, oldest first."""
-    return [one for one in measurements if images_and_ball(one.settings) == images_and_ball(measurements[-1].settings)]
+NUMBER = ("n_examples", "subset")  # which of the test images
+
+
+def alike(measurements: Sequence[Measurement], *, but: Collection[str] = ()) -> list[Measurement]:
+    """Return those of the newest's threat model and images, oldest first, whatever their settings in `but`."""
+    shared = [
+        {name: value for name, value in images_and_ball(one.settings).items() if name not in but}
+        for one in measurements
+    ]
+    return [one for one, own in zip(measurements, shared, strict=True) if own == shared[-1]]
 
 
 def accuracies(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, float]:

@@ -44,7 +44,7 @@ class RunFiles:
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
-        """Return those of the newest's threat model and images, oldest first."""
+        """Return those of the newest's threat model and data, oldest first."""
         return self.run.measurements
 
     def frame(self, name: str, folder: Path | None = None) -> pandas.DataFrame:

@@ -39,14 +39,19 @@ class Row(NamedTuple):
 
 
 def rows_of(run: RunFiles) -> dict[str, Row]:
-    """Return {row: accuracy} of best.ckpt on the test set, each from the newest measurement that has it."""
+    """Return {row: accuracy} of best.ckpt on the test set.
+
+    Each is from the measurement on the most images that has it, of equal ones the newest; the worst case is the newest
+    measurement's own.
+    """
     found: dict[str, Row] = {}
     for measurement in run.measurements:
         results, images = results_of(run, measurement), images_of(run, measurement)
         names = [name.removesuffix("_accuracy") for name in results if name.endswith("_accuracy")]
         for name in names:
             accuracy, low, high = (_number(results.get(f"{name}_{part}")) for part in Row._fields[:3])
-            if not name.startswith(CURVE) and math.isfinite(accuracy):
+            is_better = name.startswith(WORST) or name not in found or images >= found[name].images
+            if is_better and not name.startswith(CURVE) and math.isfinite(accuracy):
                 title = attack_title(name, measurement.settings)
                 found[name] = Row(accuracy, low, high, images, title, measurement.name)
     newest = run.measurements[-1].name if run.measurements else ""
