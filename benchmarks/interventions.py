@@ -1,6 +1,7 @@
 """Interventions on the networks of interventions.yaml: the raw rows.
 
     python -m benchmarks.interventions NAME [WEIGHTS IMAGES]   a plain state_dict, and a folder with test/CLASS/*
+    python -m benchmarks.interventions NAME+attack ...         the same under another attack; NAME+split: other halves
     python -m benchmarks.interpretation                        docs/interpretation.md and its plots from the rows
 
 One evaluation on two threads. Its rows go unchanged to benchmarks/results/, with a record of commit, machine, versions
@@ -29,6 +30,7 @@ import yaml
 from benchmarks.common import RESULTS, ROOT, commit
 
 NETWORKS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+CONDITIONS = {"attack": ("sensitivity_attack.loss=margin",), "split": ("seed=1",)}  # in place of cross-entropy and 0
 ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # waiting threads leave the cores to others
 
 
@@ -38,8 +40,14 @@ def path(name: str, suffix: str = ".csv") -> Path:
 
 
 def words(name: str) -> list[str]:
-    """Return the overrides of a network's evaluation."""
-    return str(NETWORKS[name]["evaluate"]).split()
+    """Return the overrides of the evaluation NETWORK or NETWORK+CONDITION, the latter without further rankings."""
+    network, _, condition = name.partition("+")
+    found = str(NETWORKS[network]["evaluate"]).split()
+    if not condition:
+        return found
+    other = (*CONDITIONS[condition], "analysis.interventions.rankings=[activation]")
+    replaced = {word.partition("=")[0] for word in other}
+    return [*(word for word in found if word.partition("=")[0] not in replaced), *other]
 
 
 def run(name: str, weights: str = "", images: str = "") -> None:
@@ -102,6 +110,7 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 4) or sys.argv[1] not in NETWORKS:
+    known = [*NETWORKS, *(f"{name}+{condition}" for name in NETWORKS for condition in CONDITIONS)]
+    if len(sys.argv) not in (2, 4) or sys.argv[1] not in known:
         sys.exit(__doc__)
     run(*sys.argv[1:])
