@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ def page(rows: Rows, record: dict[str, Any], own: dict[str, tuple[Rows, dict[str
         "NETWORKS": str(1 + len(own)),
         "OWN_TABLE": own_table(own),
         "OWN_VERDICT": own_verdict(own),
+        "CONDITIONS": conditions(),
+        "CONDITIONS_VERDICT": conditions_verdict(),
         "RANKINGS": rankings({"resnet20": (rows, record), **own}),
         "RANKINGS_VERDICT": rankings_verdict({"resnet20": (rows, record), **own}),
         "OWN_COMMANDS": "\n".join(f"    python -m benchmarks.interventions {name}" for name in own),
@@ -217,6 +219,40 @@ def rankings_verdict(networks: dict[str, tuple[Rows, dict[str, Any]]]) -> str:
         start = f"* {short_title(name)}: the most sensitive half corrects, after Holm's correction,"
         lines.append(f"{start} compared with the first half by {'; '.join(parts)}.")
     return "\n".join(textwrap.fill(line, 118, subsequent_indent="  ", break_long_words=False) for line in lines)
+
+
+def measured_conditions() -> Iterator[tuple[str, str, Rows]]:
+    """Yield (network, condition, rows), '' the first one, of the networks that have all of them."""
+    for name in interventions.NETWORKS:
+        of_name = {condition: f"{name}+{condition}" for condition in interventions.CONDITIONS}
+        if all(interventions.path(other).exists() for other in of_name.values()):
+            for condition, other in {"": name, **of_name}.items():
+                yield name, condition, interventions.rows(other)
+
+
+def conditions() -> str:
+    """Layers whose contrast survives Holm's correction, above and below 0, for each network, attack and split."""
+    said = {"": "as above", "attack": "attack on the logit margin", "split": "another split"}
+    cells = []
+    for name, condition, rows in measured_conditions():
+        signs, fooled = corrected(rows, "patch_clean"), next(iter(rows))["images"]
+        counts = [f"{[*of.values()].count(1)} / {[*of.values()].count(-1)}" for of in signs.values()]
+        layers = str(len(signs["by_activation"]))
+        cells.append([short_title(name), said[condition], str(fooled), layers, *counts])
+    headings = ["network", "condition", "images", "layers", *(f"most - {control}" for control in CONTROLS.values())]
+    return "\n".join(table(headings, cells))
+
+
+def conditions_verdict() -> str:
+    """Say in which layers a contrast survives with both signs, under different conditions."""
+    found: dict[tuple[str, str, str], set[int | None]] = {}
+    for name, _, rows in measured_conditions():
+        for control, signs in corrected(rows, "patch_clean").items():
+            for layer, sign in signs.items():
+                found.setdefault((short_title(name), CONTROLS[control], layer), set()).add(sign)
+    both = [f"{layer} of {name} ({control})" for (name, control, layer), signs in found.items() if {1, -1} <= signs]
+    text = f"A contrast survives with one sign under one condition and with the other under another in {names(both)}."
+    return textwrap.fill(text, 118)
 
 
 def short_title(name: str) -> str:

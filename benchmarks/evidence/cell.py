@@ -10,6 +10,7 @@ import resource
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,19 @@ def _child(program: str, overrides: Sequence[str], log: Path) -> None:
         os.dup2(descriptor, stream)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)  # the caller's may not be 1 and 2
     sys.argv = [f"{program}.py", *overrides]
-    getattr(main, program)()
+    code: Any = 1
+    try:
+        getattr(main, program)()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # at once: what multiprocessing does at the end of a child can fail after a command that has succeeded
+        os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _since(started: float) -> float:
