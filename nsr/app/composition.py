@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from yaml import YAMLError
 
 from nsr.app.configuration import check_complete, check_names, check_settings
 from nsr.app.rules import NORMS
-from nsr.errors import InputError, check_choice, did_you_mean, fraction
+from nsr.errors import InputError, check_choice, did_you_mean, fraction, named_arguments
 from nsr.run.commands import override
 from nsr.run.directory import flat
 from nsr.run.plain_text import printable
@@ -267,7 +267,10 @@ def _explain(program: str, name: str, overrides: Sequence[str], error: Exception
         return f"{match[1]}=[{match[2]}]: there is no such choice{hint}; {match[1]} are {', '.join(options)}"
     if match := re.search(r"Could not (?:override|append to config|delete) '([^']+)'", text):
         wrong = match[1].partition("@")[0]
-        names = _known_names(name, [row for row in overrides if not row.lstrip("+~").startswith(match[1])])
+        settings = _settings(name, [row for row in overrides if not row.lstrip("+~").startswith(match[1])])
+        if target := _takes(settings, wrong):
+            return f"{wrong} is not set in conf/; with a plus it goes to {target}: +{wrong}=..."
+        names = [*GROUPS, *(leaf for leaf, _ in flat(settings))]
         other = "evaluate" if program == "train" else "train"
         # a name of a folder of conf/ that this program takes nothing from
         others = [each for each in names if not wrong.startswith(f"{each}.")]
@@ -277,12 +280,27 @@ def _explain(program: str, name: str, overrides: Sequence[str], error: Exception
     return _first_line(error)
 
 
-def _known_names(name: str, overrides: Sequence[str]) -> list[str]:
+def _settings(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the composed settings, empty where they cannot be composed."""
     try:
-        settings: Any = OmegaConf.to_container(compose(name, list(overrides)))
+        return OmegaConf.to_container(compose(name, list(overrides)))  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException):
-        return [*GROUPS]
-    return [*GROUPS, *(leaf for leaf, _ in flat(settings))]
+        return {}
+
+
+def _takes(settings: Mapping[str, Any], name: str) -> str:
+    """Return the `_target_` whose signature names the last part of a dotted setting, '' where none does."""
+    place, _, argument = name.rpartition(".")
+    for part in filter(None, place.split(".")):
+        settings = settings.get(part) if isinstance(settings, Mapping) else None  # type: ignore[assignment]
+    if not place or not isinstance(settings, Mapping) or "_target_" not in settings:
+        return ""
+    from nsr.app.instantiation import locate  # imports torch, which an error alone waits for
+
+    try:
+        return str(settings["_target_"]) if argument in named_arguments(locate(settings, place))[0] else ""
+    except InputError:
+        return ""
 
 
 def _first_line(error: Exception) -> str:
