@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         help="file to write (default: RUN_DIR/report.html, or ./comparison.html)",
     )
     option("--full", action="store_true", help="add optimized inputs and the loss over the weights; loads best.ckpt")
-    option("--trusted", action="append", default=[], metavar="CLASS", help="with --full: a class that the checkpoint may use")
+    option("--trusted", action="append", default=[], metavar="CLASS", help="with --full: class the checkpoint may use")
     option("--allow-different", action="store_true", help="compare runs of different data or threat models")
     return found
 
