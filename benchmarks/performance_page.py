@@ -84,7 +84,7 @@ def peers() -> list[str]:
                 counts,
             ]
             lines.append([*cells, f"{100 * accuracy:.1f} %"])
-    columns = ["step", "contender", "to fastest peer", "ms, median (quartiles)", "n", "passes", "accuracy it leaves"]
+    columns = ["step", "contender", "time / fastest peer", "ms, median (quartiles)", "n", "passes", "accuracy under it"]
     return table(columns, lines)
 
 
@@ -107,7 +107,9 @@ def goals() -> list[str]:
     for name in ("to_passes_alone", "nothing_folded_to_passes_alone"):
         folded = ", nothing folded" if name.startswith("nothing") else ""
         lines.append(_goal(f"small network: step{folded} / its passes alone", telemetry[name], SMALL_GOAL))
-    lines.append(_goal("small network: share of metrics in a step", telemetry["metrics_share"], METRICS_GOAL, 3))
+    lines.append(
+        _goal("small network: fraction of a step spent on metrics", telemetry["metrics_share"], METRICS_GOAL, 3)
+    )
     for startup in rows("startup")[-1:]:
         lines.append(
             _goal(f"command to first step / bare script, n = {startup['rounds']}", startup["ratio"], STARTUP_GOAL)
@@ -132,7 +134,9 @@ def evaluation() -> list[str]:
             different = ", ".join(map(str, row["different"][name])) or "none"
             cells = [what, images, f"{name} / {reference}", robust, different, f"{ratio:.2f}"]
             lines.append([*cells, str(len(row["processor_s"][name]))])
-    return table(["attack", "images", "beside", "robust images", "other outcomes", "time", "n"], lines)
+    return table(
+        ["attack", "images", "search / reference", "robust images", "other outcomes", "time / reference", "n"], lines
+    )
 
 
 def profile() -> list[str]:

@@ -55,17 +55,17 @@ def parser() -> Parser:
     found = Parser(
         prog="nsr-compare" if is_script else "python -m nsr.compare",
         description="Compare runs: accuracy, sensitivity by layer, differences at equal seeds, correlation of "
-        "sensitivity with robustness. Reads files of the runs only, also while they run.",
+        "sensitivity with robustness. Only reads files of the runs, also while they run.",
     )
     option = found.add_argument
     option("places", nargs="*", metavar="RUN_DIR", help="run directories, folders of sweeps, or patterns in quotes")
-    option("--output", metavar="DIR", type=output_path, help="write CSV, Markdown, LaTeX and plots there")
-    option("--baseline", metavar="METHOD", help="compare the others with this one (default: PGD training alone)")
-    option("--accuracy", metavar="ATTACK", help="read robustness from it (default: the strongest that all runs have)")
+    option("--output", metavar="DIR", type=output_path, help="write CSV, Markdown, LaTeX and plots to this folder")
+    option("--baseline", metavar="METHOD", help="compare all others with this method (default: PGD training alone)")
+    option("--accuracy", metavar="ATTACK", help="measure robustness by this attack (default: strongest in all runs)")
     option("--label", metavar="METHOD=TEXT", action="append", default=[], help="rename a method in the output")
     option("--allow-different", action="store_true", help="show runs of different data or threat models together")
-    option("--resamples", metavar="N", type=int, default=2000, help="resamples of the bootstrap over methods (2000)")
-    option("--seed", type=int, default=0, help="seed of the bootstrap (0)")
+    option("--resamples", metavar="N", type=int, default=2000, help="bootstrap resamples over methods (default: 2000)")
+    option("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     return found
 
 

@@ -23,8 +23,8 @@ def parser() -> argparse.ArgumentParser:
     is_script = Path(sys.argv[0]).stem == "nsr-report"
     found = Parser(
         prog="nsr-report" if is_script else "python -m nsr.report",
-        description="Write the report of a run, finished, running or failed, or of an evaluation, as one HTML file "
-        "that opens without a network; several runs: their comparison. Without --full it reads files only.",
+        description="Write the report of a run (finished, running or failed) or of an evaluation as one HTML file that "
+        "opens offline; for several runs, their comparison. Without --full it only reads files.",
     )
     option = found.add_argument
     option("places", nargs="*", metavar="RUN_DIR", help="run directories, folders of sweeps, or patterns in quotes")
@@ -32,10 +32,10 @@ def parser() -> argparse.ArgumentParser:
         "--output",
         metavar="FILE",
         type=output_path,
-        help="the file (default: RUN_DIR/report.html, or ./comparison.html)",
+        help="file to write (default: RUN_DIR/report.html, or ./comparison.html)",
     )
-    option("--full", action="store_true", help="optimized inputs and landscape of the weights too; loads best.ckpt")
-    option("--trusted", action="append", default=[], metavar="CLASS", help="--full: a class the checkpoint may name")
+    option("--full", action="store_true", help="add optimized inputs and the loss over the weights; loads best.ckpt")
+    option("--trusted", action="append", default=[], metavar="CLASS", help="with --full: class the checkpoint may use")
     option("--allow-different", action="store_true", help="compare runs of different data or threat models")
     return found
 
