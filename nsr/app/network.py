@@ -25,7 +25,7 @@ from nsr.data.origin import found_again
 from nsr.errors import InputError, check_choice, check_epsilon, check_finite_logits, check_logits
 from nsr.evaluation.threat_models import in_each
 from nsr.models import Classifier, build_network
-from nsr.models.build import Allocations
+from nsr.models.build import Allocations, class_tensors
 from nsr.models.normalization import find_normalization, torchvision_name
 from nsr.models.preprocessing import published_sizes
 from nsr.models.stored import below, similarity
@@ -59,16 +59,19 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
     auxiliary = own.pop("auxiliary", None)
     if new_head and weights is None:
         raise InputError(
-            "model.new_head is true without model.weights; it keeps all but the last layer of model.weights=FILE"
+            "model.new_head is true without model.weights; it keeps all but the heads of model.weights=FILE"
         )
     if prefix is not None and weights is None:
         raise InputError(f"model.weights_prefix is {prefix!r}, but model.weights is not given; give both, or none")
     factory = locate(own, "model")
     own.pop("_target_")
-    net = build_network(factory, instantiate(own, "model"), **{name: getattr(description, name) for name in SIZES})
+    sizes = {name: getattr(description, name) for name in SIZES}
+    net = build_network(factory, instantiate(own, "model"), **sizes)
     if weights is not None:
+        head = class_tensors(net, factory, instantiate(own, "model"), **sizes) if new_head else ()
         try:
-            load_state_dict_file(net, weights, prefix=prefix, new_head=description.classes if new_head else None)
+            new_classes = description.classes if new_head else None
+            load_state_dict_file(net, weights, prefix=prefix, new_head=new_classes, head=head)
         except OtherNetwork as error:
             raise InputError(f"{error} {nearest_networks(weights, description)}") from error
     if exchange:
