@@ -177,7 +177,7 @@ def test_a_recipe_trains_with_the_stabilizer(name, tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch)
     np.savez(tmp_path / "extra.npz", image=np.zeros((8, 32, 32, 3), np.uint8), label=np.zeros(8, np.int64))
     overrides = [f"experiment={name}", "stabilizer=sns", *TINY, f"data.root={tmp_path}", "data.download=false"]
-    overrides += ["model=wrn_28_10"] if "resnet18" in composed(name).name else []
+    overrides += ["model=wrn_28_10", "model.variant=published"] if "resnet18" in composed(name).name else []
     overrides += ["model.depth=10", "model.width=1"]
     overrides += [f"data.extra={tmp_path}/extra.npz"] if name == "cifar10_wang2023" else []
     overrides += [f"trainer.max_epochs={8 if name == 'cifar10_free' else 1}"]

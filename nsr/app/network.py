@@ -43,6 +43,7 @@ from nsr.run.own import is_own, is_trusted, trusted_names
 
 log = logging.getLogger(__name__)
 OF_WEIGHTS = ("weights", "weights_prefix", "new_head")
+OF_TRAINING = ("augmentation", "train_crop")  # of the data
 SIZES = ("channels", "classes", "image_size")  # of the data that a network is made for
 
 
@@ -220,7 +221,7 @@ def read_part(part: str, settings: Mapping[str, Any], path: Any, *, trusted: Seq
     """Return the 'model' or 'data' of a checkpoint's settings, to be made; log the names that `trusted` allows."""
     own = settings.get(part)
     if part == "data" and isinstance(own, Mapping):
-        own = {name: value for name, value in own.items() if name != "augmentation"}  # of training alone
+        own = {name: value for name, value in own.items() if name not in OF_TRAINING}
     names = trusted_names(trusted)
     theirs = admitted(part, own, trusted=names, is_own=is_own(settings))
     if part == "data":

@@ -138,8 +138,8 @@ def with_new_head(
 ) -> dict[str, Tensor]:
     """Return `state`, from the file called `name`, with the values that the head of `net` has; log the head's name.
 
-    The head are the tensors named in `head`. Without these it is the linear layers and convolutions with an output per
-    class that the file lacks, or has with another number of outputs; without any, the last one with an output per class.
+    The head is the tensors named in `head`. Without these it is the linear layers and convolutions with an output
+    per class that the file lacks, or has with another number of outputs; without any, the last of these layers.
 
     Errors:
         InputError: `head` is empty and no layer has an output per class.

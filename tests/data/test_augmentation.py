@@ -40,7 +40,9 @@ def test_crop_flip_against_a_loop(shape, padding, mode):
 
 
 def test_a_reflection_wider_than_the_image_is_refused():
-    with pytest.raises(InputError, match="padding is 8 for images of 8 x 9 pixels; with padding_mode=reflect it must be"):
+    with pytest.raises(
+        InputError, match="padding is 8 for images of 8 x 9 pixels; with padding_mode=reflect it must be"
+    ):
         CropFlip(8, "reflect")(torch.rand(2, 3, 8, 9))
     with pytest.raises(InputError, match="padding_mode is 'wrap'; it must be one of constant, reflect"):
         CropFlip(padding_mode="wrap")

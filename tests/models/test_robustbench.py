@@ -133,7 +133,16 @@ def filled(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
             ResNet18, "246409.61 -799019.03 -1791377.6 178067.74 -871510.95 -1863204.7", marks=pytest.mark.slow
         ),
     ],
-    ids=["wide", "wide deepmind", "preact", "preact wong2020", "preact input_shortcut", "preact deepmind", "bottleneck", "resnet18"],
+    ids=[
+        "wide",
+        "wide deepmind",
+        "preact",
+        "preact wong2020",
+        "preact input_shortcut",
+        "preact deepmind",
+        "bottleneck",
+        "resnet18",
+    ],
 )
 def test_logits_are_those_of_robustbench(make, logits: str) -> None:
     net = make(**SMALL).double().eval()
