@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,8 @@ from benchmarks import recipes
 from nsr.app.composition import compose_checked
 from nsr.app.train import train
 from nsr.callbacks.checkpoints import PLACE
+from nsr.models import WideResNet
+from nsr.training.optimizers import grouped
 from nsr.training.schedules import make_scheduler
 from tests.conftest import job
 from tests.data.test_sources import write_cifar
@@ -42,6 +46,50 @@ AUTHORS = {
     "cifar10_wang2023": (512, 400, 5e-4, True, "8/255", 10, STEP, True, "batch"),
     "cifar10_free": (128, 8 * 10, 5e-4, False, "8/255", None, "8/255", None, None),
 }
+
+
+# further: learning rate, network and its variant, whether the code normalizes, settings of the loss
+NETWORKS = {
+    "cifar10_rice": (0.1, "PreActResNet", "published", True, {"clean_weight": 0, "label_smoothing": 0}),
+    "cifar10_trades_wrn": (0.1, "WideResNet", "published", False, {"beta": 6, "label_smoothing": 0}),
+    "cifar10_mart": (0.01, "ResNet18", None, False, {"weight": 5, "label_smoothing": 0}),
+    "cifar10_trades_awp_wrn": (0.1, "WideResNet", "published", False, {"beta": 6, "label_smoothing": 0}),
+    "cifar10_fast": (0.2, "PreActResNet", "wong2020", True, {"clean_weight": 0, "label_smoothing": 0}),
+    "cifar10_nfgsm": (0.2, "PreActResNet", "input_shortcut", True, {"clean_weight": 0, "label_smoothing": 0}),
+    "cifar10_bag_of_tricks": (0.1, "WideResNet", "published", False, {"beta": 6, "label_smoothing": 0}),
+    "cifar10_pgd_wa": (0.1, "ResNet18", None, False, {"clean_weight": 0, "label_smoothing": 0.4}),
+    "cifar10_wang2023": (0.2, "WideResNet", "deepmind", True, {"beta": 5, "label_smoothing": 0.1}),
+    "cifar10_free": (0.04, "PreActResNet", "wong2020", True, {"replays": 8, "label_smoothing": 0}),
+}
+MEAN_AND_STD = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2471, 0.2435, 0.2616]}  # of all the authors' code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_network_and_loss_are_those_of_the_authors(name):
+    config = composed(name)
+    lr, network, variant, normalizes, loss = NETWORKS[name]
+    assert (config.optimizer.lr, config.optimizer.momentum) == (lr, 0.9)
+    assert (config.model._target_.rpartition(".")[2], config.model.get("variant")) == (network, variant)
+    assert config.model.normalization == (MEAN_AND_STD if normalizes else "none")
+    assert {key: value for key, value in config.objective.items() if key != "_target_"} == loss
+    reflects = {"_target_": "nsr.data.CropFlip", "padding_mode": "reflect"}  # np.pad of Rice et al.'s utils.py
+    assert config.data.augmentation == (reflects if name == "cifar10_rice" else "crop_flip")
+    averaged = {"cifar10_pgd_wa": 0.9995, "cifar10_wang2023": 0.995}  # tau of their configurations
+    callbacks = {"awp": 0.005} if "awp" in name else {"ema": averaged[name]} if name in averaged else {}
+    assert {key: own.get("gamma", own.get("decay")) for key, own in config.get("callbacks", {}).items()} == callbacks
+    assert config.trainer.get("gradient_clip_val") is None
+
+
+def test_wang_2023_decays_no_batch_norm_and_chooses_by_pgd_40_on_the_margin():
+    config = composed("cifar10_wang2023")
+    net = WideResNet(channels=3, classes=10, depth=10, width=1, variant="deepmind", activation="silu")
+    groups = grouped(net, groups=config.optimizer.groups, optimizer=partial(torch.optim.SGD, lr=0.2, weight_decay=5e-4))
+    decays = {id(parameter): group["weight_decay"] for group in groups.param_groups for parameter in group["params"]}
+    for name, parameter in net.named_parameters():  # group_weight of the authors' watrain.py
+        assert decays[id(parameter)] == (0 if "batchnorm" in name else 5e-4), name
+    chooses = config.validation_attack
+    assert (chooses.steps, chooses.step_size, chooses.loss, chooses.random_start) == (40, "2/255", "margin", True)
 
 
 @pytest.mark.slow
@@ -80,12 +128,12 @@ def drops(lr, epochs, starts, first):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [  # as in the authors' code: adjust_learning_rate counts from 1, lr_schedule from 0
+    [  # as in the authors' code: adjust_learning_rate of TRADES counts from 1, lr_schedule from 0
         ("cifar10_rice", drops(0.1, 200, [100, 150], 0)),
         ("cifar10_trades_wrn", drops(0.1, 76, [75, 90, 100], 1)),
         ("cifar10_mart", drops(0.01, 120, [75, 90, 100], 1)),
         ("cifar10_trades_awp_wrn", drops(0.1, 200, [100, 150], 1)),
-        ("cifar10_bag_of_tricks", drops(0.1, 110, [100, 105], 0)),
+        ("cifar10_bag_of_tricks", drops(0.1, 110, [100, 105], 1)),
     ],
 )
 def test_piecewise_rates_are_those_of_the_authors(name, expected):
@@ -129,7 +177,7 @@ def test_a_recipe_trains_with_the_stabilizer(name, tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch)
     np.savez(tmp_path / "extra.npz", image=np.zeros((8, 32, 32, 3), np.uint8), label=np.zeros(8, np.int64))
     overrides = [f"experiment={name}", "stabilizer=sns", *TINY, f"data.root={tmp_path}", "data.download=false"]
-    overrides += ["model=wrn_28_10"] if "resnet18" in composed(name).name else []
+    overrides += ["model=wrn_28_10", "model.variant=published"] if "resnet18" in composed(name).name else []
     overrides += ["model.depth=10", "model.width=1"]
     overrides += [f"data.extra={tmp_path}/extra.npz"] if name == "cifar10_wang2023" else []
     overrides += [f"trainer.max_epochs={8 if name == 'cifar10_free' else 1}"]

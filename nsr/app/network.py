@@ -25,7 +25,7 @@ from nsr.data.origin import found_again
 from nsr.errors import InputError, check_choice, check_epsilon, check_finite_logits, check_logits
 from nsr.evaluation.threat_models import in_each
 from nsr.models import Classifier, build_network
-from nsr.models.build import Allocations
+from nsr.models.build import Allocations, class_tensors
 from nsr.models.normalization import find_normalization, torchvision_name
 from nsr.models.preprocessing import published_sizes
 from nsr.models.stored import below, similarity
@@ -43,6 +43,7 @@ from nsr.run.own import is_own, is_trusted, trusted_names
 
 log = logging.getLogger(__name__)
 OF_WEIGHTS = ("weights", "weights_prefix", "new_head")
+OF_TRAINING = ("augmentation", "train_crop")  # of the data
 SIZES = ("channels", "classes", "image_size")  # of the data that a network is made for
 
 
@@ -59,16 +60,19 @@ def build_classifier(settings: Settings, description: DataDescription, *, exchan
     auxiliary = own.pop("auxiliary", None)
     if new_head and weights is None:
         raise InputError(
-            "model.new_head is true without model.weights; it keeps all but the last layer of model.weights=FILE"
+            "model.new_head is true without model.weights; it keeps all but the heads of model.weights=FILE"
         )
     if prefix is not None and weights is None:
         raise InputError(f"model.weights_prefix is {prefix!r}, but model.weights is not given; give both, or none")
     factory = locate(own, "model")
     own.pop("_target_")
-    net = build_network(factory, instantiate(own, "model"), **{name: getattr(description, name) for name in SIZES})
+    sizes = {name: getattr(description, name) for name in SIZES}
+    net = build_network(factory, instantiate(own, "model"), **sizes)
     if weights is not None:
+        head = class_tensors(net, factory, instantiate(own, "model"), **sizes) if new_head else ()
         try:
-            load_state_dict_file(net, weights, prefix=prefix, new_head=description.classes if new_head else None)
+            new_classes = description.classes if new_head else None
+            load_state_dict_file(net, weights, prefix=prefix, new_head=new_classes, head=head)
         except OtherNetwork as error:
             raise InputError(f"{error} {nearest_networks(weights, description)}") from error
     if exchange:
@@ -217,7 +221,7 @@ def read_part(part: str, settings: Mapping[str, Any], path: Any, *, trusted: Seq
     """Return the 'model' or 'data' of a checkpoint's settings, to be made; log the names that `trusted` allows."""
     own = settings.get(part)
     if part == "data" and isinstance(own, Mapping):
-        own = {name: value for name, value in own.items() if name != "augmentation"}  # of training alone
+        own = {name: value for name, value in own.items() if name not in OF_TRAINING}
     names = trusted_names(trusted)
     theirs = admitted(part, own, trusted=names, is_own=is_own(settings))
     if part == "data":

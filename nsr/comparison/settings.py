@@ -30,7 +30,7 @@ NO_METHOD_NAMES = (
     *("*.seed", "trainer.accelerator", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.num_nodes"),
     *("trainer.strategy", "trainer.strategy.*", "trainer.profiler", "trainer.detect_anomaly"),
 )
-METHOD_DATA = ("batch_size", "augmentation")
+METHOD_DATA = ("batch_size", "augmentation", "train_crop")
 NO_IDENTITY = (*METHOD_DATA, "seed", "evaluation_batch_size", "num_workers", "epsilon", "mean", "std", "class_order")
 ORDER = (
     *("experiment", "data", "norm", "epsilon", "evaluation", "trainer", "model", "objective", "stabilizer"),

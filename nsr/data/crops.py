@@ -10,22 +10,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nsr.errors import InputError, check_number
+from nsr.errors import InputError, check_choice, check_number
 
 
 class CropFlip:
-    """Random crop after zero padding, and a horizontal flip with probability 1/2.
+    """Random crop after padding, and a horizontal flip with probability 1/2.
 
     Args:
-        padding: zero pixels added on every side before the crop.
+        padding: pixels added on every side before the crop.
+        padding_mode: 'constant', black pixels, or 'reflect', the image mirrored at its edge.
+    Errors:
+        InputError: a setting out of range, on the first call also a reflection wider than the image.
     """
 
-    def __init__(self, padding: int = 4) -> None:
+    def __init__(self, padding: int = 4, padding_mode: str = "constant") -> None:
         self.padding = check_number("padding", padding, lowest=0, whole=True)
+        self.padding_mode = check_choice("padding_mode", padding_mode, ["constant", "reflect"])
 
     def __call__(self, images: Tensor) -> Tensor:
         """(batch, channel, height, width) -> the same."""
         batch, _, height, width = images.shape
+        if self.padding_mode == "reflect" and self.padding >= min(height, width):
+            got = f"padding is {self.padding} for images of {height} x {width} pixels"
+            raise InputError(f"{got}; with padding_mode=reflect it must be below {min(height, width)}")
         device = images.device
         top = torch.randint(2 * self.padding + 1, (batch, 1), device=device)
         left = torch.randint(2 * self.padding + 1, (batch, 1), device=device)
@@ -33,7 +40,7 @@ class CropFlip:
         columns = torch.arange(width, device=device)
         rows = top + torch.arange(height, device=device)  # (batch, height), in the padded image
         columns = left + torch.where(flip, columns.flip(0), columns)  # (batch, width)
-        return _gathered(pad(images, [self.padding] * 4), rows, columns)
+        return _gathered(pad(images, [self.padding] * 4, mode=self.padding_mode), rows, columns)
 
 
 class CropShift:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from nsr.data.images import Item, LazyImages, checked_pixels
-from nsr.errors import InputError, check_choice, check_number, one_line
+from nsr.errors import InputError, check_choice, check_number, dotted_name, one_line
 from nsr.randomness import seeded
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png")
@@ -50,11 +50,7 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Return pixels (channel, height, width) uint8; ValueError where the image has more than 8 bits."""
-        if image.mode.startswith(WIDE_MODES):
-            raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}: save it with 8 bits")
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # else PIL warns
-        image = image.convert("L" if self.channels == 1 else "RGB")
+        image = converted(image, self.channels)
         if self.image_size is not None:
             shorter, size = min(image.size), self.resize_size or self.image_size
             # as in torchvision: the longer side is rounded down, the place of the crop to the nearest pixel
@@ -63,8 +59,51 @@ class Preprocessing:
                 image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
             left, top = round((width - self.image_size) / 2), round((height - self.image_size) / 2)
             image = image.crop((left, top, left + self.image_size, top + self.image_size))
-        pixels = np.array(image)  # a copy: PIL's own are read-only
-        return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
+        return array_of(image)
+
+
+@dataclass(frozen=True)
+class DrawnCrop:
+    """PIL image -> pixels of a part of the whole picture, which `transform` draws.
+
+    Args:
+        channels: 1 (gray) or 3 (red, green, blue).
+        image_size: height and width of the result.
+        transform: PIL image -> PIL image of this size, such as torchvision.transforms.v2.RandomResizedCrop; it draws
+            from torch, numpy.random or random.
+    """
+
+    channels: int
+    image_size: int
+    transform: Callable[[Image.Image], Image.Image]
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Return pixels (channel, height, width) uint8; InputError where the transform fails or gives another size."""
+        image, name = converted(image, self.channels), f"data.train_crop ({dotted_name(self.transform)})"
+        try:
+            drawn = self.transform(image)
+        except Exception as error:  # whatever a third-party transform raises
+            raise InputError(f"{name} takes no picture: {type(error).__name__}: {one_line(error)}") from error
+        got = "x".join(map(str, drawn.size)) if isinstance(drawn, Image.Image) else type(drawn).__name__
+        if got != f"{self.image_size}x{self.image_size}":
+            wanted = f"a PIL image of {self.image_size}x{self.image_size} pixels, data.image_size"
+            raise InputError(f"{name} gives {got}; it must give {wanted}")
+        return array_of(converted(drawn, self.channels))
+
+
+def converted(image: Image.Image, channels: int) -> Image.Image:
+    """Return the image in gray (1 channel) or in color (3); ValueError where it has more than 8 bits."""
+    if image.mode.startswith(WIDE_MODES):
+        raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}: save it with 8 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # else PIL warns
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def array_of(image: Image.Image) -> np.ndarray:
+    """Return the pixels (channel, height, width) of an image."""
+    pixels = np.array(image)  # a copy: PIL's own are read-only
+    return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
 
 
 def check_resizing(image_size: int | None, resize_size: Any, interpolation: Any) -> None:
@@ -83,14 +122,22 @@ def check_resizing(image_size: int | None, resize_size: Any, interpolation: Any)
 def lazy_images(paths: Sequence[str] | np.ndarray, labels: Tensor, preprocess: Preprocessing) -> LazyImages:
     """Return the images of these files, decoded when they are requested."""
     # one array: counting references to a list of texts copies it page by page into every worker process
-    return LazyImages(partial(_read, np.asarray(paths), labels, preprocess), labels)
+    return LazyImages(FileReader(np.asarray(paths), labels, preprocess), labels)
 
 
-def _read(paths: np.ndarray, labels: Tensor, preprocess: Preprocessing, index: int) -> Item:
-    return torch.from_numpy(decode(str(paths[index]), preprocess)), int(labels[index])
+@dataclass(frozen=True)
+class FileReader:
+    """Index -> pixels (channel, height, width) uint8 and label, of image files (image,) and their labels (image,)."""
+
+    paths: np.ndarray
+    labels: Tensor
+    preprocess: Preprocessing | DrawnCrop
+
+    def __call__(self, index: int) -> Item:
+        return torch.from_numpy(decode(str(self.paths[index]), self.preprocess)), int(self.labels[index])
 
 
-def decode(path: str, preprocess: Preprocessing) -> np.ndarray:
+def decode(path: str, preprocess: Preprocessing | DrawnCrop) -> np.ndarray:
     """Return the pixels (channel, height, width) uint8 of an image file."""
     return _opened(path, preprocess)
 
@@ -130,6 +177,8 @@ def _opened(path: str, use: Callable[[Image.Image], Any]) -> Any:
     try:
         with Image.open(path) as image:
             return use(image)
+    except InputError:  # of a transform, not of the file
+        raise
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for a damaged file
         raise InputError(f"{path} cannot be read as an image ({one_line(error)}); repair or remove it") from None
 

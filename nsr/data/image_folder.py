@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nsr.data.decoding import Preprocessing, all_gray, check_resizing, common_size, decoded, lazy_images
+from nsr.data.decoding import DrawnCrop, Preprocessing, all_gray, check_resizing, common_size, decoded, lazy_images
 from nsr.data.description import DataDescription, sample_indices
 from nsr.data.images import MEMORY_LIMIT_BYTES, LazyImages, TensorImages
 from nsr.data.module import ImageData
@@ -30,11 +32,14 @@ class ImageFolder(ImageData):
     needs test/ alone, training train/. In Tiny-ImageNet's layout (val/images, val/val_annotations.txt) val/ has the
     test images, for those of its test/ have no labels. channels, image_size, classes, mean and std that are None are
     inferred by `describe`; channels, mean and std from up to 2,000 evenly spaced images of train/, or test/ where there
-    is no train/. Images of another size are resized and cropped at the center, see `Preprocessing`.
+    is no train/. Images of another size are resized and cropped at the center, see `Preprocessing`; with `train_crop`
+    those that are trained on are parts of the whole pictures, drawn as a function of (seed, epoch, image).
 
     Args:
         resize_size: of the shorter side, in pixels, before image_size is cropped; None: image_size.
         interpolation: of resizing, antialiased: nearest, bilinear, bicubic, lanczos, box or hamming.
+        train_crop: None; 'random', torchvision's RandomResizedCrop with its defaults, or another callable, PIL image ->
+            PIL image of image_size, see `DrawnCrop`. Training images are then read from their files in each epoch.
         test_folder: the folder of the test images; None: test, or val in Tiny-ImageNet's layout.
         in_memory: decode all images once and keep them as uint8; None: where they take less than 2 GiB.
         settings: see ImageData.
@@ -49,6 +54,7 @@ class ImageFolder(ImageData):
         *,
         resize_size: int | None = None,
         interpolation: str = "bilinear",
+        train_crop: str | Callable[[Any], Any] | None = None,
         test_folder: str | None = None,
         in_memory: bool | None = None,
         **settings: Any,
@@ -56,8 +62,14 @@ class ImageFolder(ImageData):
         super().__init__(**settings)
         check_resizing(self.image_size, resize_size, interpolation)
         self.resize_size, self.interpolation = resize_size, interpolation
+        if train_crop not in (None, "random") and not callable(train_crop):
+            allowed = "random, a transform of pictures (_target_: torchvision.transforms.v2.RandomResizedCrop) or null"
+            raise InputError(f"data.train_crop is {train_crop!r}; it must be {allowed}")
+        self.train_crop = train_crop
         check_choice("data.channels", self.channels, (None, 1, 3))
         self.in_memory = check_choice("data.in_memory", in_memory, (None, True, False))
+        if in_memory and train_crop is not None:
+            raise InputError("data.in_memory is true, but data.train_crop draws from the files: leave one of them out")
         if self.root is None:
             raise InputError("data.root is None; it must be the folder that contains train/CLASS/IMAGE")
         check_choice("data.test_folder", test_folder, (None, *FOLDERS[1:]))
@@ -109,7 +121,8 @@ class ImageFolder(ImageData):
     def load(self, split: str) -> TensorImages | LazyImages:
         paths, labels = self._listed(split)
         size_bytes = len(paths) * self.channels * self.image_size**2
-        if not (size_bytes < MEMORY_LIMIT_BYTES if self.in_memory is None else self.in_memory):
+        draws = split == "train" and self.train_crop is not None
+        if draws or not (size_bytes < MEMORY_LIMIT_BYTES if self.in_memory is None else self.in_memory):
             return lazy_images(paths, labels, self.preprocess)
         what = f"{len(paths)} images of data.image_size={self.image_size}"
         check_fits_memory(what, size_bytes, "set a smaller data.image_size, or data.in_memory=false")
@@ -117,6 +130,20 @@ class ImageFolder(ImageData):
         for index, image in enumerate(decoded(paths, self.preprocess)):
             images[index] = image
         return TensorImages(torch.from_numpy(images), labels)
+
+    def drawn(self, images: Any) -> Any:
+        if self.train_crop is None:
+            return images
+        crop: Any = self.train_crop
+        if crop == "random":
+            from torchvision.transforms import InterpolationMode, v2  # here, because it is slow to load
+
+            crop = v2.RandomResizedCrop(self.image_size, interpolation=InterpolationMode(self.interpolation))
+        drawn = copy(images)
+        drawn.read = replace(images.read, preprocess=DrawnCrop(self.channels, self.image_size, crop))
+        drawn.seed = self.seed
+        drawn[0]  # a trial
+        return drawn
 
     def _listed(self, split: str) -> tuple[list[str], Tensor]:
         """Return the paths of the images of a split, and their labels."""

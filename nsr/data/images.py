@@ -99,6 +99,11 @@ class JoinedImages(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.own) + len(self.extra)
 
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """(channel, height, width) float32 in [0, 1] and () int64."""
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return a batch, (batch, channel, height, width) and (batch,); needs `already_collated` in the loader."""
         chosen, own = torch.as_tensor(indices), len(self.own)

@@ -120,6 +120,10 @@ class ImageData(pl.LightningDataModule):
         """Return the 'train', 'validation' or 'test' Dataset of (image, label), with `labels` and `subset(indices)`."""
         raise NotImplementedError
 
+    def drawn(self, images: Any) -> Any:
+        """Return the training images as they are trained on, such as with random crops as they are read."""
+        return images
+
     def split_source(self, split: str) -> str:
         """Return where the images of a split come from, within `origin`; "" where that says all."""
         if split == "validation" and not self.has_validation:
@@ -195,6 +199,7 @@ class ImageData(pl.LightningDataModule):
             else:
                 kept, held_out = self._cut(images.labels, "validation_images")
                 self.training_set, self.validation_set = images.subset(kept), images.subset(held_out)
+            self.training_set = self.drawn(self.training_set)
         if stage in ("test", None) and self.test_set is None:
             self.test_set = self._checked("test")
 

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from nsr.errors import InputError, call_checked, check_fits_memory, did_you_mean, dotted_name, one_line
 from nsr.models.networks import check_sizes
+from nsr.randomness import seeded
 
 # names under which constructors ask for the facts about the data
 SYNONYMS = {
@@ -49,6 +50,33 @@ def build_network(
     if not isinstance(net, nn.Module):
         raise InputError(f"{dotted_name(factory)} returns {type(net).__name__}; it must be a torch.nn.Module")
     return net
+
+
+def class_tensors(
+    net: nn.Module,
+    factory: Callable[..., nn.Module],
+    settings: Mapping[str, Any],
+    *,
+    channels: int,
+    classes: int,
+    image_size: int,
+) -> list[str]:
+    """Return the names in the state_dict of `net` whose shape depends on the number of classes: those of its heads.
+
+    It is `net` as `build_network` made it; another of one class more is built beside it, where possible without memory,
+    and the random generators are left as they were. Empty where the number of classes is no argument, or the network
+    cannot be built twice.
+    """
+    shapes = {key: tensor.shape for key, tensor in net.state_dict().items()}
+    for device in ("meta", "cpu"):  # some constructors need values
+        try:
+            with seeded(0), torch.device(device):
+                sizes = {"channels": channels, "classes": classes + 1, "image_size": image_size}
+                other = build_network(factory, settings, **sizes).state_dict()
+        except InputError:
+            continue
+        return [key for key, shape in shapes.items() if key in other and other[key].shape != shape]
+    return []
 
 
 class Allocations(TorchFunctionMode):

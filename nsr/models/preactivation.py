@@ -51,7 +51,8 @@ DEEPMIND_PREACT = Layout(
     input_shortcut=True,
     pads_after=True,
 )
-PREACT = {"published": RICE, "wong2020": RICE._replace(norm=None, input_shortcut=True), "deepmind": DEEPMIND_PREACT}
+PREACT = {"published": RICE, "input_shortcut": RICE._replace(input_shortcut=True)}
+PREACT |= {"wong2020": RICE._replace(norm=None, input_shortcut=True), "deepmind": DEEPMIND_PREACT}
 
 
 class PadAfterConv2d(nn.Conv2d):
@@ -166,7 +167,7 @@ class WideResNet(PreActivationNet):
         depth: 6 n + 4 with n blocks in each of three stages.
         width: factor of the stages' 16, 32 and 64 channels.
         variant: 'published', with the names of TRADES' code, initialized as there; or 'deepmind', with the names and
-            the padding of DeepMind's, whose networks have activation=silu and the initialization of torch.
+            the padding of DeepMind's, whose networks have activation=silu, initialized as in Wang et al. 2023.
     Errors:
         InputError: a depth, width or variant that does not exist.
     """
@@ -197,9 +198,8 @@ class WideResNet(PreActivationNet):
             layout=TRADES if is_published else DEEPMIND_WIDE,
             activation=activation,
         )
-        if is_published:
-            initialize_convolutions(self)
-            nn.init.zeros_(self.get_parameter("fc.bias"))
+        initialize_convolutions(self)
+        nn.init.zeros_(self.get_parameter(f"{self.layout.head}.bias"))
 
 
 class PreActResNet(PreActivationNet):
@@ -208,8 +208,9 @@ class PreActResNet(PreActivationNet):
     Args:
         depth: 18 or 34.
         variant: 'published' as in He et al. and the code of Rice et al. 2020 (11,172,170 parameters for depth 18);
-            'wong2020', without the last BatchNorm, its shortcuts before the first one (11,171,146); or 'deepmind',
-            with 3x3 shortcuts before the first BatchNorm, used with activation=silu (12,548,426).
+            'input_shortcut', whose shortcuts start before the first BatchNorm, as in the code of N-FGSM (as many);
+            'wong2020', the same without the last BatchNorm (11,171,146); or 'deepmind', with 3x3 shortcuts before the
+            first BatchNorm, used with activation=silu (12,548,426).
     Errors:
         InputError: a depth or variant that does not exist.
     """

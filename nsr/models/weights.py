@@ -75,7 +75,12 @@ class OtherNetwork(InputError):
 
 
 def load_state_dict_file(
-    net: nn.Module, path: str | os.PathLike[str], *, prefix: str | None = None, new_head: int | None = None
+    net: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    prefix: str | None = None,
+    new_head: int | None = None,
+    head: Collection[str] = (),
 ) -> None:
     """Copy the weights in the file at `path` into `net`; every key and shape has to fit.
 
@@ -88,8 +93,9 @@ def load_state_dict_file(
         path: a file of `torch.save` or safetensors with a state_dict, itself or inside mappings, or the checkpoint of
             a run.
         prefix: of the weights, needed where several fit: 'ema', or '.' for none; None: found.
-        new_head: number of classes; the last layer keeps the values that it has in `net`, whatever its shape in the
+        new_head: number of classes; the heads keep the values that they have in `net`, whatever their shapes in the
             file, and every other tensor is loaded.
+        head: names of the heads' tensors, as `nsr.models.build.class_tensors` finds them; empty: see `with_new_head`.
     Errors:
         OtherNetwork: its names or shapes do not fit `net`.
         InputError: one line that names the file; see `read_checkpoint`; or its values do not fit `net`.
@@ -112,7 +118,7 @@ def load_state_dict_file(
     _leave_constants_out(name, state, [key for key in state if key not in expected])
     _leave_constants_out(name, dict(stored), [key for key in stored if not key.startswith(prefix)])
     if new_head is not None:
-        state = with_new_head(net, state, new_head, name)
+        state = with_new_head(net, state, new_head, name, head=head)
     load_state_dict(net, state, f"{name}, under {prefix!r}," if prefix not in ("", NETWORK) else name)
     if prefix not in ("", NETWORK):
         unused = len(stored) - len(state)
@@ -127,15 +133,27 @@ def stored_under_names_of(net: nn.Module, content: Any) -> dict[str, Tensor]:
     return renamed(stored, getattr(net, "published_names", {}))
 
 
-def with_new_head(net: nn.Module, state: Mapping[str, Tensor], classes: int, name: str) -> dict[str, Tensor]:
+def with_new_head(
+    net: nn.Module, state: Mapping[str, Tensor], classes: int, name: str, *, head: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Return `state`, from the file called `name`, with the values that the head of `net` has; log the head's name.
 
-    The head are the linear layers and convolutions with an output per class that the file lacks, or has with another
-    number of outputs; without any, the last one with an output per class.
+    The head is the tensors named in `head`. Without these it is the linear layers and convolutions with an output
+    per class that the file lacks, or has with another number of outputs; without any, the last of these layers.
 
     Errors:
-        InputError: no layer has an output per class.
+        InputError: `head` is empty and no layer has an output per class.
     """
+    expected = net.state_dict()
+    if not head:
+        head = _layers_with_outputs(net, state, classes)
+    layers = list(dict.fromkeys(key.rpartition(".")[0] or key for key in head))
+    heads = f"{' and '.join(layers)} {'is' if len(layers) == 1 else 'are'} drawn anew"
+    log.info("%s: %s for %d classes, every other tensor is loaded", name, heads, classes)
+    return with_versions({**state, **{key: expected[key] for key in head}}, versions_of(state))
+
+
+def _layers_with_outputs(net: nn.Module, state: Mapping[str, Tensor], classes: int) -> list[str]:
     layers = {
         key: {f"{key}.{part}": tensor for part, tensor in module.state_dict().items()}
         for key, module in net.named_modules()
@@ -145,11 +163,7 @@ def with_new_head(net: nn.Module, state: Mapping[str, Tensor], classes: int, nam
         fix = "model.new_head=true needs a last linear layer or convolution with an output per class"
         raise InputError(f"{type(net).__name__} has no layer with {classes} outputs; {fix}")
     new = [key for key, tensors in layers.items() if any(_is_new(state.get(part), tensors[part]) for part in tensors)]
-    new = new or [*layers][-1:]
-    log.info("%s: %s is drawn anew for %d classes, every other tensor is loaded", name, " and ".join(new), classes)
-    return with_versions(
-        {**state, **{part: each for key in new for part, each in layers[key].items()}}, versions_of(state)
-    )
+    return [part for key in new or [*layers][-1:] for part in layers[key]]
 
 
 def _is_new(stored: Tensor | None, own: Tensor) -> bool:

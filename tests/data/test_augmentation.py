@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import pad
 from torchvision.transforms import v2
 
 from nsr.data import CropFlip
@@ -16,26 +15,37 @@ from nsr.data.augmentation import Augmentation, build_augmentation
 from nsr.errors import InputError
 
 
-def one_by_one(images, padding, draws):
+def one_by_one(images, padding, draws, mode):
     """The definition: each image padded, cropped at its own place, mirrored where its own coin says so."""
     result = []
     for image, top, left, flip in zip(images, *draws, strict=True):
         height, width = image.shape[1:]
-        crop = pad(image, [padding] * 4)[:, top : top + height, left : left + width]
+        padded = torch.from_numpy(np.pad(image, [(0, 0), (padding, padding), (padding, padding)], mode))
+        crop = padded[:, top : top + height, left : left + width]
         result.append(crop.flip(-1) if flip else crop)
     return torch.stack(result)
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
 @pytest.mark.parametrize(("shape", "padding"), [((16, 3, 32, 32), 4), ((5, 1, 8, 6), 2), ((1, 2, 3, 3), 0)])
-def test_crop_flip_against_a_loop(shape, padding):
+def test_crop_flip_against_a_loop(shape, padding, mode):
     images = torch.rand(shape)
     before = images.clone()
     torch.manual_seed(0)
-    got = CropFlip(padding)(images)
+    got = CropFlip(padding, mode)(images)
     torch.manual_seed(0)
     places = [torch.randint(2 * padding + 1, (shape[0], 1)).flatten().tolist() for _ in range(2)]
     flips = torch.randint(2, (shape[0], 1), dtype=torch.bool).flatten().tolist()
-    assert torch.equal(got, one_by_one(images, padding, [*places, flips])) and torch.equal(images, before)
+    assert torch.equal(got, one_by_one(images, padding, [*places, flips], mode)) and torch.equal(images, before)
+
+
+def test_a_reflection_wider_than_the_image_is_refused():
+    with pytest.raises(
+        InputError, match="padding is 8 for images of 8 x 9 pixels; with padding_mode=reflect it must be"
+    ):
+        CropFlip(8, "reflect")(torch.rand(2, 3, 8, 9))
+    with pytest.raises(InputError, match="padding_mode is 'wrap'; it must be one of constant, reflect"):
+        CropFlip(padding_mode="wrap")
 
 
 def test_crop_flip_draws_are_fair_and_reach_every_place():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.transforms import v2
 
 from nsr.data import Digits, arrays, image_data
 from nsr.data.batches import TrainingBatches
@@ -99,6 +100,20 @@ def test_batches_hold_the_images_of_both(generated, monkeypatch, limit, num_work
     for name in ("val_dataloader", "test_dataloader"):
         for batch, expected in zip(getattr(data, name)(), getattr(alone, name)(), strict=True):
             assert torch.equal(batch[0], expected[0]) and torch.equal(batch[1], expected[1])
+
+
+def test_images_of_both_are_augmented_one_by_one(generated):
+    """A transform of single images is applied as they are read: each image is mirrored, whatever its set."""
+
+    def batches(**changes):
+        data = Digits(**DIGITS, extra=str(generated[0]), extra_fraction=0.7, **changes)
+        data.setup("fit")
+        return list(data.train_dataloader())
+
+    for (plain, labels), (flipped, same) in zip(
+        batches(), batches(augmentation=v2.RandomHorizontalFlip(1.0)), strict=True
+    ):
+        assert torch.equal(flipped, plain.flip(-1)) and torch.equal(labels, same)
 
 
 def test_labels_are_those_of_the_network(generated):

@@ -52,11 +52,58 @@ def test_every_tensor_but_the_head_s_is_loaded(
         heads = heads[:1] if name != "two heads" else ["fc"]  # alike: the last layer alone
     caplog.set_level(logging.INFO)
     load_state_dict_file(net, tmp_path / "weights.pt", new_head=classes)
-    assert f"is drawn anew for {classes} classes, every other tensor is loaded" in caplog.text
+    assert f"drawn anew for {classes} classes, every other tensor is loaded" in caplog.text
     for key, tensor in net.state_dict().items():
         is_head = key.rpartition(".")[0] in heads
         assert torch.equal(tensor, before[key] if is_head else state[key]), key
     assert all(head in caplog.text for head in heads)
+
+
+HEADS = {  # all that depends on the number of classes, of networks with more than one classifier
+    "inception_v3": (torchvision_model, {"name": "inception_v3", "aux_logits": True, "init_weights": False}),
+    "googlenet": (torchvision_model, {"name": "googlenet", "aux_logits": True, "init_weights": False}),
+    "distilled": (timm_model, {"name": "deit_tiny_distilled_patch16_224", "depth": 1}),
+}
+TENSORS = {
+    "inception_v3": {"AuxLogits.fc.weight", "AuxLogits.fc.bias", "fc.weight", "fc.bias"},
+    "googlenet": {"aux1.fc2.weight", "aux1.fc2.bias", "aux2.fc2.weight", "aux2.fc2.bias", "fc.weight", "fc.bias"},
+    "distilled": {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("classes", [5, 10])
+def test_every_head_is_new(name: str, classes: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where the file has as many classes, which shapes do not show."""
+    factory, settings = HEADS[name]
+    state = factory(channels=3, classes=10, image_size=32, **settings).state_dict()
+    state = {key: torch.rand_like(each) if each.is_floating_point() else each for key, each in state.items()}
+    torch.save(state, tmp_path / "published.pt")
+    description = DataDescription(3, 32, classes, (0.5,) * 3, (0.25,) * 3, tuple("abcdefghij"[:classes]))
+    own = {"_target_": f"nsr.models.{factory.__name__}", **settings, "weights": str(tmp_path / "published.pt")}
+    own |= {"output": "logits"} if factory is torchvision_model else {}
+    caplog.set_level(logging.INFO)
+    generator = torch.get_rng_state()
+    net = build_classifier({"model": own | {"new_head": True, "normalization": "none"}}, description).net
+    after, found = torch.get_rng_state(), net.state_dict()
+    differing = {key for key, tensor in found.items() if not torch.equal(tensor, state[key])}
+    assert differing == TENSORS[name]
+    heads = dict.fromkeys(key.rpartition(".")[0] for key in found if key in TENSORS[name])
+    assert f"{' and '.join(heads)} are drawn anew for {classes} classes" in caplog.text
+    torch.set_rng_state(generator)
+    factory(channels=3, classes=classes, image_size=32, **settings)
+    assert torch.equal(torch.get_rng_state(), after)  # the second network, of another number, draws nothing
+
+
+def test_a_layer_with_an_output_per_class_that_is_no_head_is_loaded(tmp_path: Path) -> None:
+    state = SmallCNN(**SIZES, classes=5, width=5).state_dict()  # conv1 has five outputs too
+    torch.save(state, tmp_path / "weights.pt")
+    own = {"_target_": "nsr.models.SmallCNN", "width": 5, "normalization": "data", "new_head": True}
+    own["weights"] = str(tmp_path / "weights.pt")
+    found = build_classifier({"model": own}, DESCRIPTION).net.state_dict()
+    assert {key for key in state if not torch.equal(found[key], state[key])} == {"fc2.weight", "fc2.bias"}
 
 
 def test_more_than_another_head_is_refused(tmp_path: Path) -> None:

@@ -113,6 +113,10 @@ def filled(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
             lambda **sizes: PreActivationNet(*sizes.values(), layout=PREACT["wong2020"], **WIDTHS),
             "-16.067349 -14.193319 -11.388589 -16.075216 -14.192223 -11.378603",
         ),
+        (  # of pdejorge/N-FGSM and locuslab/fast_adversarial, which RobustBench does not have
+            lambda **sizes: PreActivationNet(*sizes.values(), layout=PREACT["input_shortcut"], **WIDTHS),
+            "-5436.2963 -4730.9791 -3711.4468 -5454.9376 -4747.3881 -3724.5336",
+        ),
         pytest.param(
             partial(PreActResNet, **SILU),
             "2832057.2 2524071.8 2048440.1 2857960.7 2547067.7 2067001.0",
@@ -129,7 +133,16 @@ def filled(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
             ResNet18, "246409.61 -799019.03 -1791377.6 178067.74 -871510.95 -1863204.7", marks=pytest.mark.slow
         ),
     ],
-    ids=["wide", "wide deepmind", "preact", "preact wong2020", "preact deepmind", "bottleneck", "resnet18"],
+    ids=[
+        "wide",
+        "wide deepmind",
+        "preact",
+        "preact wong2020",
+        "preact input_shortcut",
+        "preact deepmind",
+        "bottleneck",
+        "resnet18",
+    ],
 )
 def test_logits_are_those_of_robustbench(make, logits: str) -> None:
     net = make(**SMALL).double().eval()
@@ -165,6 +178,17 @@ def test_a_file_of_robustbench_s_form_is_loaded(tmp_path: Path, caplog: pytest.L
         state = renamed(state, getattr(net, "published_names", {}))
         assert all(torch.equal(tensor, state[key].to(tensor.dtype)) for key, tensor in net.state_dict().items())
         assert "look like a normalization" in caplog.text
+
+
+def test_a_wide_network_starts_from_the_initialization_of_published_code() -> None:
+    for variant, head in (("published", "fc"), ("deepmind", "logits")):
+        torch.manual_seed(0)
+        net = WideResNet(**SMALL, depth=10, width=4, variant=variant)
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):  # normal with variance 2 / (kernel area * output channels)
+                expected = (2 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels)) ** 0.5
+                assert module.weight.std().item() == pytest.approx(expected, rel=0.15)
+        assert not net.get_submodule(head).bias.any()
 
 
 def test_odd_sizes_and_sizes_that_do_not_exist() -> None:
