@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -184,6 +185,17 @@ def test_odd_settings_hide_no_other_run(tmp_path, changes):
     frame = read_runs(tmp_path, allow_different=True)
     assert frame["status"].tolist().count("finished") >= 1
     assert len(frame) == len(compare(frame, resamples=100).runs) == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, 1.2, -0.1, True, "0.9", 10**400])
+def test_an_accuracy_that_is_none_is_not_shown(tmp_path, value):
+    directory = make_run(tmp_path / "runs" / "odd")
+    content = json.loads((directory / "metrics.json").read_text())
+    (directory / "metrics.json").write_text(json.dumps({**content, "test/clean_accuracy": value}))
+    make_run(tmp_path / "runs" / "plain")
+    rows = by_name(tmp_path / "runs")
+    assert rows["status"].to_dict() == {"odd": "unreadable", "plain": "finished"}
+    assert "test/clean_accuracy is" in rows["detail"]["odd"] and pandas.isna(rows["clean_accuracy"]["odd"])
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "sensitivity.csv", "status.json"])
