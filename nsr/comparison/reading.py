@@ -133,12 +133,19 @@ def evaluate_command(directory: Path, *overrides: str) -> str:
 def _measurements(
     evaluations: Sequence[Path], settings: Mapping[str, Any], final: Mapping[str, Any], problems: list[str]
 ) -> Iterator[Measurement]:
-    """Yield the finished ones of best.ckpt, oldest first: the run's own at its end, then those of evaluate.py."""
+    """Yield the finished ones of best.ckpt, oldest first: the run's own at its end, then those of evaluate.py.
+
+    Those of an earlier best.ckpt, of a run that trained on or was extended, are left out and noted.
+    """
     if final:
         yield Measurement(TRAINING_END, settings, accuracies(final, settings))
     for folder in evaluations:
         own = read_yaml(folder / "config.yaml") or {}
         is_best = Path(str(own.get("checkpoint"))).name == "best.ckpt"
+        epoch, best = own.get("checkpoint_epoch"), final.get("best_epoch")
+        if is_best and None not in (epoch, best) and epoch != best:
+            problems.append(f"evaluation {folder.name} is of epoch {epoch}, best.ckpt of epoch {best}: left out")
+            continue
         metrics = _attempt(problems, folder, "evaluation.json", read_checked, {}) if is_best else {}
         if found := accuracies(metrics, own):
             yield Measurement(folder.name, own, found)

@@ -32,7 +32,8 @@ UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 RUN_FILES = ("config.yaml", "status.json", "train.log")  # an evaluation has another log
 SECTIONS = ("data", "objective", "trainer")  # without which settings are not those of a run
 OWN = ("resume", "allow_changed_config")  # settings without effect on what is trained
-BESIDE = ("schema", "config_name", "choices", "overrides", "extended")  # entries of config.yaml beside the settings
+# entries of config.yaml beside the settings
+BESIDE = ("schema", "config_name", "choices", "overrides", "extended", "checkpoint_epoch")
 
 
 def find_runs(places: Iterable[str | Path]) -> list[Path]:
