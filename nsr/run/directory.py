@@ -55,7 +55,8 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
 
 
 def _runs_below(place: Path) -> Iterator[Path]:
-    left, seen = [place], set()
+    left: list[Path] = [place]
+    seen: set[Path] = set()
     while left:
         folder = left.pop()
         try:
