@@ -79,7 +79,7 @@ def check_number(
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if (
         not is_number
-        or not math.isfinite(value)
+        or not _is_finite(value)
         or (lowest is not None and value < lowest)
         or (above is not None and value <= above)
         or (highest is not None and value > highest)
@@ -90,6 +90,13 @@ def check_number(
         got = value if got is None else got
         raise InputError(f"{name} is {got!r}; it must be {allowed}{f'; {advice}' if advice else ''}")
     return value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False
 
 
 def _short(bound: float) -> str:

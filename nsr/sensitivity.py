@@ -26,6 +26,7 @@ from nsr.errors import InputError, check_choice, check_top
 
 KINDS = ("absolute", "relative", "mean_first")
 DISTANCES = ("l1", "l2", "squared", "cosine")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # others, as float8, do not mix with these
 
 
 class SensitivitySums(NamedTuple):
@@ -141,7 +142,7 @@ def _summed_difference(
     """
     check_choice("kind", kind, KINDS)
     precise, axis = _checked(clean, adversarial, neuron_dim)
-    clean, adversarial = (view if view.is_floating_point() else view.to(precise) for view in (clean, adversarial))
+    clean, adversarial = (view if view.dtype in FLOATS else view.to(precise) for view in (clean, adversarial))
     over = [dim for dim in range(clean.ndim) if dim != axis]
     if kind == "mean_first" and over[1:]:  # height and width, tokens
         clean, adversarial = (view.to(precise).mean(over[1:], keepdim=True) for view in (clean, adversarial))
@@ -216,7 +217,10 @@ def _checked(clean: Tensor, adversarial: Tensor, neuron_dim: int) -> tuple[torch
         )
     if clean.numel() == 0:
         raise InputError(f"features of shape {tuple(clean.shape)} hold no values; each axis must be at least 1 long")
-    precise = torch.promote_types(torch.promote_types(clean.dtype, adversarial.dtype), torch.float32)
+    precise = torch.float32
+    for dtype in (clean.dtype, adversarial.dtype):
+        is_narrow = dtype.is_floating_point and dtype not in FLOATS
+        precise = torch.promote_types(precise, torch.float32 if is_narrow else dtype)
     if precise.is_complex:
         raise InputError(
             f"features are complex numbers ({precise}), whose sensitivity is not defined; pass their absolute values, "

@@ -156,6 +156,18 @@ EVALUATE = [
     ("evaluation.subset=random", "evaluation.subset is 'random'"),
     ("test_attacks=[pdg]", "did you mean 'pgd'?"),
     ("checks.stop_on=[convergence] checks.enabled=false", "no check is evaluated"),
+    (
+        "shard=1/2 +trainer.limit_test_batches=1",
+        "shard is a part of the whole test set; leave trainer.limit_test_batches=1",
+    ),
+    (
+        "merge=[x] +trainer.limit_test_batches=0.5",
+        "merge is a part of the whole test set; leave trainer.limit_test_batches",
+    ),
+    (
+        "only=[7] +trainer.limit_test_batches=1",
+        "only is a part of the whole test set; leave trainer.limit_test_batches",
+    ),
     ("merge=[]", "merge is []; it must be a list such as [FOLDER], or null"),
     ("only=[]", "only is []; it must be a list such as [pgd] or [17, 4023], or null"),
     ("test_attacks=[]", "test_attacks is []; it must name what is tested"),

@@ -160,6 +160,10 @@ def test_epsilon_out_of_range_names_the_units(value, norm, pixels):
     assert "8/255" in text
 
 
+def test_a_whole_number_beyond_any_float_is_refused():
+    assert "it must be a whole number at least 0" in refusal(check_number, "seed", 10**400, lowest=0, whole=True)
+
+
 @pytest.mark.parametrize("top", [1, 7, 1000, 0.001, 0.3, 1.0])
 def test_top_passes(top):
     assert check_top("top", top) is top

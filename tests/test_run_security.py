@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from nsr.app.allowlist import admitted
 from nsr.app.command_line import one_line_errors
 from nsr.app.composition import compose_checked, plain, without_hydra
 from nsr.app.evaluate import evaluate
@@ -24,6 +26,8 @@ from nsr.compare import read_runs
 from nsr.comparison.reading import read_run
 from nsr.errors import InputError
 from nsr.models.build import Allocations
+from nsr.models.weights import read_checkpoint
+from nsr.run.directory import DEEPEST, find_runs
 from nsr.run.own import is_own, is_trusted, remember, trusted_names
 from nsr.run.processes import tolerate_closed_streams
 from nsr.run.resumption import earlier_run, resumed_command
@@ -69,6 +73,7 @@ def test_a_recorded_command_of_another_is_never_used(theirs):
     (theirs / "status.json").write_text(json.dumps({**marker, "status": "failed", "overrides": COMMANDS}))
     change(theirs, "overrides", COMMANDS)
     change(theirs, "choices.model", "../../tmp/evil")
+    change(theirs, "hydra", {"job": {"chdir": True}, "verbose": True})  # numbers, as other settings that are not ours
     command = resumed_command([f"resume={theirs}"], admitted_command)
     names = {entry.lstrip("+~").partition("=")[0] for entry in command}
     assert not any("evil" in entry or "callbacks" in entry for entry in command)
@@ -129,6 +134,23 @@ def test_links_in_the_directory_of_another_are_refused(theirs, tmp_path):
         resumed_command([f"resume={theirs}"], admitted_command)
 
 
+def test_a_pipe_in_the_directory_of_another_is_refused(theirs):
+    os.mkfifo(theirs / "checkpoints" / "previous.ckpt.partial")
+    with pytest.raises(InputError, match=r"previous.ckpt.partial is neither a file nor a folder"):
+        resumed_command([f"resume={theirs}"], admitted_command)
+
+
+def test_no_file_beside_the_run_is_written_to_through_a_link(theirs, tmp_path):
+    """Not even where config.yaml is the same as that of an own run, which the default command's is."""
+    (tmp_path / "mine.txt").write_text("mine")
+    (theirs / "train.log").unlink(missing_ok=True)
+    (theirs / "train.log").symlink_to(tmp_path / "mine.txt")
+    content = yaml.safe_load((theirs / "config.yaml").read_text())
+    remember(content)
+    with pytest.raises(InputError, match=r"train.log is a link; resuming would write to .*mine.txt"):
+        earlier_run(theirs, content, resume=str(theirs), changed=False)
+
+
 def test_an_own_run_resumes_with_its_command_until_its_config_is_edited(theirs):
     content = yaml.safe_load((theirs / "config.yaml").read_text())
     remember(content)
@@ -144,6 +166,17 @@ def test_a_run_of_this_user_is_remembered(trained):
     assert not is_own({"data": {}}) and not is_own({1: 2, "a": object}) and not is_own(None)
 
 
+def test_a_user_without_a_home_remembers_nothing(monkeypatch):
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    remember({"a": 1})
+    assert not is_own({"a": 1}) and trusted_names(["a.B"]) == ["a.B"]
+
+
 def test_who_is_trusted(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert trusted_names(["a.B"]) == ["a.B"]
@@ -153,6 +186,20 @@ def test_who_is_trusted(tmp_path, monkeypatch):
     names = ["lab.*", "other.Net"]
     assert is_trusted("lab.nets.Net", names) and is_trusted("other.Net", names)
     assert not any(is_trusted(name, names) for name in ("laboratory.Net", "lab", "other.Net2", "other.Net.forward"))
+
+
+def test_a_trusted_package_is_what_it_defines_not_what_it_imports(tmp_path, monkeypatch):
+    (tmp_path / "lab_nets").mkdir()
+    (tmp_path / "lab_nets" / "__init__.py").write_text("from lab_nets.net import Net")
+    (tmp_path / "lab_nets" / "net.py").write_text("import os\nfrom os import system\nclass Net: pass\nrun = eval\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("lab_nets.Net", "lab_nets.net.Net"):
+        assert admitted("model", {"_target_": name}, trusted=["lab_nets.*"]) == {"_target_": name}
+    for name in ("net.os.system", "net.system", "net.os.path.os.mkdir", "net.run", "net.Net.__init_subclass__"):
+        with pytest.raises(InputError, match="which is none of the networks of nsr"):
+            admitted("model", {"_target_": f"lab_nets.{name}"}, trusted=["lab_nets.*"])
+    named = {"_target_": "lab_nets.net.system"}
+    assert admitted("model", named, trusted=["lab_nets.net.system"]) == named
 
 
 def test_a_trusted_class_of_another_resumes(theirs):
@@ -174,19 +221,42 @@ def bomb() -> str:
     return "\n".join(["a0: &a0 [1]", *rows])
 
 
-@pytest.mark.parametrize("damage", ["pipe", "bomb", "deep", "class"])
+def merge_bomb() -> str:
+    """Merge 9**9 keys in a few bytes."""
+    rows = [f"a{index}: &a{index} {{<<: [{','.join([f'*a{index - 1}'] * 9)}]}}" for index in range(1, 10)]
+    return "\n".join(["a0: &a0 {b: 1}", *rows])
+
+
+@pytest.mark.parametrize("damage", ["pipe", "images", "merge", "tag", "number", "bomb", "deep", "class"])
 def test_one_bad_run_hides_no_other(theirs, trained, damage):
     if damage == "pipe":
         (theirs / "metrics.csv").unlink()
         os.mkfifo(theirs / "metrics.csv")
+    elif damage == "images":
+        shutil.copy(trained / "metrics.json", theirs)
+        (theirs / "images.csv").unlink(missing_ok=True)
+        os.mkfifo(theirs / "images.csv")
     elif damage == "class":
         change(theirs, "norm", {"_target_": "os.mkdir"})
         shutil.copy(trained / "metrics.json", theirs)
     else:
-        (theirs / "config.yaml").write_text(bomb() if damage == "bomb" else "[" * 20_000)
+        texts = {"bomb": bomb(), "merge": merge_bomb(), "tag": "a: !!int ''", "number": f"a: 1{':59' * 400}.5"}
+        (theirs / "config.yaml").write_text(texts.get(damage, "[" * 20_000))
     table = read_runs(trained, theirs, allow_different=True)
     assert list(table["run"]) == [str(trained), str(theirs)] and table["status"][0] == "finished"
     assert not any("os.mkdir" in command for command in table["command"])
+
+
+def test_runs_are_looked_for_in_few_folders_below_each_other(theirs, tmp_path):
+    """A chain of folders, of links too, ends neither in an error nor in an endless search."""
+    folder = (tmp_path / "sweep").joinpath(*"a" * (DEEPEST - 1))
+    folder.mkdir(parents=True)
+    theirs.rename(folder / "run")
+    assert find_runs([tmp_path / "sweep"]) == [folder / "run"]
+    (folder / "b").mkdir()
+    (folder / "run").rename(folder / "b" / "run")
+    with pytest.raises(InputError, match="holds no run"):
+        find_runs([tmp_path / "sweep"])
 
 
 def test_a_signal_of_a_closed_terminal():
@@ -252,6 +322,26 @@ def test_settings_in_a_checkpoint_that_would_exhaust_the_machine(trained, tmp_pa
     arguments = saved_with(trained, tmp_path / "theirs.ckpt", part, **values)
     with pytest.raises(InputError, match=message):
         evaluate(job("evaluate", tmp_path / "run", *arguments))
+
+
+@pytest.mark.parametrize("kind", ["compressed", "overlapping"])
+def test_a_checkpoint_that_is_larger_unpacked_is_refused(tmp_path, kind):
+    path = tmp_path / "bomb.ckpt"
+    torch.save({"weight": torch.zeros(2**20)}, path)
+    assert read_checkpoint(path)["weight"].shape == (2**20,)
+    with zipfile.ZipFile(path) as before, zipfile.ZipFile(tmp_path / "other", "w", zipfile.ZIP_DEFLATED) as after:
+        for part in before.infolist():
+            after.writestr(part.filename, before.read(part))
+        if kind == "overlapping":
+            after.filelist *= 500
+    with pytest.raises(InputError, match="is damaged: its list of parts, larger together than the file"):
+        read_checkpoint(tmp_path / "other")
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "best.ckpt")
+    with pytest.raises(InputError, match=r"cannot open .*best.ckpt.*no regular file"):
+        read_checkpoint(tmp_path / "best.ckpt")
 
 
 def test_a_view_of_one_number_is_no_large_network():

@@ -113,6 +113,17 @@ def test_half_precision_is_measured_in_float32(dtype, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("other", [None, torch.float32])
+def test_quarter_precision_is_measured_in_float32(dtype, kind, other):
+    """torch does not mix these with other floats."""
+    clean, adversarial = (view.to(dtype) for view in pairs((3, 4, 2), 1, 0))
+    expected = neuron_sensitivity(clean.float(), adversarial.float(), kind=kind)
+    found = neuron_sensitivity(clean, adversarial.to(other or dtype), kind=kind)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", ["units", "channels", "tokens"])
 def test_gradient_reaches_both_views_and_is_the_numerical_one(layout, kind):
     shape, neuron_dim = LAYOUTS[layout]

@@ -13,6 +13,7 @@ from typing import Any
 
 from nsr import data, models
 from nsr.app.configuration import mappings
+from nsr.app.instantiation import locate
 from nsr.data.downloads import TorchvisionData
 from nsr.errors import InputError
 from nsr.models.build import torchvision_classifiers
@@ -63,7 +64,7 @@ def admitted(part: str, settings: Any, *, trusted: Sequence[str] = (), is_own: b
     named = [row for row in found if "_target_" in row[1]]
     for place, mapping in named:
         check_name(place, mapping["_target_"])
-    checked = [row for row in named if not is_trusted(row[1]["_target_"], trusted)]
+    checked = [row for row in named if not trusts(row[1]["_target_"], trusted)]
     if is_own:
         checked = [row for row in checked if _is_shipped(part, row[0], row[1]["_target_"])]
     for place, mapping in checked:
@@ -113,6 +114,20 @@ def check_name(place: str, target: Any) -> None:
     """Raise InputError unless a checkpoint's `_target_` is a dotted name."""
     if not isinstance(target, str) or not all(name.isidentifier() for name in target.split(".")):
         raise InputError(f"the checkpoint's {place} names {_shown(target)}, which is no class: refused")
+
+
+def trusts(target: str, trusted: Sequence[str]) -> bool:
+    """Return whether the user trusts a `_target_`, by its name or by a pattern of the package that defines it.
+
+    What a module of that package has imported is none of the package's: 'mypackage.nets.os.system'.
+    """
+    if target in trusted or not is_trusted(target, trusted):
+        return target in trusted
+    try:
+        found = locate({"_target_": target}, "trusted")
+    except InputError:  # neither can it be called later, where the reason is reported
+        return True
+    return is_trusted(f"{getattr(found, '__module__', None)}.", trusted)
 
 
 def refusal(place: str, target: str, ours: str, otherwise: str) -> str:

@@ -81,6 +81,9 @@ def _check_parts_of_test(settings: Mapping[str, Any]) -> None:
     if images and any(isinstance(entry, str) for entry in as_list(settings["only"])):
         raise InputError(f"only is {settings['only']!r}; it must be names of rows or indices of images")
     further = [name for name in ("corruptions", "analysis") if settings.get(name)]
+    limit = settings["trainer"].get("limit_test_batches")
+    if given and limit is not None and (isinstance(limit, int) or limit < 1):
+        raise InputError(f"{given[0]} is a part of the whole test set; leave trainer.limit_test_batches={limit} out")
     if given and given[0] != "merge" and further:
         raise InputError(f"{given[0]} measures a part of the test set, {further[0]} needs all of it; leave it out")
 

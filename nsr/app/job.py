@@ -73,6 +73,7 @@ class Job:
     analyses: Mapping[str, Any]
     corruptions: Any
     origin: Mapping[str, Any]  # of relative paths of the data of a run, see `data_origin`
+    checkpoint_epoch: int | None = None  # of an evaluation: the epochs that its checkpoint was trained
 
     @property
     def suite(self) -> AttackSuite:
@@ -161,7 +162,9 @@ def make_job(config: DictConfig, program: str, directory: Path | None = None) ->
     callbacks, analyses = build.build_callbacks(settings, module), build.build_analyses(settings, module)
     corruptions = build.build_corruptions(settings, data)
     origin = data_origin(settings["data"]) if program == "train" else {}
-    return Job(settings, data, description, module, callbacks, analyses, corruptions, origin)
+    place = saved.get(PLACE) if saved is not None else None  # there is none in a checkpoint of safetensors
+    epoch = place.get("epochs") if isinstance(place, Mapping) else None
+    return Job(settings, data, description, module, callbacks, analyses, corruptions, origin, epoch)
 
 
 def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> None:
@@ -223,6 +226,7 @@ def write_config(directory: Path, job: Job, *, extended_from: int | None = None)
     named = {"config_name": hydra.job.config_name} if hydra.job.config_name not in (None, "train", "evaluate") else {}
     content = {"schema": SCHEMA, **named, **job.record, "choices": choices, "overrides": typed}
     content |= {"extended": extended} if extended else {}
+    content |= {"checkpoint_epoch": job.checkpoint_epoch} if job.checkpoint_epoch is not None else {}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_text(directory / "config.yaml", text)
     remember(yaml.safe_load(text))  # as it will be read

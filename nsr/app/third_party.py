@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from nsr.app.allowlist import admitted, check_name, on_this_machine, plain_copy, refusal
+from nsr.app.allowlist import admitted, check_name, on_this_machine, plain_copy, refusal, trusts
 from nsr.app.composition import CONFIGURATIONS, GROUPS, plain, without_hydra
 from nsr.app.configuration import mappings
 from nsr.app.rules import PLACE
@@ -28,10 +28,10 @@ from nsr.data import DataDescription
 from nsr.errors import InputError
 from nsr.run.commands import override
 from nsr.run.directory import BESIDE, OWN, read_settings
-from nsr.run.own import is_trusted, trusted_names
+from nsr.run.own import trusted_names
 from nsr.run.resumption import name_of
 
-NOT_TAKEN = {*BESIDE, *OWN, "logger", "trusted", "class_names", "data_origin"}
+NOT_TAKEN = {*BESIDE, *OWN, "hydra", "logger", "trusted", "class_names", "data_origin"}
 KEY = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 PARTS = ("data", "model", "objective", "stabilizer", "optimizer", "scheduler", "trainer", "train_attack")
 PASSES = 2  # a setting may be derived from one that the first pass has changed
@@ -46,9 +46,10 @@ def admitted_command(directory: Path, typed: Sequence[str]) -> list[str]:
     """
     if not (directory / "config.yaml").exists():
         raise InputError(f"there is no run of train.py in {directory} (no config.yaml); resume=auto looks for one")
-    link = next((path for path in directory.rglob("*") if path.is_symlink()), None)
-    if link is not None:
-        raise InputError(f"{link} is a link, in the directory of a run that this user did not start: refused")
+    for path in directory.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            what = "a link" if path.is_symlink() else "neither a file nor a folder"
+            raise InputError(f"{path} is {what}, in the directory of a run that this user did not start: refused")
     chosen = {name_of(row) for row in typed} & GROUPS
     groups = [row for row in typed if name_of(row) in {*GROUPS, "trusted", "hydra.searchpath"}]
     try:
@@ -119,7 +120,7 @@ def _check(place: str, value: Any, trusted: Sequence[str], *, is_free: bool) -> 
     if isinstance(value, Mapping):
         if value.get("_target_") is not None:
             check_name(place, value["_target_"])
-            is_free = is_trusted(value["_target_"], trusted)
+            is_free = trusts(value["_target_"], trusted)
             if not is_free and value["_target_"] not in classes:
                 fix = "else start a new run"
                 raise InputError(refusal(place, value["_target_"], "classes that nsr has there", fix))

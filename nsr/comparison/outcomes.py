@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy
 import pandas
 
+from nsr.run.files import regular
+
 WORST = "worst_case_accuracy"
 Outcomes = dict[str, numpy.ndarray]  # {metric: (image,) 1 where it is correctly classified, else 0}
 
@@ -57,6 +59,6 @@ def _tables(run: pandas.Series) -> Iterator[pandas.DataFrame]:
     root, names = Path(str(run.get("run", ""))), str(run.get("evaluation", "")).split(", ")
     for folder in (*(root / "evaluations" / name for name in reversed(names) if name), root):
         try:
-            yield pandas.read_csv(folder / "images.csv").select_dtypes("number")
+            yield pandas.read_csv(regular(folder / "images.csv")).select_dtypes("number")
         except (OSError, ValueError):
             continue

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nsr.comparison.settings import Identity, identity, images_and_ball
-from nsr.errors import InputError
+from nsr.errors import InputError, check_number
 from nsr.run.commands import command, override
 from nsr.run.directory import process_status, read_checked, read_json, read_settings, read_yaml, run_status
-from nsr.run.files import layer_means, sensitivity_file, whole_rows
+from nsr.run.files import layer_means, regular, sensitivity_file, whole_rows
 from nsr.run.own import is_own
 
 TRAINING_END = "end of training"
@@ -133,12 +133,19 @@ def evaluate_command(directory: Path, *overrides: str) -> str:
 def _measurements(
     evaluations: Sequence[Path], settings: Mapping[str, Any], final: Mapping[str, Any], problems: list[str]
 ) -> Iterator[Measurement]:
-    """Yield the finished ones of best.ckpt, oldest first: the run's own at its end, then those of evaluate.py."""
+    """Yield the finished ones of best.ckpt, oldest first: the run's own at its end, then those of evaluate.py.
+
+    Those of an earlier best.ckpt, of a run that trained on or was extended, are left out and noted.
+    """
     if final:
         yield Measurement(TRAINING_END, settings, accuracies(final, settings))
     for folder in evaluations:
         own = read_yaml(folder / "config.yaml") or {}
         is_best = Path(str(own.get("checkpoint"))).name == "best.ckpt"
+        epoch, best = own.get("checkpoint_epoch"), final.get("best_epoch")
+        if is_best and None not in (epoch, best) and epoch != best:
+            problems.append(f"evaluation {folder.name} is of epoch {epoch}, best.ckpt of epoch {best}: left out")
+            continue
         metrics = _attempt(problems, folder, "evaluation.json", read_checked, {}) if is_best else {}
         if found := accuracies(metrics, own):
             yield Measurement(folder.name, own, found)
@@ -183,10 +190,14 @@ def alike(measurements: Sequence[Measurement], *, but: Collection[str] = ()) -> 
 
 
 def accuracies(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, float]:
-    """Return {ATTACK_accuracy: fraction} of a metrics.json or evaluation.json; other metrics are the user's own."""
+    """Return {ATTACK_accuracy: fraction} of a metrics.json or evaluation.json; other metrics are the user's own.
+
+    Errors:
+        InputError: an accuracy that is no number in [0, 1].
+    """
     names = [f"{name}_accuracy" for name in (*(settings.get("test_attacks") or ()), "corruptions")]
-    found = {name: metrics.get(f"test/{name}") for name in (*names, WORST)}
-    return {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
+    found = {name: metrics[f"test/{name}"] for name in (*names, WORST) if metrics.get(f"test/{name}") is not None}
+    return {name: float(check_number(f"test/{name}", value, lowest=0, highest=1)) for name, value in found.items()}
 
 
 def folder_of(directory: Path, measurement: Measurement) -> Path:
@@ -197,7 +208,8 @@ def folder_of(directory: Path, measurement: Measurement) -> Path:
 def _images(folder: Path) -> int:
     """Count the rows of images.csv."""
     try:
-        return max(0, (folder / "images.csv").read_bytes().count(b"\n") - 1)
+        with regular(folder / "images.csv").open("rb") as file:
+            return max(0, sum(1 for _ in file) - 1)
     except OSError:
         return 0
 

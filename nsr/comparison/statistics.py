@@ -82,6 +82,8 @@ def compare(
     if WORST in runs and "worst_case_of" in runs and done["worst_case_of"].nunique() > 1:
         runs = runs.drop(columns=WORST)
         notes.append("worst case left out: it covers different attacks in different runs")
+    if repeated := list(dict.fromkeys(done.loc[done.duplicated(["method", "seed"]) & (done["seed"] >= 0), "method"])):
+        notes.append(f"several runs of a seed count as their mean: {', '.join(repeated)}")
     baseline = _baseline(done, baseline)
     if accuracy is not None:
         names = [name.removesuffix("_accuracy") for name in attack_columns(runs)]
@@ -98,19 +100,20 @@ def compare(
 
 
 def over_seeds(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """Return one row per method: mean, sample standard deviation and number of runs of each metric.
+    """Return one row per method: mean, sample standard deviation and number of seeds of each metric.
 
     Returns:
-        Columns method, objective, stabilized, adversarial, runs, finished, and for each metric METRIC, METRIC_std (nan
-        for a single run) and METRIC_n.
+        Columns method, objective, stabilized, adversarial, runs and finished (how many seeds; several runs of a seed
+        count as their mean), and for each metric METRIC, METRIC_std (nan for a single seed) and METRIC_n.
     """
     rows = []
+    each, names = one_a_seed(runs), metric_names(runs)
     for method, group in runs.groupby("method", sort=False):
-        done = finished(group)
+        done = each[each["method"] == method]
         row: dict[str, Any] = {"method": method}
         row |= {name: group[name].iloc[0] for name in ("objective", "stabilized", "adversarial")}
-        row |= {"runs": len(group), "finished": len(done)}
-        for name in metric_names(runs):
+        row |= {"runs": _seeds(group).nunique(), "finished": len(done)}
+        for name in names:
             values = done[name].dropna()
             row |= {name: values.mean(), f"{name}_std": values.std(ddof=1), f"{name}_n": len(values)}
         rows.append(row)
@@ -170,7 +173,7 @@ def correlations(
                 column = measure if layer == "mean" else f"{measure}/{layer}"
                 row = {"among": which, "measure": measure, "layer": layer}
                 if column in runs:
-                    rows.append(row | _noted(finished(runs[mask]), column, accuracy, resamples=resamples, seed=seed))
+                    rows.append(row | _noted(one_a_seed(runs[mask]), column, accuracy, resamples=resamples, seed=seed))
     return _corrected(pandas.DataFrame(rows, columns=["among", "measure", "layer", *Correlation._fields, "note"]))
 
 
@@ -261,6 +264,19 @@ def tested_metrics(runs: pandas.DataFrame) -> list[str]:
 def finished(runs: pandas.DataFrame) -> pandas.DataFrame:
     """Select the finished runs."""
     return runs[runs["status"] == "finished"]
+
+
+def one_a_seed(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the metrics of the finished runs, a row for each method and seed: the mean of several runs of a seed."""
+    done = finished(runs)
+    units = [done["method"].rename("method"), _seeds(done).rename("seed")]
+    return done.groupby(units, sort=False)[metric_names(runs)].mean().reset_index()
+
+
+def _seeds(runs: pandas.DataFrame) -> pandas.Series:
+    """Return the seed of each run, where it is unknown a negative number of its own."""
+    own = pandas.Series(-1 - numpy.arange(len(runs)), index=runs.index)
+    return runs["seed"].astype("int64").where(runs["seed"] >= 0, own)
 
 
 def _corrected(frame: pandas.DataFrame) -> pandas.DataFrame:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +13,7 @@ from nsr.errors import InputError, one_line
 
 FORMS = 'it must have a class name a line, or be JSON: ["cat", ...], {"0": "cat", ...} or {"0": ["n02123045", "cat"]}'
 SHOWN = 20
+NUMBERED = re.compile(r"([^0-9]*)([0-9]{1,9})([^0-9]*)")
 Names = tuple[str, ...]  # alternative names of one class
 
 
@@ -96,8 +99,9 @@ def match_classes(names: Sequence[str], order: Sequence[Names], title: str, *, i
         return Matched(None, ours, None)
     fix = "give data of those classes, their data.class_order=FILE, or data.class_names=ignore (label k is output k)"
     outputs = []
+    alike = [tuple(map(_composed, alternatives)) for alternatives in order]
     for name in names:
-        found = _places(name, order)
+        found = _places(_composed(name), alike)
         if len(found) != 1 or found[0] in outputs:
             got = (
                 f"outputs {', '.join(map(str, found))}" if len(found) > 1 else "already another's" if found else "none"
@@ -114,6 +118,11 @@ def match_classes(names: Sequence[str], order: Sequence[Names], title: str, *, i
         missing = f"{title} has {len(outputs)} of the network's {len(order)} classes"
         return Matched(outputs, every, f"{missing}; its images are scored over all {len(order)} logits")
     return Matched(outputs, every, f"labels of {title} are mapped to the network's classes by name: {listed(every)}")
+
+
+def _composed(name: str) -> str:
+    """Return a name whose accents are no letters of their own, as they are in the names of macOS's folders."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _places(name: str, order: Sequence[Names]) -> list[int]:
@@ -133,12 +142,15 @@ def listed(names: Sequence[str]) -> str:
 def third_party_classes(names: Sequence[str]) -> tuple[str, bool]:
     """Return a line on the classes that third-party weights are taken to have, and whether it is a warning.
 
-    Names that are all integers in another than their numeric order (0, 1, 10, 11, 2) are a warning.
+    Integers, or names alike but for an integer, in another than their numeric order (0, 1, 10, 2) are a warning.
     """
     line = f"the outputs of model.weights are taken as {listed(names)}"
-    is_numeric = all(name.isascii() and name.isdigit() for name in names)
-    if is_numeric and list(names) != sorted(names, key=int):
-        return f"{line}: integers, but not in numeric order; data.class_order=FILE sets another order", True
+    numbered = [match for name in names if (match := NUMBERED.fullmatch(name))]
+    is_numeric = len(numbered) == len(names) and len({(match[1], match[3]) for match in numbered}) == 1
+    numbers = [int(match[2]) for match in numbered]
+    if is_numeric and numbers != sorted(numbers):
+        what = "numbered" if numbered[0][1] or numbered[0][3] else "integers"
+        return f"{line}: {what}, but not in numeric order; data.class_order=FILE sets another order", True
     return f"{line} (data.class_order=FILE sets another order)", False
 
 

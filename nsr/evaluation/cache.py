@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from nsr.errors import InputError, check_finite_logits
 from nsr.modes import frozen_parameters, full_precision, network_mode, unchanged_buffers
 from nsr.randomness import seeded
-from nsr.run.files import check_can_be_made, write_json
+from nsr.run.files import check_can_be_made, regular, write_json
 
 RESPONSE_IMAGES = 8
 TOLERANCE = 1e-4  # of the largest logit or gradient: other machines round differently
@@ -189,7 +189,7 @@ def _write(path: Path, content: Any) -> None:
 def _read(path: Path) -> Any:
     """Return the content of a file; None where it is missing or damaged."""
     try:
-        written = json.loads(path.read_text())
+        written = json.loads(regular(path).read_text())
         return written["content"] if written["checksum"] == fingerprint(written["content"]) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nsr.compat import versions_of, with_versions
 from nsr.errors import InputError, one_line
 from nsr.models.stored import BATCH_COUNTER, COMPILED, below, choose_prefix, constants, flat, renamed
-from nsr.run.files import damaged_part
+from nsr.run.files import damaged_part, regular
 from nsr.zoo import zoo_file
 
 log = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ def is_state_dict(content: object) -> bool:
 
 def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
     try:
-        return Path(path).open("rb")
+        return regular(Path(path)).open("rb")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         start = "" if Path(path).is_absolute() else f" (relative paths start at {str(Path.cwd())!r})"

@@ -12,7 +12,7 @@ import pandas
 from nsr.comparison.reading import TRAINING_END, Measurement, Run, accuracies, read_run
 from nsr.errors import InputError
 from nsr.run.directory import process_status, read_json, read_yaml
-from nsr.run.files import sensitivity_file, whole_rows
+from nsr.run.files import regular, sensitivity_file, whole_rows
 from nsr.run.plain_text import printable
 
 NAMES = ("layer", "class", "file")  # columns that stay text: a layer of a Sequential is called 0
@@ -99,7 +99,7 @@ class RunFiles:
                 if path.is_symlink() or path.suffix not in (".png", ".svg"):
                     raise ValueError(f"{path.name} is no picture")
                 section, alt, caption = (str(entry[name]) for name in ("section", "alt", "caption"))
-                yield Picture(section, path.read_bytes(), alt, caption, entry.get("data"))
+                yield Picture(section, regular(path).read_bytes(), alt, caption, entry.get("data"))
             except (OSError, KeyError, TypeError, ValueError) as error:
                 self._damaged(f"{folder.name}/index.json", error)
 

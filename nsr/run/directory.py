@@ -25,12 +25,15 @@ from nsr.run.signals import Interrupted
 
 HEARTBEAT_SECONDS = 60.0  # a running process touches its status.json this often
 SILENT_SECONDS = 600.0  # without a heartbeat, after which a process counts as dead
-LARGEST_FILE, MOST_VALUES = 2**26, 100_000  # bytes of a JSON or YAML file, values of a YAML file
+LARGEST_FILE, LARGEST_YAML = 2**26, 2**22  # bytes; YAML is read a thousand times slower than JSON
+MOST_VALUES = 100_000  # of a YAML file
+DEEPEST = 30  # folders below a place, in which runs are looked for
 UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 RUN_FILES = ("config.yaml", "status.json", "train.log")  # an evaluation has another log
 SECTIONS = ("data", "objective", "trainer")  # without which settings are not those of a run
 OWN = ("resume", "allow_changed_config")  # settings without effect on what is trained
-BESIDE = ("schema", "config_name", "choices", "overrides", "extended")  # entries of config.yaml beside the settings
+# entries of config.yaml beside the settings
+BESIDE = ("schema", "config_name", "choices", "overrides", "extended", "checkpoint_epoch")
 
 
 def find_runs(places: Iterable[str | Path]) -> list[Path]:
@@ -44,28 +47,31 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
         matches = [Path(place)] if Path(place).exists() else sorted(map(Path, glob(str(place))))
         if not matches:
             raise InputError(f"there is no {str(place)!r}; give run directories, the folder of a sweep, or a pattern")
-        below = {path.resolve(): path for match in matches for path in _runs_below(match, set())}
+        below = {path.resolve(): path for match in matches for path in _runs_below(match)}
         if not below:
             raise InputError(f"{str(place)!r} holds no run; a run directory of train.py has a config.yaml")
         found |= {resolved: path for resolved, path in below.items() if resolved not in found}
     return list(found.values())
 
 
-def _runs_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    try:
-        if not folder.is_dir() or folder.resolve() in seen:
-            return
-        seen.add(folder.resolve())
-        entries = sorted(folder.iterdir(), key=lambda entry: (len(entry.name), entry.name))  # 2 before 10
-        is_run = _is_run(folder)
-    except OSError:
-        is_run = True  # not readable for this user: listed with the reason
-    if is_run:
-        yield folder
-        return
-    for entry in entries:
-        if entry.name != "evaluations" and not entry.name.startswith("."):
-            yield from _runs_below(entry, seen)
+def _runs_below(place: Path) -> Iterator[Path]:
+    left: list[Path] = [place]
+    seen: set[Path] = set()
+    while left:
+        folder = left.pop()
+        try:
+            if not folder.is_dir() or (resolved := folder.resolve()) in seen:
+                continue
+            seen.add(resolved)
+            entries = sorted(folder.iterdir(), key=lambda entry: (len(entry.name), entry.name))  # 2 before 10
+            is_run = _is_run(folder)
+        except OSError:
+            is_run = True  # not readable for this user: listed with the reason
+        if is_run:
+            yield folder
+        elif len(folder.parts) < len(place.parts) + DEEPEST:
+            named = [entry for entry in entries if entry.name != "evaluations" and not entry.name.startswith(".")]
+            left += reversed(named)
 
 
 def _is_run(folder: Path) -> bool:
@@ -81,18 +87,25 @@ def read_json(path: Path) -> Any:
         return None
 
 
+class PlainLoader(yaml.SafeLoader):
+    """YAML without merge keys (`<<`), which multiply a few bytes without end and which no run writes."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave a merge key as it is: a key of a kind that is not constructed."""
+
+
 def read_yaml(path: Path) -> dict[str, Any] | None:
     """Return the mapping in a YAML file, None where the file is missing or damaged."""
     try:
-        content = yaml.safe_load(_text(path))
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
+        content = yaml.load(_text(path, LARGEST_YAML), PlainLoader)  # a SafeLoader
+    except Exception:  # PyYAML raises nearly anything for a value without the form of its tag
         return None
     return content if isinstance(content, dict) and _is_small(content) else None
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, largest: int = LARGEST_FILE) -> str:
     """Return the content of a regular file of a usual size: a pipe or a device would never end."""
-    if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+    if not path.is_file() or path.stat().st_size > largest:
         raise ValueError(f"{path} is no file of a run")
     return path.read_text()
 

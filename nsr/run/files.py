@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import io
 import json
@@ -56,6 +57,17 @@ def check_can_be_made(name: str, directory: Path) -> None:
         raise InputError(f"{name} is {str(directory)!r}; it cannot be made: {why}; give another folder")
 
 
+def regular(path: Path) -> Path:
+    """Return a path that is a file, or nothing: reading a pipe or a device would never end.
+
+    Errors:
+        OSError: it is a pipe, a device or a folder.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return path
+
+
 def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Append rows to a CSV file, with a header where the file is new; floats in full precision.
 
@@ -67,7 +79,7 @@ def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]
         writer.writerow(map(csv_cell, columns))
     writer.writerows([csv_cell(value) for value in row] for row in rows)
     content = text.getvalue().encode()
-    with path.open("ab") as file:
+    with regular(path).open("ab") as file:
         file.write(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
@@ -81,12 +93,16 @@ def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 def damaged_part(file: BinaryIO) -> str | None:
     """Return the part of a checkpoint whose checksum does not fit, which torch does not compare; None where all do.
 
-    A file that is no zip, as older ones, has no checksums; those of one written without them are 0.
+    A file that is no zip, as older ones, has no checksums; those of one written without them are 0. torch.save stores
+    parts as they are: together they are never larger than the file, unless a few bytes are to fill the memory.
     """
     if not zipfile.is_zipfile(file):
         return None
+    size = file.seek(0, io.SEEK_END)
     try:
         with zipfile.ZipFile(file) as parts:
+            if sum(part.file_size for part in parts.infolist()) > size:
+                return "its list of parts, larger together than the file,"
             return parts.testzip() if any(part.CRC for part in parts.infolist()) else None
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
         return str(error)
@@ -146,7 +162,7 @@ def whole_rows(path: Path, *, starting: str = "") -> Iterator[dict[str, str]]:
 
 def _lines(path: Path, starting: str) -> Iterator[str]:
     """Yield the lines of a file; of a gzip file, the first member's and those of members with a line that starts so."""
-    if path.suffix != ".gz":
+    if regular(path).suffix != ".gz":
         with path.open(newline="") as file:
             yield from file
         return

@@ -71,4 +71,9 @@ def is_trusted(name: str, trusted: Sequence[str]) -> bool:
 
 def _folder(variable: str, otherwise: str) -> Path:
     given = os.environ.get(variable, "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / otherwise) / "nsr"
+    if os.path.isabs(given):
+        return Path(given) / "nsr"
+    try:
+        return Path.home() / otherwise / "nsr"
+    except RuntimeError as error:  # a user of a container whom the system does not know
+        raise OSError(str(error)) from error

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from nsr.errors import InputError
 from nsr.run.commands import override, parse_value
 from nsr.run.directory import OWN, changes, check_unused, process_status, read_json, read_yaml
-from nsr.run.files import COMPRESSED, SENSITIVITIES, damaged_part
+from nsr.run.files import COMPRESSED, SENSITIVITIES, damaged_part, regular
 from nsr.run.own import is_own
 from nsr.run.processes import is_started_from_outside
 
@@ -54,6 +54,9 @@ def earlier_run(
             raise InputError(f"{directory} holds a run whose config.yaml is {state}; set hydra.run.dir to another")
         return None
     check_unused(directory)
+    linked = next((path for path in sorted(directory.iterdir()) if path.is_symlink() and not path.is_dir()), None)
+    if linked is not None:  # also of the logs and tables that are appended to
+        raise InputError(f"{linked} is a link; resuming would write to {linked.resolve()}: put the file itself there")
     different = changes(recorded, settings)
     results = read_json(directory / "metrics.json")
     if results is not None and resume and _is_extension(different):
@@ -100,7 +103,7 @@ def readable_checkpoint(directory: Path) -> Path | None:
     """Return the newest checkpoint that is complete, None where there is none; InputError where all are damaged."""
     paths = [directory / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
     for path in (found := [path for path in paths if path.exists()]):
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             if zipfile.is_zipfile(file) and damaged_part(file) is None:
                 return path
     if found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -186,6 +187,17 @@ def test_odd_settings_hide_no_other_run(tmp_path, changes):
     assert len(frame) == len(compare(frame, resamples=100).runs) == 2
 
 
+@pytest.mark.parametrize("value", [math.nan, 1.2, -0.1, True, "0.9", 10**400])
+def test_an_accuracy_that_is_none_is_not_shown(tmp_path, value):
+    directory = make_run(tmp_path / "runs" / "odd")
+    content = json.loads((directory / "metrics.json").read_text())
+    (directory / "metrics.json").write_text(json.dumps({**content, "test/clean_accuracy": value}))
+    make_run(tmp_path / "runs" / "plain")
+    rows = by_name(tmp_path / "runs")
+    assert rows["status"].to_dict() == {"odd": "unreadable", "plain": "finished"}
+    assert "test/clean_accuracy is" in rows["detail"]["odd"] and pandas.isna(rows["clean_accuracy"]["odd"])
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "sensitivity.csv", "status.json"])
 def test_a_run_that_is_being_written(tmp_path, name):
     run = make_run(tmp_path / "run", status="running")
@@ -237,6 +249,27 @@ def test_each_attack_comes_from_the_newest_evaluation_that_has_it(tmp_path):
     assert row["evaluation"] == "2030-01-04"
     overrides = "epsilon=0.05 evaluation.n_examples=100 evaluation.subset=balanced"
     assert row["command"].endswith(f"best.ckpt 'test_attacks=[clean,autoattack]' {overrides}")
+
+
+def test_an_evaluation_of_an_earlier_best_checkpoint_is_left_out(tmp_path):
+    """Of best.ckpt while the run still trained, or before it was extended: another network's accuracy."""
+    run = make_run(tmp_path / "run", best=2)
+    stale = {"clean": 0.9, "autoattack": 0.9}
+    make_evaluation(run, "2030-01-01", stale, checkpoint_epoch=1)
+    row = only(run)
+    assert row["evaluation"] == "end of training" and "autoattack_accuracy" not in row
+    assert "evaluation 2030-01-01 is of epoch 1, best.ckpt of epoch 2: left out" in row["detail"]
+    assert row["status"] == "finished" and "autoattack" in row["command"]
+    make_evaluation(run, "2030-01-02", {"clean": 0.5, "autoattack": 0.25}, checkpoint_epoch=2)
+    assert only(run)["autoattack_accuracy"] == 0.25
+
+
+@pytest.mark.slow
+def test_a_real_evaluation_records_the_epoch_of_its_checkpoint(trained, tmp_path):
+    command = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "test_attacks=[clean]", "checks.enabled=false"]
+    directory = evaluated(tmp_path / "evaluation", *command)
+    best = json.loads((trained / "metrics.json").read_text())["best_epoch"]
+    assert yaml.safe_load((directory / "config.yaml").read_text())["checkpoint_epoch"] == best
 
 
 def test_a_killed_evaluation_is_resumed_by_its_own_command(tmp_path):

@@ -62,6 +62,21 @@ def test_means_and_deviations_over_finished_runs():
     assert single["pgd_accuracy_std"].isna().all()
 
 
+@pytest.mark.parametrize("copies", [1, 4])
+def test_runs_of_one_seed_are_one_seed(copies):
+    """A run that was copied or started again makes no deviation smaller, no n larger and weighs no more."""
+    runs = made()
+    again = runs[(runs["method"] == "pgd") & (runs["seed"] == 1)]
+    repeated = pandas.concat([runs, *[again] * copies], ignore_index=True)
+    repeated["run"] = repeated.index.astype(str)
+    expected, found = (compare(frame, resamples=100) for frame in (runs, repeated))
+    for one, other in zip(expected[1:4], found[1:4], strict=True):
+        pandas.testing.assert_frame_equal(one, other, rtol=1e-12)
+    assert not expected.notes and found.notes == ["several runs of a seed count as their mean: pgd"]
+    unknown = over_seeds(repeated.assign(seed=-1)).set_index("method")
+    assert unknown.loc["pgd", "finished"] == 3 + copies, "two runs whose seed is unknown are two"
+
+
 def test_pairs_are_of_equal_seeds():
     base = {"status": "finished", "objective": "pgd", "stabilized": False, "adversarial": True}
     values = {"pgd": {0: 0.70, 1: 0.72, 2: 0.74, 7: 0.10}, "sns": {2: 0.77, 1: 0.73, 0: 0.72, 8: 0.99}}

@@ -82,8 +82,23 @@ def test_integers_in_another_order_are_a_warning():
     folders = sorted(map(str, range(12)))
     line, is_warning = third_party_classes(folders)
     assert is_warning and "2 = '10'" in line
-    for names in (["0", "1", "2"], ["00", "01", "10"], ["a", "10", "2"]):
+    line, is_warning = third_party_classes(["class_1", "class_10", "class_2"])
+    assert is_warning and "numbered, but not in numeric order" in line
+    for names in (
+        ["0", "1", "2"],
+        ["00", "01", "10"],
+        ["a", "10", "2"],
+        ["a1", "b0"],
+        ["c1", "c2", "c10"],
+        ["1a", "2"],
+    ):
         assert third_party_classes(names)[1] is False
+
+
+def test_accents_that_are_letters_of_their_own_are_the_same_name():
+    """As macOS writes the names of folders."""
+    order = read_class_order(["b", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"])
+    assert match_classes(["cafe\N{COMBINING ACUTE ACCENT}", "b"], order, "the folder").outputs == [1, 0]
 
 
 def folder(root: Path, names: str, gray: dict[str, int]) -> Path:

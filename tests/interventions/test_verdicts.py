@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from nsr.interventions.effects import Effects, Row, contrast_interval
 from nsr.interventions.report import contrast, tables
@@ -71,6 +72,19 @@ def test_the_verdicts_are_printed_below_the_tables():
         "verdicts    patch_clean, 50 % of each layer's neurons; Holm's correction over all contrasts of the table",
         "  a: the most sensitive neurons have a larger effect than random equal size.",
     ]
+
+
+@pytest.mark.parametrize(("more", "is_larger"), [(4, False), (5, False), (6, True)])
+def test_few_images_more_are_no_larger_effect(more, is_larger):
+    """Five images of 60 that only one of two single sets changes: the sign test's p is 0.0625, the normal's 0.02."""
+    first, second = torch.zeros(1, 60), torch.zeros(1, 60)
+    first[0, :more] = 1
+    values = contrast_interval(first, second)
+    row = replace(
+        made(ACTIVE, 0, 0), n_sets=1, contrast=values.mean, contrast_low=values.low, contrast_high=values.high
+    )
+    assert p_value(row) >= binomtest(more, more).pvalue
+    assert ("a larger effect" in verdicts(layers_of(row))["a"]) is is_larger
 
 
 def test_equal_sets_differ_in_five_percent_of_tables():
