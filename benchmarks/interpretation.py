@@ -97,21 +97,19 @@ def page(rows: Rows, record: dict[str, Any], own: dict[str, tuple[Rows, dict[str
 
 
 def short() -> list[str]:
-    """Return the sentences on the first claim in docs/results.md, one for each network."""
-    lines = []
+    """Return what docs/results.md says of the first claim, a row of a table for each network."""
+    cells = []
     for name in (name for name in interventions.NETWORKS if interventions.path(name).exists()):
         signs = corrected(interventions.rows(name), "patch_clean")
-        more, fewer = ({control: [*own.values()].count(sign) for control, own in signs.items()} for sign in (1, -1))
+        counts = [f"{[*own.values()].count(1)} / {[*own.values()].count(-1)}" for own in signs.values()]
         title = interventions.NETWORKS[name]["title"] + (", Fashion-MNIST" if name != "resnet20" else "")
-        lines += bullet(
-            f"**Claim 1, {title}**: after Holm's correction, the clean outputs of the most sensitive half of a layer "
-            f"correct more attacked images than random sets of equal size in {more['random_equal_size']} of "
-            f"{len(signs['by_activation'])} layers, of equal sensitivity in {more['random_equal_sensitivity']}, of "
-            f"equal squared difference in {more['random_equal_squared_difference']} (fewer in "
-            f"{fewer['random_equal_squared_difference']}), and than the most active half in {more['by_activation']} "
-            f"(fewer in {fewer['by_activation']})."
-        )
-    return lines
+        cells.append([title, str(len(signs["by_activation"])), *counts])
+    text = (
+        "**Claim 1**: layers in which the clean outputs of the most sensitive half of the neurons correct more / fewer "
+        "attacked images than those of each control, after Holm's correction. The claim holds at equal size in most "
+        "layers, and at equal squared difference in few or none:"
+    )
+    return [*bullet(text), "", *table(["network", "layers", *CONTROLS.values()], cells), ""]
 
 
 def select(rows: Rows, kind: str, control: str, fraction: float = FRACTION) -> dict[str, dict[str, Any]]:

@@ -48,7 +48,7 @@ def short(one: Study) -> list[str]:
     said = "; ".join(f"{text} for {names(members)}" for text, members in groups.items())
     done = sum(row["stage"] == "confirm" for row in one.finished)
     return bullet(
-        f"**Claim 2, {one.plan['title']}**: {said}. In brackets SNS minus the objective alone under the worst case, "
+        f"**Claim 2, {one.plan['title']}**: {said}. In parentheses, SNS minus the objective alone under the worst case, "
         f"points. {done} of {n_confirm(one.plan)} confirmatory runs are complete."
     )
 
@@ -64,7 +64,7 @@ def advice(studies: Sequence[Study]) -> list[str]:
         text = f"A gain was shown on {names(gains)}; elsewhere measure it."
     else:
         text = (
-            f"No primary contrast shows a gain ({names(decided)}), so nothing here speaks for the cost of SNS where "
+            f"No primary contrast shows a gain ({names(decided)}), so nothing here justifies the cost of SNS where "
             "robustness alone is wanted: take `stabilizer=none`, or measure the gain on your data."
         )
     for one in filter(equal_cost, studies):

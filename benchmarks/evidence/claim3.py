@@ -56,13 +56,13 @@ def correlations(runs: Runs) -> list[tuple[Correlation, float]]:
     known = {objective: own for (objective, arm), own in runs.items() if arm == "none"}
     adversarial = [own for objective, own in known.items() if objective != "natural"]
     stabilized = [own for (_, arm), own in runs.items() if arm == "sns"]
-    groups = {"known methods": list(known.values()), "known, adversarial": adversarial, "with SNS": stabilized}
+    groups = {"known": list(known.values()), "known adversarial": adversarial, "stabilized": stabilized}
     found = []
     for among, members in groups.items():
         for measure in MEASURES:
             if len(members) >= FEWEST:
                 found.append(Correlation(among, "between", measure, len(members), *between(members, measure)))
-            if among != "known methods" and members:
+            if among != "known" and members:
                 found.append(Correlation(among, "within", measure, len(members), *within(members, measure)))
     corrected = holm(each.test.p for each in found).p.tolist()
     return list(zip(found, corrected, strict=True))
@@ -86,9 +86,13 @@ def short(one: Study) -> list[str]:
         parts[-1] += f" (not shown for {names(name for name in own if name not in lower)})"
     for kind in ("between", "within"):
         own_kind = [(each, p) for each, p in correlations(one.runs) if each.kind == kind]
-        shown = [f"{each.measure}, {each.among} ({each.rho:+.2f})" for each, p in own_kind if p <= ALPHA]
+        shown: dict[str, list[str]] = {}
+        for each, p in own_kind:
+            if p <= ALPHA:
+                shown.setdefault(each.among, []).append(f"{each.measure} {each.rho:+.2f}")
+        groups = names(f"{among} methods ({names(values)})" for among, values in shown.items())
         if own_kind:
-            parts.append(f"a correlation with robustness {kind} methods is shown for {names(shown)}")
+            parts.append(f"a correlation of sensitivity with robustness {kind} methods is shown for {groups}")
     return bullet(f"{start}{'; '.join(parts)}.")
 
 
