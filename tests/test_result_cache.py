@@ -18,6 +18,7 @@ from nsr.evaluation.cache import ResultCache, by_content, fitting_cache, network
 from nsr.evaluation.suite import AttackSuite
 from nsr.features import FeatureExtractor
 from nsr.layers import find_layers
+from nsr.run.own import own_key
 
 SETTINGS = {"clean": None, "pgd": {"steps": 2}, "sensitivity": None}
 
@@ -167,6 +168,23 @@ def test_a_damaged_record_hides_the_results_of_another_network(net, images, tmp_
         cache = ResultCache(tmp_path, {}, SETTINGS, network_response(network, images[:8]))
         assert measured(network, images, labels, cache)[1] == calls
         (tmp_path / "evaluation.json").write_text("{")
+
+
+def test_results_that_somebody_else_has_prepared_are_measured_again(net, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    key, labels = own_key(), predicted(net, images)
+    assert len(key) == 64 and own_key() == key
+    assert (tmp_path / "state" / "nsr" / "key").stat().st_mode & 0o077 == 0
+    response = network_response(net, images[:8])
+
+    def calls(key: str) -> int:
+        return measured(net, images, labels, fitting_cache(tmp_path / "c", {"w": 1}, SETTINGS, response, key=key))[1]
+
+    first = calls("theirs")
+    assert first > 0 and calls("theirs") == 0
+    assert calls(key) == first and calls(key) == 0
+    monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")  # where nothing can be made
+    assert own_key() == ""
 
 
 def test_settings_are_compared_by_the_content_of_the_files_that_they_name(tmp_path):

@@ -47,6 +47,7 @@ from nsr.run.checks import Check, stop_where_triggered
 from nsr.run.commands import command, override
 from nsr.run.directory import flat
 from nsr.run.files import write_json
+from nsr.run.own import own_key
 from nsr.run.processes import leave_processes
 from nsr.run.signals import interruptible
 
@@ -171,4 +172,6 @@ def _cache(job: Job, directory: Path, part: str = "") -> ResultCache:
     evaluation, attacks, found = identity(job), attack_identity(job), response(job)
     if (folder := cache_folder(job)) is not None:
         return ResultCache(folder / part, evaluation, attacks, found)
-    return fitting_cache(directory.parent / "cache" / fingerprint(evaluation)[:12], evaluation, attacks, found)
+    # a run directory may come from anybody, with results that nobody measured
+    folder = directory.parent / "cache" / fingerprint(evaluation)[:12]
+    return fitting_cache(folder, evaluation, attacks, found, key=own_key())

@@ -48,13 +48,20 @@ class ResultCache:
         identity: plain values that must be equal for a result to be reused: weights, seed, layers.
         attacks: {name: its settings}; a result is reused for these settings alone.
         response: of the network, which must agree to 1e-4; None: not compared.
+        key: results are found again with the same key alone: a secret keeps out those that somebody else has prepared.
 
     Errors:
         InputError: the folder is a file, cannot be made, or caches another evaluation; the difference is named.
     """
 
     def __init__(
-        self, folder: Path, identity: Mapping[str, Any], attacks: Mapping[str, Any], response: Response | None = None
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        attacks: Mapping[str, Any],
+        response: Response | None = None,
+        *,
+        key: str = "",
     ):
         self.folder = folder
         record = folder / "evaluation.json"
@@ -68,7 +75,8 @@ class ResultCache:
                 raise InputError(f"evaluation.cache is {str(folder)!r}; {wanted}") from None
         _check_same(written, identity, response, folder)
         # the whole record: results under one that was damaged and written anew are not found again
-        self.places = {name: folder / f"{name}-{fingerprint([written, own])[:16]}" for name, own in attacks.items()}
+        of = [written, key] if key else [written]
+        self.places = {name: folder / f"{name}-{fingerprint([*of, own])[:16]}" for name, own in attacks.items()}
 
     def read(self, attack: str, batch: str) -> Any:
         """Return the cached result of a batch, None where there is none or its file is damaged."""
@@ -87,12 +95,12 @@ def check_cache(folder: Path, identity: Mapping[str, Any], response: Response) -
 
 
 def fitting_cache(
-    folder: Path, identity: Mapping[str, Any], attacks: Mapping[str, Any], response: Response
+    folder: Path, identity: Mapping[str, Any], attacks: Mapping[str, Any], response: Response, *, key: str = ""
 ) -> ResultCache:
     """Return the cache in the first of FOLDER, FOLDER-2, ... that is new or of a network that responds equally."""
     for number in itertools.count(2):
         try:
-            return ResultCache(folder, identity, attacks, response)
+            return ResultCache(folder, identity, attacks, response, key=key)
         except OtherEvaluation:
             folder = folder.with_name(f"{folder.name.partition('-')[0]}-{number}")
     raise AssertionError

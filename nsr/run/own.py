@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +34,24 @@ def is_own(content: Any) -> bool:
         return _memory(content).exists()
     except (OSError, TypeError, ValueError, RecursionError):  # nothing that a command writes
         return False
+
+
+def own_key() -> str:
+    """Return this user's secret, made at the first call; "" where the state directory cannot be written.
+
+    Names that hold it cannot be prepared by somebody else.
+    """
+    with suppress(OSError, ValueError):
+        path = _folder("XDG_STATE_HOME", ".local/state") / "key"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent) as new:  # readable by this user alone
+                new.write(secrets.token_hex())
+                new.flush()
+                with suppress(FileExistsError):  # another process was faster
+                    os.link(new.name, path)
+        return path.read_text()
+    return ""
 
 
 def _memory(content: Any) -> Path:
