@@ -4,9 +4,9 @@
 
 WORDS are those of evaluate.py. With performance=auto PGD drops the images that have fallen from their batch. Other
 images in their place would leave the number of image passes as it is: they can gain only what an image costs less in a
-full batch. That cost is measured with the network itself and with ResNet-20 on 32 x 32 images, a forward and a
-backward pass with BatchNorm folded, sizes taking turns in each of ROUNDS rounds, processor time of one thread. `gain`
-is the fraction of the time of all passes that full batches would save; `bound` that of the best size for all.
+full batch. That cost is measured, a forward and a backward pass with BatchNorm folded, sizes taking turns in each of
+ROUNDS rounds, processor time of one thread. `gain` is the fraction of the time of all passes that full batches would
+save; `bound` that of the best size for all.
 A row is appended to benchmarks/results/batches.jsonl.
 """
 
@@ -16,7 +16,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.common import append_row
 from benchmarks.evaluation import BATCH, make, measured_by
-from benchmarks.step_times import CPU, Sizes, Variant, network_and_batches, spread
+from benchmarks.step_times import CPU, spread
 from nsr.app.job import Job, quiet_lightning
 from nsr.app.machine import keep_freed_memory
 from nsr.attacks.folding import foldable_pairs
@@ -83,9 +82,7 @@ def measure(rounds: int, words: list[str]) -> dict[str, Any]:
     images = torch.stack([data[index][0] for index in range(len(data))])
     labels, chosen = data.labels, job.data.test_places
     sizes, robust = attacked(job, images, labels, torch.arange(len(labels)) if chosen is None else chosen)
-    plain, batches = network_and_batches(Sizes("ResNet20", batch=BATCH), CPU, Variant(channels_last=True))
-    measured = partial(image_costs, rounds=rounds)
-    costs = {"its own": measured(job.module.net, images, labels), "ResNet20": measured(plain.eval(), *batches[0])}
+    costs = image_costs(job.module.net, images, labels, rounds)
     return {
         "network": job.settings["checkpoint"],
         "title": attack.title,
@@ -94,7 +91,7 @@ def measure(rounds: int, words: list[str]) -> dict[str, Any]:
         "robust": robust,
         "batch_sizes": sizes,
         "image_ms": costs,
-        **{name: {kind: gains(sizes, each)[name] for kind, each in costs.items()} for name in ("gain", "bound")},
+        **gains(sizes, costs),
         "load": os.getloadavg()[0],
     }
 

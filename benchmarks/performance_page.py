@@ -39,8 +39,8 @@ def rows(name: str) -> list[dict[str, Any]]:
 def newest(name: str) -> list[Row]:
     """The newest row of each network, precision and batch, in the order of the goals, larger batches first."""
     found = {(row["network"], row["precision"], row["batch"]): row for row in rows(name)}
-    order = list(GOALS)
-    return [found[key] for key in sorted(found, key=lambda key: (order.index(key[:2]), -key[2]))]
+    order = {key: place for place, key in enumerate(GOALS)}
+    return [found[key] for key in sorted(found, key=lambda key: (order.get(key[:2], len(order)), -key[2]))]
 
 
 def largest(name: str) -> dict[tuple[str, str], Row]:
