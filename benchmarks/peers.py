@@ -13,7 +13,7 @@ A library that is not installed is listed as skipped. They are measured where PY
 secml-torch==1.5`.
 
 KIND is peers; or compiled: nsr's step with compile=true, with and without folding, beside the default and the plain
-loop; or memory: nsr's step while freed memory is kept and while it is returned to the system.
+loop.
 A row is appended to benchmarks/results/KIND.jsonl.
 """
 
@@ -180,13 +180,6 @@ def compiled(sizes: Sizes, variant: Variant) -> Contenders:
     return found | ({IN_FLOAT32: partial(peer_step, sizes, plain_pgd, FLOAT32)} if variant.bf16 else {})
 
 
-def memory(sizes: Sizes, variant: Variant) -> Contenders:
-    """{name: makes its network and step}: nsr's, with and without SNS, each twice; see AUTO."""
-    step = partial(nsr_step, sizes, device=DEVICE, variant=variant._replace(channels_last=True), folds=True)
-    steps = {"nsr": partial(step, stabilizes=False), "nsr with SNS": step}
-    return {f"{name}{kind}": make for name, make in steps.items() for kind in ("", ", memory returned")}
-
-
 def clean_step(sizes: Sizes, variant: Variant) -> tuple[nn.Module, Step]:
     """A forward and backward pass of clean images: what SNS needs at least beside PGD training."""
     net, batches = network_and_batches(sizes, DEVICE, variant)
@@ -333,7 +326,6 @@ def main(network: str, precision: str, rounds: str = "9", batch: str = "64", kin
 KINDS: dict[str, Callable[[Sizes, Variant], Contenders]] = {
     "peers": contenders,
     "compiled": compiled,
-    "memory": memory,
 }
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 
 from benchmarks.common import DOCS, RESULTS, interval, table
-from benchmarks.peers import AUTO, COMPILED, IN_FLOAT32, NOT_FOLDED
+from benchmarks.peers import COMPILED, IN_FLOAT32, NOT_FOLDED
 from nsr.comparison.inference import paired_interval
 
 PAGE = DOCS / "performance.md"
@@ -104,34 +104,21 @@ def compiled() -> list[str]:
         for name, times in row["step_ms"].items():
             first = f"{row['first_step'][name]:.0f}" if name in (COMPILED, NOT_FOLDED) else ""
             lines.append([_step(row), name, f"{times['median'] / plain:.2f}", *_times(times), first])
-    return table(["step", "contender", "to plain loop", "ms, median (quartiles)", "n", "first step, s"], lines)
-
-
-def memory() -> list[str]:
-    """A step while freed memory is kept, beside one while it is returned."""
-    lines = []
-    for row in newest("memory"):
-        for name in (name for name in row["step_ms"] if name in AUTO):
-            kept, returned = row["step_ms"][name], row["step_ms"][f"{name}, memory returned"]
-            ratio = f"{kept['median'] / returned['median']:.2f}"
-            lines.append([_step(row), name, _times(kept)[0], *_times(returned), ratio])
-    return table(["step", "", "kept: ms, median (quartiles)", "returned", "n", "kept / returned"], lines)
+    columns = ["step", "contender", "to plain loop", "ms, median (quartiles)", "n", "first step, s"]
+    return table(columns, lines) if lines else []
 
 
 def batches() -> list[str]:
-    """The sizes of PGD's batches, and the gain of full ones by the costs of an image in each."""
-    lines = []
+    """The sizes of PGD's batches, the costs of an image by size, and the gain of full ones."""
+    lines, shown = [], ("250", "128", "64", "16", "4")
     for row in rows("batches"):
-        sizes = row["batch_sizes"]
-        for name, costs in row["image_ms"].items():
-            network = row["network"] if name == "its own" else name
-            cells = [f"{row['title']}, Linf {row['epsilon']}, {row['network']}", f"{row['robust']} / {row['images']}"]
-            cells += [f"{sum(sizes)} / {len(sizes)}", f"{median(sizes):.0f} ({min(sizes)} to {max(sizes)})", network]
-            cells += [f"{costs[size]['median']:.2f}" for size in ("250", "64", "16", "4")]
-            lines.append([*cells, str(costs["250"]["n"]), f"{row['gain'][name]:.3f}", f"{row['bound'][name]:.3f}"])
-    sizes_of = [f"ms an image, {size} at once" for size in (250, 64, 16, 4)]
-    columns = ["attack", "robust", "image passes / passes", "images in a pass", "costs of", *sizes_of, "n"]
-    return table([*columns, "gain", "bound"], lines)
+        sizes, costs = row["batch_sizes"], row["image_ms"]
+        cells = [f"{row['title']}, Linf {row['epsilon']}, {row['network']}", f"{row['robust']} / {row['images']}"]
+        cells += [f"{sum(sizes)} / {len(sizes)}", f"{median(sizes):.0f} ({min(sizes)} to {max(sizes)})"]
+        cells.append(" / ".join(f"{costs[size]['median']:.3f}" for size in shown))
+        lines.append([*cells, str(costs["250"]["n"]), f"{row['gain']:.2f}", f"{row['bound']:.2f}"])
+    columns = ["attack", "robust", "image passes / passes", "images in a pass, median (range)"]
+    return table([*columns, f"ms an image, {' / '.join(shown)} at once", "n", "gain", "bound"], lines)
 
 
 def goals() -> list[str]:
@@ -217,11 +204,11 @@ def profile() -> list[str]:
 def conditions() -> list[str]:
     """Where and when the rows were measured."""
     machines: dict[str, None] = {}
-    for name in ("peers", "compiled", "memory", "batches", "telemetry", "startup"):
+    for name in ("peers", "compiled", "batches", "telemetry", "startup"):
         for row in rows(name):
             gpu, versions = row["gpu"] or "no GPU", row["versions"]
             machines[f"{row['cores']} cores, {gpu}, {row['threads']} thread, torch {versions['torch']}"] = None
-    loads = [row["load"] for name in ("peers", "compiled", "memory", "batches", "telemetry") for row in rows(name)]
+    loads = [row["load"] for name in ("peers", "compiled", "batches", "telemetry") for row in rows(name)]
     seen = f"load averages of {min(loads):.0f} to {max(loads):.0f}"
     return [f"Machine: {'; '.join(machines)}. It was busy ({seen})."]
 
@@ -234,7 +221,6 @@ def page() -> str:
         "evaluation": evaluation,
         "speedrun": speedrun,
         "compiled": compiled,
-        "memory": memory,
         "batches": batches,
     }
     for name, make in parts.items():
