@@ -1,6 +1,6 @@
 """A PGD-10 training step beside a plain published loop and beside the same step around other libraries' PGD.
 
-    python -m benchmarks.peers NETWORK PRECISION [ROUNDS [BATCH]]      such as ResNet20 float32, ResNet18 bf16
+    python -m benchmarks.peers NETWORK PRECISION [ROUNDS [BATCH [KIND]]]     such as ResNet20 float32, ResNet18 bf16
 
 Every contender trains the same network on the same random 32 x 32 images with SGD, in a process of its own, because
 performance=auto sets how a process keeps its memory; the steps take turns in each of ROUNDS rounds (default 9). On a
@@ -9,8 +9,12 @@ time until the device has finished. Forward and backward passes of a step are co
 run on one fixed network and images, zoo:digits_pgd on the test digits.
 
 A library that is not installed is listed as skipped. They are measured where PYTHONPATH has them: `pip install
---no-deps --target FOLDER torchattacks==3.5.1 rai-toolbox==0.2.1 adversarial-robustness-toolbox==1.20.1 six`.
-A row is appended to benchmarks/results/peers.jsonl.
+--no-deps --target FOLDER torchattacks==3.5.1 rai-toolbox==0.2.1 adversarial-robustness-toolbox==1.20.1 six
+secml-torch==1.5`.
+
+KIND is peers; or compiled: nsr's step with compile=true, with and without folding, beside the default and the plain
+loop.
+A row is appended to benchmarks/results/KIND.jsonl.
 """
 
 from __future__ import annotations
@@ -55,7 +59,10 @@ DIGITS = {"epsilon": 0.15, "step_size": 0.0375}  # of the fixed network
 PRECISIONS = ("float32", "bf16")
 ART = "adversarial-robustness-toolbox"
 IN_FLOAT32 = "plain loop in float32"  # what a bf16 step saves
-AUTO = ("nsr", "nsr with SNS", "passes alone", "clean pass alone")  # with the memory of performance=auto
+COMPILED, NOT_FOLDED = "nsr, compile=true", "nsr, compile=true, not folded"
+# with the memory of performance=auto
+AUTO = ("nsr", "nsr with SNS", "passes alone", "clean pass alone", COMPILED, NOT_FOLDED)
+Contenders = dict[str, Callable[[], tuple[nn.Module, Step]]]
 Attack = Callable[..., Tensor]  # attack(net, images, labels, epsilon=..., step_size=...) -> images
 
 
@@ -109,13 +116,24 @@ def art_pgd(net: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, s
     return torch.from_numpy(adversarial).to(images.device)
 
 
+def secml_torch_pgd(net: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, step_size: float) -> Tensor:
+    from secmlt.adv.evasion.pgd import PGD
+
+    settings = {"epsilon": epsilon, "step_size": step_size, "num_steps": ATTACK_STEPS, "random_start": True}
+    attack = PGD("linf", backend="native", **settings)
+    adversarial, _ = next(attack(net, [(images, labels)], stream=True))
+    net.zero_grad()  # it fills the gradients of the weights, too
+    return adversarial.detach()  # type: ignore[no-any-return]
+
+
 LIBRARIES: dict[str, Attack] = {
     "torchattacks": torchattacks_pgd,
     "foolbox": foolbox_pgd,
     "rai-toolbox": rai_toolbox_pgd,
     ART: art_pgd,
+    "secml-torch": secml_torch_pgd,
 }
-SKIPPED = f"MAIR, secml-torch: no adapter here; {ART} in bf16: it converts logits to NumPy"
+SKIPPED = f"MAIR: no package to install; {ART} in bf16: it converts logits to NumPy"
 
 
 def peer_step(sizes: Sizes, attack: Attack, variant: Variant) -> tuple[nn.Module, Step]:
@@ -132,7 +150,7 @@ def peer_step(sizes: Sizes, attack: Attack, variant: Variant) -> tuple[nn.Module
     return net, with_sgd(net, batches, loss)
 
 
-def contenders(sizes: Sizes, variant: Variant) -> dict[str, Callable[[], tuple[nn.Module, Step]]]:
+def contenders(sizes: Sizes, variant: Variant) -> Contenders:
     """{name: makes its network and step}: nsr by default, with performance=off, with SNS; plain loop; libraries."""
     fast, on = variant._replace(channels_last=True), DEVICE
     there = [name for name in LIBRARIES if installed(name) and not (variant.bf16 and name == ART)]
@@ -147,6 +165,19 @@ def contenders(sizes: Sizes, variant: Variant) -> dict[str, Callable[[], tuple[n
         "passes alone": partial(floor_step, sizes, device=on, variant=fast, views=1),
         "clean pass alone": partial(clean_step, sizes, fast),
     }
+
+
+def compiled(sizes: Sizes, variant: Variant) -> Contenders:
+    """{name: makes its network and step}: nsr by default and compiled; plain loop."""
+    fast = variant._replace(channels_last=True)
+    step = partial(nsr_step, sizes, device=DEVICE, stabilizes=False)
+    found: Contenders = {
+        "nsr": partial(step, variant=fast, folds=True),
+        COMPILED: partial(step, variant=fast._replace(compiled=True), folds=True),
+        NOT_FOLDED: partial(step, variant=fast._replace(compiled=True)),
+        "plain loop": partial(peer_step, sizes, plain_pgd, variant),
+    }
+    return found | ({IN_FLOAT32: partial(peer_step, sizes, plain_pgd, FLOAT32)} if variant.bf16 else {})
 
 
 def clean_step(sizes: Sizes, variant: Variant) -> tuple[nn.Module, Step]:
@@ -221,26 +252,34 @@ def seconds() -> float:
     return time.process_time() if DEVICE.type == "cpu" else time.perf_counter()
 
 
-def serve(connection: Any, name: str, sizes: Sizes, variant: Variant) -> None:
-    """Make a contender; send the passes of its step, then the milliseconds of the step of each number received."""
+def serve(connection: Any, kind: str, name: str, sizes: Sizes, variant: Variant) -> None:
+    """Make a contender; send what its first step shows, then the milliseconds of the step of each number received.
+
+    The first step's passes are counted; a compiler, whose graphs have no such hooks, has its time taken.
+    """
     if name in AUTO:
         keep_freed_memory()
-    net, step = contenders(sizes, variant)[name]()
-    connection.send(counted(net, step))  # warms up, too
+    net, step = KINDS[kind](sizes, variant)[name]()
+    if kind == "compiled":
+        started = time.perf_counter()
+        step(0)
+        connection.send(round(time.perf_counter() - started, 1))
+    else:
+        connection.send(counted(net, step))
     for number in iter(connection.recv, None):
         started = seconds()
         step(number)
         connection.send(1000 * (seconds() - started))
 
 
-def measure(sizes: Sizes, variant: Variant, rounds: int) -> dict[str, Any]:
-    """Milliseconds and passes of a step of each contender, and ratios of medians."""
+def in_turns(kind: str, sizes: Sizes, variant: Variant, rounds: int) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """What the first step of each contender shows, and milliseconds of a step in each round."""
     context, connections = multiprocessing.get_context("spawn"), {}
-    for name in contenders(sizes, variant):
+    for name in KINDS[kind](sizes, variant):
         connections[name], there = context.Pipe()
-        context.Process(target=serve, args=(there, name, sizes, variant), daemon=True).start()
+        context.Process(target=serve, args=(there, kind, name, sizes, variant), daemon=True).start()
         there.close()  # here, so that a process that dies is an error and no wait
-    passes = {name: connection.recv() for name, connection in connections.items()}
+    first = {name: connection.recv() for name, connection in connections.items()}
     times: dict[str, list[float]] = {name: [] for name in connections}
     for number in range(rounds):
         for name, connection in connections.items():
@@ -248,6 +287,12 @@ def measure(sizes: Sizes, variant: Variant, rounds: int) -> dict[str, Any]:
             times[name].append(connection.recv())
     for connection in connections.values():
         connection.send(None)
+    return first, times
+
+
+def measure(sizes: Sizes, variant: Variant, rounds: int) -> dict[str, Any]:
+    """Milliseconds and passes of a step of each contender, and ratios of medians."""
+    passes, times = in_turns("peers", sizes, variant, rounds)
     middle = {name: median(values) for name, values in times.items()}
     peers = [name for name in middle if name == "plain loop" or name in LIBRARIES]
     fastest = min(peers, key=middle.__getitem__)
@@ -261,17 +306,27 @@ def measure(sizes: Sizes, variant: Variant, rounds: int) -> dict[str, Any]:
     }
 
 
-def main(network: str, precision: str, rounds: int = 9, batch: int = 64) -> None:
-    if precision not in PRECISIONS or rounds < 2:
-        sys.exit(f"error: {precision}, {rounds} rounds; it must be one of {', '.join(PRECISIONS)}, with 2 or more")
-    missing = [name for name in LIBRARIES if not installed(name)]
-    print(f"skipped: {SKIPPED}" + "".join(f"; {name}: not installed" for name in missing), flush=True)
-    variant = FLOAT32._replace(bf16=precision == "bf16")
-    row = {"network": network, "precision": precision, "batch": batch, "rounds": rounds}
-    row |= {"robust_accuracy": robust_accuracies(), "libraries": {name: installed(name) for name in LIBRARIES}}
-    row |= measure(Sizes(network=network, batch=batch), variant, rounds)
-    append_row("peers", row | {"load": os.getloadavg()[0]})
+def main(network: str, precision: str, rounds: str = "9", batch: str = "64", kind: str = "peers") -> None:
+    if precision not in PRECISIONS or int(rounds) < 2 or kind not in KINDS:
+        allowed = f"{', '.join(PRECISIONS)}; 2 or more; one of {', '.join(KINDS)}"
+        sys.exit(f"error: {precision}, {rounds} rounds, {kind}; it must be one of {allowed}")
+    variant, sizes = FLOAT32._replace(bf16=precision == "bf16"), Sizes(network=network, batch=int(batch))
+    row = {"network": network, "precision": precision, "batch": sizes.batch, "rounds": int(rounds)}
+    if kind == "peers":
+        missing = [name for name in LIBRARIES if not installed(name)]
+        print(f"skipped: {SKIPPED}" + "".join(f"; {name}: not installed" for name in missing), flush=True)
+        row |= {"robust_accuracy": robust_accuracies(), "libraries": {name: installed(name) for name in LIBRARIES}}
+        row |= measure(sizes, variant, int(rounds))
+    else:
+        first, times = in_turns(kind, sizes, variant, int(rounds))
+        row |= {"first_step": first, "step_ms": {name: spread(values) for name, values in times.items()}}
+    append_row(kind, row | {"load": os.getloadavg()[0]})
 
+
+KINDS: dict[str, Callable[[Sizes, Variant], Contenders]] = {
+    "peers": contenders,
+    "compiled": compiled,
+}
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], *map(int, sys.argv[3:5]))
+    main(*sys.argv[1:6])

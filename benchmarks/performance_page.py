@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy
 
 from benchmarks import speedrun
 from benchmarks.common import DOCS, RESULTS, interval, table
-from benchmarks.peers import IN_FLOAT32
+from benchmarks.peers import COMPILED, IN_FLOAT32, NOT_FOLDED
 from nsr.comparison.inference import paired_interval
 
 PAGE = DOCS / "performance.md"
@@ -26,6 +26,7 @@ GOALS = {  # of "nsr" beside the fastest peer in float32, by network and precisi
     ("ResNet20", "bf16"): 0.50,
     ("ResNet18", "bf16"): 0.46,
 }
+COMPILED_GOALS = {("ResNet20", "bf16"): 0.42, ("ResNet18", "bf16"): 0.45}
 SNS_GOAL, SMALL_GOAL, METRICS_GOAL, STARTUP_GOAL, AUTOATTACK_GOAL = 1.10, 1.03, 0.02, 1.25, 0.65
 Row = Mapping[str, Any]
 
@@ -36,10 +37,16 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def newest() -> dict[tuple[str, str], Row]:
-    """{(network, precision): the newest row of peers}, in the order of the goals."""
-    found = {(row["network"], row["precision"]): row for row in rows("peers")}
-    return {key: found[key] for key in GOALS if key in found}
+def newest(name: str) -> list[Row]:
+    """The newest row of each network, precision and batch, in the order of the goals, larger batches first."""
+    found = {(row["network"], row["precision"], row["batch"]): row for row in rows(name)}
+    order = {key: place for place, key in enumerate(GOALS)}
+    return [found[key] for key in sorted(found, key=lambda key: (order.get(key[:2], len(order)), -key[2]))]
+
+
+def largest(name: str) -> dict[tuple[str, str], Row]:
+    """{(network, precision): the newest row of its largest batch}."""
+    return {(row["network"], row["precision"]): row for row in reversed(newest(name))}
 
 
 def rounding() -> list[str]:
@@ -67,31 +74,63 @@ def _paired(differences: Sequence[float]) -> str:
 def peers() -> list[str]:
     """Ratios of each contender's step to the fastest peer's of the same network and precision, and its passes."""
     lines = []
-    for (network, precision), row in newest().items():
+    for row in newest("peers"):
         for name, ratio in row["to_fastest_peer"].items():
             if name not in row["robust_accuracy"] and not name.startswith("nsr, ") and name != IN_FLOAT32:
                 continue
-            passes, times = row["passes"][name], row["step_ms"][name]
-            quartiles = f"{times['median']:.0f} ({times['lower_quartile']:.0f} to {times['upper_quartile']:.0f})"
+            passes = row["passes"][name]
             accuracy = row["robust_accuracy"][name.split(",")[0].removesuffix(" in float32")]
             counts = f"{passes['forward']} / {passes['backward']}"
-            cells = [
-                f"{network}, {precision}, {row['batch']} images",
-                name,
-                f"{ratio:.2f}",
-                quartiles,
-                str(times["n"]),
-                counts,
-            ]
+            cells = [_step(row), name, f"{ratio:.2f}", *_times(row["step_ms"][name]), counts]
             lines.append([*cells, f"{100 * accuracy:.1f} %"])
     columns = ["step", "contender", "time / fastest peer", "ms, median (quartiles)", "n", "passes", "accuracy under it"]
     return table(columns, lines)
 
 
+def _step(row: Row) -> str:
+    return f"{row['network']}, {row['precision']}, {row['batch']} images"
+
+
+def _times(times: Mapping[str, float]) -> list[str]:
+    """Median and quartiles, and n."""
+    quartiles = f"{times['lower_quartile']:.0f} to {times['upper_quartile']:.0f}"
+    return [f"{times['median']:.0f} ({quartiles})", str(times["n"])]
+
+
+def compiled() -> list[str]:
+    """Each step beside the plain loop of the same precision, and what its first step took."""
+    lines = []
+    for row in newest("compiled"):
+        plain = row["step_ms"]["plain loop"]["median"]
+        for name, times in row["step_ms"].items():
+            first = f"{row['first_step'][name]:.0f}" if name in (COMPILED, NOT_FOLDED) else ""
+            lines.append([_step(row), name, f"{times['median'] / plain:.2f}", *_times(times), first])
+    columns = ["step", "contender", "to plain loop", "ms, median (quartiles)", "n", "first step, s"]
+    return table(columns, lines) if lines else []
+
+
+def batches() -> list[str]:
+    """The sizes of PGD's batches, the costs of an image by size, and the gain of full ones."""
+    lines, shown = [], ("250", "128", "64", "16", "4")
+    for row in rows("batches"):
+        sizes, costs = row["batch_sizes"], row["image_ms"]
+        cells = [f"{row['title']}, Linf {row['epsilon']}, {row['network']}", f"{row['robust']} / {row['images']}"]
+        cells += [f"{sum(sizes)} / {len(sizes)}", f"{median(sizes):.0f} ({min(sizes)} to {max(sizes)})"]
+        cells.append(" / ".join(f"{costs[size]['median']:.3f}" for size in shown))
+        lines.append([*cells, str(costs["250"]["n"]), f"{row['gain']:.2f}", f"{row['bound']:.2f}"])
+    columns = ["attack", "robust", "image passes / passes", "images in a pass, median (range)"]
+    return table([*columns, f"ms an image, {' / '.join(shown)} at once", "n", "gain", "bound"], lines)
+
+
 def goals() -> list[str]:
     """Return a row per goal: the measured value, the goal and the gap."""
-    found, lines = newest(), []
-    for (network, precision), row in found.items():
+    lines = []
+    for (network, precision), row in largest("compiled").items():
+        if (network, precision) in COMPILED_GOALS:
+            ratio = row["step_ms"][COMPILED]["median"] / row["step_ms"][IN_FLOAT32]["median"]
+            goal = COMPILED_GOALS[network, precision]
+            lines.append(_goal(f"compiled {precision} step / {IN_FLOAT32}, {network}", ratio, goal))
+    for (network, precision), row in largest("peers").items():
         beside = IN_FLOAT32 if precision == "bf16" else row["fastest_peer"]
         ratio = row["step_ms"]["nsr"]["median"] / row["step_ms"][beside]["median"]
         lines.append(_goal(f"default {precision} step / {beside}, {network}", ratio, GOALS[network, precision]))
@@ -148,11 +187,11 @@ def profile() -> list[str]:
 def conditions() -> list[str]:
     """Where and when the rows were measured."""
     machines: dict[str, None] = {}
-    for name in ("peers", "telemetry", "startup"):
+    for name in ("peers", "compiled", "batches", "telemetry", "startup"):
         for row in rows(name):
             gpu, versions = row["gpu"] or "no GPU", row["versions"]
             machines[f"{row['cores']} cores, {gpu}, {row['threads']} thread, torch {versions['torch']}"] = None
-    loads = [row["load"] for name in ("peers", "telemetry") for row in rows(name)]
+    loads = [row["load"] for name in ("peers", "compiled", "batches", "telemetry") for row in rows(name)]
     seen = f"load averages of {min(loads):.0f} to {max(loads):.0f}"
     return [f"Machine: {'; '.join(machines)}. It was busy ({seen})."]
 
@@ -161,7 +200,12 @@ def page() -> str:
     """The text with its tables."""
     text = TEXT.read_text()
     parts = {"rounding": rounding, "peers": peers, "goals": goals, "profile": profile, "conditions": conditions}
-    parts |= {"evaluation": evaluation, "speedrun": speedrun.section}
+    parts |= {
+        "evaluation": evaluation,
+        "speedrun": speedrun.section,
+        "compiled": compiled,
+        "batches": batches,
+    }
     for name, make in parts.items():
         text = text.replace(f"{{{name}}}", "\n".join(make()))
     seeds = len(rows("rounding"))

@@ -33,6 +33,7 @@ from nsr.layers import find_layers
 from nsr.models import Classifier
 from nsr.objectives import AdversarialTraining
 from nsr.stabilizer import SensitivityStabilizer
+from nsr.training.compilation import compile_in_place
 from nsr.training.module import RobustClassifier
 
 CLASSES = 10
@@ -142,7 +143,7 @@ def nsr_step(
     if folds:
         module.folded_pairs = foldable_pairs(net, batches[0][0][:2])
     if variant.compiled:
-        net.compile(backend=sizes.backend)
+        compile_in_place(net, sizes=(sizes.batch,), backend=sizes.backend, pairs=module.folded_pairs)
 
     def loss(images: Tensor, labels: Tensor, number: int) -> Any:
         with variant.autocast(device):

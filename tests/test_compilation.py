@@ -12,6 +12,7 @@ from reference import residual_net, some_images
 
 from nsr.app import train as command
 from nsr.attacks import GradientAttack
+from nsr.attacks.folding import foldable_pairs, folded_batch_norm
 from nsr.errors import RunStopped
 from nsr.features import FeatureExtractor
 from nsr.layers import find_layers
@@ -19,8 +20,7 @@ from nsr.training.compilation import Compilation, compile_in_place
 from tests.conftest import REPEATED, TINY, assert_repeats, assert_same_rows, evaluated, job, rows
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
-AS_WRITTEN = (*TINY, "performance=off")  # nothing is folded with compile=true
-WHOLE = (*AS_WRITTEN, "trainer.max_epochs=2", "trainer.limit_train_batches=1.0")  # the last batch is smaller
+WHOLE = (*TINY, "trainer.max_epochs=2", "trainer.limit_train_batches=1.0")  # the last batch is smaller
 
 
 class Graphs:
@@ -28,10 +28,14 @@ class Graphs:
 
     def __init__(self, *, broken: int | None = None):
         self.broken = broken
-        self.count = 0
+        self.norms: list[int] = []  # BatchNorm operations of each graph
+
+    @property
+    def count(self) -> int:
+        return len(self.norms)
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
-        self.count += 1
+        self.norms.append(sum("batch_norm" in str(node.target) for node in graph.graph.nodes))
         if self.broken is not None and self.count > self.broken:
             raise ValueError("no compiler\nin this test")
         return graph.forward
@@ -74,8 +78,8 @@ def test_a_compiled_run_is_the_run_and_takes_no_more_graphs_than_kinds_of_passes
     monkeypatch.setattr(command, "test_best_and_last", _watched(command.test_best_and_last, calls))
     run = run_with(monkeypatch, tmp_path / "run", graphs, *WHOLE)
     same_run(plain, run)
-    # the attack's for training and for validation, training's, the stabilizer's, validation's
-    assert graphs.count == 5
+    # the attack's for training, folded, and for validation, training's, the stabilizer's, validation's
+    assert sorted(graphs.norms) == [0, 3, 3, 3, 3]
     assert calls == [False]  # the tests at the end go without
     assert torch._dynamo.config.recompile_limit == limit
 
@@ -106,15 +110,16 @@ def test_a_compiler_that_fails_ends_the_run_in_one_line(tmp_path, monkeypatch, b
     ("settings", "count"),
     [
         (("callbacks=[awp,ema]", "trainer.precision=bf16-mixed"), 6),  # AWP's own, without hooked layers
-        pytest.param(("stabilizer.batch_norm=frozen", "train_attack.batch_norm=batch"), 6, marks=pytest.mark.slow),
-        pytest.param(("objective=trades", "trainer.precision=64-true"), 6, marks=pytest.mark.slow),  # TRADES' clean one
+        (("stabilizer.batch_norm=frozen", "train_attack.batch_norm=batch"), 6),
+        (("objective=trades", "trainer.precision=64-true", "performance=off"), 6),  # TRADES' clean one
+        (("stabilizer.batch_norm=frozen", "objective=trades"), 6),  # in eval mode, and yet not folded
     ],
 )
 def test_settings_that_work_with_compile(tmp_path, monkeypatch, settings, count):
     """A backend that runs a graph as it is gives a bit-identical run; validation is of the averaged weights."""
-    command.train(job("train", tmp_path / "plain", *AS_WRITTEN, *settings))
+    command.train(job("train", tmp_path / "plain", *TINY, *settings))
     graphs = Graphs()
-    same_run(tmp_path / "plain", run_with(monkeypatch, tmp_path / "run", graphs, *AS_WRITTEN, *settings))
+    same_run(tmp_path / "plain", run_with(monkeypatch, tmp_path / "run", graphs, *TINY, *settings))
     assert 1 < graphs.count <= count
 
 
@@ -132,14 +137,18 @@ def test_with_torchs_own_compiler(tmp_path, plain):
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_the_attack_finds_the_same_images(backend):
+    """The BatchNorm of its passes is folded."""
     net, images = residual_net().double().eval(), some_images(dtype=torch.float64)
+    pairs = foldable_pairs(net, images)
     labels = torch.arange(len(images)) % 3
     attack = GradientAttack(epsilon=0.1, steps=3)
     torch.manual_seed(0)
     expected = attack(net, images, labels)
-    compile_in_place(net, sizes=(len(images),), backend=backend)
+    compile_in_place(net, sizes=(len(images),), backend=backend, pairs=pairs)
     torch.manual_seed(0)
-    torch.testing.assert_close(attack(net, images, labels), expected, rtol=1e-9, atol=1e-9)
+    with folded_batch_norm(pairs):
+        torch.testing.assert_close(attack(net, images, labels), expected, rtol=1e-9, atol=1e-9)
+    assert len(pairs) == 2
 
 
 def test_only_full_batches_are_compiled():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from reference import inventory, residual_net, same_inventory
@@ -14,6 +16,8 @@ from nsr.attacks.folding import foldable_pairs, folded_batch_norm
 from nsr.errors import RunStopped
 from nsr.features import FeatureExtractor
 from nsr.layers import find_layers
+from nsr.training.compilation import compile_in_place
+from tests.test_compilation import Graphs
 
 
 def settled(net: nn.Module, size: int = 8, channels: int = 3) -> nn.Module:
@@ -184,6 +188,44 @@ def test_weights_that_change_inside_are_folded_again():
             net[1].running_var.mul_(3)
         folded = gradient(net, images())
     torch.testing.assert_close(folded, gradient(net, images()), rtol=1e-10, atol=0)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_compiled_passes_fold_new_weights_without_a_new_graph(dtype, bound):
+    net = settled(models.SmallCNN(channels=3, classes=4, image_size=8, width=4, activation="silu")).to(dtype)
+    written, inputs, graphs = copy.deepcopy(net), images(dtype=dtype), Graphs()
+    pairs = foldable_pairs(net, inputs[:2])
+    compile_in_place(net, sizes=(len(inputs),), backend=graphs, pairs=pairs)
+
+    def error() -> float:
+        plain = gradient(written, inputs)
+        assert torch.equal(gradient(net, inputs), plain)  # outside nothing is folded
+        with folded_batch_norm(pairs):
+            folded = gradient(net, inputs)
+        return float(((folded - plain).flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1)).max())
+
+    for _ in range(3):  # training steps, which write parameters and buffers in place
+        with torch.no_grad():
+            for tensor in (*net.parameters(), *net.buffers()):
+                if tensor.is_floating_point():
+                    tensor.mul_(1.1)
+        written.load_state_dict(net.state_dict())
+        assert 0 < error() < bound
+    assert graphs.norms == [3, 0]
+    net.conv1.register_forward_hook(lambda module, arguments, output: None)
+    assert 0 < error() < bound
+    assert graphs.norms == [3, 0, 1]  # what the hook sees is not folded
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_network_that_changes_its_way_ends_the_run():
+    net = settled(Twice("plain").double())
+    pairs = foldable_pairs(net, images(2))
+    compile_in_place(net, sizes=(4,), backend=Graphs(), pairs=pairs)
+    net.bn = nn.Identity()
+    with pytest.raises(RunStopped, match="performance=off"), folded_batch_norm(pairs):
+        net(images())
 
 
 def test_mixed_precision_casts_folded_weights_once():

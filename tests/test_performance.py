@@ -40,9 +40,9 @@ def test_the_users_own_layout_and_what_is_not_folded():
     off = made("train", *TINY, "performance=off", "channels_last=true")
     assert (off.module.folded_pairs, off.module.performance_note) == ([], None)
     assert off.record["channels_last"] is True  # the user's own wins
-    compiled = made("train", *TINY, "performance=auto", "compile=true")
-    assert compiled.module.folded_pairs == []
-    assert "BatchNorm not folded with compile=true" in compiled.module.performance_note
+    trained = made("train", *TINY, "train_attack.batch_norm=batch")
+    assert trained.module.folded_pairs == []
+    assert "BatchNorm not folded with train_attack.batch_norm=batch" in trained.module.performance_note
 
 
 def test_the_control_of_the_rounding_benchmark_moves_each_weight_by_one_unit_in_the_last_place():

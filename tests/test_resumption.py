@@ -148,6 +148,19 @@ def test_an_interrupted_run_resumes_bit_identically(choice, step, call, uninterr
     assert logged_metrics(tmp_path / "run") == logged_metrics(expected)
 
 
+@SLOW
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_run_resumes_bit_identically(tmp_path, monkeypatch):
+    choice = [STEPS, "model.width=4", "compile=true"]
+    run(tmp_path / "whole", *choice)
+    with monkeypatch.context() as patch:
+        ask_to_end(patch, "_begin", 6)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "run", *choice)
+    run(tmp_path / "run", *choice)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 # ---------------------------------------------------------------- what a run resumes from
 @pytest.fixture(scope="module")
 def interrupted_once(tmp_path_factory) -> Path:

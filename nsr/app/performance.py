@@ -92,8 +92,6 @@ def _not_folded(settings: Settings, module: RobustClassifier) -> str | None:
         return "no attack to fold BatchNorm for"
     if (mode := getattr(module.train_attack, "batch_norm", "eval")) != "eval":
         return f"BatchNorm not folded with train_attack.batch_norm={mode}"
-    if settings.get("compile"):
-        return "BatchNorm not folded with compile=true"
     precision = settings["trainer"].get("precision", "32-true")
     return None if precision in FOLDABLE else f"BatchNorm not folded in {precision}"
 

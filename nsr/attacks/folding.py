@@ -4,7 +4,8 @@
 
 One operation instead of two (Jacob et al. 2018, section 3.2). torch.fx traces a copy of the network to find the pairs;
 the passes still run the network's own code, in which only the two layers of a pair compute something else. So hooks,
-control flow and every other layer are as written, and each pass decides again whether a pair may be folded.
+control flow and every other layer are as written, and each pass decides again whether a pair may be folded. A compiled
+pass takes the folded weights as inputs of its graph: it decides and folds before it, and new weights need no new graph.
 """
 
 from __future__ import annotations
@@ -42,13 +43,16 @@ class FoldedPair:
         self.layer, self.norm, self.watched = layer, norm, list(watched)
         self.state: Any = None  # what the folded weight and bias were computed from
         self.weight = self.bias = self.output = None
+        self.is_folded = False  # in this pass
 
     def forward_layer(self, inputs: Tensor) -> Tensor:
         """Compute the output of both layers, where the pair can be folded in this pass; else the layer's own."""
         self.check_taken()
-        if not self._can_be_folded(inputs):
+        if not torch.compiler.is_compiling():
+            self.prepare()
+        # inputs without batch axis, or tokens, would be normalized along another axis
+        if not self.is_folded or inputs.ndim != self.layer.weight.ndim:
             return type(self.layer).forward(self.layer, inputs)
-        self._fold()
         self.output = output = self._apply(inputs)
         return output
 
@@ -67,16 +71,18 @@ class FoldedPair:
             self.output = None
             raise RunStopped("a layer's output no longer goes to the BatchNorm after it; give performance=off")
 
+    def prepare(self) -> None:
+        """Decide whether the pair can be folded and fold it, where it is used: no graph of a compiler can do that."""
+        norm = self.norm
+        is_used = "forward" in vars(self.layer) and not norm.training and norm.running_mean is not None
+        is_alike = getattr(norm.running_var, "dtype", None) == self.layer.weight.dtype
+        self.is_folded = is_used and is_alike and not any(map(is_hooked, self.watched))
+        if self.is_folded:
+            self._fold()
+
     def forget(self) -> None:
         """Drop the folded tensors."""
         self.state = self.weight = self.bias = self.output = None
-
-    def _can_be_folded(self, inputs: Tensor) -> bool:
-        norm, weight = self.norm, self.layer.weight
-        has_statistics = not norm.training and norm.running_mean is not None and norm.running_var is not None
-        # inputs without batch axis, or tokens, would be normalized along another axis
-        is_batch = inputs.ndim == weight.ndim and weight.dtype == getattr(norm.running_var, "dtype", None)
-        return has_statistics and is_batch and not any(map(is_hooked, self.watched))
 
     def _fold(self) -> None:
         """Compute the folded weight and bias, where they are not those of the present tensors."""

@@ -3,7 +3,7 @@
 Compiled in place, after the layers were hooked: names of modules and keys of the state_dict stay, and the features are
 outputs of the compiled graphs. A run needs a graph for each kind of pass (training's, the stabilizer's, the attack's,
 validation's) and each state of autocast, with fixed sizes. So only passes over a full batch are compiled: the last,
-smaller batch would take a further graph of every kind.
+smaller batch would take a further graph of every kind. The attack's have BatchNorm folded, where the module has pairs.
 
 The tests at the end of a run and every evaluation run as written: evaluate.py gives the same numbers.
 """
@@ -11,7 +11,7 @@ The tests at the end of a run and every evaluation run as written: evaluate.py g
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from nsr.attacks.folding import FoldedPair
 from nsr.compat import compile_call, compiler_error, drop_compiled_call, set_recompile_limit
 from nsr.errors import RunStopped
 
@@ -41,7 +42,8 @@ class Compilation(pl.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         training = min(data.batch_size, len(data.training_set)) // trainer.world_size
         validation = min(data.evaluation_batch_size, len(data.validation_set))
-        compile_in_place(pl_module.net, sizes=(training, validation), backend=self.backend)  # type: ignore[arg-type]
+        module: Any = pl_module
+        compile_in_place(module.net, sizes=(training, validation), backend=self.backend, pairs=module.folded_pairs)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -58,8 +60,16 @@ class Compilation(pl.Callback):
             torch.compiler.reset()  # the next job of a sweep compiles its own graphs
 
 
-def compile_in_place(net: nn.Module, *, sizes: Collection[int], backend: str | Callable[..., Any] = "inductor") -> None:
+def compile_in_place(
+    net: nn.Module,
+    *,
+    sizes: Collection[int],
+    backend: str | Callable[..., Any] = "inductor",
+    pairs: Sequence[FoldedPair] = (),
+) -> None:
     """Compile the passes of `net`, whose layers are hooked already, over `sizes` images; all others stay as written.
+
+    Passes inside `folded_batch_norm(pairs)` are compiled with BatchNorm folded.
 
     Errors:
         RunStopped: here or in a pass, where the compiler is missing or fails.
@@ -69,6 +79,8 @@ def compile_in_place(net: nn.Module, *, sizes: Collection[int], backend: str | C
         def call(images: Tensor) -> Any:
             if len(images) not in sizes:
                 return as_written(images)
+            for pair in pairs:
+                pair.prepare()
             with _stopped_in_one_line():
                 return compiled(images)
 
