@@ -249,7 +249,9 @@ def conditions_verdict() -> str:
             for layer, sign in signs.items():
                 found.setdefault((short_title(name), CONTROLS[control], layer), set()).add(sign)
     both = [f"{layer} of {name} ({control})" for (name, control, layer), signs in found.items() if {1, -1} <= signs]
-    text = f"A contrast survives with one sign under one condition and with the other under another in {names(both)}."
+    text = "No contrast survives with one sign under one condition and with the other sign under another."
+    if both:
+        text = f"Contrasts that survive with one sign under one condition and the other under another: {names(both)}."
     return textwrap.fill(text, 118)
 
 

@@ -18,6 +18,14 @@ PLAN = read_plan("fashion_mnist")
 CHOICES = {name: {arm: PLAN["tuning"][arm][0] for arm in PLAN["arms"]} for name in PLAN["objectives"]}
 
 
+def test_objectives_may_have_settings_of_their_own():
+    plan = read_plan("speedrun_fashion_mnist")
+    found = {(each.objective, each.setting) for each in cells(plan, {})}
+    own = plan["tuning"]["none"]
+    assert found == {(name, " ".join(setting)) for name in own for setting in own[name]}
+    assert choice.smallest_differences(plan, []) == {}
+
+
 def row(name: str, status: str, **more) -> dict:
     return {"cell": name, "title": f"confirm {name}", "status": status, **more}
 

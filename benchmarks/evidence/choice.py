@@ -9,7 +9,7 @@ import numpy
 from scipy.optimize import brentq
 from scipy.stats import nct, t
 
-from benchmarks.evidence.plan import Plan
+from benchmarks.evidence.plan import Plan, settings
 from benchmarks.evidence.rows import Row
 
 
@@ -29,11 +29,11 @@ def choose(plan: Plan, finished: Sequence[Row]) -> dict[str, dict[str, list[str]
     for objective in plan["objectives"]:
         for arm in plan["arms"]:
             means = {}
-            for setting in plan["tuning"][arm]:
+            for setting in settings(plan, objective, arm):
                 values = [robust(row) for row in tuned(finished, objective, arm) if row["setting"] == " ".join(setting)]
                 if len(values) == len(plan["tuning"]["seeds"]):
                     means[tuple(setting)] = fmean(values)
-            if len(means) == len(plan["tuning"][arm]):
+            if len(means) == len(settings(plan, objective, arm)):
                 found.setdefault(objective, {})[arm] = list(max(means, key=lambda setting: means[setting]))
     return found
 
@@ -48,7 +48,7 @@ def pilot(plan: Plan, finished: Sequence[Row], objective: str) -> numpy.ndarray:
     """Return validated robust accuracy (setting of any arm, seed) of the settings that have all tuning seeds."""
     table = []
     for arm in plan["arms"]:
-        for setting in plan["tuning"][arm]:
+        for setting in settings(plan, objective, arm):
             runs = [row for row in tuned(finished, objective, arm) if row["setting"] == " ".join(setting)]
             by_seed = {row["seed"]: robust(row) for row in runs}
             if all(seed in by_seed for seed in plan["tuning"]["seeds"]):
@@ -58,6 +58,8 @@ def pilot(plan: Plan, finished: Sequence[Row], objective: str) -> numpy.ndarray:
 
 def tested(plan: Plan) -> list[str]:
     """Return the objectives whose primary contrast is tested."""
+    if not plan["confirm"]["primary"]:
+        return []
     return [objective for objective in plan["objectives"] if objective not in plan["confirm"].get("untested", ())]
 
 

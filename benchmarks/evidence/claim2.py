@@ -48,8 +48,8 @@ def short(one: Study) -> list[str]:
     said = "; ".join(f"{text} for {names(members)}" for text, members in groups.items())
     done = sum(row["stage"] == "confirm" for row in one.finished)
     return bullet(
-        f"**Claim 2, {one.plan['title']}**: {said}. In parentheses, SNS minus the objective alone under the worst case, "
-        f"points. {done} of {n_confirm(one.plan)} confirmatory runs are complete."
+        f"**Claim 2, {one.plan['title']}**: {said}. In parentheses, SNS minus the objective alone under the worst "
+        f"case, points. {done} of {n_confirm(one.plan)} confirmatory runs are complete."
     )
 
 

@@ -83,22 +83,30 @@ def _overrides(plan: Plan, objective: str, arm: str, *more: str, steps: int | No
     return (*plan["training"], *plan["objectives"][objective], *plan["arms"][arm], *length, *more)
 
 
+def settings(plan: Plan, objective: str, arm: str) -> Sequence[Sequence[str]]:
+    """Return the settings that tuning compares: a list for all objectives, or {objective: list} of equal lengths."""
+    found = plan["tuning"][arm]
+    return found[objective] if isinstance(found, Mapping) else found  # type: ignore[no-any-return]
+
+
 def _rate(plan: Plan) -> Iterator[Cell]:
     """The learning rates of `none`, validation images only."""
     for seed in plan["tuning"]["seeds"]:
-        for setting in plan["tuning"]["none"]:
-            yield from (_tuning(plan, "rate", name, "none", setting, seed) for name in plan["objectives"])
+        for of_each in zip(*(settings(plan, name, "none") for name in plan["objectives"]), strict=True):
+            for name, setting in zip(plan["objectives"], of_each, strict=True):
+                yield _tuning(plan, "rate", name, "none", setting, seed)
 
 
 def _tune(plan: Plan, choices: Choices) -> Iterator[Cell]:
     """The settings of the other arms, at the learning rate of `none`; arms take turns, as speed varies."""
     others = [arm for arm in plan["arms"] if arm != "none"]
     for seed in plan["tuning"]["seeds"]:
-        for place in range(len(plan["tuning"]["none"])):
+        for place in range(len(settings(plan, next(iter(plan["objectives"])), "none"))):
             for objective in plan["objectives"]:
                 rate = chosen(choices, objective, "none")
                 for arm in others if rate is not None else ():
-                    yield _tuning(plan, "tune", objective, arm, plan["tuning"][arm][place], seed, rate or ())
+                    setting = settings(plan, objective, arm)[place]
+                    yield _tuning(plan, "tune", objective, arm, setting, seed, rate or ())
 
 
 def _tuning(
