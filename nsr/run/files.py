@@ -63,6 +63,8 @@ def regular(path: Path) -> Path:
     Errors:
         OSError: it is a pipe, a device or a folder.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "no regular file", str(path))
     return path
