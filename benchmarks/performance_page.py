@@ -15,6 +15,8 @@ import numpy
 
 from benchmarks import speedrun
 from benchmarks.common import DOCS, RESULTS, interval, table
+from benchmarks.evidence.findings import study
+from benchmarks.evidence.plan import LONGER
 from benchmarks.peers import COMPILED, IN_FLOAT32, NOT_FOLDED
 from nsr.comparison.inference import paired_interval
 
@@ -142,6 +144,12 @@ def goals() -> list[str]:
             lines.append(
                 _goal(f"AutoAttack standard / the original by hand, {where}", row["ratio"]["nsr"], AUTOATTACK_GOAL)
             )
+    for name in speedrun.PLANS:
+        one = study(name)
+        for arm, said in {"none": "speedrun", LONGER: "speedrun with fewer steps"}.items():
+            if speedrun.pairs(one, arm):
+                what = f"training time of the {said} / PGD-10's, {one.plan['title'].partition(',')[0]}"
+                lines.append(_goal(what, speedrun.ratio(one, arm), speedrun.GOAL))
     telemetry = rows("telemetry")[-1]
     for name in ("to_passes_alone", "nothing_folded_to_passes_alone"):
         folded = ", nothing folded" if name.startswith("nothing") else ""
