@@ -60,7 +60,8 @@ def section() -> list[str]:
 
 
 def _of_plan(one: Study) -> Iterator[str]:
-    yield from (*verdicts(one), "")
+    for text in verdicts(one):
+        yield from (*wrapped(text), "")
     lines = []
     for name in (BASELINE, SPEEDRUN):
         for row in sorted(tuned(one.finished, name, "none"), key=lambda row: row["training_seconds"]):
@@ -91,18 +92,18 @@ def pairs(one: Study, arm: str) -> dict[int, tuple[Any, Any]]:
 
 
 def verdicts(one: Study) -> Iterator[str]:
-    """Say how far the plan is, and what each contrast shows of the goal."""
+    """Say in a paragraph each how far the plan is, and what each contrast shows of the goal."""
     planned = len(one.plan["confirm"]["seeds"])
-    for arm, said in {"none": "the speedrun", LONGER: "with fewer steps, added afterwards, it"}.items():
+    for arm, said in {"none": "the speedrun", LONGER: "the speedrun with fewer steps (added afterwards)"}.items():
         found = pairs(one, arm)
         if len(found) < planned:
             if arm == "none":
-                yield from wrapped(f"{one.plan['title']}: {len(found)} of {planned} pairs of runs are complete.")
+                yield f"{one.plan['title']}: {len(found)} of {planned} pairs of runs are complete."
             continue
         minus = contrast(one.arm(SPEEDRUN, arm), one.arm(BASELINE, "none"))
         spent = ratio(one, arm)
         reached = "reached" if spent <= GOAL and minus.low > MARGIN else "missed"
-        yield from wrapped(
+        yield (
             f"{one.plan['title']}: {said} takes {spent:.2f} of the baseline's training time (goal {GOAL}). The "
             f"difference of its worst case from the baseline's is {interval(minus.difference, minus.low, minus.high)} "
             f"points (mean over {minus.n} paired seeds, 95 % interval over seeds and images; goal: the lower end above "

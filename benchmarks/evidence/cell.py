@@ -10,7 +10,6 @@ import resource
 import shutil
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,21 +87,10 @@ def _child(program: str, overrides: Sequence[str], log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)  # the caller's may not be 1 and 2
+    # the caller's may not be 1 and 2; a stream that closed its descriptor when the command replaces it would lose the log
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", 1, closefd=False) for stream in (1, 2))
     sys.argv = [f"{program}.py", *overrides]
-    code: Any = 1
-    try:
-        getattr(main, program)()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # at once: what multiprocessing does at the end of a child can fail after a command that has succeeded
-        os._exit(code if isinstance(code, int) else int(code is not None))
+    getattr(main, program)()
 
 
 def _since(started: float) -> float:
