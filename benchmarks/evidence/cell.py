@@ -87,7 +87,7 @@ def _child(program: str, overrides: Sequence[str], log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    # the caller's may not be 1 and 2; a stream that closed its descriptor when the command replaces it would lose the log
+    # the caller's may not be 1 and 2; the command replaces them, and must not close the log with that
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", 1, closefd=False) for stream in (1, 2))
     sys.argv = [f"{program}.py", *overrides]
     getattr(main, program)()
