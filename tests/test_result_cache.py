@@ -170,7 +170,7 @@ def test_a_damaged_record_hides_the_results_of_another_network(net, images, tmp_
         (tmp_path / "evaluation.json").write_text("{")
 
 
-def test_results_that_somebody_else_has_prepared_are_measured_again(net, images, tmp_path, monkeypatch):
+def test_results_cached_under_another_key_are_measured_again(net, images, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     key, labels = own_key(), predicted(net, images)
     assert len(key) == 64 and own_key() == key

@@ -149,7 +149,7 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
     if module.stabilizer is not None:
         with trial("stabilizer", "the stabilizer"):
             if hasattr(module.stabilizer, "check_features"):
-                if settings.get("compile") and module.stabilizer.select == "attribution":
+                if settings.get("compile") and getattr(module.stabilizer, "select", None) == "attribution":
                     raise InputError(
                         "compile is true, and the logits of a compiled network do not depend on its captured features; "
                         "leave it out, or take another stabilizer.select than attribution"

@@ -48,7 +48,7 @@ class ResultCache:
         identity: plain values that must be equal for a result to be reused: weights, seed, layers.
         attacks: {name: its settings}; a result is reused for these settings alone.
         response: of the network, which must agree to 1e-4; None: not compared.
-        key: results are found again with the same key alone: a secret keeps out those that somebody else has prepared.
+        key: cached results are reused only under the same key; a secret one excludes results that another user planted.
 
     Errors:
         InputError: the folder is a file, cannot be made, or caches another evaluation; the difference is named.

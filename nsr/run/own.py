@@ -39,7 +39,7 @@ def is_own(content: Any) -> bool:
 def own_key() -> str:
     """Return this user's secret, made at the first call; "" where the state directory cannot be written.
 
-    Names that hold it cannot be prepared by somebody else.
+    Nobody else can guess a name that is made with it.
     """
     with suppress(OSError, ValueError):
         path = _folder("XDG_STATE_HOME", ".local/state") / "key"
