@@ -16,6 +16,7 @@ from reference import COSTLY_PROPERTY, slow_mean_activation, slow_sensitivity
 
 from nsr.errors import InputError
 from nsr.layers import Layer
+from nsr.metrics.epoch import TrainingMetrics
 from nsr.metrics.sensitivity import (
     Accuracy,
     ClassCounts,
@@ -250,3 +251,49 @@ def test_mean_weighs_by_samples_and_is_exact_for_any_split():
     mean.reset()
     mean.update(torch.tensor(2.0, requires_grad=True), 3)
     assert not mean.compute().requires_grad
+
+
+def training_metrics(steps: range) -> TrainingMetrics:
+    """Metrics of those of six training steps, of 2 to 7 images."""
+    generator = torch.Generator().manual_seed(0)
+    metrics = TrainingMetrics(["own"], ["clean", "adversarial"])
+    for step in range(6):
+        loss, own = torch.rand(2, generator=generator)
+        logits = {view: torch.randn(step + 2, 4, generator=generator) for view in ("clean", "adversarial")}
+        labels = torch.randint(4, (step + 2,), generator=generator)
+        if step in steps:
+            metrics.update(loss, {"own": own}, logits, labels, step=step)
+    return metrics
+
+
+@pytest.mark.filterwarnings("error")  # torchmetrics' of a metric without an update
+def test_an_interrupted_epoch_continues_with_its_sums():
+    before, after, whole = (training_metrics(range(*steps)) for steps in ((0, 3), (3, 6), (0, 6)))
+    continued = training_metrics(range(0))
+    continued.load_sums(before.sums())
+    assert continued.compute() == before.compute()
+    continued.load_sums(before.sums() + after.sums())
+    assert continued.compute() == pytest.approx(whole.compute(), rel=1e-12)
+    for loaded, own in zip(continued.children(), whole.children(), strict=True):
+        for name, metric in loaded.items():
+            assert [state.dtype for state in metric.metric_state.values()] == [
+                state.dtype for state in own[name].metric_state.values()
+            ]
+    other = TrainingMetrics([], ["clean"])
+    other.load_sums(before.sums())  # a term that it does not know yet: its means begin here
+    other.update(torch.tensor(0.5), {}, {"clean": torch.eye(4)}, torch.arange(4), step=0)
+    assert other.compute() == {"train/loss": 0.5, "train/clean_accuracy": 1.0}
+
+
+def test_the_first_loss_that_is_not_finite_is_that_of_all_processes(monkeypatch):
+    metrics = TrainingMetrics([], [])
+    for step in range(6):
+        assert metrics.first_not_finite() == (4 if step > 4 else None)
+        metrics.update(torch.tensor(torch.inf if step > 3 else 1.0), {}, {}, torch.arange(2), step=step)
+    assert metrics.first_not_finite() == 4
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for theirs, first in ((2, 2), (9, 4)):
+        another = {torch.distributed.ReduceOp.MIN: lambda mine, theirs=theirs: mine.clamp_(max=theirs)}
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda mine, op, another=another: another[op](mine))
+        assert metrics.first_not_finite() == first

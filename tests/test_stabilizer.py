@@ -15,7 +15,7 @@ from reference import COSTLY_PROPERTY, outputs_of_neuron, residual_net, slow_sta
 
 from nsr.errors import InputError
 from nsr.sensitivity import activation_difference, neuron_sensitivity
-from nsr.stabilizer import SensitivityStabilizer
+from nsr.stabilizer import SensitivityStabilizer, over_processes
 from tests.conftest import refusal
 
 SHAPES = {"conv": (3, 5, 2, 2), "block.relu": (3, 4, 1, 3), "block.relu#2": (3, 4, 2, 1), "fc": (3, 7)}
@@ -460,6 +460,21 @@ def test_random_neurons_are_as_many_and_follow_the_seed():
         counted += moved[0]
     assert values[0] == values[-1] != values[1]
     assert (counted - 80).abs().max() < 5 * (200 * 0.4 * 0.6) ** 0.5
+
+
+def test_another_process_counts_by_its_images(monkeypatch):
+    """Its three images beside this process's one: exchanged as sums, one flat tensor."""
+    mine, other = ({"a": torch.tensor([1.0, 2.0]) * size, "b": torch.tensor([3.0]) * size} for size in (1, 2))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.add_(torch.tensor([6.0, 12.0, 18.0, 3.0])))
+    together = over_processes(mine, samples=1)
+    assert list(together) == ["a", "b"]
+    for layer, values in together.items():
+        torch.testing.assert_close(values, (mine[layer] + 3 * other[layer]) / 4)
+    drawn = SensitivityStabilizer(select="random", top=2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.copy_(torch.tensor([0.0, 2, 1, 3, 9])))
+    assert drawn._selected({"a": torch.zeros(4)}, samples=5)["a"].tolist() == [3, 1]  # not those drawn here
 
 
 @pytest.mark.parametrize("select", ["random", "least_sensitive", "all", "squared_difference", "activation"])
