@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -98,6 +99,9 @@ def test_a_landscape_marks_the_images_and_what_is_misclassified():
     wrong, clean, adversarial = ([line.get_xdata()[0], line.get_ydata()[0]] for line in axes.lines)
     assert (wrong, clean, adversarial) == ([1, 1], [0, 0], [1, 0])
     assert axes.get_title() == "loss 0 to 8"
+    steps = plots.landscape(10 ** losses[:, :, 1:], logarithmic=True).axes[0].images[0].get_array()
+    assert (steps[:, 1] - steps[:, 0]).tolist() == pytest.approx([math.log(10)] * 3)
+    assert math.isfinite(plots.landscape(0 * losses, logarithmic=True).axes[0].images[0].get_array().min())
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])

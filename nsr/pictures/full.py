@@ -152,15 +152,21 @@ def _weights(subject: Subject, attack_row: str) -> Picture:
         adversarial.append((attacked, labels))
     losses = torch.stack([weight_landscape(subject.net, each, seed=subject.seed) for each in (clean, adversarial)])
     title, middle = subject.titles[attack_row], STEPS // 2
-    axes = {"xlabel": "first random direction of the weights", "ylabel": "second random direction"}
-    figure = plots.landscape(losses, names=["clean", "adversarial"], marks=[(0.0, 0.0, "o")], **axes)  # type: ignore[arg-type]
+    figure = plots.landscape(
+        losses,
+        names=["clean", "adversarial"],
+        marks=[(0.0, 0.0, "o")],
+        xlabel="first random direction of the weights",
+        ylabel="second random direction",
+        logarithmic=True,
+    )
     caption = (
         f"Mean cross-entropy of the first {len(positions)} test images, clean and adversarial ({title}, made once for "
     )
     caption += (
         "the trained weights), over two filter-normalized random directions of the weights (Li et al. 2018). Circle: "
     )
-    caption += "the trained weights."
+    caption += "the trained weights. Colors follow the logarithm of the loss; each panel has its own scale."
     ends = losses[:, middle, middle].tolist()
     alt = f"Landscape of the weights: loss {ends[0]:.3g} on clean and {ends[1]:.3g} on "
     data = {"images": len(positions), "losses": losses.tolist()}

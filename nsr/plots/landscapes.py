@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SMALLEST = 1e-6  # loss of a logarithmic scale, nats
+
 
 @plot
 def landscape(
@@ -24,6 +26,7 @@ def landscape(
     xlabel: str = "adversarial direction",
     ylabel: str = "random direction",
     reach: float = 1.0,
+    logarithmic: bool = False,
     title: str = "",
 ) -> Figure:
     """Show the loss over two directions, a panel for each image; crosses mark misclassified places.
@@ -33,6 +36,7 @@ def landscape(
         correct: (panel, row, column) whether the prediction is the label; None: not marked.
         names: of the panels.
         marks: places (x, y, marker): by default the clean image and the adversarial one.
+        logarithmic: whether colors follow the logarithm of the losses, which shows a valley below steep walls.
     """
     losses = array(losses).astype(float)
     columns = min(2, len(losses))
@@ -48,7 +52,13 @@ def landscape(
             axes.set_axis_off()
             continue
         own = losses[number] + 0.0  # no -0
-        axes.imshow(own, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis", interpolation="nearest")
+        axes.imshow(
+            numpy.log(own.clip(SMALLEST)) if logarithmic else own,
+            origin="lower",
+            extent=(-edge, edge, -edge, edge),
+            cmap="viridis",
+            interpolation="nearest",
+        )
         if correct is not None:
             y, x = numpy.nonzero(~array(correct)[number].astype(bool))
             _mark(axes, places[x], places[y], "x", 2.2)
