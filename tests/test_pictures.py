@@ -19,7 +19,7 @@ from nsr.layers import find_layers
 from nsr.models import Classifier, SmallCNN
 from nsr.pictures import Picture, Subject, make_pictures, write_pictures
 from nsr.pictures import attacked as attacking
-from nsr.pictures.full import _filter_normalized, optimized_inputs, weight_landscape
+from nsr.pictures.full import _filter_normalized, full_pictures, optimized_inputs, weight_landscape
 from nsr.pictures.subject import PASS, operations
 from nsr.report.__main__ import main
 from nsr.report.files import read_files
@@ -317,17 +317,24 @@ def test_directions_are_as_long_as_the_filters(subject):
     assert lengths[0] == pytest.approx(lengths[1], rel=1e-5)
 
 
-def test_optimized_inputs_excite_their_neurons(subject, monkeypatch):
-    monkeypatch.setattr("nsr.pictures.full.ASCENT", 30)
+def test_optimized_inputs_excite_their_neurons(subject):
     layer = next(layer for layer in subject.layers if layer.name == "net.relu1")
     usual = features(subject.net, "net.relu1", subject.images(range(20))).mean((2, 3)).amax(0)
     neurons = usual.sort(descending=True).indices[:2].tolist()  # a neuron that is 0 everywhere has no gradient
-    images, outputs = optimized_inputs(subject.net, layer, neurons, (1, 8, 8), root=subject.root)
+    images, outputs = optimized_inputs(subject.net, layer, neurons, (1, 8, 8), root=subject.root, steps=30)
     assert images.shape == (2, 1, 8, 8) and float(images.min()) >= 0 and float(images.max()) <= 1
     found = features(subject.net, "net.relu1", images).mean((2, 3))
     assert outputs.tolist() == pytest.approx([float(found[0, neurons[0]]), float(found[1, neurons[1]])], rel=1e-5)
     assert (outputs > usual[neurons]).all()
     assert not any(module._forward_hooks for module in subject.net.modules())
+
+
+def test_full_pictures_of_a_costly_network_are_made_of_less(subject, monkeypatch):
+    """The captions say of how much: here of the least that a picture needs."""
+    monkeypatch.setattr("nsr.pictures.full.BUDGET", 1.0)
+    inputs, weights = full_pictures(subject, next(iter(subject.attacks)))
+    assert "32 steps" in inputs.caption
+    assert "first 4 test images" in weights.caption and weights.data["images"] == 4
 
 
 @pytest.mark.parametrize(

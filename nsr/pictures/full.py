@@ -12,19 +12,28 @@ from nsr.features import FeatureExtractor
 from nsr.layers import Layer
 from nsr.losses import cross_entropy
 from nsr.modes import eager_mode, frozen_parameters, full_precision, network_mode
+from nsr.pictures.attacked import GPU_FACTOR
 from nsr.pictures.landscape import STEPS
 from nsr.pictures.neurons import shown_neurons
-from nsr.pictures.subject import Picture, Subject, parts
+from nsr.pictures.subject import Picture, Subject, operations, parts
 from nsr.run.plain_text import printable
 
-ASCENT = 128  # steps
+BUDGET = 5e12  # operations of each picture on a CPU: about three minutes of two cores
+ASCENT = (32, 128)  # fewest and most steps
 LEARNING_RATE = 0.05
 JITTER = 16  # a shift by up to 1 / JITTER of the image
-IMAGES = 64  # that the landscape of the weights is measured on
+IMAGES = (4, 64)  # fewest and most that the landscape of the weights is measured on
 
 
 def optimized_inputs(
-    net: nn.Module, layer: Layer, neurons: Sequence[int], shape: Sequence[int], *, root: nn.Module, seed: int = 0
+    net: nn.Module,
+    layer: Layer,
+    neurons: Sequence[int],
+    shape: Sequence[int],
+    *,
+    root: nn.Module,
+    steps: int = ASCENT[1],
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Ascend the mean output of each neuron over the image (Olah et al. 2017): Fourier coefficients, shifted each step.
 
@@ -53,7 +62,7 @@ def optimized_inputs(
         return features.flatten(2).mean(2).diagonal() if features.ndim > 2 else features.diagonal()
 
     try:
-        for _ in range(ASCENT):
+        for _ in range(steps):
             reach = (max(1, height // JITTER), max(1, width // JITTER))
             shifts = [int(torch.randint(-most, most + 1, (), generator=generator)) for most in reach]
             optimizer.zero_grad()
@@ -116,6 +125,12 @@ def full_pictures(subject: Subject, attack_row: str) -> list[Picture]:
         return [*inputs, _weights(subject, attack_row)]
 
 
+def _affordable(subject: Subject, passes: float, fewest: int, most: int) -> int:
+    """Return how many times as many forward passes of one image fit the budget."""
+    budget = BUDGET * (1 if subject.device.type == "cpu" else GPU_FACTOR)
+    return max(fewest, min(most, int(budget / max(passes * operations(subject), 1.0))))
+
+
 def _inputs(subject: Subject) -> list[Picture]:
     by_layer: dict[str, tuple[Layer, list[int]]] = {}
     for layer, neuron in shown_neurons(subject):
@@ -123,15 +138,17 @@ def _inputs(subject: Subject) -> list[Picture]:
     if not by_layer:
         return []
     shape = subject.read(0).shape
+    passes = 3 * sum(len(neurons) for _, neurons in by_layer.values())  # a backward pass costs about two forward ones
+    steps = _affordable(subject, passes, *ASCENT)
     made = [
-        optimized_inputs(subject.net, layer, neurons, shape, root=subject.root, seed=subject.seed)
+        optimized_inputs(subject.net, layer, neurons, shape, root=subject.root, steps=steps, seed=subject.seed)
         for layer, neurons in by_layer.values()
     ]
     names = [printable(f"{name} neurons {', '.join(map(str, neurons))}") for name, (_, neurons) in by_layer.items()]
     values = [outputs.tolist() for _, outputs in made]
     figure = plots.top_images([images for images, _ in made], names=names, values=values, heading="optimized inputs")
     caption = (
-        f"Inputs that {ASCENT} steps of ascent (Fourier coefficients, random shifts; Olah et al. 2017) found for the "
+        f"Inputs that {steps} steps of ascent (Fourier coefficients, random shifts; Olah et al. 2017) found for the "
     )
     caption += f"most sensitive neurons, with the neuron's mean output above each. Ranked on {subject.measured_on}."
     data = [
@@ -144,7 +161,7 @@ def _inputs(subject: Subject) -> list[Picture]:
 
 def _weights(subject: Subject, attack_row: str) -> Picture:
     clean, adversarial = [], []
-    positions = range(min(IMAGES, len(subject.labels)))
+    positions = range(min(_affordable(subject, 2 * STEPS**2, *IMAGES), len(subject.labels)))
     for own in parts(positions, subject.batch):
         images, labels = subject.images(own), subject.labels[torch.as_tensor(list(own))].to(subject.device)
         clean.append((images, labels))
