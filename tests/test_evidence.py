@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import numpy
 import pytest
+from PIL import Image
 from scipy.stats import ttest_1samp
 
+from benchmarks import make_cifar10_jpeg
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import cell, choice, rows
 from benchmarks.evidence.plan import LONGER, cells, chosen, read_plan
@@ -187,3 +189,27 @@ def test_a_killed_cell_is_repeated_and_a_finished_one_skipped(tmp_path, monkeypa
     assert len(found["data"]) == 64 and len(found["validation_robust"]) == 2
     with pytest.raises(cell.CellStopped, match="objective"):
         cell.run(one._replace(training=("objective=none_such",)), tmp_path / "work", None)
+
+
+def test_a_jpeg_copy_has_a_file_for_each_image(monkeypatch, tmp_path):
+    class Images(list):
+        """Two training images of each of two classes, one test image; a stand-in for torchvision's set."""
+
+        def __init__(self, root, *, train):
+            self.classes = ["cat", "dog"]
+            shades = [(40, 0), (80, 1), (120, 0), (160, 1)] if train else [(200, 1)]
+            super().__init__((Image.new("RGB", (32, 32), (shade,) * 3), label) for shade, label in shades)
+
+    monkeypatch.setattr(make_cifar10_jpeg, "CIFAR10", Images)
+    assert make_cifar10_jpeg.write(tmp_path, tmp_path / "copy") == 5
+    files = {path.relative_to(tmp_path / "copy").as_posix(): path for path in (tmp_path / "copy").rglob("*.jpg")}
+    shades = {name: Image.open(path).getpixel((5, 5))[0] for name, path in files.items()}
+    assert shades == {
+        "train/cat/0000.jpg": 40,
+        "train/dog/0000.jpg": 80,
+        "train/cat/0001.jpg": 120,
+        "train/dog/0001.jpg": 160,
+        "test/dog/0000.jpg": 200,
+    }
+    with pytest.raises(FileExistsError):
+        make_cifar10_jpeg.write(tmp_path, tmp_path / "copy")

@@ -59,8 +59,8 @@ def test_a_page_without_rows_decides_nothing(studies, tried):
 def test_rows_are_of_one_set_of_images_and_data(studies):
     for one in studies:
         confirmed = [row for row in one.finished if row["stage"] == "confirm"]
-        assert len({row["best"]["images"] for row in confirmed}) == 1
-        assert len({row["data"] for row in one.finished}) == 1
+        assert len({row["best"]["images"] for row in confirmed}) <= 1
+        assert len({row["data"] for row in one.finished}) <= 1
         assert not any("+" in row["commit"] for row in one.rows)
         for row in one.finished:
             if row["stage"] == "confirm":
@@ -107,9 +107,9 @@ def test_a_contrast_is_tested_when_all_its_seeds_are_there(studies):
     complete = made(plan, drawn(0) + drawn(0.2, arm="sns"))
     assert claim2.primary(complete)["pgd"][0].difference == pytest.approx(5)
     assert "a gain was shown for pgd (+5.00 [" in " ".join(claim2.short(complete))
-    assert "A gain was shown on digits" in " ".join(claim2.advice([complete]))
+    assert "1 shows a gain (pgd on " in " ".join(claim2.advice([complete]))
     same = made(plan, drawn(0) + drawn(0, arm="sns"))
-    assert "take `stabilizer=none`" in " ".join(claim2.advice([same]))
+    assert "none shows a gain and none shows a loss." in " ".join(claim2.advice([same]))
     partial = made(plan, drawn(0) + drawn(0.2, arm="sns", seeds=range(9)))
     assert "undecided for pgd (+5.00 [" in " ".join(claim2.short(partial)) and not claim2.advice([partial])
     assert contrast({}, {}).text() == ""

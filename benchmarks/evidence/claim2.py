@@ -55,18 +55,24 @@ def short(one: Study) -> list[str]:
 
 def advice(studies: Sequence[Study]) -> list[str]:
     """Return what follows for the choice of `stabilizer`; nothing before a plan's primary contrasts are decided."""
-    found = {one.plan["title"]: [verdict(*each) for each in primary(one).values()] for one in studies}
-    decided = {title: said for title, said in found.items() if "undecided" not in said}
-    gains = [title for title, said in decided.items() if "a gain was shown" in said]
+    found = {one.plan["title"]: {name: verdict(*each) for name, each in primary(one).items()} for one in studies}
+    decided = {title: said for title, said in found.items() if "undecided" not in said.values()}
     if not decided:
         return []
-    if gains:
-        text = f"A gain was shown on {names(gains)}; elsewhere measure it."
-    else:
-        text = (
-            f"No primary contrast shows a gain ({names(decided)}), so nothing here justifies the cost of SNS where "
-            "robustness alone is wanted: take `stabilizer=none`, or measure the gain on your data."
+
+    def those(wanted: str) -> str:
+        own = {title: [name for name, each in said.items() if each == wanted] for title, said in decided.items()}
+        told = "; ".join(f"{names(members)} on {title}" for title, members in own.items() if members)
+        count = sum(map(len, own.values()))
+        return f"{count or 'none'} {'shows' if count < 2 else 'show'} {wanted.removesuffix(' was shown')}" + (
+            f" ({told})" if told else ""
         )
+
+    text = (
+        f"Of {sum(map(len, decided.values()))} primary contrasts ({'; '.join(decided)}), {those('a gain was shown')} "
+        f"and {those('a loss was shown')}. Where no gain was shown, nothing here justifies the cost of SNS for robustness "
+        "alone: take `stabilizer=none`, or measure the gain on your data."
+    )
     for one in filter(equal_cost, studies):
         text += (
             f" Against the objective alone, trained for more steps in about the time of SNS, SNS is at "
@@ -144,6 +150,8 @@ def number(value: float) -> str:
 
 def cost(one: Study) -> str:
     """Return the sentences on the processor time of the arms."""
+    if not started(one):
+        return "Arms have equal steps, not equal cost."
     text = (
         f"Arms have equal steps, not equal cost: a training with SNS took {times_of_none(one, 'sns')} times the "
         "processor time of one without at the same seed (median, start included). In that time the objective alone "

@@ -83,7 +83,8 @@ def short(one: Study) -> list[str]:
         parts.append(
             f"{measure} sensitivity is lower than after natural training for {len(lower)} of {len(own)} methods"
         )
-        parts[-1] += f" (not shown for {names(name for name in own if name not in lower)})"
+        if others := [name for name in own if name not in lower]:
+            parts[-1] += f" (not shown for {names(others)})"
     for kind in ("between", "within"):
         own_kind = [(each, p) for each, p in correlations(one.runs) if each.kind == kind]
         shown: dict[str, list[str]] = {}
@@ -91,8 +92,9 @@ def short(one: Study) -> list[str]:
             if p <= ALPHA:
                 shown.setdefault(each.among, []).append(f"{each.measure} {each.rho:+.2f}")
         groups = names(f"{among} methods ({names(values)})" for among, values in shown.items())
+        correlation = f"correlation of sensitivity with robustness {kind} methods is shown"
         if own_kind:
-            parts.append(f"a correlation of sensitivity with robustness {kind} methods is shown for {groups}")
+            parts.append(f"a {correlation} for {groups}" if shown else f"no {correlation}")
     return bullet(f"{start}{'; '.join(parts)}.")
 
 

@@ -18,7 +18,7 @@ from benchmarks.evidence.findings import Study, study
 
 PAGE = DOCS / "results.md"
 TEXT = Path(__file__).with_name("page_text.md")
-PLANS = ("fashion_mnist", "digits")  # in the order of the page
+PLANS = ("fashion_mnist", "cifar10_jpeg", "digits")  # in the order of the page
 VARIANTS = "variants"
 
 
