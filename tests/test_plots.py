@@ -15,6 +15,7 @@ import torch
 from made_runs import make_run
 
 from nsr import plots
+from nsr.plots.style import rounded
 
 PAGE = (Path(__file__).parent.parent / "docs" / "plots.md").read_text()
 
@@ -111,3 +112,11 @@ def test_images_of_any_channels_and_one_of_each(channels):
     plots.examples(image, image, labels=[0], clean_probabilities=ones, adversarial_probabilities=ones)
     plots.attack_steps(image, ones, label=0)
     plots.top_images([image], names=["0 3"], values=[[1.0]], boxes=[[None]])
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(4110.3, 3, "4,110"), (4110.3, 4, "4110"), (268000, 3, "268,000"), (0.00012, 3, "0.00012"), (3e9, 3, "3e+09")],
+)
+def test_a_number_of_a_picture_has_no_exponent_where_digits_are_shorter(value, digits, text):
+    assert rounded(value, digits) == text

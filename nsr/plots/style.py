@@ -101,7 +101,7 @@ def short(label: object) -> str:
 def rounded(value: float, digits: int = 4) -> str:
     """Return a number with up to so many significant digits; 11030 stays 11,030, which is shorter than 1.103e+04."""
     found = float(f"{value:.{digits}g}")
-    return f"{found:,.0f}" if 1e4 <= abs(found) < 1e7 else f"{found:.{digits}g}"
+    return f"{found:,.0f}" if 10**digits <= abs(found) < 1e7 else f"{found:.{digits}g}"
 
 
 def name_rows(axes: Axes, labels: Sequence[object]) -> None:
