@@ -177,10 +177,9 @@ _CHECKSUMS: dict[str, str] = {}  # of data settings, in this process
 
 
 def _checksum(settings: dict[str, Any]) -> str:
-    from hydra.utils import instantiate
+    from nsr.app.build import build_data
 
-    data, found = instantiate(settings), hashlib.sha256()
-    data.prepare()
+    data, found = build_data({"data": settings}, splits=("train", "test")), hashlib.sha256()
     for split in ("train", "test"):
         images = data.load(split)
         scaled = images.images if images.images.dtype.itemsize == 1 else (255 * images.images).round()
