@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -268,14 +268,15 @@ def _explain(program: str, name: str, overrides: Sequence[str], error: Exception
     if match := re.search(r"Could not (?:override|append to config|delete) '([^']+)'", text):
         wrong = match[1].partition("@")[0]
         settings = _settings(name, [row for row in overrides if not row.lstrip("+~").startswith(match[1])])
-        if target := _takes(settings, wrong):
+        target, named, others_too = _arguments(settings, wrong)
+        if wrong.rpartition(".")[2] in named:
             return f"{wrong} is not set in conf/; with a plus it goes to {target}: +{wrong}=..."
         names = [*GROUPS, *(leaf for leaf, _ in flat(settings))]
         other = "evaluate" if program == "train" else "train"
         # a name of a folder of conf/ that this program takes nothing from
         others = [each for each in names if not wrong.startswith(f"{each}.")]
         hint = f"; {other}.py has it" if wrong in names else did_you_mean(wrong, others)
-        added = f"; +{wrong}=... adds one" if "." in wrong and not hint else ""
+        added = f"; +{wrong}=... adds one" if "." in wrong and not hint and others_too else ""
         return f"{wrong}: there is no such setting{hint}; `{program}.py --cfg job` prints all of them{added}"
     return _first_line(error)
 
@@ -288,19 +289,19 @@ def _settings(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         return {}
 
 
-def _takes(settings: Mapping[str, Any], name: str) -> str:
-    """Return the `_target_` whose signature names the last part of a dotted setting, '' where none does."""
-    place, _, argument = name.rpartition(".")
+def _arguments(settings: Mapping[str, Any], name: str) -> tuple[str, Collection[str], bool]:
+    """Return the `_target_` that a dotted setting is for ('': none), its named arguments, and whether it takes others."""
+    place = name.rpartition(".")[0]
     for part in filter(None, place.split(".")):
         settings = settings.get(part) if isinstance(settings, Mapping) else None  # type: ignore[assignment]
     if not place or not isinstance(settings, Mapping) or "_target_" not in settings:
-        return ""
+        return "", (), True
     from nsr.app.instantiation import locate  # imports torch, which an error alone waits for
 
     try:
-        return str(settings["_target_"]) if argument in named_arguments(locate(settings, place))[0] else ""
+        return str(settings["_target_"]), *named_arguments(locate(settings, place))
     except InputError:
-        return ""
+        return "", (), True
 
 
 def _first_line(error: Exception) -> str:
