@@ -14,7 +14,7 @@ from nsr.app.command_line import check_command_line, one_line_errors
 from nsr.app.composition import evaluation_directory
 from nsr.errors import InputError, RunStopped
 from nsr.evaluation.cache import ResultCache
-from tests.conftest import image_folder, rows
+from tests.conftest import image_folder, made, refusal, rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -391,3 +391,11 @@ def test_a_main_configuration_of_the_users_own(tmp_path):
     second, _ = answer("train.py", f"resume={run}", "trainer.max_epochs=2", "scheduler=constant")
     assert second.returncode == 0, second.stderr
     assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("override", "offered"),
+    [("data.train_crop=rand", False), ("optimizer.foo=1", False), ("callbacks.mine._target_=my.Own", True)],
+)
+def test_a_plus_is_offered_only_where_the_target_may_take_the_setting(override, offered):
+    assert ("adds one" in refusal(made, "train", override)) == offered
