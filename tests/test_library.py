@@ -16,6 +16,10 @@ from reference import residual_net, some_images
 from torch import nn
 
 import nsr
+import nsr.objectives
+import nsr.stabilizer
+from nsr.attacks import GradientAttack
+from nsr.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 NAMES = [
@@ -134,3 +138,24 @@ def test_a_training_loop():
     optimizer.step()
     assert not any(torch.equal(one, other) for one, other in zip(before, net.parameters(), strict=True))
     assert net.bn1.num_batches_tracked == 1
+
+
+def arguments():
+    """(class, argument) of the attacks, objectives and the stabilizer, but for parts and names of layers."""
+    found = [each for module in (nsr.attacks, nsr.objectives, nsr.stabilizer) for each in vars(module).values()]
+    for kind in dict.fromkeys(each for each in found if inspect.isclass(each) and each.__module__.startswith("nsr.")):
+        if not issubclass(kind, (Exception, nsr.attacks.LibraryAttack)):
+            parts = {"attack", "networks", "layers", "neuron_dim"}
+            names = inspect.signature(kind).parameters.items()
+            yield from ((kind, name) for name, each in names if name not in parts and each.kind is each.KEYWORD_ONLY)
+
+
+@pytest.mark.parametrize(("kind", "name"), [*arguments()])
+def test_a_wrong_setting_is_named(kind, name):
+    needed = {"epsilon": 0.1, "steps": 2} if kind.__module__.startswith("nsr.attacks") else {}
+    taken = inspect.signature(kind).parameters
+    needed = {key: value for key, value in needed.items() if key in taken or issubclass(kind, GradientAttack)}
+    counts = {"draws", "eot_samples", "queries", "replays", "restarts", "targets"}
+    for wrong in (object(), -1, *([0] if name in counts else [])):
+        with pytest.raises(InputError, match=rf"\b{name} is "):
+            kind(**{**needed, name: wrong})
