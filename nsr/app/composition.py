@@ -290,7 +290,7 @@ def _settings(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _arguments(settings: Mapping[str, Any], name: str) -> tuple[str, Collection[str], bool]:
-    """Return the `_target_` that a dotted setting is for ('': none), its named arguments, and whether it takes others."""
+    """Return the `_target_` that a setting is an argument of ('': none), what it names, and whether it takes others."""
     place = name.rpartition(".")[0]
     for part in filter(None, place.split(".")):
         settings = settings.get(part) if isinstance(settings, Mapping) else None  # type: ignore[assignment]

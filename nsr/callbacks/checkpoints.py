@@ -20,7 +20,7 @@ from nsr.callbacks.averages import WeightAverages
 from nsr.compat import broadcast_no_signals, restore_loader_state
 from nsr.errors import RunStopped
 from nsr.run.signals import Interrupted, Signals
-from nsr.training.module import is_training
+from nsr.training.phases import is_training
 
 log = logging.getLogger(__name__)
 PLACE = "nsr_place"  # in a checkpoint: {"epochs": finished, "batches": trained on since}

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from nsr.errors import InputError, check_choice, check_number
-from nsr.training.module import is_training
+from nsr.training.phases import is_training
 
 
 class Ramp(pl.Callback):

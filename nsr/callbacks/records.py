@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from nsr.errors import RunStopped
 from nsr.run.files import COMPRESSED, SENSITIVITIES, append_rows, write_json
 from nsr.run.processes import check_same_settings
-from nsr.training.module import ends_epoch
+from nsr.training.phases import ends_epoch
 
 if TYPE_CHECKING:
     from nsr.training.module import RobustClassifier

@@ -24,7 +24,8 @@ from nsr.modes import full_precision
 from nsr.plots import save, sensitivity_heat_map
 from nsr.randomness import draw_seed
 from nsr.run.files import COMPRESSED, COMPRESSED_FROM, sensitivity_file, write_layers, write_sensitivities
-from nsr.training.module import RobustClassifier, ends_epoch, validated_epoch
+from nsr.training.module import RobustClassifier
+from nsr.training.phases import ends_epoch, validated_epoch
 
 log = logging.getLogger(__name__)
 KINDS = ("absolute", "relative")

@@ -22,16 +22,16 @@ from nsr.features import FeatureExtractor
 from nsr.layers import Layer
 from nsr.metrics.epoch import EpochResult, TrainingMetrics, ValidationMetrics
 from nsr.metrics.sensitivity import network_sums
-from nsr.modes import batch_norm_mode, full_precision
-from nsr.objectives import Natural, auxiliary_inputs, compute_terms, required_inputs, required_views
+from nsr.modes import full_precision
+from nsr.objectives import Natural, required_inputs, required_views
 from nsr.randomness import draw_seed
 from nsr.stabilizer import stabilizing_term
+from nsr.training.loss import objective_terms, run_passes
 from nsr.training.optimizers import make_optimizer
+from nsr.training.phases import is_training, validated_epoch
 from nsr.training.schedules import make_scheduler
 
 Attack = Callable[..., Tensor]  # attack(net, images, labels, generator=...) -> images
-# {view: logits}, {view: {layer: features}}, {view: logits of each auxiliary head}
-Passes = tuple[dict[str, Tensor], dict[str, dict[str, Tensor]], dict[str, list[Tensor]]]
 STEPS_BETWEEN_CHECKS = 50  # of whether the loss is finite, which waits for the device
 
 
@@ -53,23 +53,6 @@ class Suite(Protocol):
 
     def finish(self) -> Any:
         """Combine the batches, over processes too, into `result`, and return it."""
-
-
-def is_training(trainer: pl.Trainer) -> bool:
-    """Return whether the Trainer fits, and is past the validation before training."""
-    return bool(trainer.state.fn == "fit" and not trainer.sanity_checking)
-
-
-def validated_epoch(trainer: pl.Trainer) -> int:
-    """Return the number of the epoch whose end is validated; 0: before training."""
-    return trainer.current_epoch + (not trainer.sanity_checking)  # a further fit() begins with a validation too
-
-
-def ends_epoch(trainer: pl.Trainer) -> bool:
-    """Return whether a validation of a fit is the one after an epoch, cut short or not, or before the first."""
-    if trainer.sanity_checking:
-        return trainer.current_epoch == 0
-    return trainer.is_last_batch or trainer.should_stop
 
 
 class RobustClassifier(pl.LightningModule):
@@ -219,18 +202,19 @@ class RobustClassifier(pl.LightningModule):
 
     def _loss(self, views: Mapping[str, Tensor], labels: Tensor) -> Tensor:
         """Sum the terms of objective and stabilizer, and record them; weighted for the mean over processes."""
-        logits, features, auxiliary = self._passes(views, stabilized=self.stabilizes)
-        terms = self._terms(views, labels, logits, features, auxiliary)
-        if self.stabilizes:
+        stabilizer = self.stabilizer if self.stabilizes else None
+        passes = run_passes(self.train_extractor, views, self.views, stabilizer)
+        terms = objective_terms(self.objective, self.net, views, labels, passes)
+        if stabilizer is not None:
             terms["stabilizer"] = stabilizing_term(
-                self.stabilizer,
-                features["clean"],
-                features["adversarial"],
-                adversarial_logits=logits["adversarial"],
+                stabilizer,
+                passes.features["clean"],
+                passes.features["adversarial"],
+                adversarial_logits=passes.logits["adversarial"],
                 labels=labels,
             )
         loss = torch.stack(list(terms.values())).sum()
-        self.train_metrics.update(loss, terms, logits, labels, step=self.global_step)
+        self.train_metrics.update(loss, terms, passes.logits, labels, step=self.global_step)
         return loss if self.batch_weight == 1.0 else loss * self.batch_weight
 
     def compute_objective(self, views: Mapping[str, Tensor], labels: Tensor) -> Tensor:
@@ -238,39 +222,9 @@ class RobustClassifier(pl.LightningModule):
 
         It leaves no trace in the metrics.
         """
-        terms = self._terms(views, labels, *self._passes(views, stabilized=False))
+        passes = run_passes(self.train_extractor, views, self.views)
+        terms = objective_terms(self.objective, self.net, views, labels, passes)
         return self.batch_weight * torch.stack(list(terms.values())).sum()
-
-    def _terms(
-        self, views: Mapping[str, Tensor], labels: Tensor, logits: Any, features: Any, auxiliary: Any
-    ) -> dict[str, Tensor]:
-        """Compute the objective's terms from everything that it may ask for, and its loss on each auxiliary head."""
-        inputs: dict[str, Any] = {"labels": labels, "net": self.net}
-        for kind, values in (("images", views), ("logits", logits), ("features", features)):
-            inputs |= {f"{view}_{kind}": value for view, value in values.items()}
-        terms = compute_terms(self.objective, inputs)
-        for number, (name, weight) in enumerate(getattr(self.net, "auxiliary", {}).items()):
-            own = auxiliary_inputs(self.objective, inputs, {view: heads[number] for view, heads in auxiliary.items()})
-            terms[f"auxiliary_{name}"] = weight * torch.stack([*compute_terms(self.objective, own).values()]).sum()
-        return terms
-
-    def _passes(self, views: Mapping[str, Tensor], *, stabilized: bool) -> Passes:
-        """Make one pass for each view of the objective and, where `stabilized`, of the stabilizer."""
-        logits: dict[str, Tensor] = {}
-        features: dict[str, dict[str, Tensor]] = {}
-        auxiliary: dict[str, list[Tensor]] = {}
-        for view in self.views:
-            logits[view], features[view] = self.train_extractor(views[view])
-            auxiliary[view] = getattr(self.net, "auxiliary_logits", [])
-        handling = getattr(self.stabilizer, "batch_norm", "batch")
-        # the stabilizer's passes last, so that their random draws disturb no other, and without a trace in BatchNorm
-        for view in [view for view in ("clean", "adversarial") if stabilized and view not in features]:
-            gradient = view == "adversarial" or getattr(self.stabilizer, "gradient_through_clean", True)
-            with batch_norm_mode(self.net, handling), torch.set_grad_enabled(gradient):
-                logits[view], features[view] = self.train_extractor(views[view])
-        if any(auxiliary.values()):
-            self.net.auxiliary_logits = []  # type: ignore[assignment]  # their graphs end with this step
-        return logits, features, auxiliary
 
     def on_train_start(self) -> None:
         self.train_metrics.not_finite = self.train_metrics.not_finite.to(self.device)
