@@ -156,6 +156,20 @@ def test_the_whole_ball_is_allowed_up_to_rounding_and_no_more(norm, epsilon, dty
             guarded(returning(lambda x: inside), norm=norm, epsilon=0.99 * epsilon)(net, images, LABELS)
 
 
+@pytest.mark.parametrize(("norm", "epsilon"), [("l2", 0.5), ("l1", 2.0)])
+def test_rounding_of_large_images_allows_little_more_than_the_ball(norm, epsilon):
+    net, images = residual_net().eval(), torch.full((1, 3, 128, 128), 0.5)
+    for length, allowed in ((1.0, True), (1.05, False)):
+        moved = images.clone()
+        moved[0, 0, 0, :5] += length * epsilon / (5 if norm == "l1" else 5**0.5)
+        attack = guarded(returning(lambda x, moved=moved: moved), norm=norm, epsilon=epsilon)
+        if allowed:
+            assert torch.equal(attack(net, images, torch.zeros(1, dtype=torch.int64)), moved)
+        else:
+            with pytest.raises(InputError, match="epsilon is"):
+                attack(net, images, torch.zeros(1, dtype=torch.int64))
+
+
 class WithAttributes:
     """An attack with a threat model, a name and a generator of its own."""
 
