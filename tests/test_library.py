@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from reference import residual_net, some_images
 from torch import nn
 
@@ -159,3 +160,23 @@ def test_a_wrong_setting_is_named(kind, name):
     for wrong in (object(), -1, *([0] if name in counts else [])):
         with pytest.raises(InputError, match=rf"\b{name} is "):
             kind(**{**needed, name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind"),
+    [
+        ("stabilizer/sns", nsr.stabilizer.SensitivityStabilizer),
+        ("objective/natural", nsr.objectives.Natural),
+        ("objective/pgd", nsr.objectives.AdversarialTraining),
+        ("objective/alp", nsr.objectives.LogitPairing),
+        ("objective/trades", nsr.objectives.Trades),
+        ("objective/mart", nsr.objectives.Mart),
+        ("objective/free", nsr.objectives.Free),
+    ],
+)
+def test_defaults_are_those_of_the_configuration(choice, kind):
+    settings = yaml.safe_load((ROOT / "conf" / f"{choice}.yaml").read_text())
+    defaults = {name: each.default for name, each in inspect.signature(kind).parameters.items()}
+    assert settings["_target_"].rpartition(".")[2] == kind.__name__
+    stated = {name: value for name, value in settings.items() if name in defaults and not isinstance(value, str)}
+    assert stated and stated == {name: defaults[name] for name in stated}

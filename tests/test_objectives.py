@@ -252,8 +252,8 @@ def test_a_wrong_setting_is_refused(kind, setting, value):
 @pytest.mark.parametrize(
     ("kind", "setting", "value"),
     [
-        *((AdversarialTraining, name, 1.1) for name in ("clean_weight", "label_smoothing")),
-        *((Natural, "label_smoothing", 1.1), (Free, "replays", 2.0)),
+        *((kind, "label_smoothing", 1.1) for kind in (Natural, AdversarialTraining, LogitPairing, Trades, Free)),
+        *((AdversarialTraining, "clean_weight", 1.1), (Free, "replays", 2.0)),
     ],
 )
 def test_a_setting_beyond_its_bound_is_refused(kind, setting, value):
