@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -431,8 +432,10 @@ def test_attribution_needs_logits_that_depend_on_the_features():
     copies = {name: values.clone() for name, values in adversarial.items()}
     frozen = {name: values.detach() for name, values in adversarial.items()}
     for features in (copies, frozen):
-        text = refusal(lambda features=features: stabilizer(clean, features, logits, labels))
-        assert "do not depend on the captured features of first" in text
+        for use in (partial(stabilizer, clean), stabilizer.check_features):  # in a step, and before the first one
+            text = refusal(lambda features=features, use=use: use(features, logits, labels))
+            assert "do not depend on the captured features of first" in text
+    stabilizer.check_features(adversarial, logits, labels)
     for refresh in ("epoch", "once"):
         text = refusal(lambda refresh=refresh: SensitivityStabilizer(select="attribution", refresh=refresh))
         assert "stabilizer.refresh=batch or average" in text
