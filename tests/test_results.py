@@ -116,8 +116,10 @@ def test_a_contrast_is_tested_when_all_its_seeds_are_there(studies):
 
 
 def test_the_readme_says_what_the_page_says(studies):
-    found, p = claim2.primary(studies[0])["pgd"]
-    assert (found.n, claim2.verdict(found, p)) == (10, "no gain was shown")
+    for one in studies:
+        if one.plan["name"] in ("fashion_mnist", "digits"):
+            found, p = claim2.primary(one)["pgd"]
+            assert (found.n, claim2.verdict(found, p)) == (10, "no gain was shown")
     text = " ".join((DOCS.parent / "README.md").read_text().split())
     assert "On Fashion-MNIST ten seeds under three attacks showed no gain of SNS over PGD training alone" in text
 
