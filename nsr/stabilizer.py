@@ -79,7 +79,7 @@ class SensitivityStabilizer(nn.Module):
         self.top = check_top("stabilizer.top", top)
         self.select = check_choice("stabilizer.select", select, SELECTIONS)
         self.equal_term_size = check_choice("stabilizer.equal_term_size", equal_term_size, (True, False))
-        self.layers = None if layers is None else as_list(layers)
+        self.layers = None if layers is None else as_list(layers, "stabilizer.layers")
         if self.layers == []:
             raise InputError("stabilizer.layers is []; it must name a layer, or be left out for all")
         self.refresh = check_choice("stabilizer.refresh", refresh, REFRESHES)

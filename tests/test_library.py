@@ -142,11 +142,11 @@ def test_a_training_loop():
 
 
 def arguments():
-    """(class, argument) of the attacks, objectives and the stabilizer, but for parts and names of layers."""
+    """(class, argument) of the attacks, objectives and the stabilizer, but for parts."""
     found = [each for module in (nsr.attacks, nsr.objectives, nsr.stabilizer) for each in vars(module).values()]
     for kind in dict.fromkeys(each for each in found if inspect.isclass(each) and each.__module__.startswith("nsr.")):
         if not issubclass(kind, (Exception, nsr.attacks.LibraryAttack)):
-            parts = {"attack", "networks", "layers", "neuron_dim"}
+            parts = {"attack", "networks", "neuron_dim"}
             names = inspect.signature(kind).parameters.items()
             yield from ((kind, name) for name, each in names if name not in parts and each.kind is each.KEYWORD_ONLY)
 
@@ -157,7 +157,8 @@ def test_a_wrong_setting_is_named(kind, name):
     taken = inspect.signature(kind).parameters
     needed = {key: value for key, value in needed.items() if key in taken or issubclass(kind, GradientAttack)}
     counts = {"draws", "eot_samples", "queries", "replays", "restarts", "targets"}
-    for wrong in (object(), -1, *([0] if name in counts else [])):
+    others = {"layers": [[["relu1"]], [None]]}.get(name, [0] if name in counts else [])
+    for wrong in (object(), -1, *others):
         with pytest.raises(InputError, match=rf"\b{name} is "):
             kind(**{**needed, name: wrong})
 
