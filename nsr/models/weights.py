@@ -240,7 +240,9 @@ def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         start = "" if Path(path).is_absolute() else f" (relative paths start at {str(Path.cwd())!r})"
-        raise InputError(f"cannot open {name}: {reason}{start}") from None
+        best = Path(path) / "checkpoints" / "best.ckpt"
+        hint = "" if not best.is_file() else f"; this is a run directory, whose best checkpoint is {str(best)!r}"
+        raise InputError(f"cannot open {name}: {reason}{start}{hint}") from None
 
 
 def _safetensors(file: BinaryIO) -> dict[str, Any]:

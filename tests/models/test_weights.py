@@ -79,6 +79,10 @@ def test_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert refused(make_net(), "nothing.pt") == expected
     assert refused(make_net(), 3) == "a checkpoint's path is 3; it must be text"
     assert refused(make_net(), tmp_path) == f"cannot open '{tmp_path}': Is a directory"
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    best.parent.mkdir()
+    best.touch()
+    assert refused(make_net(), tmp_path).endswith(f"a run directory, whose best checkpoint is '{best}'")
     assert refused(make_net(), "/two\nlines.pt") == r"cannot open '/two\nlines.pt': No such file or directory"
 
 
