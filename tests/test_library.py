@@ -157,7 +157,7 @@ def test_a_wrong_setting_is_named(kind, name):
     taken = inspect.signature(kind).parameters
     needed = {key: value for key, value in needed.items() if key in taken or issubclass(kind, GradientAttack)}
     counts = {"draws", "eot_samples", "queries", "replays", "restarts", "targets"}
-    others = {"layers": [[["relu1"]], [None]]}.get(name, [0] if name in counts else [])
+    others = {"layers": [[["relu1"]], [None]], "step_size": [0]}.get(name, [0] if name in counts else [])
     for wrong in (object(), -1, *others):
         with pytest.raises(InputError, match=rf"\b{name} is "):
             kind(**{**needed, name: wrong})
@@ -177,7 +177,7 @@ def test_a_wrong_setting_is_named(kind, name):
 )
 def test_defaults_are_those_of_the_configuration(choice, kind):
     settings = yaml.safe_load((ROOT / "conf" / f"{choice}.yaml").read_text())
-    defaults = {name: each.default for name, each in inspect.signature(kind).parameters.items()}
+    made = kind()
     assert settings["_target_"].rpartition(".")[2] == kind.__name__
-    stated = {name: value for name, value in settings.items() if name in defaults and not isinstance(value, str)}
-    assert stated and stated == {name: defaults[name] for name in stated}
+    stated = {name: value for name, value in settings.items() if hasattr(made, name) and not isinstance(value, str)}
+    assert stated and stated == {name: getattr(made, name) for name in stated}
