@@ -6,6 +6,7 @@ Images are (image, channel, height, width) in [0, 1]; few pixels are shown as sq
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -86,9 +87,11 @@ def _amplification(difference: numpy.ndarray) -> float:
 
 
 def _neuron(name: object) -> str:
-    """Put a layer's name, of which the end matters most, above what follows it."""
+    """Put a layer's name, of which the end matters most, above what follows it, in lines of 16 characters."""
     layer, *rest = str(name).split(" ", 1)
-    return "\n".join([layer if len(layer) <= 16 else f"…{layer[-15:]}", *rest])
+    return "\n".join(
+        [layer if len(layer) <= 16 else f"…{layer[-15:]}", *(line for each in rest for line in wrap(each, 16))]
+    )
 
 
 @plot
