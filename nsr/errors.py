@@ -142,6 +142,18 @@ def check_top(name: str, value: Any) -> int | float:
 # ---------------------------------------------------------------- tensors: each check waits for the device once
 
 
+def check_layers(name: str, value: Any) -> list[str]:
+    """Return a layer's name or pattern, or several, as a list; raise InputError for anything else, none included."""
+    entries = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(entries, Sequence)
+        or len(entries) == 0
+        or not all(isinstance(each, str) and each for each in entries)
+    ):
+        raise InputError(f"{name} is {value!r}; it must be a layer's name or pattern or a list of them, ['layer1.*']")
+    return list(entries)
+
+
 def check_batch(images: Tensor, labels: Tensor, *, classes: int | None = None) -> None:
     """Raise InputError unless images are (batch, ...) floats in [0, 1] and labels (batch,) integer class numbers."""
     if not images.is_floating_point():

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from nsr.errors import InputError, check_choice, check_number, check_top, named_arguments
-from nsr.layers.names import as_list, matching_names
+from nsr.errors import InputError, check_choice, check_layers, check_number, check_top, named_arguments
+from nsr.layers.names import matching_names
 from nsr.losses import margin
 from nsr.modes import BATCH_NORM
 from nsr.sensitivity import DISTANCES, activation_difference, attribution, largest
@@ -79,7 +79,7 @@ class SensitivityStabilizer(nn.Module):
         self.top = check_top("stabilizer.top", top)
         self.select = check_choice("stabilizer.select", select, SELECTIONS)
         self.equal_term_size = check_choice("stabilizer.equal_term_size", equal_term_size, (True, False))
-        self.layers = None if layers is None else as_list(layers, "stabilizer.layers")
+        self.layers = None if layers is None else check_layers("stabilizer.layers", layers)
         if self.layers == []:
             raise InputError("stabilizer.layers is []; it must name a layer, or be left out for all")
         self.refresh = check_choice("stabilizer.refresh", refresh, REFRESHES)

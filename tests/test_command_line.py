@@ -181,7 +181,7 @@ CHECKPOINT = [  # beside the checkpoint of a run
     (f"{INTERVENTIONS}.rankings=activation", "it must be one of activation, relative, squared"),
     (f"{INTERVENTIONS}.n_random_sets=1", "n_random_sets is 1"),
     (f"{INTERVENTIONS}.fracions=[1]", "did you mean 'analysis.interventions.fractions'?"),
-    (f"{INTERVENTIONS}.layers=[]", "layers is []; it must be names or patterns of layers, or null"),
+    (f"{INTERVENTIONS}.layers=[]", "layers is []; it must be a layer's name or pattern"),
     (f"{INTERVENTIONS}.layers=[relu9]", "layers has 'relu9', which matches no hooked layer (did you mean 'relu4'?)"),
     ("analyses=[interventions] evaluation.n_examples=19", "the number of images is 19; interventions need 20 or more"),
     ("analyses=[interventions] trainer.devices=2", "trainer.devices is 2; analyses work on one"),

@@ -157,7 +157,7 @@ def test_a_wrong_setting_is_named(kind, name):
     taken = inspect.signature(kind).parameters
     needed = {key: value for key, value in needed.items() if key in taken or issubclass(kind, GradientAttack)}
     counts = {"draws", "eot_samples", "queries", "replays", "restarts", "targets"}
-    others = {"layers": [[["relu1"]], [None]], "step_size": [0]}.get(name, [0] if name in counts else [])
+    others = {"layers": [[], [["relu1"]], [None]], "step_size": [0]}.get(name, [0] if name in counts else [])
     for wrong in (object(), -1, *others):
         with pytest.raises(InputError, match=rf"\b{name} is "):
             kind(**{**needed, name: wrong})

@@ -62,10 +62,10 @@ def advice(studies: Sequence[Study]) -> list[str]:
 
     def those(wanted: str) -> str:
         own = {title: [name for name, each in said.items() if each == wanted] for title, said in decided.items()}
-        told = "; ".join(f"{names(members)} on {title}" for title, members in own.items() if members)
+        where = "; ".join(f"{names(members)} on {title}" for title, members in own.items() if members)
         count = sum(map(len, own.values()))
         return f"{count or 'none'} {'shows' if count < 2 else 'show'} {wanted.removesuffix(' was shown')}" + (
-            f" ({told})" if told else ""
+            f" ({where})" if where else ""
         )
 
     text = (

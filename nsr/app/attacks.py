@@ -20,7 +20,6 @@ from nsr.evaluation.masking_checks import PROBES, check_measured
 from nsr.evaluation.suite import AttackSuite
 from nsr.evaluation.threat_models import by_threat_model, threat_model
 from nsr.layers import find_layers
-from nsr.layers.names import as_list
 from nsr.modes import network_mode
 
 
@@ -50,7 +49,7 @@ def build_attack(settings: Settings, attack: Settings, place: str, net: nn.Modul
     if isinstance(made, AdaptiveAttack) and made.layers is not None:  # names in the network, as those of `layers`
         with trial(place, "the choice of layers"):
             find_layers(net, example_images(description), made.layers, root=net.net)  # type: ignore[arg-type]
-        made.layers = [f"net.{name}" for name in as_list(made.layers)]
+        made.layers = [f"net.{name}" for name in made.layers]
     if isinstance(made, GuardedAttack):
         images, labels = torch.full_like(example_images(description), 0.5), torch.zeros(EXAMPLES, dtype=torch.int64)
         with trial(place, "the attack"), network_mode(net, "eval"):

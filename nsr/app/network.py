@@ -18,11 +18,11 @@ from nsr.app.allowlist import OF_THE_CLASSIFIER, admitted, on_this_machine, plai
 from nsr.app.composition import CONFIGURATIONS, plain
 from nsr.app.instantiation import EXAMPLES, Settings, instantiate, locate
 from nsr.app.performance import choice_of
-from nsr.app.rules import NORMS, optional, patterns
+from nsr.app.rules import NORMS, optional
 from nsr.data import DataDescription
 from nsr.data.class_order import as_names
 from nsr.data.origin import found_again
-from nsr.errors import InputError, check_choice, check_epsilon, check_finite_logits, check_logits
+from nsr.errors import InputError, check_choice, check_epsilon, check_finite_logits, check_layers, check_logits
 from nsr.evaluation.threat_models import in_each
 from nsr.models import Classifier, build_network
 from nsr.models.build import Allocations, class_tensors
@@ -280,6 +280,6 @@ def _check_threat_model(settings: Mapping[str, Any]) -> None:
     try:
         norm = check_choice("norm", settings.get("norm"), NORMS)
         check_epsilon("epsilon", settings.get("epsilon"), norm=norm)
-        optional(patterns)("layers", settings.get("layers"))
+        optional(check_layers)("layers", settings.get("layers"))
     except InputError as error:
         raise InputError(f"the checkpoint's {error}") from error

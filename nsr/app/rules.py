@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from nsr.errors import InputError, check_choice, check_epsilon, check_number
+from nsr.errors import InputError, check_choice, check_epsilon, check_layers, check_number
 
 Rule = Callable[[str, Any], Any]
 NORMS = ("linf", "l2", "l1")
@@ -85,14 +85,6 @@ def word(name: str, value: Any, form: str = "a name") -> str:
     """Allow a text that is not blank."""
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{name} is {value!r}; it must be {form}")
-    return value
-
-
-def patterns(name: str, value: Any) -> Any:
-    """Allow a layer's name or pattern or a list of them."""
-    entries = value if isinstance(value, list) and value else [value]
-    if not all(isinstance(entry, str) and entry for entry in entries):
-        raise InputError(f"{name} is {value!r}; it must be a layer's name or pattern or a list of them, ['layer1.*']")
     return value
 
 
@@ -216,7 +208,7 @@ RULES: dict[str, Rule] = {
     "name": partial(text, longest=255),
     "norm": optional(choice(*NORMS)),
     "seed": number(lowest=0, highest=2**32 - 1, whole=True),
-    "layers": optional(patterns),
+    "layers": optional(check_layers),
     "sweep_metrics": list_of(choice("robust_accuracy", "clean_accuracy"), "[robust_accuracy]", filled=True),
     **dict.fromkeys(("allow_changed_config", "compile", "sync_batch_norm", "checks.enabled"), TRUTH),
     **dict.fromkeys(("report", "pictures"), TRUTH),

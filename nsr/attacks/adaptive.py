@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from nsr.attacks.best import Places
 from nsr.attacks.gradient import Goal, GradientAttack, OfLogits
-from nsr.errors import check_choice, check_number, check_top
+from nsr.errors import check_choice, check_layers, check_number, check_top
 from nsr.features import capture_features
 from nsr.layers import Layer, find_layers
-from nsr.layers.names import as_list
 from nsr.sensitivity import largest, neuron_sensitivity
 
 _FOUND: WeakKeyDictionary[nn.Module, dict[str, list[Layer]]] = WeakKeyDictionary()  # so that a batch needs no passes
@@ -50,7 +49,7 @@ class AdaptiveAttack(GradientAttack):
         super().__init__(**settings)
         self.weight = check_number("weight", weight, lowest=0)
         self.top = check_top("top", top)
-        self.layers = None if layers is None else as_list(layers)
+        self.layers = None if layers is None else check_layers("layers", layers)
         self.cross_entropy = check_choice("cross_entropy", cross_entropy, (True, False))
 
     @property

@@ -23,7 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nsr.errors import InputError, check_batch, check_choice, check_finite_logits, check_logits, check_number
+from nsr.errors import (
+    InputError,
+    check_batch,
+    check_choice,
+    check_finite_logits,
+    check_layers,
+    check_logits,
+    check_number,
+)
 from nsr.interventions.controls import NeuronSets, neuron_sets
 from nsr.interventions.effects import ABLATIONS, KINDS, EffectAccumulator, Effects
 from nsr.interventions.pairs import Pairs, adversarial_pairs, check_image_count, halves
@@ -31,7 +39,7 @@ from nsr.interventions.patching import Patcher, align_neurons
 from nsr.interventions.ranking import RANKINGS, LayerRanking, rank_neurons
 from nsr.interventions.report import tables, write_effects
 from nsr.layers import Layer, find_layers
-from nsr.layers.names import as_list, matching_names
+from nsr.layers.names import matching_names
 from nsr.modes import network_mode
 
 
@@ -85,9 +93,7 @@ class Interventions:
         internal_batch_size: int = 256,
         seed: int = 0,
     ):
-        if layers is not None and not layers:
-            raise InputError(f"layers is {layers!r}; it must be names or patterns of layers, or null for all")
-        self.layers = None if layers is None else as_list(layers)
+        self.layers = None if layers is None else check_layers("layers", layers)
         advice = "a fraction of the layer's neurons"
         self.fractions: list[float] = [
             float(check_number("fractions entry", fraction, above=0, highest=1, advice=advice))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from nsr.compat import without_compilation
-from nsr.errors import InputError
+from nsr.errors import InputError, check_layers
 from nsr.layers.activations import ACTIVATIONS
 from nsr.layers.axes import Layer, batch_axis, neuron_axis
-from nsr.layers.names import as_list, calls_matching, name_and_axis, name_and_call, no_match, some_names
+from nsr.layers.names import calls_matching, name_and_axis, name_and_call, no_match, some_names
 from nsr.layers.passes import Call, named_modules, observe_calls, observe_if_taken
 from nsr.modes import tracked_parameters
 
@@ -46,9 +46,10 @@ def find_layers(
     """
     root = net if root is None else root
     check_not_traced(net, root)
+    layers = None if layers is None else check_layers("layers", layers)
     with torch.inference_mode(False), torch.enable_grad(), tracked_parameters(net):
         passes = _run_passes(net, images, root)
-        axes = _default_layers(passes, root) if layers is None else _named_layers(as_list(layers), passes, root)
+        axes = _default_layers(passes, root) if layers is None else _named_layers(layers, passes, root)
         found, assumed = [], []
         for name in (name for name in passes.seen if name in axes):
             layer, is_known = _layer(name, passes, axes[name])

@@ -14,16 +14,6 @@ from nsr.errors import InputError, did_you_mean
 NAMES_SHOWN = 4
 
 
-def as_list(layers: str | Sequence[str] | None, setting: str = "layers") -> list[str]:
-    """Return one name or pattern, several or none as a list; InputError for anything else, which names the setting."""
-    entries = [layers] if isinstance(layers, str) else layers or []
-    if not isinstance(entries, Sequence) or not all(isinstance(entry, str) and entry for entry in entries):
-        raise InputError(
-            f"{setting} is {layers!r}; it must be a layer's name or pattern or a list of them, ['layer1.*']"
-        )
-    return list(entries)
-
-
 def call_name(module: str, call: int) -> str:
     """('relu', 2) -> 'relu#2'; ('relu', 1) -> 'relu'"""
     return module if call == 1 else f"{module}#{call}"
