@@ -35,7 +35,10 @@ def write(root: Path, out: Path) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("two folders are needed: python -m benchmarks.make_cifar10_jpeg ROOT OUT")
+    root, out = map(Path, sys.argv[1:])
     try:
-        print(f"{write(*map(Path, sys.argv[1:]))} images")
-    except (RuntimeError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        print(f"{write(root, out)} images")
+    except RuntimeError:  # of torchvision
+        sys.exit(f"error: {root} holds no complete CIFAR-10; it must contain the folder cifar-10-batches-py")
+    except OSError as error:
+        sys.exit(f"error: cannot write {out}: {error}; give a folder that is not there yet")
