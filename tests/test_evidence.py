@@ -7,17 +7,19 @@ from types import SimpleNamespace
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 from scipy.stats import ttest_1samp
 
 from benchmarks import make_cifar10_jpeg
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import cell, choice, rows
-from benchmarks.evidence.plan import LONGER, cells, chosen, read_plan
+from benchmarks.evidence.penalty import ActivationPenalty
+from benchmarks.evidence.plan import LONGER, cells, chosen, read_plan, settings
 from nsr.errors import InputError
 
 PLAN = read_plan("fashion_mnist")
-CHOICES = {name: {arm: PLAN["tuning"][arm][0] for arm in PLAN["arms"]} for name in PLAN["objectives"]}
+CHOICES = {name: {arm: settings(PLAN, name, arm)[0] for arm in PLAN["arms"]} for name in PLAN["objectives"]}
 
 
 def test_objectives_may_have_settings_of_their_own():
@@ -137,6 +139,10 @@ def test_a_plan_without_tuning_confirms_the_defaults():
     assert {each.stage for each in made} == {"confirm"}
     assert not any("limit_train_batches" in word for each in made for word in each.training)
     assert choice.smallest_differences(plan, []).keys() == plan["objectives"].keys() - {"natural"}
+    each = {**plan, "confirm": {**plan["confirm"], "deviation": {"pgd": 0.1, "fast": 0.2}}}
+    found = choice.smallest_differences(each, [])
+    assert found.keys() == {"pgd", "fast"} and found["fast"] == pytest.approx(2 * found["pgd"])
+    assert choice.smallest_differences({**plan, "confirm": {**plan["confirm"], "seeds": []}}, []) == {}
 
 
 def test_the_choice_is_the_best_mean_over_seeds():
@@ -213,3 +219,9 @@ def test_a_jpeg_copy_has_a_file_for_each_image(monkeypatch, tmp_path):
     }
     with pytest.raises(FileExistsError):
         make_cifar10_jpeg.write(tmp_path, tmp_path / "copy")
+
+
+def test_the_penalty_on_activations_is_their_weighted_mean():
+    clean = {"one": torch.tensor([[1.0, -3.0]]), "two": torch.zeros(1, 4, 2, 2)}
+    adversarial = {"one": torch.tensor([[4.0, 0.0]]), "two": torch.ones(1, 4, 2, 2)}
+    assert ActivationPenalty(weight=2.0)(clean, adversarial).item() == pytest.approx(2 * (2 + 0 + 2 + 1) / 4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import numpy
@@ -69,13 +69,14 @@ def smallest_differences(plan: Plan, finished: Sequence[Row]) -> dict[str, float
     Alpha is 0.05 over the number of contrasts, Holm's first step. The deviation of a difference is the plan's, else
     that of validated accuracy in the tuning runs.
     """
-    found = {}
-    for objective in tested(plan):
+    found, n = {}, len(plan["confirm"]["seeds"])
+    for objective in tested(plan) if n > 1 else ():
         deviation = plan["confirm"].get("deviation")
+        if isinstance(deviation, Mapping):
+            deviation = deviation.get(objective)
         if deviation is None and len(table := pilot(plan, finished, objective)) > 1:
             deviation = paired_deviation(table)
         if deviation is not None:
-            n = len(plan["confirm"]["seeds"])
             found[objective] = 100 * detectable(deviation, n, 0.05 / len(tested(plan)))
     return found
 

@@ -9,7 +9,7 @@ from statistics import fmean, median
 from benchmarks.common import bullet, names, spread, table, wrapped
 from benchmarks.evidence import choice
 from benchmarks.evidence.findings import ATTACKS, Contrast, Study, accuracy, by_arm, contrast
-from benchmarks.evidence.plan import LONGER, Plan, cells
+from benchmarks.evidence.plan import LONGER, Plan, cells, settings
 from nsr.comparison.inference import ALPHA, holm
 
 ARMS = {
@@ -18,6 +18,9 @@ ARMS = {
     "random": "as many random neurons, the term scaled to that of SNS",
     "all": "all neurons",
     "clean": "clean cross-entropy with a weight instead of a term",
+    "least": "as many of the least sensitive neurons, the term scaled to that of SNS",
+    "activation": "an L1 penalty on all outputs of both views, which shrinks them about as much as SNS does",
+    "smoothing": "label smoothing",
     LONGER: "the objective alone for more steps, in about the time of SNS",
 }
 
@@ -191,10 +194,12 @@ def arms_table(one: Study) -> list[str]:
     """Contrasts of all pairs of arms that say something about SNS."""
     others = [arm for arm in arms(one.plan) if arm not in ("sns", "none")]
     pairs = [("sns", arm) for arm in others] + [(arm, "none") for arm in others]
-    return table(
-        ["objective", *(f"{first} - {second}" for first, second in pairs)],
-        ([name, *(contrast(*(one.arm(name, arm) for arm in pair)).text() for pair in pairs)] for name in started(one)),
-    )
+    objectives = started(one)
+    lines = []
+    for first, second in pairs:
+        found = [contrast(one.arm(name, first), one.arm(name, second)).text() for name in objectives]
+        lines.append([f"{first} - {second}", *found])
+    return table(["contrast", *objectives], lines)
 
 
 def arms(plan: Plan) -> list[str]:
@@ -256,7 +261,7 @@ def tuning(one: Study) -> Iterator[str]:
     made, lines = choice.choose(plan, finished), []
     for objective in plan["objectives"]:
         for arm in plan["arms"]:
-            for setting_ in plan["tuning"][arm]:
+            for setting_ in settings(plan, objective, arm):
                 own = [row for row in choice.tuned(finished, objective, arm) if row["setting"] == " ".join(setting_)]
                 taken = made.get(objective, {}).get(arm) == list(setting_)
                 values = [100 * choice.robust(row) for row in own]
@@ -266,6 +271,6 @@ def tuning(one: Study) -> Iterator[str]:
     yield from wrapped(
         f"Tuning, {sum(row['stage'] in ('rate', 'tune') for row in finished)} runs, as many for each arm: robust "
         "accuracy on validation images at the best epoch, percent. The bold setting was taken, before the first test "
-        "image was used."
+        "image of its arm was used."
     )
     yield from ("", *table(["objective", "arm", "setting", "each seed", "mean"], lines))

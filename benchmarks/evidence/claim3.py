@@ -33,6 +33,11 @@ class Correlation(NamedTuple):
     test: Tested
 
 
+def has_reference(one: Study) -> bool:
+    """Whether the plan has natural training, without which it says nothing on this claim."""
+    return "natural" in one.plan["objectives"] or "natural" in one.plan["confirm"]
+
+
 def is_complete(one: Study) -> bool:
     """Whether the arms of this claim have all planned seeds; before, nothing is tested."""
     wanted, arms = len(one.plan["confirm"]["seeds"]), ("none", "sns")
