@@ -10,12 +10,15 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import ttest_1samp
+from torch import nn
 
 from benchmarks import make_cifar10_jpeg
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import cell, choice, rows
 from benchmarks.evidence.penalty import ActivationPenalty
 from benchmarks.evidence.plan import LONGER, cells, chosen, read_plan, settings
+from benchmarks.evidence.terms import ImageByImage, RelativeTerm, TowardsAverage
+from nsr import capture_features
 from nsr.errors import InputError
 
 PLAN = read_plan("fashion_mnist")
@@ -228,3 +231,50 @@ def test_the_penalty_on_activations_is_their_weighted_mean():
     clean = {"one": torch.tensor([[1.0, -3.0]]), "two": torch.zeros(1, 4, 2, 2)}
     adversarial = {"one": torch.tensor([[4.0, 0.0]]), "two": torch.ones(1, 4, 2, 2)}
     assert ActivationPenalty(weight=2.0)(clean, adversarial).item() == pytest.approx(2 * (2 + 0 + 2 + 1) / 4)
+
+
+def test_a_term_image_by_image_takes_each_image_s_own_neurons():
+    clean, adversarial = torch.zeros(2, 3), torch.tensor([[1.0, 5.0, 2.0], [4.0, 0.0, 3.0]])
+    term = ImageByImage(weight=2.0, top=1)
+    assert term({"one": clean}, {"one": adversarial}).item() == pytest.approx(2 * (5 + 4) / 2)
+    maps = [values[:, :, None, None] * torch.tensor([[0.5, 1.5]]) for values in (clean, adversarial)]
+    assert term({"one": maps[0]}, {"one": maps[1]}).item() == pytest.approx(2 * (5 + 4) / 2)
+
+
+def test_a_relative_term_does_not_fall_when_a_network_shrinks_its_outputs():
+    clean, change = torch.rand(4, 6, 3, 3) + 0.1, torch.rand(4, 6, 3, 3)
+    term = RelativeTerm(top=0.5)
+    value = term({"one": clean}, {"one": clean + change})
+    assert term({"one": clean / 10}, {"one": (clean + change) / 10}) == pytest.approx(value.item())
+    ratios = (change.mean((0, 2, 3)) / clean.mean((0, 2, 3))).sort(descending=True).values
+    assert value.item() == pytest.approx(ratios[:3].mean().item())
+    silent = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.2]])  # the floor: 0.1 * 0.5
+    assert term({"one": silent[0]}, {"one": silent[1]}).item() == pytest.approx(0.2 / 0.05)
+
+
+def test_a_term_towards_an_averaged_network_sends_it_no_gradient():
+    net = nn.Sequential()
+    net.add_module("model", nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    objective, (images, labels) = (
+        TowardsAverage(term_weight=2.0, top=1.0),
+        (torch.rand(5, 1, 2, 2), torch.arange(5) % 2),
+    )
+
+    def terms():
+        with capture_features(net, "model.2") as captured:
+            logits = net(images + 0.3)
+        features = {"2": captured["model.2"]}  # as a network without its normalization names it
+        views = {"clean_images": images, "adversarial_features": features}
+        return objective(labels=labels, adversarial_logits=logits, net=net, **views), features["2"]
+
+    found, features = terms()
+    clean = net.model[:3](images)
+    assert found["towards_average"].item() == pytest.approx(2 * (features - clean).abs().mean().item(), rel=1e-5)
+    before = net.model[1].weight.detach().clone()
+    with torch.no_grad():
+        net.model[1].weight += 1
+    found, _ = terms()
+    found["towards_average"].backward()
+    average = objective.average.module.model[1].weight
+    torch.testing.assert_close(average, 0.99 * before + 0.01 * (before + 1))
+    assert average.grad is None and net.model[1].weight.grad.abs().sum() > 0
