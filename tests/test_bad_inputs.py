@@ -186,7 +186,7 @@ ROWS = [
     ("model.weights_prefix=ema", "model.weights_prefix is 'ema', but model.weights is not given"),
     (f"{MODEL}=wrong_module.Fails", "Fails failed: ValueError: first line second line"),
     (f"{MODEL}=wrong_module.NotFinite", "logits of image 0 of the batch hold nan; they must be finite"),
-    (f"{MODEL}=wrong_module.Few", "the network gives 7 logits an image; the data have 10 classes"),
+    (f"{MODEL}=wrong_module.Few", "the network gives 7 logits per image; the data have 10 classes"),
     (f"{MODEL}=wrong_module.Mean", "the network's output is of shape (10,); it must be logits (2, class)"),
     (f"{MODEL}=no_python.f", "it must be importable"),
     # objective

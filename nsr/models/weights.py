@@ -148,7 +148,7 @@ def with_new_head(
     if not head:
         head = _layers_with_outputs(net, state, classes)
     layers = list(dict.fromkeys(key.rpartition(".")[0] or key for key in head))
-    heads = f"{' and '.join(layers)} {'is' if len(layers) == 1 else 'are'} drawn anew"
+    heads = f"{' and '.join(layers)} {'is' if len(layers) == 1 else 'are'} initialized at random"
     log.info("%s: %s for %d classes, every other tensor is loaded", name, heads, classes)
     return with_versions({**state, **{key: expected[key] for key in head}}, versions_of(state))
 
