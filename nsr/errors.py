@@ -238,7 +238,7 @@ def call_checked(group: str, function: Callable[..., Any], settings: Mapping[str
     for key in settings if not takes_others else ():
         if key not in named:
             known = ", ".join(named) or "none"
-            raise InputError(f"{group}.{key} is no argument of {name}{did_you_mean(key, named)}; it takes {known}")
+            raise InputError(f"{group}.{key} is not an argument of {name}{did_you_mean(key, named)}; it takes {known}")
     if missing := [key for key, required in named.items() if required and key not in arguments]:
         raise InputError(f"{name} needs the argument {missing[0]}; set {group}.{missing[0]}")
     try:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 NAMES_SHOWN = 3
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # layers that can be a head
 NETWORK = "state_dict.net.net."  # the module keeps its Classifier as `net`, the Classifier its network as `net`
-PLAIN_PICKLE = "it is no checkpoint that torch.save wrote; a plain pickle"
+PLAIN_PICKLE = "it is not a checkpoint that torch.save wrote; a plain pickle"
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
