@@ -175,7 +175,7 @@ def check_batch(images: Tensor, labels: Tensor, *, classes: int | None = None) -
     if smallest < 0 or (classes is not None and largest >= classes):
         wrong = smallest if smallest < 0 else largest
         limit = f"0 to {classes - 1}" if classes is not None else "0 or more"
-        raise InputError(f"labels hold the class {int(wrong)}; there are classes {limit}")
+        raise InputError(f"labels contain the class {int(wrong)}; the classes are {limit}")
 
 
 def check_logits(logits: Any, labels: Tensor, *, classes: int | None = None) -> None:
@@ -185,9 +185,9 @@ def check_logits(logits: Any, labels: Tensor, *, classes: int | None = None) -> 
         got = f"of shape {tuple(logits.shape)}" if is_tensor else f"a {type(logits).__name__}"
         raise InputError(f"the network's output is {got}; it must be logits ({len(labels)}, class)")
     if classes is not None and logits.shape[1] != classes:
-        raise InputError(f"the network gives {logits.shape[1]} logits an image; the data have {classes} classes")
+        raise InputError(f"the network gives {logits.shape[1]} logits per image; the data have {classes} classes")
     if classes is None and int(labels.max()) >= logits.shape[1]:
-        raise InputError(f"labels hold the class {int(labels.max())}; the network gives {logits.shape[1]} logits")
+        raise InputError(f"labels contain the class {int(labels.max())}; the network gives {logits.shape[1]} logits")
 
 
 def check_finite_logits(logits: Tensor, *, places: Sequence[int] | Tensor | None = None) -> None:
@@ -238,7 +238,7 @@ def call_checked(group: str, function: Callable[..., Any], settings: Mapping[str
     for key in settings if not takes_others else ():
         if key not in named:
             known = ", ".join(named) or "none"
-            raise InputError(f"{group}.{key} is no argument of {name}{did_you_mean(key, named)}; it takes {known}")
+            raise InputError(f"{group}.{key} is not an argument of {name}{did_you_mean(key, named)}; it takes {known}")
     if missing := [key for key, required in named.items() if required and key not in arguments]:
         raise InputError(f"{name} needs the argument {missing[0]}; set {group}.{missing[0]}")
     try:

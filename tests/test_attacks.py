@@ -494,8 +494,8 @@ def test_a_wrong_setting_is_refused(change, match):
         (lambda x: x, LABELS[:5], r"shape \(5,\).*\(6,\)"),
         (lambda x: x, LABELS[:, None], r"shape \(6, 1\)"),
         (lambda x: x, LABELS.float(), "labels are torch.float32"),
-        (lambda x: x, LABELS + 1, "labels hold the class 3; the network gives 3 logits"),
-        (lambda x: x, LABELS - 1, "labels hold the class -1"),
+        (lambda x: x, LABELS + 1, "labels contain the class 3; the network gives 3 logits"),
+        (lambda x: x, LABELS - 1, "labels contain the class -1"),
     ],
 )
 def test_a_wrong_batch_is_refused(attack, change, labels, match):

@@ -50,9 +50,9 @@ def test_wrong_images(images, match):
         (LABELS[:, None], None, "of shape (4, 1)"),
         (torch.eye(4)[LABELS].long(), None, "of shape (4, 4)"),  # one-hot
         (torch.tensor(1), None, "of shape ()"),
-        (LABELS - 1, None, "labels hold the class -1; there are classes 0 or more"),
-        (LABELS - 1, 3, "labels hold the class -1; there are classes 0 to 2"),
-        (LABELS + 1, 3, "labels hold the class 3; there are classes 0 to 2"),
+        (LABELS - 1, None, "labels contain the class -1; the classes are 0 or more"),
+        (LABELS - 1, 3, "labels contain the class -1; the classes are 0 to 2"),
+        (LABELS + 1, 3, "labels contain the class 3; the classes are 0 to 2"),
     ],
 )
 def test_wrong_labels(labels, classes, text):
@@ -73,9 +73,9 @@ def test_good_logits_pass():
         (torch.rand(4), None, "of shape (4,)"),
         (torch.rand(4, 3, 1), None, "of shape (4, 3, 1)"),
         (torch.rand(3, 3), None, "of shape (3, 3)"),
-        (torch.rand(4, 2), None, "labels hold the class 2; the network gives 2 logits"),
-        (torch.rand(4, 9), 3, "the network gives 9 logits an image; the data have 3 classes"),
-        (torch.rand(4, 2), 3, "the network gives 2 logits an image; the data have 3 classes"),
+        (torch.rand(4, 2), None, "labels contain the class 2; the network gives 2 logits"),
+        (torch.rand(4, 9), 3, "the network gives 9 logits per image; the data have 3 classes"),
+        (torch.rand(4, 2), 3, "the network gives 2 logits per image; the data have 3 classes"),
     ],
 )
 def test_wrong_logits(logits, classes, text):

@@ -101,7 +101,7 @@ TRAIN = [
     ("+callbacks.x._target_=torch.nn.ReLU", "it must be a pytorch_lightning Callback"),
     ("+logger.x._target_=torch.nn.ReLU", "it must be a pytorch_lightning Logger"),
     ("module=3", "module is 3"),
-    ("+module._target_=torch.nn.ReLU", "no subclass of nsr.RobustClassifier"),
+    ("+module._target_=torch.nn.ReLU", "not a subclass of nsr.RobustClassifier"),
     # choices that have no meaning together
     ("callbacks=[stabilizer_ramp] stabilizer=none", "this run has none"),
     ("callbacks=[epsilon_ramp] callbacks.epsilon_ramp.start=100", "the ramp never starts"),

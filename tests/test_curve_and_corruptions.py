@@ -144,7 +144,7 @@ def test_wrong_files_are_reported(arrays, tmp_path):
             Corruptions(root, **{**SETTINGS, **settings})
         return str(caught.value)
 
-    assert "is no folder" in refused(tmp_path / "nowhere")
+    assert "is not a folder" in refused(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "contains no corruptions" in refused(tmp_path / "empty")
     assert "did you mean 'noise'" in refused(names=["noisy"])

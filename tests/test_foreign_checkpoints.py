@@ -196,15 +196,18 @@ def test_a_pickle_that_would_write_a_file(refused, saved, proof, place, tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda saved: saved.update(nsr_settings=3), "its settings are no mapping"),
-        (lambda saved: saved.update(state_dict=3), "its state_dict is no mapping of names to tensors"),
-        (lambda saved: saved["state_dict"].update({"net.a": "b"}), "its state_dict is no mapping of names to tensors"),
+        (lambda saved: saved.update(nsr_settings=3), "its settings are not a mapping"),
+        (lambda saved: saved.update(state_dict=3), "its state_dict is not a mapping of names to tensors"),
+        (
+            lambda saved: saved["state_dict"].update({"net.a": "b"}),
+            "its state_dict is not a mapping of names to tensors",
+        ),
         (lambda saved: saved["nsr_settings"].pop("model"), "the checkpoint's model names no class; give model=NAME"),
         (lambda saved: saved["nsr_settings"].update(data=[]), "the checkpoint's data names no class; give data=NAME"),
         (lambda saved: saved["nsr_settings"].pop("norm"), "the checkpoint's norm is None"),
         (lambda saved: saved["nsr_settings"]["model"].update(width="a"), "width is 'a'"),
         (lambda saved: saved["nsr_settings"]["model"].update(normalization="x"), "model.normalization is 'x'"),
-        (lambda saved: saved["nsr_settings"]["model"].update(depth=3), "model.depth is no argument of"),
+        (lambda saved: saved["nsr_settings"]["model"].update(depth=3), "model.depth is not an argument of"),
     ],
 )
 def test_settings_that_are_broken(tmp_path, saved, change, message):

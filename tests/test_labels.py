@@ -104,7 +104,7 @@ def test_a_checkpoint_with_other_class_names(names, checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     content["nsr_settings"]["class_names"] = names
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(InputError, match="has class_names that are no list of texts"):
+    with pytest.raises(InputError, match="has class_names that are not a list of texts"):
         made("evaluate", f"checkpoint={tmp_path / 'other.ckpt'}", "test_attacks=[clean]")
     del content["nsr_settings"]["class_names"]
     torch.save(content, tmp_path / "old.ckpt")

@@ -306,7 +306,7 @@ def test_the_first_process_decides_on_a_new_schedule(monkeypatch):
 
 
 def test_fewer_epochs_than_there_are(interrupted):
-    with pytest.raises(InputError, match="trainer.max_epochs is 1, but .*last.ckpt is already of epoch 2; give at"):
+    with pytest.raises(InputError, match="trainer.max_epochs is 1, but .*last.ckpt is already at epoch 2; give at"):
         run(interrupted, *CHOICES["sns"], "trainer.max_epochs=1", "allow_changed_config=true")
 
 

@@ -345,7 +345,7 @@ def test_the_first_batch_is_checked():
     for wrong, message in (
         ((images * 255, labels), r"images outside \[0, 1\]"),
         ((images.byte(), labels), "images are torch.uint8"),
-        ((images, labels + 5), "labels hold the class 7; there are classes 0 to 2"),
+        ((images, labels + 5), "labels contain the class 7; the classes are 0 to 2"),
     ):
         with pytest.raises(InputError, match=message):
             module_of(Natural()).training_step(wrong, 0)

@@ -90,12 +90,12 @@ def test_anything_else_is_refused_with_what_to_type(target):
         assert f"is {target}, which is none of the networks of nsr, torchvision and timm" in text
         assert f"if you trust that code, add trusted=[{target}], else give model=NAME" in text
     else:
-        assert "which is no class: refused" in text
+        assert "which is not a class: refused" in text
 
 
 @pytest.mark.parametrize("target", [None, 3, True, ["os.system"], {"_target_": "os.system"}])
 def test_a_target_that_is_no_text(target):
-    assert "which is no class: refused" in refusal("model", {"_target_": target})
+    assert "which is not a class: refused" in refusal("model", {"_target_": target})
 
 
 @pytest.mark.parametrize("given", [None, {}, [], OUR_NET["_target_"], [OUR_NET], {"a": 1}])

@@ -45,7 +45,7 @@ def measure(network: str) -> pd.DataFrame:
 
 def table(rows: pd.DataFrame) -> str:
     """The table of README.md, in percent, and the sentence below it."""
-    lines = ["| defence | clean | AutoAttack | adaptive | features | transfer | worst of these |", "|---" * 7 + "|"]
+    lines = ["| defense | clean | AutoAttack | adaptive | features | transfer | worst of these |", "|---" * 7 + "|"]
     outcomes, autoattack = {}, rows.groupby("defence")["autoattack"].mean()
     for name in dict.fromkeys(rows["defence"]):
         own = rows[rows["defence"] == name].set_index("image")

@@ -113,7 +113,7 @@ def _copied(value: Any, place: str, depth: int, counted: Iterator[int]) -> Any:
 def check_name(place: str, target: Any) -> None:
     """Raise InputError unless a checkpoint's `_target_` is a dotted name."""
     if not isinstance(target, str) or not all(name.isidentifier() for name in target.split(".")):
-        raise InputError(f"the checkpoint's {place} names {_shown(target)}, which is no class: refused")
+        raise InputError(f"the checkpoint's {place} names {_shown(target)}, which is not a class: refused")
 
 
 def trusts(target: str, trusted: Sequence[str]) -> bool:

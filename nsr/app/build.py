@@ -78,7 +78,7 @@ def build_module(
     if own.pop("_target_", None):
         kind = locate(settings["module"], "module")  # type: ignore[assignment]
         if not (isinstance(kind, type) and issubclass(kind, RobustClassifier)):
-            raise InputError("module._target_ is no subclass of nsr.RobustClassifier; it must be one")
+            raise InputError("module._target_ is not a subclass of nsr.RobustClassifier; it must be one")
     suite = build_suite(settings, classifier, description)
     with trial("module", kind.__name__):
         module = kind(
@@ -225,7 +225,7 @@ def check_loggers(settings: Settings) -> None:
         names, takes_others = named_arguments(kind)
         if wrong := [name for name in own if name not in names and not name.startswith("_") and not takes_others]:
             hint = f"{did_you_mean(wrong[0], names)}; it takes {', '.join(names)}"
-            raise InputError(f"{place}.{wrong[0]} is no argument of {own['_target_']}{hint}")
+            raise InputError(f"{place}.{wrong[0]} is not an argument of {own['_target_']}{hint}")
 
 
 def build_loggers(settings: Settings, directory: Path) -> list[Logger]:

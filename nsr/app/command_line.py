@@ -172,7 +172,7 @@ def _check_storage(storage: Any) -> None:
         if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise InputError(f"hydra.sweeper.storage is {storage!r}; {path} cannot be written: {form}")
         if path.exists() and path.stat().st_size and not path.read_bytes().startswith(b"SQLite format 3\0"):
-            raise InputError(f"hydra.sweeper.storage is {storage!r}; {path} is no SQLite file: {form}")
+            raise InputError(f"hydra.sweeper.storage is {storage!r}; {path} is not an SQLite file: {form}")
 
 
 def _agreed_directory(program: str, overrides: Sequence[str], config_name: str | None) -> list[str]:

@@ -159,8 +159,8 @@ def unusual_epsilon(norm: str, epsilon: Any, customary: Mapping[str, Any]) -> st
     if nearest == norm or away[norm] < log(FAR):
         return None
     return (
-        f"epsilon={epsilon} is customary in {nearest}, but norm is {norm}, where these data usually have "
-        f"{customary[norm]}: is it the norm that was meant?"
+        f"epsilon={epsilon} is customary in {nearest}, but norm is {norm}, whose customary value for these "
+        f"data is {customary[norm]}: is the norm right?"
     )
 
 

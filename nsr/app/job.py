@@ -128,7 +128,7 @@ def _check_limits(settings: Mapping[str, Any], checkpoint: Path, *, is_extended:
     if (epochs := saved[PLACE]["epochs"]) > build.max_epochs(settings):
         wanted = trainer["max_epochs"]
         raise InputError(
-            f"trainer.max_epochs is {wanted}, but {checkpoint} is already of epoch {epochs}; give at least as many"
+            f"trainer.max_epochs is {wanted}, but {checkpoint} is already at epoch {epochs}; give at least as many"
         )
     reached = {"max_steps": trainer.get("max_steps", -1) in range(saved["global_step"] + 1)}
     if (timer := saved["callbacks"].get("Timer")) and trainer.get("max_time") is not None:

@@ -210,10 +210,10 @@ def read_settings(path: Any) -> tuple[Mapping[str, Any], dict[str, Any]]:
     saved = read_checkpoint(path)
     if not isinstance(saved, Mapping) or not {"nsr_settings", "state_dict"} <= set(saved):
         fix = "for a plain state_dict give model=NAME model.weights=FILE data=NAME"
-        raise InputError(f"{str(path)!r} is no checkpoint of nsr; {fix}")
+        raise InputError(f"{str(path)!r} is not a checkpoint of nsr; {fix}")
     settings = plain_copy(saved["nsr_settings"], "settings")
     if not isinstance(settings, dict):
-        raise InputError(f"{str(path)!r} is no checkpoint of nsr: its settings are no mapping")
+        raise InputError(f"{str(path)!r} is not a checkpoint of nsr: its settings are not a mapping")
     return saved, settings
 
 
@@ -243,7 +243,9 @@ def load_network(
     everything = saved["state_dict"] if isinstance(saved["state_dict"], Mapping) else {}
     state = below(everything, "net.")
     if not is_state_dict(state):
-        raise InputError(f"{str(path)!r} is no checkpoint of nsr: its state_dict is no mapping of names to tensors")
+        raise InputError(
+            f"{str(path)!r} is not a checkpoint of nsr: its state_dict is not a mapping of names to tensors"
+        )
     try:
         load_state_dict(net, state, repr(str(path)))
     except InputError as error:

@@ -1,7 +1,7 @@
 """Signs that training goes wrong: pure functions of the metrics of its epochs.
 
 Each takes the history, the latest epoch last, and returns whether its check is triggered now (None: not evaluated) and
-the evidence. docs/checks.md has the table of thresholds and how often each was triggered in vain. Sources: Wong, Rice
+the evidence. docs/checks.md has the table of thresholds and how often each was triggered falsely. Sources: Wong, Rice
 and Kolter 2020, Andriushchenko and Flammarion 2020, de Jorge et al. 2022 (catastrophic overfitting); Rice, Wong and
 Kolter 2020 (robust overfitting).
 """
@@ -24,7 +24,9 @@ ABOVE_CHANCE = 0.1  # of the way from chance to all correct
 CHANGED = 0.005  # of the predictions, by the attack
 
 Verdict = tuple[bool | None, str]
-NO_TRAINING_ATTACK = "not evaluated: no training under an attack as wide as validation's, or its ramp is not over"
+NO_TRAINING_ATTACK = (
+    "not evaluated: no training attack in validation's norm and at least its epsilon, or a ramp is not over"
+)
 
 
 class Epoch(NamedTuple):
@@ -90,7 +92,7 @@ def catastrophic_overfitting(history: Sequence[Epoch], *, classes: int) -> Verdi
     evidence = (
         f"{100 * now.robust_fraction:.1f} % of the correctly classified validation images are robust to several steps "
         f"of attack (accuracy {100 * now.strong:.1f} %, at best {100 * best.strong:.1f} % in epoch {best.number}), in "
-        f"training {100 * now.training:.1f} % to its own attack (triggered where less than a quarter of it is left, "
+        f"training {100 * now.training:.1f} % of all images to its own attack (triggered below a quarter of that, "
         f"{OVERFITTING} epochs in a row)"
     )
     return _in_a_row(history, OVERFITTING, lambda epoch: epoch.overfits(classes)), evidence

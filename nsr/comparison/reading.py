@@ -115,7 +115,7 @@ def _attempt(problems: list[str], folder: Path, name: str, read: Callable[[Path]
         return default
     try:
         if (folder / name).exists() and not (folder / name).is_file():
-            raise InputError(f"{name} is no file")
+            raise InputError(f"{name} is not a file")
         return read(folder / name)
     except InputError as error:
         problems.append(str(error))

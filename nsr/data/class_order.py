@@ -157,5 +157,5 @@ def third_party_classes(names: Sequence[str]) -> tuple[str, bool]:
 def as_names(value: Any, place: str) -> list[str] | None:
     """Return the class names that a checkpoint stores, None where it stores none; InputError for anything else."""
     if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
-        raise InputError(f"{place} has class_names that are no list of texts; give data.class_order=FILE")
+        raise InputError(f"{place} has class_names that are not a list of texts; give data.class_order=FILE")
     return value

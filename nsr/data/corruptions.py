@@ -58,7 +58,7 @@ class Corruptions:
         self.channels, self.image_size = channels, image_size
         self.n_examples, self.subset, self.split_seed = n_examples, subset, split_seed
         if not self.root.is_dir():
-            raise InputError(f"corruptions.root is {self.root}, which is no folder; {LAYOUT}")
+            raise InputError(f"corruptions.root is {self.root}, which is not a folder; {LAYOUT}")
         self.is_folder = not (self.root / "labels.npy").is_file()
         if self.is_folder:
             first = str(self.severities[0])

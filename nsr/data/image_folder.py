@@ -159,7 +159,7 @@ class ImageFolder(ImageData):
 def split_folders(root: Path, test_folder: str | None = None) -> dict[str, Path]:
     """Return {'train', 'test', 'validation': folder} of those that there are; InputError where there is none."""
     if not root.is_dir():
-        raise InputError(f"data.root is {root}, which is no folder; {LAYOUT}")
+        raise InputError(f"data.root is {root}, which is not a folder; {LAYOUT}")
     found = {name: root / name for name in FOLDERS if (root / name).is_dir()}
     if {"val", "valid"} <= found.keys():
         raise InputError(f"{root} has val and valid; it must have one of them: move or rename the other")

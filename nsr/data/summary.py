@@ -20,15 +20,15 @@ def summary(data: ImageData, *, processes: int = 1) -> tuple[list[str], list[str
     for name, images in splits.items():
         labels, counts = images.labels.unique(return_counts=True)
         lowest, highest = int(counts.min()), int(counts.max())
-        parts = [f"{len(images):,} images", f"{lowest:,}{f' to {highest:,}' * (lowest < highest)} of a class"]
+        parts = [f"{len(images):,} images", f"{lowest:,}{f' to {highest:,}' * (lowest < highest)} per class"]
         parts += [f"{len(labels)} classes"] * (len(labels) < facts.classes)
         parts += [source] if (source := data.split_source(name)) else []
         if name == "train":
             steps = len(TrainingBatches(len(images), data.batch_size, seed=0, world_size=processes))
-            parts.append(f"{steps:,} step{'s' * (steps > 1)} of {data.batch_size} an epoch")
+            parts.append(f"{steps:,} step{'s' * (steps > 1)} of {data.batch_size} per epoch")
         lines.append(f"  {name:<10} {', '.join(parts)}")
         if missing := trained - set(labels.tolist()):
-            absent = f"{len(missing)} of the {len(trained)} classes that are trained on have no {name} image"
+            absent = f"{len(missing)} of the {len(trained)} classes in the training set have no {name} image"
             warnings.append(f"{absent}, such as {facts.class_names[min(missing)]!r}")
     if data.extra_set is not None:
         part = f"{data.extra_fraction:g} of each training batch"

@@ -197,13 +197,13 @@ RULES = {
         "one step is stronger than many",
         ("fgsm", "pgd"),
         _stronger,
-        "gradients lead astray near the image: masked or shattered gradients",
+        "gradients near the image are misleading: masked or shattered gradients",
     ),
     "square_stronger_than_pgd": _Rule(
         "an attack without gradients is stronger",
         ("square", "pgd"),
         partial(_fools_more, fraction=SQUARE_FRACTION),
-        "masked gradients: the loss surface hides what queries find",
+        "masked gradients: queries find adversarial images that gradients do not",
     ),
     "random_stronger_than_pgd": _Rule(
         "random points are stronger",
@@ -215,19 +215,20 @@ RULES = {
         "an unbounded attack fails",
         ("epsilon_one",),
         _above_chance,
-        "at epsilon 1 every image can be made any other: the attack does not work here",
+        "at epsilon 1 any image can be turned into any other: the attack does not work on this network",
     ),
     "zero_gradients": _Rule(
         "input gradients are zero",
         ("clean", "zero_gradient"),
         _zero_gradients,
-        "saturated logits or a step that has no gradient: gradient attacks cannot see; try apgd_dlr, cw, square",
+        "saturated logits or a step without gradient: gradient attacks get no direction; try apgd_dlr, cw, square",
     ),
     "nondeterministic": _Rule(
         "two passes differ",
         ("nondeterministic",),
         _nondeterministic,
-        "the network draws: attack its expectation (test_attacks.pgd.eot_samples=20, autoattack with version=rand)",
+        "the network is randomized: attack its expectation (test_attacks.pgd.eot_samples=20, "
+        "autoattack with version=rand)",
     ),
     "adaptive_stronger_than_autoattack": _Rule(
         "the attack that knows the defense beats AutoAttack",

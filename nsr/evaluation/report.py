@@ -115,7 +115,7 @@ def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, list_
         means = [f"{value:.4f}" for value in metrics.means().values()]
         rows.append([layer, str(len(metrics.absolute)), *means, named])
     headings = ["layer", "neurons", "absolute", "relative", "activation", "most sensitive neurons, id (absolute)"]
-    table = _table("sensitivity under the attack of sensitivity_attack, all test images", headings, rows)
+    table = _table("sensitivity under sensitivity_attack, all test images", headings, rows)
     table.columns[-1].justify = "left"
     return table
 

@@ -1,4 +1,4 @@
-"""A verdict in one sentence a layer: which controls the most sensitive neurons exceed, after Holm's correction."""
+"""A verdict in one sentence per layer: which controls the most sensitive neurons exceed, after Holm's correction."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from nsr.interventions.effects import Row
 FEWEST_IMAGES = 50
 LARGEST_OVERLAP = 0.9  # with the most sensitive neurons; above it a control can hardly differ from them
 Layers = Mapping[str, Mapping[str, Row]]  # {layer: {control: row}}, of one kind and fraction
+IN_WORDS = {"by_activation": "the most active neurons", "by_relative": "the neurons of largest relative sensitivity"}
 
 
 def is_uninformative(row: Row) -> bool:
@@ -55,9 +56,14 @@ def _sentence(layer: str, rows: Mapping[str, Row], signs: Mapping[tuple[str, str
         "have a larger effect than": [key for key in rows if signs.get((layer, key)) == 1],
         "have a smaller effect than": [key for key in rows if signs.get((layer, key)) == -1],
         "do not differ measurably from": [key for key in rows if signs.get((layer, key)) == 0],
-        "can hardly differ from (overlap above 90 %, uninformative)": [
+        "overlap by more than 90 % (uninformative) with": [
             key for key, row in rows.items() if key not in (MOST, LEAST, WHOLE) and is_uninformative(row)
         ],
     }
-    parts = [f"{text} {', '.join(keys).replace('_', ' ')}" for text, keys in groups.items() if keys]
+    parts = [f"{text} {', '.join(map(_in_words, keys))}" for text, keys in groups.items() if keys]
     return f"{layer}: the most sensitive neurons {'; '.join(parts)}."
+
+
+def _in_words(control: str) -> str:
+    kind, _, rest = control.replace("_", " ").partition(" ")
+    return IN_WORDS.get(control, f"random neurons of {rest}" if kind == "random" else f"the neurons of largest {rest}")

@@ -135,7 +135,7 @@ def torchvision_model(*, name: str, channels: int, classes: int, image_size: int
     known = inspect.signature(inspect.signature(builder).return_annotation.__init__).parameters
     for key in settings:
         if key not in known:
-            raise InputError(f"model.{key} is no argument of torchvision's {name}{did_you_mean(key, known)}")
+            raise InputError(f"model.{key} is not an argument of torchvision's {name}{did_you_mean(key, known)}")
     own = {"image_size": image_size, "input_size": (image_size, image_size), "aux_logits": False, "init_weights": True}
     settings = {key: value for key, value in own.items() if key in known} | settings
     what = f"torchvision's {name} cannot be built for images of 3 x {image_size} x {image_size}"

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 NAMES_SHOWN = 3
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # layers that can be a head
 NETWORK = "state_dict.net.net."  # the module keeps its Classifier as `net`, the Classifier its network as `net`
-PLAIN_PICKLE = "it is no checkpoint that torch.save wrote; a plain pickle"
+PLAIN_PICKLE = "it is not a checkpoint that torch.save wrote; a plain pickle"
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
@@ -148,7 +148,7 @@ def with_new_head(
     if not head:
         head = _layers_with_outputs(net, state, classes)
     layers = list(dict.fromkeys(key.rpartition(".")[0] or key for key in head))
-    heads = f"{' and '.join(layers)} {'is' if len(layers) == 1 else 'are'} drawn anew"
+    heads = f"{' and '.join(layers)} {'is' if len(layers) == 1 else 'are'} initialized at random"
     log.info("%s: %s for %d classes, every other tensor is loaded", name, heads, classes)
     return with_versions({**state, **{key: expected[key] for key in head}}, versions_of(state))
 

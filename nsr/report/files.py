@@ -97,7 +97,7 @@ class RunFiles:
             try:
                 path = folder / Path(str(entry["file"])).name  # nothing outside of the folder
                 if path.is_symlink() or path.suffix not in (".png", ".svg"):
-                    raise ValueError(f"{path.name} is no picture")
+                    raise ValueError(f"{path.name} is not a picture")
                 section, alt, caption = (str(entry[name]) for name in ("section", "alt", "caption"))
                 yield Picture(section, regular(path).read_bytes(), alt, caption, entry.get("data"))
             except (OSError, KeyError, TypeError, ValueError) as error:

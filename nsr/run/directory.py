@@ -106,7 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
 def _text(path: Path, largest: int = LARGEST_FILE) -> str:
     """Return the content of a regular file of a usual size: a pipe or a device would never end."""
     if not path.is_file() or path.stat().st_size > largest:
-        raise ValueError(f"{path} is no file of a run")
+        raise ValueError(f"{path} is not a file of a run")
     return path.read_text()
 
 

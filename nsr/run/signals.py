@@ -58,7 +58,9 @@ class Signals:
             raise Interrupted(number)
         self.received = number
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            text = f"{signal.Signals(number).name}: finishing this step, then a checkpoint; once more ends at once"
+            text = (
+                f"{signal.Signals(number).name}: finishing this step, then a checkpoint; a second signal ends at once"
+            )
             print(text, file=sys.stderr, flush=True)
 
 

@@ -298,7 +298,7 @@ def test_images_of_different_sizes_need_a_size():
     ("settings", "message"),
     [
         ({"classes": 4}, "data.classes is 4, but .* has 3 classes; leave data.classes out"),
-        ({"sise": 4}, "data.sise is no argument of .*; it takes none"),
+        ({"sise": 4}, "data.sise is not an argument of .*; it takes none"),
         ({"num_workers": 10**6}, "data.num_workers is 1000000; it must be a whole number at least 0 and at most"),
         ({"image_size": 200_000}, "a batch of 250 images of data.image_size=200000 takes .* GB; it must fit in the"),
     ],

@@ -211,7 +211,7 @@ def into_root(root):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: shutil.rmtree(root), "data.root is {root}, which is no folder; it must contain"),
+        (lambda root: shutil.rmtree(root), "data.root is {root}, which is not a folder; it must contain"),
         (remove("train", "test"), "{root}, which has neither train nor test; it must contain train/CLASS/IMAGE"),
         (into_root, "neither train nor test; .* it has 'cat', 'dog': if these are the classes, move them"),
         (empty("train"), "{root}/train has no class folder; it must have a folder for each of 2 or more classes"),

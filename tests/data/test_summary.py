@@ -20,9 +20,9 @@ def test_digits():
     lines, warnings = of(Digits(**DIGITS))
     assert lines == [
         "data: Digits, 1 x 8 x 8, 10 classes, from the package scikit-learn",
-        "  train      1,097 images, 106 to 112 of a class, 18 steps of 64 an epoch",
-        "  validation 200 images, 20 of a class, held out of train",
-        "  test       500 images, 48 to 51 of a class",
+        "  train      1,097 images, 106 to 112 per class, 18 steps of 64 per epoch",
+        "  validation 200 images, 20 per class, held out of train",
+        "  test       500 images, 48 to 51 per class",
     ]
     assert warnings == []
 
@@ -35,13 +35,13 @@ def test_a_file_with_extra_images_and_classes_that_are_missing(tmp_path):
     lines, warnings = of(image_data(npz, {**settings, "extra_fraction": 0.5}), processes=2)
     assert lines == [
         f"data: nsr.data.arrays.npz, 1 x 8 x 8, 3 classes, from {tmp_path}/a.npz",
-        "  train      24 images, 8 of a class, 1 step of 128 an epoch",
-        "  validation 9 images, 3 to 6 of a class, 2 classes",
-        "  test       6 images, 2 of a class, cut from train",
+        "  train      24 images, 8 per class, 1 step of 128 per epoch",
+        "  validation 9 images, 3 to 6 per class, 2 classes",
+        "  test       6 images, 2 per class, cut from train",
         f"  extra      30 images, 0.5 of each training batch, from {tmp_path}/b.npz",
     ]
     assert warnings == [
-        "1 of the 3 classes that are trained on have no validation image, such as '2'",
+        "1 of the 3 classes in the training set have no validation image, such as '2'",
         "data.batch_size is 128, but there are 24 training images: an epoch is one smaller batch; set it lower, or add "
         "images",
     ]

@@ -91,8 +91,8 @@ def broken():
 @pytest.mark.parametrize(
     ("factory", "settings", "message"),
     [
-        (SmallCNN, {"widht": 3}, r"model.widht is no argument of .*SmallCNN \(did you mean 'width'\?\); it takes"),
-        (broken, {"depth": 3}, "model.depth is no argument of .*broken; it takes none"),
+        (SmallCNN, {"widht": 3}, r"model.widht is not an argument of .*SmallCNN \(did you mean 'width'\?\); it takes"),
+        (broken, {"depth": 3}, "model.depth is not an argument of .*broken; it takes none"),
         (lambda depth, classes: None, {}, "needs the argument depth; set model.depth"),
         (positional, {}, "positional failed: TypeError"),
         (broken, {}, "broken failed: RuntimeError: no luck$"),
@@ -124,8 +124,8 @@ def test_arguments_are_passed_on_to_the_library():
     assert net.base_width == 32
     assert build_network(timm_model, {"name": "test_resnet", "drop_rate": 0.25}, **FACTS).drop_rate == 0.25
     for build, settings, message in (
-        (torchvision_model, {"aux_logit": True}, "model.aux_logit is no argument of torchvision's inception_v3"),
-        (torchvision_model, {"weights": "DEFAULT"}, "model.weights is no argument"),
+        (torchvision_model, {"aux_logit": True}, "model.aux_logit is not an argument of torchvision's inception_v3"),
+        (torchvision_model, {"weights": "DEFAULT"}, "model.weights is not an argument"),
         (timm_model, {"pretrained": True}, "model.pretrained is refused: weights come from a file; set model.weights"),
         (timm_model, {"pretrained_cfg": {}}, "model.pretrained_cfg is refused"),
         (timm_model, {"checkpoint_path": "a.pt"}, "model.checkpoint_path is refused"),

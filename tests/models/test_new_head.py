@@ -52,7 +52,7 @@ def test_every_tensor_but_the_head_s_is_loaded(
         heads = heads[:1] if name != "two heads" else ["fc"]  # alike: the last layer alone
     caplog.set_level(logging.INFO)
     load_state_dict_file(net, tmp_path / "weights.pt", new_head=classes)
-    assert f"drawn anew for {classes} classes, every other tensor is loaded" in caplog.text
+    assert f"initialized at random for {classes} classes, every other tensor is loaded" in caplog.text
     for key, tensor in net.state_dict().items():
         is_head = key.rpartition(".")[0] in heads
         assert torch.equal(tensor, before[key] if is_head else state[key]), key
@@ -91,7 +91,7 @@ def test_every_head_is_new(name: str, classes: int, tmp_path: Path, caplog: pyte
     differing = {key for key, tensor in found.items() if not torch.equal(tensor, state[key])}
     assert differing == TENSORS[name]
     heads = dict.fromkeys(key.rpartition(".")[0] for key in found if key in TENSORS[name])
-    assert f"{' and '.join(heads)} are drawn anew for {classes} classes" in caplog.text
+    assert f"{' and '.join(heads)} are initialized at random for {classes} classes" in caplog.text
     torch.set_rng_state(generator)
     factory(channels=3, classes=classes, image_size=32, **settings)
     assert torch.equal(torch.get_rng_state(), after)  # the second network, of another number, draws nothing

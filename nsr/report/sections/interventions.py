@@ -17,13 +17,15 @@ from nsr.report.parts import Cell, Figure, Section, Table
 SHOWN_FRACTION, FEWEST_IMAGES = 0.5, 50
 MOST = "most_sensitive"
 CONTROLS = {
-    "random_equal_size": "random neurons, as many",
+    "random_equal_size": "as many random neurons",
     "random_equal_sensitivity": "random neurons with the same summed sensitivity",
     "random_equal_squared_difference": "random neurons with the same summed squared difference",
-    "least_sensitive": "the least sensitive neurons, as many",
-    "by_activation": "those with the largest clean activations, as many",
-    "by_relative": "those with the largest relative sensitivities, as many",
-    "by_conductance": "those with the largest conductance, as many",
+    "least_sensitive": "as many of the least sensitive neurons",
+    "by_activation": "as many neurons with the largest clean activations",
+    "by_relative": "as many neurons with the largest relative sensitivities",
+    "by_squared_difference": "as many neurons with the largest squared differences",
+    "by_attribution": "as many neurons with the largest attributions",
+    "by_conductance": "as many neurons with the largest conductance",
     "whole_layer": "all neurons of the layer: the upper bound of an effect",
 }
 KINDS = {
