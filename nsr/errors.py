@@ -7,6 +7,7 @@ library checks the arguments of its functions with the same code.
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import math
 import os
@@ -253,6 +254,19 @@ def dotted_name(function: Any) -> str:
     """Return module.name of a class or function, of its class for an object."""
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def unwrapped(function: Any) -> Any:
+    """Return the function or class inside a partial."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def callable_name(function: Any) -> str:
+    """Return the name of a function, of a class or of an object's class."""
+    function = unwrapped(function)
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def one_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from nsr.attacks.balls import BALLS, distance
-from nsr.errors import InputError, check_choice, check_epsilon, named_arguments
+from nsr.errors import InputError, callable_name, check_choice, check_epsilon, named_arguments
 from nsr.losses import precise
 from nsr.modes import network_mode, unchanged_buffers
 from nsr.randomness import Generators, draw_seed, seeded
@@ -131,19 +131,6 @@ class GuardedAttack(AttackWrapper):
                 f"norm={self.norm}: set the attack's own radius to it (or minimal_norm of a LibraryAttack)"
             )
         return wide.clamp(0, 1).to(images.dtype)
-
-
-def unwrapped(function: Any) -> Any:
-    """The function or class inside a partial."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
-
-
-def callable_name(function: Any) -> str:
-    """The name of a function, a class or an object's class."""
-    function = unwrapped(function)
-    return getattr(function, "__name__", type(function).__name__)
 
 
 def _own(attack: Any, name: str, kinds: Any, default: Any) -> Any:
