@@ -44,13 +44,13 @@ Rows = list[dict[str, Any]]
 
 def write() -> None:
     """Write the page and its plots."""
-    from nsr.interventions.report import frame_of
+    import pandas
+
     from nsr.plots import intervention_effects, save
     from nsr.plots import interventions as contrasts
 
     PAGE.write_text(page(interventions.rows(), interventions.record(), own_networks()))
-    rows = [Row(**row) for row in interventions.rows()]
-    frame = frame_of(rows)
+    frame = pandas.DataFrame([Row(**row) for row in interventions.rows()])
     title = f"{100 * FRACTION:g} % of each layer's neurons"
     drawn = {
         "network": contrasts(frame[frame["fraction"] == FRACTION], title=title),

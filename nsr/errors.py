@@ -7,6 +7,7 @@ library checks the arguments of its functions with the same code.
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import math
 import os
@@ -255,6 +256,19 @@ def dotted_name(function: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
+def unwrapped(function: Any) -> Any:
+    """Return the function or class inside a partial."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def callable_name(function: Any) -> str:
+    """Return the name of a function, of a class or of an object's class."""
+    function = unwrapped(function)
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def one_line(error: BaseException) -> str:
     """Return the text of an error in one line of up to 300 characters, its class name where it has no text."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -265,7 +279,7 @@ def check_fits_memory(what: str, size_bytes: float, fix: str) -> None:
     """Raise InputError where so many bytes exceed the physical memory of this machine."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows
+    except (OSError, ValueError):  # a system that does not say
         return
     if size_bytes > memory:
         raise InputError(

@@ -80,8 +80,6 @@ class SensitivityStabilizer(nn.Module):
         self.select = check_choice("stabilizer.select", select, SELECTIONS)
         self.equal_term_size = check_choice("stabilizer.equal_term_size", equal_term_size, (True, False))
         self.layers = None if layers is None else check_layers("stabilizer.layers", layers)
-        if self.layers == []:
-            raise InputError("stabilizer.layers is []; it must name a layer, or be left out for all")
         self.refresh = check_choice("stabilizer.refresh", refresh, REFRESHES)
         if self.select in RANKED and self.refresh in ("epoch", "once"):
             raise InputError(

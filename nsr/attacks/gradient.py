@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from nsr.attacks.balls import BALLS, Ball
 from nsr.attacks.best import ALL, BestIterates, Places
-from nsr.attacks.guard import callable_name
 from nsr.errors import (
     InputError,
+    callable_name,
     check_choice,
     check_epsilon,
     check_finite_logits,

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import functools
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
 from nsr.attacks.balls import BALLS, distance
-from nsr.errors import InputError, check_choice, check_epsilon, named_arguments
+from nsr.errors import InputError, callable_name, check_choice, check_epsilon, named_arguments
 from nsr.losses import precise
 from nsr.modes import network_mode, unchanged_buffers
-from nsr.randomness import Generators, draw_seed
+from nsr.randomness import Generators, draw_seed, seeded
 
 Attack = Callable[..., Tensor]  # (net, images, labels) -> images, and optionally generator=
 
@@ -135,19 +133,6 @@ class GuardedAttack(AttackWrapper):
         return wide.clamp(0, 1).to(images.dtype)
 
 
-def unwrapped(function: Any) -> Any:
-    """The function or class inside a partial."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
-
-
-def callable_name(function: Any) -> str:
-    """The name of a function, a class or an object's class."""
-    function = unwrapped(function)
-    return getattr(function, "__name__", type(function).__name__)
-
-
 def _own(attack: Any, name: str, kinds: Any, default: Any) -> Any:
     value = getattr(attack, name, None)
     return value if isinstance(value, kinds) else default
@@ -155,17 +140,10 @@ def _own(attack: Any, name: str, kinds: Any, default: Any) -> Any:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed Python, numpy and torch inside and restore their states afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
+    """Seed Python, numpy and torch inside, on the images' device too, and restore their states afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), seeded(seed):
         torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+        yield
 
 
 @contextmanager

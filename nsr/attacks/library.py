@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from nsr.attacks.balls import BALLS
-from nsr.attacks.guard import callable_name, unwrapped
 from nsr.attacks.minimum_norm import fooling, within
-from nsr.errors import InputError, check_choice, check_epsilon
+from nsr.errors import InputError, callable_name, check_choice, check_epsilon, unwrapped
 
 
 class LibraryAttack:

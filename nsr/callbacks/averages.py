@@ -16,6 +16,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
@@ -71,7 +72,7 @@ class WeightAverages(pl.Callback):
             self.check(pl_module, trainer.max_epochs or 1)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.averages = {name: _on(pl_module.device, average) for name, average in self.averages.items()}
+        self.averages = move_data_to_device(self.averages, pl_module.device)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._step:  # gradients are accumulated
@@ -162,7 +163,3 @@ def _copy(tensors: Tensors, module: nn.Module) -> None:
     with torch.no_grad():
         for key, value in _tensors(module).items():
             value.copy_(tensors[key])
-
-
-def _on(device: torch.device, tensors: Tensors) -> Tensors:
-    return {key: value.to(device) for key, value in tensors.items()}

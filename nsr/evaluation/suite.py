@@ -182,7 +182,8 @@ class AttackSuite:
     def finish(self) -> SuiteResult:
         """Combine the batches of all processes into `result`."""
         pieces = _all_pieces(self._pieces)
-        together = {name: torch.cat([piece[name] for _, piece in sorted(pieces.items())]) for name in _names(pieces)}
+        names = next(iter(pieces.values()))
+        together = {name: torch.cat([piece[name] for _, piece in sorted(pieces.items())]) for name in names}
         outcomes = {row: together[f"correct/{row}"].to(torch.uint8) for row in [*self.names, *self.probes]}
         rows = {row: outcomes[row] for row in self.names}
         distances = {row: together[f"distance/{row}"] for row in self.names if f"distance/{row}" in together}
@@ -227,10 +228,6 @@ def _plain(values: Tensor) -> Any:
 
 def _tensor(plain: Any, device: torch.device) -> Tensor:
     return torch.tensor([flag == "1" for flag in plain] if isinstance(plain, str) else plain, device=device)
-
-
-def _names(pieces: Pieces) -> list[str]:
-    return list(next(iter(pieces.values())))
 
 
 def _all_pieces(pieces: Pieces) -> Pieces:

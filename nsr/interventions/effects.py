@@ -8,7 +8,7 @@ another ranking half or another network.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,10 +71,10 @@ class Effects:
     skipped: dict[str, str]  # {kind: reason why it has no rows}
 
     def frame(self) -> pandas.DataFrame:
-        """The rows as a data frame; needs pandas."""
+        """The rows as the data frame that interventions.csv holds; needs pandas."""
         import pandas
 
-        return pandas.DataFrame([asdict(row) for row in self.rows])
+        return pandas.DataFrame(self.rows)
 
     def kinds(self) -> list[str]:
         """The kinds that have rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from nsr.run.files import append_rows, write_json
 from nsr.run.plain_text import printable
 
 if TYPE_CHECKING:
-    import pandas
     from rich.table import Table
 
 SHOWN_FRACTION = 0.5  # the tables and the plot of the network show the fraction nearest to it
@@ -34,19 +33,12 @@ def write_effects(directory: Path, effects: Effects, *, settings: Mapping[str, A
     write_json(directory / "interventions.json", {"settings": dict(settings), **summary})
     folder = directory / "interventions"
     folder.mkdir(exist_ok=True)
-    frame, fraction = frame_of(effects.rows), shown_fraction(effects)
+    frame, fraction = effects.frame(), shown_fraction(effects)
     title = f"{100 * fraction:g} % of each layer's neurons"
     save(interventions(frame[frame["fraction"] == fraction], title=title), folder / "network")
     for layer in effects.layers:
         save(intervention_effects(frame[frame["layer"] == layer]), folder / layer.replace("#", "_call"))
     return ["interventions.csv", "interventions.json", f"interventions/ ({len(effects.layers) + 1} plots)"]
-
-
-def frame_of(rows: Iterable[Row]) -> pandas.DataFrame:
-    """Return rows as the data frame that interventions.csv holds."""
-    import pandas
-
-    return pandas.DataFrame(list(map(asdict, rows)))
 
 
 def shown_fraction(effects: Effects) -> float:

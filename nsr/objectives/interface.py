@@ -9,7 +9,6 @@ training attack that has none of its own. An attribute `soft_labels = False` ref
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nsr.errors import InputError, did_you_mean, named_arguments
+from nsr.errors import InputError, callable_name, did_you_mean, named_arguments
 
 INPUTS = (
     *("clean_logits", "adversarial_logits"),  # (batch, class)
@@ -38,7 +37,7 @@ def required_inputs(objective: Any) -> tuple[str, ...]:
     """
     if not callable(objective) or inspect.isclass(objective):
         raise InputError(f"objective is {objective!r:.80}; it must be a function or object of {', '.join(INPUTS)}")
-    names = getattr(objective, "inputs", None)
+    names, title = getattr(objective, "inputs", None), callable_name(objective)
     if names is None:
         parameters, _ = named_arguments(objective.forward if isinstance(objective, nn.Module) else objective)
         # other names with a default are settings
@@ -46,12 +45,12 @@ def required_inputs(objective: Any) -> tuple[str, ...]:
     for name in names:
         if name not in INPUTS:
             raise InputError(
-                f"the objective {_name(objective)} has the input {name!r}; it must be one of {', '.join(INPUTS)}, or a "
+                f"the objective {title} has the input {name!r}; it must be one of {', '.join(INPUTS)}, or a "
                 f"parameter with a default{did_you_mean(name, INPUTS)}"
             )
     if not names:
         raise InputError(
-            f"the objective {_name(objective)} has no input; it must name some of {', '.join(INPUTS)} in its "
+            f"the objective {title} has no input; it must name some of {', '.join(INPUTS)} in its "
             "signature or in an attribute `inputs`"
         )
     return tuple(names)
@@ -75,7 +74,7 @@ def compute_terms(objective: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor
     Errors:
         InputError: a required input is missing; the result is not made of scalar tensors, or has no gradient.
     """
-    names, title = required_inputs(objective), _name(objective)
+    names, title = required_inputs(objective), callable_name(objective)
     if missing := [name for name in names if name not in inputs]:
         raise InputError(f"the objective {title} needs {', '.join(names)}; it did not get {missing[0]}")
     result = objective(**{name: inputs[name] for name in names})
@@ -106,15 +105,9 @@ def auxiliary_inputs(objective: Any, inputs: Mapping[str, Any], logits: Mapping[
     if not set(names) <= {"clean_logits", "adversarial_logits", "labels"} or names == ("labels",):
         why = "an auxiliary head has logits alone"
         raise InputError(
-            f"model.auxiliary: the objective {_name(objective)} takes {', '.join(names)}; {why}: leave it out"
+            f"model.auxiliary: the objective {callable_name(objective)} takes {', '.join(names)}; {why}: leave it out"
         )
     return {**inputs, **{f"{view}_logits": value for view, value in logits.items()}}
-
-
-def _name(objective: Any) -> str:
-    while isinstance(objective, functools.partial):
-        objective = objective.func
-    return getattr(objective, "__name__", type(objective).__name__)
 
 
 def _term_name(title: str) -> str:

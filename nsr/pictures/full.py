@@ -149,8 +149,8 @@ def _inputs(subject: Subject) -> list[Picture]:
     figure = plots.top_images([images for images, _ in made], names=names, values=values, heading="optimized inputs")
     caption = (
         f"Inputs that {steps} steps of ascent (Fourier coefficients, random shifts; Olah et al. 2017) found for the "
+        f"most sensitive neurons, with the neuron's mean output above each. Ranked on {subject.measured_on}."
     )
-    caption += f"most sensitive neurons, with the neuron's mean output above each. Ranked on {subject.measured_on}."
     data = [
         {"layer": name, "neurons": neurons, "outputs": own}
         for (name, (_, neurons)), own in zip(by_layer.items(), values, strict=True)
@@ -179,12 +179,10 @@ def _weights(subject: Subject, attack_row: str) -> Picture:
     )
     caption = (
         f"Mean cross-entropy of the first {len(positions)} test images, clean and adversarial ({title}, made once for "
-    )
-    caption += (
         "the trained weights), over two filter-normalized random directions of the weights (Li et al. 2018). Circle: "
+        "the trained weights. Colors follow the logarithm of the loss; each panel has its own scale."
     )
-    caption += "the trained weights. Colors follow the logarithm of the loss; each panel has its own scale."
-    ends = losses[:, middle, middle].tolist()
-    alt = f"Landscape of the weights: loss {ends[0]:.3g} on clean and {ends[1]:.3g} on "
+    clean_loss, attacked_loss = losses[:, middle, middle].tolist()
+    alt = f"Landscape of the weights: loss {clean_loss:.3g} on clean and {attacked_loss:.3g} on adversarial images."
     data = {"images": len(positions), "losses": losses.tolist()}
-    return Picture("weight_landscape", "landscape", figure, f"{alt}adversarial images.", caption, data)
+    return Picture("weight_landscape", "landscape", figure, alt, caption, data)

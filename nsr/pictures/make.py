@@ -98,17 +98,17 @@ def _examples(found: _Material) -> Iterator[Picture]:
         for row, number in enumerate(order)
     ]
     counts = [attacked.groups.count(group) for group in headings]
-    rule = (
-        f"Chosen: the first {SHOWN} test images that are correctly classified and misclassified under the attack, and "
+    caption = (
+        f"{found.title}. Chosen: the first {SHOWN} test images that are correctly classified and misclassified under "
+        "the attack, and the first that are robust to it, one of each class before a second one. Above each image: the "
+        f"prediction and its probability; ✗: misclassified. {attacked.note}"
+    ).strip()
+    alt = (
+        f"{counts[0]} test images that are misclassified under {found.title} and {counts[1]} that are robust to it: "
+        "clean, adversarial, and their amplified difference; predictions are in the page's data."
     )
-    rule += "the first that are robust to it, one of each class before a second one. "
-    caption = f"{found.title}. {rule}Above each image: the prediction and its probability; ✗: misclassified."
-    caption += f" {attacked.note}" if attacked.note else ""
-    alt = f"{counts[0]} test images that are misclassified under {found.title} and {counts[1]} that are robust to it: "
-    alt += "clean, adversarial, and their amplified difference; predictions are in the page's data."
-    yield Picture(
-        "examples", "examples", figure, alt, caption, {"attack": attacked.row, "images": data, "note": attacked.note}
-    )
+    content = {"attack": attacked.row, "images": data, "note": attacked.note}
+    yield Picture("examples", "examples", figure, alt, caption, content)
 
 
 def _named(views: Any) -> Iterator[tuple[str, Any]]:
@@ -122,9 +122,9 @@ def _steps(found: _Material) -> Iterator[Picture]:
     label, probabilities = int(found.labels[0]), attacked.steps_logits.softmax(1)
     names = found.class_names
     figure = plots.attack_steps(attacked.steps, probabilities, label=label, class_names=names)
-    caption = f"{found.title}, step by step: the first of the examples (test image {found.places[0]}) from the start "
-    caption += (
-        "of the attack to its end, and the network's probabilities of the image's class and of the strongest other."
+    caption = (
+        f"{found.title}, step by step: the first of the examples (test image {found.places[0]}) from the start of the "
+        "attack to its end, and the network's probabilities of the image's class and of the strongest other."
     )
     first, last = (100 * float(probabilities[step, label]) for step in (0, -1))
     alt = f"Along {len(probabilities) - 1} steps the probability of the class goes from {first:.0f} to {last:.0f} %."
@@ -147,14 +147,15 @@ def _classes(found: _Material) -> Iterator[Picture]:
     rows = [(layer, number, value) for layer, own in means.items() for number, value in enumerate(own)]
     frame = pandas.DataFrame(rows, columns=["layer", "class", "absolute"])
     figure = plots.sensitivity_heat_map(frame, column="class", column_names=names)
-    caption = "Absolute sensitivity (activation units) of the images of each class, mean over a layer's neurons; "
-    caption += f"{found.title}, {found.attacked_on}. Right: the layer's largest value, to which its row is scaled."
-    alt = (
-        f"Heat map of absolute sensitivity, a row for each of {len(means)} layers, a column for each of {len(labels)} "
+    caption = (
+        "Absolute sensitivity (activation units) of the images of each class, mean over a layer's neurons; "
+        f"{found.title}, {found.attacked_on}. Right: the layer's largest value, to which its row is scaled."
     )
+    size = f"a row for each of {len(means)} layers, a column for each of {len(labels)} classes"
     data = {"attack": found.attacked.row, "images": found.places, "classes": labels, "counts": counts}
     data["absolute"] = {layer: found.numbered(values) for layer, values in means.items()}
-    yield Picture("class_sensitivity", "sensitivity", figure, f"{alt}classes.", caption, data)
+    alt = f"Heat map of absolute sensitivity, {size}."
+    yield Picture("class_sensitivity", "sensitivity", figure, alt, caption, data)
 
 
 def _maps(found: _Material) -> Iterator[Picture]:
@@ -169,8 +170,8 @@ def _maps(found: _Material) -> Iterator[Picture]:
         clean=attacked.images[0],
         adversarial=attacked.adversarial[0],
     )
-    caption = f"Outputs of the most sensitive neurons of some layers on test image {found.places[0]}: clean, under "
-    caption += (
+    caption = (
+        f"Outputs of the most sensitive neurons of some layers on test image {found.places[0]}: clean, under "
         f"{found.title}, absolute difference. The first two share a scale, written at the left (activation units). "
     )
     alt = f"Feature maps of {len(numbers)} neurons on a clean image, its adversarial example, and the difference."
@@ -212,11 +213,9 @@ def _top(found: _Material) -> Iterator[Picture]:
     figure = plots.top_images(images, names=found.neuron_names, values=values, boxes=boxes)
     caption = (
         "Images whose attack moves the most sensitive neurons most (mean absolute difference above each, activation "
-    )
-    caption += (
         f"units): {found.title}, among {found.attacked_on}. Rectangle and crop: the pixels that the neuron's output "
+        "depends on where it moved most (gradient not zero); no rectangle: all pixels. "
     )
-    caption += "depends on where it moved most (gradient not zero); no rectangle: all pixels. "
     alt = f"The {TOP_IMAGES} test images that move each of {len(data)} neurons most, with receptive fields."
     content = {"attack": attacked.row, "candidates": found.places, "neurons": data}
     yield Picture("top_images", "features", figure, alt, caption + _ranked(found), content)
@@ -234,10 +233,8 @@ def _landscape(found: _Material) -> Iterator[Picture]:
     if not moved.any():
         return
     other = random_direction(subject, attacked.positions[:count], difference, norm)
-    made = [
-        grid(subject, images[n], difference[n], other[n], int(found.labels[n])) for n in range(count) if bool(moved[n])
-    ]
-    numbers = [n for n in range(count) if bool(moved[n])]
+    numbers = moved.nonzero()[:, 0].tolist()
+    made = [grid(subject, images[n], difference[n], other[n], int(found.labels[n])) for n in numbers]
     losses, correct = (torch.stack([each[part] for each in made]) for part in (0, 1))
     names = [
         f"image {found.places[n]}, {'misclassified' if attacked.groups[n] == 'fell' else 'robust'}" for n in numbers
@@ -245,22 +242,13 @@ def _landscape(found: _Material) -> Iterator[Picture]:
     figure = plots.landscape(losses, correct=correct, names=names)
     caption = (
         f"Cross-entropy (nats) around {len(numbers)} of the examples: x + a d + b r, clipped to [0, 1], where x + d "
-    )
-    caption += (
         f"is the adversarial image ({found.title}) and r is random and as long as d. Circle: the image; large cross: "
-    )
-    caption += (
         "the adversarial one; small crosses: misclassified. Each panel has its own scale. Where the loss rises more "
-    )
-    caption += (
         "in the random than in the adversarial direction, or is rugged, the gradient misleads the attack: suspect "
+        "gradient masking."
     )
-    caption += "gradient masking."
-    alt = f"Loss of {len(numbers)} images over the adversarial and a random direction; "
-    ends = [(float(each[4, 4]), float(each[4, 8])) for each in losses]
-    alt += (
-        ", ".join(f"{clean:.3g} at the image and {attack:.3g} at the adversarial one" for clean, attack in ends) + "."
-    )
+    ends = [f"{each[4, 4]:.3g} at the image and {each[4, 8]:.3g} at the adversarial one" for each in losses]
+    alt = f"Loss of {len(numbers)} images over the adversarial and a random direction; {', '.join(ends)}."
     exact = [cross_entropy(each, found.labels[: len(each)]) for each in found.views.logits]
     data = {"attack": attacked.row, "images": [found.places[n] for n in numbers], "steps": losses.shape[1]}
     data |= {"losses": found.numbered(losses), "correct": correct.int().tolist()}

@@ -17,7 +17,6 @@ from nsr.comparison.plots import accuracy, drawn, layers, robustness
 from nsr.comparison.statistics import Comparison, compare
 from nsr.comparison.tables import Sheet, commands, headings, sheets
 from nsr.report.drawing import svg
-from nsr.report.numbers import columns_of
 from nsr.report.page import html
 from nsr.report.parts import Cell, Figure, Section, Table
 from nsr.run.files import write_text
@@ -46,7 +45,7 @@ def page_sections(comparison: Comparison) -> list[Section]:
     """Return the sections: what is compared, plots, tables, the commands that finish what is missing."""
     found = sheets(comparison)
     missing = commands(comparison)
-    data = {name: columns_of(frame) for name, frame in zip(comparison._fields, comparison[:4], strict=False)}
+    data = {name: frame.to_dict("list") for name, frame in zip(comparison._fields, comparison[:4], strict=False)}
     notes = [_summary(comparison), *comparison.notes]
     parts = [
         Section("Result", "result", notes, tables=[_table(found[0])] if found else [], data=data),

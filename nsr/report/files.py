@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas
 
+from nsr.comparison import reading
 from nsr.comparison.reading import TRAINING_END, Measurement, Run, accuracies, read_run
 from nsr.errors import InputError
 from nsr.run.directory import process_status, read_json, read_yaml
@@ -128,10 +129,7 @@ def read_files(directory: Path) -> RunFiles:
     if is_evaluation(directory):
         return _evaluation(directory)
     run = read_run(directory)
-    names = [one.name for one in run.measurements]
-    measured = None
-    if names:
-        measured = directory if names[-1] == TRAINING_END else directory / "evaluations" / names[-1]
+    measured = reading.folder_of(directory, run.measurements[-1]) if run.measurements else None
     return RunFiles(directory, run, measured, problems=[run.detail] if run.status == "unreadable" else [])
 
 
@@ -149,8 +147,7 @@ def _evaluation(directory: Path) -> RunFiles:
 
 def folder_of(run: RunFiles, measurement: Measurement) -> Path:
     """Return the folder that a measurement's files are in."""
-    is_own = run.is_evaluation or measurement.name == TRAINING_END
-    return run.directory if is_own else run.directory / "evaluations" / measurement.name
+    return run.directory if run.is_evaluation else reading.folder_of(run.directory, measurement)
 
 
 def results_of(run: RunFiles, measurement: Measurement) -> Mapping[str, Any]:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import pandas
-
 DIGITS = 6  # significant ones in the JSON
 
 
@@ -37,8 +35,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
-def columns_of(frame: pandas.DataFrame) -> dict[str, list[Any]]:
-    """Return {column: values}."""
-    return {str(name): frame[name].tolist() for name in frame}

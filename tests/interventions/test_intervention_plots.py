@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pandas
 import pytest
 
 from nsr.interventions.controls import RANDOM
 from nsr.interventions.effects import Row
-from nsr.interventions.report import frame_of
 from nsr.plots import intervention_effects, interventions
 from nsr.plots.contrasts import CONTROLS
 from nsr.plots.style import COLUMN
@@ -68,7 +68,7 @@ def check_looks(figure) -> None:
 
 def test_the_plot_of_a_layer_shows_its_rows(rows):
     of_layer = [row for row in rows if row.layer == "layer1.0"]
-    figure = intervention_effects(frame_of(of_layer))
+    figure = intervention_effects(pandas.DataFrame(of_layer))
     assert figure.axes[-1].get_xlabel() == "fraction of the 16 neurons of layer1.0 (%)"
     (legend,) = figure.legends
     assert legend.get_title().get_text() == "203 images, 95 % intervals"
@@ -89,7 +89,8 @@ def test_the_plot_of_a_layer_shows_its_rows(rows):
 
 
 def test_the_plot_of_the_network_shows_the_contrasts(rows):
-    figure = interventions(frame_of(row for row in rows if row.fraction == 0.5), title="50 % of each layer's neurons")
+    frame = pandas.DataFrame([row for row in rows if row.fraction == 0.5])
+    figure = interventions(frame, title="50 % of each layer's neurons")
     for axes, kind in zip(figure.axes, KINDS, strict=True):
         assert axes.get_xlabel().endswith("difference (% points)")
         for container, control in zip(axes.containers, RANDOM, strict=True):

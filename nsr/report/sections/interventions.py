@@ -11,7 +11,6 @@ from nsr.comparison.reading import evaluate_command
 from nsr.plots import interventions
 from nsr.report.drawing import svg
 from nsr.report.files import RunFiles, folder_of
-from nsr.report.numbers import columns_of
 from nsr.report.parts import Cell, Figure, Section, Table
 
 SHOWN_FRACTION, FEWEST_IMAGES = 0.5, 50
@@ -69,7 +68,7 @@ def _section(title: str, frame: pandas.DataFrame, summary: Mapping[str, Any]) ->
     ]
     tables += [_effects(shown, frame), Table("Controls", ["control", "neurons"], names, texts=2)]
     numbers = ["layer", "kind", "fraction", "control", "images", "effect", "contrast", "contrast_low", "contrast_high"]
-    data = {"fraction": fraction, "rows": columns_of(shown[numbers]), "verdicts": verdicts}
+    data = {"fraction": fraction, "rows": shown[numbers].to_dict("list"), "verdicts": verdicts}
     return Section(title, "interventions", paragraphs, figures, tables, data)
 
 

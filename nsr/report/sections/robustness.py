@@ -15,7 +15,7 @@ from nsr.plots.classes import MOST_CLASSES
 from nsr.report.drawing import svg
 from nsr.report.facts import radius_in_words
 from nsr.report.files import RunFiles, folder_of
-from nsr.report.numbers import columns_of, percent
+from nsr.report.numbers import percent
 from nsr.report.parts import Cell, Figure, Section, Table
 from nsr.report.sections.headline import CURVE, WEAK
 
@@ -33,13 +33,13 @@ def section(run: RunFiles) -> Section | None:
     where = f"{len(images):,} test images, {radius_in_words(settings)}"
     figures = [_curve(curve, settings), *_distances(images, settings)]
     tables: list[Table] = []
-    data: dict[str, Any] = {"curve": columns_of(curve)}
+    data: dict[str, Any] = {"curve": curve.to_dict("list")}
     if attack and names:
         title = attack_title(attack, settings)
         classes, confused = by_class(images, attack), confusion(images, attack)
         figures += [_classes(classes, title, where), _confusion(images, attack, names, title, where)]
         tables += [_class_table(classes, title), _confused_table(confused, names, title)]
-        data |= {"attack": attack, "classes": columns_of(classes), "confusion": columns_of(confused)}
+        data |= {"attack": attack, "classes": classes.to_dict("list"), "confusion": confused.to_dict("list")}
     shown = [figure for figure in figures if figure is not None]
     paragraphs = [] if shown else ["There is no images.csv and no curve.csv of this measurement."]
     code = []

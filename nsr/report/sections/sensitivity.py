@@ -11,7 +11,7 @@ from nsr.plots.sensitivity import MEASURES
 from nsr.report.drawing import svg
 from nsr.report.facts import validation_attack
 from nsr.report.files import RunFiles
-from nsr.report.numbers import columns_of, rounded
+from nsr.report.numbers import rounded
 from nsr.report.parts import Cell, Figure, Section, Table
 
 LISTED = 5  # most sensitive neurons of a layer
@@ -31,7 +31,7 @@ def section(run: RunFiles) -> Section | None:
         figures += [_stability(layers, on)] if layers["epoch"].nunique() > 1 else []
     figures += [] if before.empty else [_distribution(before, after, when, on)]
     tables = [_table(before, after, when), _listed(after, when)]
-    data = {"layers": columns_of(layers), "means": _means(before, after), "listed": columns_of(most(after))}
+    data = {"layers": layers.to_dict("list"), "means": _means(before, after), "listed": most(after).to_dict("list")}
     model = run.run.settings.get("model")
     is_loaded = isinstance(model, Mapping) and bool(model.get("weights"))
     weights = "the weights that were loaded" if is_loaded else "its initial, usually random weights"

@@ -13,7 +13,7 @@ from nsr.plots.curves import ACCURACIES, has_values, loss_columns, spelled
 from nsr.report.drawing import svg
 from nsr.report.facts import validation_attack
 from nsr.report.files import RunFiles
-from nsr.report.numbers import columns_of, percent, rounded
+from nsr.report.numbers import percent, rounded
 from nsr.report.parts import Cell, Figure, Section, Table
 
 RAMP = "nsr.callbacks.Ramp"
@@ -29,7 +29,7 @@ def section(run: RunFiles) -> Section | None:
     marks = {"best_epoch": run.run.best_epoch, "resumed": _resumed(run)}
     epsilon = ramped_epsilon(run.run.settings, frame["epoch"].tolist())
     paragraphs = [_sentence(frame, marks, run)]
-    data = {"epochs": columns_of(frame), "epsilon": epsilon, **marks}
+    data = {"epochs": frame.to_dict("list"), "epsilon": epsilon, **marks}
     return Section(title, "training", paragraphs, list(_figures(frame, epsilon, marks, run)), [_table(frame)], data)
 
 
