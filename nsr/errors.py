@@ -279,7 +279,7 @@ def check_fits_memory(what: str, size_bytes: float, fix: str) -> None:
     """Raise InputError where so many bytes exceed the physical memory of this machine."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (OSError, ValueError):  # a system that does not say
+    except (AttributeError, OSError, ValueError):  # Windows
         return
     if size_bytes > memory:
         raise InputError(

@@ -32,7 +32,11 @@ def read(plan: str) -> pandas.DataFrame:
     return frame[frame["status"] == "finished"].sort_values("seed")
 
 
-ROWS = {"fashion_mnist": read("fashion_mnist"), "digits": read("digits")}
+OTHERS = {  # plans of one contrast
+    "fashion_mnist_trades": ("### Fashion-MNIST, small network, TRADES\n", "trades"),
+    "cifar10_jpeg": ("### CIFAR-10 (JPEG copy), ResNet-20\n", "fast"),
+}
+ROWS = {plan: read(plan) for plan in ("fashion_mnist", "digits", *OTHERS)}
 
 
 def runs(plan: str, objective: str, arm: str, stage: str = "confirm") -> pandas.DataFrame:
@@ -114,6 +118,22 @@ def test_primary_contrasts(objective):
     assert shown == (f"{p[objective]:.2g}", f"{corrected[objective]:.2g}", said)
 
 
+@pytest.mark.parametrize("plan", OTHERS)
+def test_the_only_contrast_of_a_plan(plan):
+    section, objective = OTHERS[plan]
+    each = differences(plan, objective, "sns", "none")
+    assert cell(section, "SNS minus none, worst case", objective) == interval(each)
+    done, planned = map(int, cell(section, "seeds", objective).split(" of "))
+    assert done == len(each)
+    if done == planned:
+        shown = "gain" if each.mean() > 0 else "loss"
+        said = "no gain was shown" if p_value(each) > 0.05 else f"a {shown} was shown"
+        assert cell(section, "p", objective) == cell(section, "Holm's p", objective) == f"{p_value(each):.2g}"
+        assert cell(section, "verdict", objective) == said
+    own = runs(plan, objective, "sns")["best"]
+    assert cell(section, "clean", objective, "sns") == spread([100 * bits(found, "clean").mean() for found in own])
+
+
 def test_an_exploratory_contrast():
     assert cell(FASHION, "pgd", "sns - random") == interval(differences("fashion_mnist", "pgd", "sns", "random"))
 
@@ -155,7 +175,7 @@ def test_digits():
     assert cell("### Digits, small network: sensitivity\n", "relative", "natural", "none") == spread(relative, 3)
 
 
-@pytest.mark.parametrize("plan", ["fashion_mnist", "digits"])
+@pytest.mark.parametrize("plan", ROWS)
 def test_processor_time(plan):
     frame = ROWS[plan]
     text = f"{len(frame)} runs of {frame['cpu_seconds'].sum() / 3600:.2f} hours of one core"

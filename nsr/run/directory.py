@@ -225,6 +225,8 @@ def job_of_slurm() -> list[str] | None:
 
 
 def _is_alive(process: Any) -> bool:
+    if os.name == "nt":
+        return True  # signal 0 cannot ask there
     try:
         os.kill(int(process), 0)
     except (ProcessLookupError, TypeError, ValueError, OverflowError):

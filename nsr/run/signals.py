@@ -13,7 +13,7 @@ from types import FrameType
 
 from nsr.run.plain_text import printable
 
-HANGUP = signal.SIGHUP  # a terminal or an ssh session closes
+HANGUP = getattr(signal, "SIGHUP", None)  # a terminal or an ssh session closes; Windows has none
 REQUEUE = signal.SIGUSR1  # that SLURM is asked to send ahead of the time limit: #SBATCH --signal=USR1@120
 
 
@@ -75,7 +75,7 @@ def interruptible() -> Iterator[Signals]:
         yield signals
         return
     wanted = [signal.SIGTERM, signal.SIGINT, *([REQUEUE] if "SLURM_JOB_ID" in os.environ else [])]
-    if signal.getsignal(HANGUP) != signal.SIG_IGN:
+    if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
         wanted.append(HANGUP)
     before = {number: signal.signal(number, signals.handle) for number in wanted}
     try:
