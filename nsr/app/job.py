@@ -42,7 +42,6 @@ from nsr.data.origin import data_origin
 from nsr.errors import InputError
 from nsr.evaluation.suite import AttackSuite
 from nsr.models.build import Allocations
-from nsr.models.normalization import Normalization
 from nsr.models.preprocessing import unlike_published
 from nsr.models.weights import read_checkpoint
 from nsr.run.directory import OWN, read_yaml, recorded_status
@@ -83,12 +82,13 @@ class Job:
     @property
     def record(self) -> dict[str, Any]:
         """The settings as they are written, with the description of the data."""
+        net: Any = self.module.net
         of_data = asdict(self.description)
         names = of_data.pop("class_names")
         of_data |= {name: list(of_data[name]) for name in ("mean", "std")}
         own = {name: value for name, value in self.settings.items() if name not in OWN}
-        own["model"] = {**own["model"], "normalization": self._normalization.record}
-        own["channels_last"] = uses_channels_last(self.settings, self.module.net)  # on another device the same
+        own["model"] = {**own["model"], "normalization": net.normalization.record}
+        own["channels_last"] = uses_channels_last(self.settings, net)  # on another device the same
         return {
             **own,
             "data": {**own["data"], **of_data},
@@ -97,15 +97,11 @@ class Job:
         }
 
     @property
-    def _normalization(self) -> Normalization:
-        return self.module.net.normalization  # type: ignore[return-value]
-
-    @property
     def notes(self) -> list[tuple[int, str]]:
         """Levels and lines on how labels and normalization of weights are taken, and on performance."""
-        sizes: Any = self.module.net.published_sizes
-        resized = unlike_published(sizes, getattr(self.data, "preprocess", None))
-        lines = [self.data.matched.note, self._normalization.note, resized, self.module.performance_note]
+        net: Any = self.module.net
+        resized = unlike_published(net.published_sizes, getattr(self.data, "preprocess", None))
+        lines = [self.data.matched.note, net.normalization.note, resized, self.module.performance_note]
         notes = [(logging.INFO, line) for line in lines if line is not None]
         if self.settings["model"].get("weights") is not None:
             line, is_warning = third_party_classes(self.description.class_names)

@@ -139,16 +139,10 @@ def covered(frame: pandas.DataFrame, names: Sequence[str]) -> str:
     over = set(frame["over"][frame["low"].notna() & frame["metric"].isin(names)]) if len(frame) else set()
     if not over:
         return ""
-    scope = {
-        "seeds": "other seeds on the same images",
-        "seeds and images": "other seeds and other test images of the same distribution",
-    }
-    found = f"Intervals generalize to {scope[over.pop()]}"
-    if over:
-        found = (
-            "Intervals of accuracies with an images.csv in every run generalize to other seeds and other test images"
-        )
-        found += " of the same distribution, the others to other seeds on the same images"
+    seeds, images = "other seeds on the same images", "other seeds and other test images of the same distribution"
+    found = f"Intervals generalize to {seeds if 'seeds' in over else images}"
+    if len(over) > 1:
+        found = f"Intervals of accuracies with an images.csv in every run generalize to {images}, the others to {seeds}"
     return f"{found}; not to other data, networks, radii or attacks."
 
 

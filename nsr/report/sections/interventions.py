@@ -56,9 +56,9 @@ def _section(title: str, frame: pandas.DataFrame, summary: Mapping[str, Any]) ->
     kinds = list(dict.fromkeys(frame["kind"]))
     text = (
         f"Shown at {100 * fraction:g} % of each layer's neurons: the effect of the most sensitive ones minus that of "
+        "random ones, in percentage points of the images; above 0 the most sensitive neurons matter more. Bars are "
+        "95 % bootstrap intervals over images and random sets."
     )
-    text += "random ones, in percentage points of the images; above 0 the most sensitive neurons matter more. Bars are "
-    text += "95 % bootstrap intervals over images and random sets."
     paragraphs = [text, *_warnings(frame, summary)]
     figures = [_contrasts(shown[shown["kind"] == kind], kind, fraction) for kind in kinds]
     verdicts = summary.get("verdicts")

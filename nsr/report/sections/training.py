@@ -81,11 +81,8 @@ def ramped_epsilon(settings: Mapping[str, Any], epochs: Sequence[float]) -> list
     callbacks, attack = settings.get("callbacks") or {}, settings.get("train_attack") or {}
     for ramp in callbacks.values() if isinstance(callbacks, Mapping) else ():
         if str(ramp.get("_target_")) == RAMP and ramp.get("of") == "train_attack" and "epsilon" in attack:
-            start, initial, radius = (
-                ramp.get("start", 0),
-                ramp.get("initial", 0),
-                fraction("epsilon", attack["epsilon"]),
-            )
+            start, initial = ramp.get("start", 0), ramp.get("initial", 0)
+            radius = fraction("epsilon", attack["epsilon"])
             progress = [min(1.0, max(0.0, (epoch - start) / ramp["epochs"])) for epoch in epochs]
             scales = [initial + (1 - initial) * done for done in progress]
             return [radius * scale if epoch else None for epoch, scale in zip(epochs, scales, strict=True)]
