@@ -47,12 +47,13 @@ def short(one: Study) -> list[str]:
     """Return the sentences on a plan's primary contrasts."""
     groups: dict[str, list[str]] = {}
     for objective, (found, p) in primary(one).items():
-        groups.setdefault(verdict(found, p), []).append(f"{objective} ({found.text() or 'no pair'})")
+        groups.setdefault(verdict(found, p), []).append(f"{objective} ({found.text() or 'no paired runs yet'})")
     said = "; ".join(f"{text} for {names(members)}" for text, members in groups.items())
     done = sum(row["stage"] == "confirm" for row in one.finished)
     return bullet(
         f"**Claim 2, {one.plan['title']}**: {said}. In parentheses, SNS minus the objective alone under the worst "
-        f"case, points. {done} of {n_confirm(one.plan)} confirmatory runs are complete."
+        f"case, points. {done} of {n_confirm(one.plan)} confirmatory runs are complete"
+        f"{'' if 'undecided' in groups or done == n_confirm(one.plan) else ', all of these contrasts among them'}."
     )
 
 
@@ -126,7 +127,7 @@ def setting(one: Study) -> str:
         f"Plan: [{plan['name']}.yaml](../benchmarks/evidence_plans/{plan['name']}.yaml). Training: "
         f"`{' '.join(plan['training'])}`. Evaluation: `{' '.join(plan['evaluation'])}`. An image counts under the "
         "worst case if it is correctly classified without and under each of the attacks. Test images, the same in "
-        f"every run: {images}. Complete are {len(finished)} runs of {hours:.2f} hours of one core in all; machine: "
+        f"every run: {images}. {len(finished)} runs are complete; they took {hours:.2f} hours of one core. Machine: "
         f"{machines}; commits {commits}; SHA-256 over the data's pixels and labels: {data}."
     )
 

@@ -34,15 +34,16 @@ def scope(fashion: Study, cifar: Study) -> dict[str, str]:
     plan = fashion.plan
     short = settings(cifar.plan["training"])
     training, evaluation = (settings(plan[name]) for name in ("training", "evaluation"))
-    each = {f"{name} {count}" for name, arms in plan["steps"].items() for count in set(arms.values())}
+    each = {f"{count} ({name})" for name, arms in plan["steps"].items() for count in set(arms.values())}
     return {
         "EPOCHS": training["trainer.max_epochs"],
-        "STEPS": names(sorted(each, reverse=True)),
+        "STEPS": " or ".join(sorted(each, key=lambda text: int(text.split()[0]))),
         "WIDTH": training["model.width"],
         "CLEAN": clean(fashion, "pgd"),
         "NATURAL": clean(fashion, "natural"),
-        "ATTACKS": f"{evaluation['test_attacks.apgd_ce.steps']} and {evaluation['test_attacks.apgd_t.steps']} steps "
-        f"and {evaluation['test_attacks.square.queries']} queries",
+        "ATTACKS": f"APGD-CE ({evaluation['test_attacks.apgd_ce.steps']} steps), APGD-T "
+        f"({evaluation['test_attacks.apgd_t.steps']} steps) and Square "
+        f"({evaluation['test_attacks.square.queries']} queries)",
         "IMAGES": f"{int(evaluation['evaluation.n_examples']):,}",
         "GAP": gap(fashion),
         "CIFAR_STEPS": str(int(short["trainer.max_epochs"]) * int(short["trainer.limit_train_batches"])),
