@@ -64,9 +64,9 @@ def build_module(
     """
     exchange = bool(settings.get("sync_batch_norm")) and shares_batches(settings)
     classifier = build_classifier(settings, description, exchange=exchange)
+    check_classifier(classifier, description)  # first: it initializes lazy layers
     if uses_channels_last(settings, classifier):
         classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    check_classifier(classifier, description)
     example = example_images(description)
     layers = find_layers(classifier, example, settings["layers"], root=classifier.net)
     kind, training = RobustClassifier, {}
