@@ -10,6 +10,7 @@ import difflib
 import functools
 import inspect
 import math
+import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -72,11 +73,12 @@ def check_number(
     advice: str = "",
     got: Any = None,
 ) -> Any:
-    """Return `value` if it is a finite number within the bounds, raise InputError otherwise.
+    """Return `value`, a scalar of numpy as Python's, if it is a finite number within the bounds, or raise InputError.
 
     A bool is not a number here (`steps=true` is a slip, not 1), nor is text, see `fraction`. `got` is the value that
     the message shows, where `value` was computed from it.
     """
+    value = _as_python(value)
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if (
         not is_number
@@ -91,6 +93,11 @@ def check_number(
         got = value if got is None else got
         raise InputError(f"{name} is {got!r}; it must be {allowed}{f'; {advice}' if advice else ''}")
     return value
+
+
+def _as_python(value: Any) -> Any:
+    """Return a number of numpy as Python's, anything else as it is."""
+    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
 
 
 def _is_finite(value: float) -> bool:
@@ -135,6 +142,7 @@ def check_epsilon(name: str, value: Any, *, norm: str, pixels: int | None = None
 
 def check_top(name: str, value: Any) -> int | float:
     """Return a number of most sensitive neurons if it is a count (int) or a fraction (float), or raise InputError."""
+    value = _as_python(value)
     if isinstance(value, float):
         return check_number(name, value, above=0, highest=1, advice="a float is a fraction, an int a count of neurons")
     return check_number(name, value, lowest=1, whole=True, advice="an int is a count of neurons, a float a fraction")

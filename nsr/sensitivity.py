@@ -263,7 +263,7 @@ def most_sensitive(sensitivity: Tensor, top: int | float) -> Tensor:
 
 def largest(sensitivity: Tensor, top: int | float) -> Tensor:
     """Return what `most_sensitive` does without its check for nan, which waits for the device."""
-    check_top("top", top)
+    top = check_top("top", top)
     if sensitivity.ndim != 1 or len(sensitivity) == 0:
         raise InputError(f"sensitivity has shape {tuple(sensitivity.shape)}; it must be (neuron,), not empty")
     neurons = len(sensitivity)

@@ -29,6 +29,21 @@ class NotFinite(nn.Module):
     def forward(self, images):
         return self.body(images) * float("nan")
 
+class Detached(NotFinite):
+    def forward(self, images):
+        return self.body(images.detach())
+
+class Writes(NotFinite):
+    def forward(self, images):
+        return self.body(images.sub_(0.5))
+
+class Frozen(NotFinite):
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+    def forward(self, images):
+        return self.body(images)
+
 class Few(NotFinite):
     def forward(self, images):
         return self.body(images)[:, :7]
@@ -187,6 +202,9 @@ ROWS = [
     (f"{MODEL}=wrong_module.Fails", "Fails failed: ValueError: first line second line"),
     (f"{MODEL}=wrong_module.NotFinite", "logits of image 0 of the batch hold nan; they must be finite"),
     (f"{MODEL}=wrong_module.Few", "the network gives 7 logits per image; the data have 10 classes"),
+    (f"{MODEL}=wrong_module.Detached", "validation_attack: the gradient of the logits in the images"),
+    (f"{MODEL}=wrong_module.Writes model.normalization=none", "a differentiable pass that leaves its input as it is"),
+    (f"{MODEL}=wrong_module.Frozen", "the loss has no gradient in any weight of Frozen"),
     (f"{MODEL}=wrong_module.Mean", "the network's output is of shape (10,); it must be logits (2, class)"),
     (f"{MODEL}=no_python.f", "it must be importable"),
     # objective

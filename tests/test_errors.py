@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import PROPERTY
 
-from nsr.errors import check_choice, check_epsilon, check_number, check_top, did_you_mean, fraction
+from nsr import most_sensitive
+from nsr.errors import InputError, check_choice, check_epsilon, check_number, check_top, did_you_mean, fraction
 from tests.conftest import refusal
 
 NAMES = (
@@ -175,3 +178,13 @@ def test_top_is_refused(top):
     assert text.startswith(f"top is {top!r}; ")
     assert "fraction" in text
     assert "count" in text
+
+
+def test_a_number_of_numpy_counts_as_python_s():
+    assert type(check_number("steps", numpy.int64(3), whole=True)) is int
+    assert type(check_top("top", numpy.int64(3))) is int and type(check_top("top", numpy.float32(0.5))) is float
+    assert check_epsilon("epsilon", numpy.float32(0.5), norm="linf") == 0.5
+    for value in (numpy.bool_(True), numpy.float64("nan"), numpy.complex64(1), numpy.ones(1)):
+        with pytest.raises(InputError):
+            check_number("steps", value)
+    assert len(most_sensitive(torch.rand(50), numpy.int64(5))) == 5  # a count, not a fraction

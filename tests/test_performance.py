@@ -30,6 +30,18 @@ def test_performance_is_chosen_stored_and_taken_again():
     assert list(changes({"performance": "off"}, {"performance": "auto"})) == ["performance"]
 
 
+def test_a_network_with_lazy_layers_is_made(tmp_path, monkeypatch):
+    (tmp_path / "lazy_net.py").write_text(
+        "from torch import nn\n"
+        "def net(classes):\n"
+        "    layers = nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes)\n"
+        "    return nn.Sequential(*layers)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    net = made("train", "model=custom", "model._target_=lazy_net.net", "test_attacks=[clean]").module.net
+    assert net(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
 def test_an_evaluation_stores_images_as_its_run_did(best):
     assert made("evaluate", best).record["channels_last"] is torch.backends.mkldnn.is_available()
     assert made("evaluate", best, "channels_last=false").record["channels_last"] is False

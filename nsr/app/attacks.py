@@ -11,7 +11,7 @@ from torchmetrics import Metric, MetricCollection
 from nsr.app.instantiation import EXAMPLES, Settings, chosen, locate, make_callable, make_one, parameters, trial
 from nsr.app.network import example_images, network_of
 from nsr.app.rules import NORMS
-from nsr.attacks import AdaptiveAttack, guarded
+from nsr.attacks import AdaptiveAttack, GradientAttack, guarded
 from nsr.attacks.guard import GuardedAttack
 from nsr.data import DataDescription
 from nsr.errors import check_epsilon
@@ -50,6 +50,11 @@ def build_attack(settings: Settings, attack: Settings, place: str, net: nn.Modul
         with trial(place, "the choice of layers"):
             find_layers(net, example_images(description), made.layers, root=net.net)  # type: ignore[arg-type]
         made.layers = [f"net.{name}" for name in made.layers]
+    if isinstance(made, GradientAttack):
+        images = example_images(description).requires_grad_()
+        what = "the gradient of the logits in the images (a differentiable pass that leaves its input as it is)"
+        with trial(place, what), network_mode(net, "eval"):
+            torch.autograd.grad(net(images).sum(), images)
     if isinstance(made, GuardedAttack):
         images, labels = torch.full_like(example_images(description), 0.5), torch.zeros(EXAMPLES, dtype=torch.int64)
         with trial(place, "the attack"), network_mode(net, "eval"):

@@ -64,9 +64,9 @@ def build_module(
     """
     exchange = bool(settings.get("sync_batch_norm")) and shares_batches(settings)
     classifier = build_classifier(settings, description, exchange=exchange)
+    check_classifier(classifier, description)  # first: it initializes lazy layers
     if uses_channels_last(settings, classifier):
         classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    check_classifier(classifier, description)
     example = example_images(description)
     layers = find_layers(classifier, example, settings["layers"], root=classifier.net)
     kind, training = RobustClassifier, {}
@@ -130,6 +130,9 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
         values |= {f"{view}_images": example, f"{view}_logits": logits, f"{view}_features": features}
     with trial("objective", "the objective"), network_mode(net, "eval"):
         terms = compute_terms(module.objective, values)
+    if not any(term.requires_grad for term in terms.values()):
+        kind = type(net.net).__name__
+        raise InputError(f"the loss has no gradient in any weight of {kind}; the network must have some to train")
     if module.mix is not None and isinstance(module.train_attack, GuardedAttack):  # it was tried on class indices
         with trial("train_attack", "the attack"), network_mode(net, "eval"):
             module.train_attack(net, example, labels, generator=torch.Generator().manual_seed(0))

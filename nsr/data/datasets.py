@@ -115,6 +115,9 @@ class DatasetImages(ImageData):
         self._set_class_names(class_names(dataset), self.title)
         if self.classes is None:
             self.classes = int(self._images(split).labels.max()) + 1
+            if split == "train" and self.classes > len(dataset):
+                got = f"the labels of {self.title} go up to {self.classes - 1}, for {len(dataset)} training images"
+                raise InputError(f"{got}; they must be numbers of classes, 0, 1, ...; or set data.classes")
         self._infer_mean_and_std(self._images(split)[index][0].numpy() for index in sample_indices(len(dataset)))
         self._check_description()
         return super().describe()
@@ -167,16 +170,19 @@ def _one_by_one(group: str, kind: Callable[..., Any], settings: Mapping[str, Any
 def named_datasets(returned: Any, name: str) -> dict[str, Any]:
     """Return {split: map-style dataset} of what a factory of this name returned; InputError for anything else."""
     if isinstance(returned, Mapping):
-        found = {("validation" if key == "val" else str(key)): dataset for key, dataset in returned.items()}
+        found = {("validation" if key in ("val", "valid") else str(key)): dataset for key, dataset in returned.items()}
         got = f"a mapping with the keys {', '.join(found) or 'none'}"
     elif isinstance(returned, (tuple, list)) and len(returned) in (2, 3):
         found = dict(zip(SPLITS if len(returned) == 3 else ("train", "test"), returned, strict=True))
         got = "no dataset"
     else:
         found, got = {}, type(returned).__name__
+    unused = [split for split in found if split not in SPLITS]
     found = {split: found[split] for split in SPLITS if found.get(split) is not None}
     if not {"train", "test"} & found.keys():
         raise InputError(f"{name} returns {got}; {ALLOWED}")
+    if unused:
+        log.warning("%s: not used: %s; the splits are train, validation and test", name, ", ".join(unused))
     return {split: _map_style(dataset, f"{split} of {name}") for split, dataset in found.items()}
 
 

@@ -110,6 +110,7 @@ RETURNED = {
     "mapping with more": ({"train": TENSORS, "test": TENSORS, "extra": 3, "validation": None}, 18),
     "Hugging Face": ({"train": TENSORS, "validation": TENSORS, "test": TENSORS}, 24),
     "val": ({"train": TENSORS, "val": TENSORS, "test": TENSORS}, 24),
+    "valid": ({"train": TENSORS, "valid": TENSORS, "test": TENSORS}, 24),
     "two": ((TENSORS, TENSORS), 18),
     "three": ([TENSORS, TENSORS, TENSORS], 24),
     "arrays": ((ARRAYS, ARRAYS), 18),
@@ -124,6 +125,18 @@ def test_datasets_of_every_form_become_splits(returned, trained):
     assert isinstance(data.training_set, TensorImages) and len(data.training_set) == trained
     assert len(data.validation_set) == (24 if trained == 24 else 6)  # a validation dataset is used as it is
     assert next(iter(data.train_dataloader()))[0].shape == (4, 3, 8, 8)
+
+
+def test_a_split_that_is_not_used_is_named(caplog):
+    datasets.named_datasets({"train": TENSORS, "holdout": TENSORS, "test": TENSORS}, "mine")
+    assert [row for row in caplog.messages if "holdout" in row]
+
+
+def test_labels_that_number_no_classes_are_refused():
+    labels = np.where(LABELS == 0, 10**9, LABELS)  # ids
+    with pytest.raises(InputError, match="go up to 1000000000, for 24 training images"):
+        made(((BYTES, labels), ARRAYS)).describe()
+    assert made(((BYTES, LABELS + 30), ARRAYS), classes=40).describe().classes == 40  # the user's own
 
 
 def test_facts_that_are_not_set_are_inferred():
