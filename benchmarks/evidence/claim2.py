@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from benchmarks.common import bullet, names, spread, table, wrapped
 from benchmarks.evidence import choice
-from benchmarks.evidence.findings import ATTACKS, Contrast, Study, accuracy, by_arm, contrast
+from benchmarks.evidence.findings import ATTACKS, Contrast, Study, accuracy, by_arm, contrast, evaluation
 from benchmarks.evidence.plan import LONGER, Plan, cells, settings
 from nsr.comparison.inference import ALPHA, holm
 
@@ -19,7 +19,7 @@ ARMS = {
     "all": "all neurons",
     "clean": "clean cross-entropy with a weight instead of a term",
     "least": "as many of the least sensitive neurons, the term scaled to that of SNS",
-    "activation": "an L1 penalty on all outputs of both views, which shrinks them about as much as SNS does",
+    "activation": "an L1 penalty on all outputs of both views; its weights shrink them about as much as those of SNS",
     "smoothing": "label smoothing",
     LONGER: "the objective alone for more steps, in about the time of SNS",
 }
@@ -103,6 +103,8 @@ def section(one: Study) -> Iterator[str]:
     if len(plan["arms"]) > 2:
         yield from ("Exploratory contrasts, no verdict: worst case of the best checkpoint, percentage points.", "")
         yield from (*arms_table(one), "")
+        if "activation" in plan["arms"]:
+            yield from (*wrapped(shrinkage(one)), "")
     yield from ("SNS minus none under each attack, exploratory, percentage points.", "", *attacks_table(one), "")
     yield from wrapped(f"Accuracies in percent, mean and standard deviation over seeds. {legend(one)}")
     yield ""
@@ -201,6 +203,23 @@ def arms_table(one: Study) -> list[str]:
         found = [contrast(one.arm(name, first), one.arm(name, second)).text() for name in objectives]
         lines.append([f"{first} - {second}", *found])
     return table(["contrast", *objectives], lines)
+
+
+def shrinkage(one: Study) -> str:
+    """Return how much the arms that are to shrink activations alike do so."""
+    said = []
+    for arm in ("sns", "activation"):
+        each = []
+        for objective in started(one):
+            own, none = one.arm(objective, arm), one.arm(objective, "none")
+            ratios = [
+                evaluation(own[seed])["sensitivity"][layer][2] / evaluation(none[seed])["sensitivity"][layer][2]
+                for seed in own.keys() & none.keys()
+                for layer in evaluation(none[seed])["sensitivity"]
+            ]
+            each += [f"{fmean(ratios):.2f} ({objective})"] if ratios else []
+        said += [f"`{arm}` {names(each)}"] if each else []
+    return f"Mean activation on test images relative to that of none, over layers and equal seeds: {'; '.join(said)}."
 
 
 def arms(plan: Plan) -> list[str]:

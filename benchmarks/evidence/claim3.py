@@ -39,9 +39,11 @@ def has_reference(one: Study) -> bool:
 
 
 def is_complete(one: Study) -> bool:
-    """Whether the arms of this claim have all planned seeds; before, nothing is tested."""
-    wanted, arms = len(one.plan["confirm"]["seeds"]), ("none", "sns")
-    return all(len(one.arm(name, arm)) == wanted for name in one.plan["objectives"] for arm in arms)
+    """Whether the arms of this claim, natural training included, have all planned seeds; before, nothing is tested."""
+    confirm = one.plan["confirm"]
+    wanted = {(name, arm): confirm["seeds"] for name in one.plan["objectives"] for arm in ("none", "sns")}
+    wanted |= {("natural", "none"): confirm["natural_seeds"]} if "natural_seeds" in confirm else {}
+    return all(len(one.arm(*arm)) == len(seeds) for arm, seeds in wanted.items())
 
 
 def reductions(runs: Runs) -> dict[tuple[str, str], tuple[Contrast, float]]:

@@ -71,8 +71,8 @@ def answers(fashion: Study, trades: Study, cifar: Study, digits: Study) -> dict[
         "ANSWER_NATURAL": f"It is in no test; on digits {natural.text()} points (n = {natural.n}), for reference"
         if natural.n
         else OPEN,
-        "ANSWER_SENSITIVE": f"{against(fashion, 'random')}; {against(fashion, 'all')}. Exploratory. Open: least "
-        "sensitive neurons, other fractions",
+        "ANSWER_SENSITIVE": f"{'; '.join(against(fashion, arm) for arm in ('random', 'least', 'all', 'activation'))}. "
+        "Exploratory. Open: other fractions",
         "ANSWER_TUNING": f"Each arm had {each} on validation images, before the first test image",
         "ANSWER_CLEAN": f"{against(fashion, 'clean')}; at about equal cost {against(fashion, LONGER)}. Exploratory"
         if any(fashion.arm(objective, LONGER) for objective in fashion.plan["objectives"])
