@@ -373,7 +373,7 @@ def test_the_second_signal_ends_at_once(capsys):
     with pytest.raises(Interrupted) as interruption:
         Signals().handle(signal.SIGINT, None)  # where nothing could be lost, nothing is waited for
     assert interruption.value.exit_code == 130
-    assert "once more ends at once" in capsys.readouterr().err
+    assert "a second signal ends at once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("array", "job"), [({}, "77"), ({"ARRAY_JOB_ID": "70", "ARRAY_TASK_ID": "3"}, "70_3")])
