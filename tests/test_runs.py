@@ -134,7 +134,7 @@ def test_validation_measures_with_its_own_passes_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(Classifier, "forward", counting)
     train(config)
     # four passes that find layers, one that finds the classes, one the objective's terms; folding: a trace and a trial;
-    # one each for the gradients that the validation and the sensitivity attack need
+    # one each for the gradients that the training and the validation attack need
     before = 6 + 2 + 2
     # 200 images are one batch: twice (epochs 0 and 1) 2 passes and 2 attack steps; 2 training steps; 2 batches of test
     assert len(passes) - before_training == before + 2 * (2 + 2) + 2 + 2
