@@ -31,6 +31,7 @@ REPEATED = ("test_attacks=[clean,fgsm,pgd]", "test_attacks.pgd.steps=2")  # the 
 torch.set_num_threads(1)  # for session fixtures too
 for _name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME"):  # also of the commands that tests start
     os.environ[_name] = tempfile.mkdtemp()
+os.environ["OMP_NUM_THREADS"] = "1"  # of these commands: two threads each, beside two tests, wait for each other
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,6 +11,9 @@ from nsr.losses import boosted_cross_entropy
 EPSILON, IMAGES = 0.1, 6
 COUNTS = (2, 3, 4, 8, 10, 100, 1000)
 PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+MORE = [(name, classes) for name in ("apgd-ce", "apgd-dlr", "apgd-t", "square") for classes in COUNTS]
+MORE += [("fab", 2), ("fab", 10), ("fab-t", 4), ("fab-t", 1000), ("standard", 3), ("standard", 10), ("plus", 4)]
+MORE += [(name, classes) for name in ("rand", "transfer") for classes in (2, 4, 10)]
 EXACT = ("margin", "apgd-dlr", "apgd-t", "fab", "fab-t")  # find the nearest boundary of a linear network
 
 
@@ -83,12 +86,7 @@ def test_attacks_on_any_number_of_classes(name, classes):
     [
         *((name, 2) for name in PARTS if not name.startswith(("apgd-ce", "fab"))),
         *((name, 3) for name in ("apgd-dlr", "apgd-t")),
-        *(pytest.param(name, classes, marks=pytest.mark.slow) for name in PARTS for classes in COUNTS),
-        *(
-            pytest.param(name, classes, marks=pytest.mark.slow)
-            for name in ("standard", "plus", "rand", "transfer")
-            for classes in COUNTS[:5]
-        ),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE),
     ],
 )
 def test_autoattack_on_any_number_of_classes(name, classes):

@@ -95,7 +95,13 @@ def test_gradalign_makes_the_loss_more_linear(example, trained_example):
     example("gradalign", "grad_align")
     cosines = {}
     for weight in (1e-9, 0.2):
-        settings = (f"objective.weight={weight}", "epsilon=0.3", "trainer.max_epochs=6", "test_attacks=[clean]")
+        settings = (
+            f"objective.weight={weight}",
+            "epsilon=0.3",
+            "model.width=8",
+            "trainer.max_epochs=3",
+            "test_attacks=[clean]",
+        )
         run = trained_example("objective=gradalign", *settings, "validation_attack.steps=1", name=str(weight))
         each = [1 - float(row["train/gradient_misalignment"]) / weight for row in rows(run / "metrics.csv")[1:]]
         cosines[weight] = each[-1]
