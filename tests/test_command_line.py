@@ -67,6 +67,7 @@ TRAIN = [
     ("trainer.max_epochs={a:1}", "is {'a': 1}"),
     ("trainer.max_epochs=0", "trainer.max_epochs is 0"),
     ("+trainer.val_check_interval=0.5", "trainer.val_check_interval is 0.5"),
+    ("+trainer.val_check_interval=1", "trainer.val_check_interval is 1; it must be 1.0"),  # a batch for Lightning
     ("+trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch is 2"),
     ("+trainer.fast_dev_run=true", "trainer.max_epochs=1 trainer.limit_train_batches=1"),
     ("+trainer.foo=1", "unexpected keyword argument 'foo'"),
