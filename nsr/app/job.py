@@ -254,6 +254,17 @@ def progress() -> pl.Callback:
 
 
 @contextmanager
+def where_given() -> Iterator[None]:
+    """Work in the folder where the command was given; hydra.job.chdir=true changes to the run directory."""
+    here = Path.cwd()
+    os.chdir(get_original_cwd())
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+@contextmanager
 def started_job(config: DictConfig, program: str) -> Iterator[tuple[Job, Path]]:
     """Make the job and yield it with its run directory, whose status.json and log are kept until the end.
 
@@ -265,13 +276,9 @@ def started_job(config: DictConfig, program: str) -> Iterator[tuple[Job, Path]]:
     directory, overrides = run_directory(), list(HydraConfig.get().overrides.task)
     # of several processes the first writes the status
     with recorded_status(directory, f"{program}.py", overrides) if global_rank() == 0 else nullcontext():
-        here = Path.cwd()
-        os.chdir(get_original_cwd())
-        try:
+        with where_given():
             check_machine(plain(config))
             job = make_job(config, program, directory)
-        finally:
-            os.chdir(here)
         settings = job.settings
         customary = settings["data"].get("epsilon") or {}
         if (warning := unusual_epsilon(settings["norm"], settings["epsilon"], customary)) is not None:

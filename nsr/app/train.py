@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
 from nsr import loggers
 from nsr.app import pictures
 from nsr.app.build import build_loggers, build_trainer
-from nsr.app.job import Job, progress, run_test, started_job, write_config, write_machine
+from nsr.app.job import Job, progress, run_test, started_job, where_given, write_config, write_machine
 from nsr.app.network import load_network
 from nsr.callbacks import RunRecords, SensitivityLogger, TrainingChecks, averages
 from nsr.callbacks.checkpoints import PLACE, Checkpoints, Continuation, Interruption, PlainCheckpointIO
@@ -128,7 +128,8 @@ def _report(job: Job, directory: Path, results: Mapping[str, Any], checks: Train
     write_images(directory / "images.csv", suite.result, job.description.class_names, job.data.file_names("test"))
     write_curve(directory, results, job.settings)
     write_json(directory / "metrics.json", {"schema": SCHEMA, **results})
-    report.show_run(directory, results, report.titles(job.settings, suite), checks.results())
+    with where_given():  # paths and commands are pasted there
+        report.show_run(directory, results, report.titles(job.settings, suite), checks.results())
 
 
 def _earlier(job: Job, directory: Path) -> Earlier:
