@@ -67,6 +67,7 @@ TRAIN = [
     ("trainer.max_epochs={a:1}", "is {'a': 1}"),
     ("trainer.max_epochs=0", "trainer.max_epochs is 0"),
     ("+trainer.val_check_interval=0.5", "trainer.val_check_interval is 0.5"),
+    ("+trainer.val_check_interval=1", "trainer.val_check_interval is 1; it must be 1.0"),  # a batch for Lightning
     ("+trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch is 2"),
     ("+trainer.fast_dev_run=true", "trainer.max_epochs=1 trainer.limit_train_batches=1"),
     ("+trainer.foo=1", "unexpected keyword argument 'foo'"),
@@ -124,6 +125,8 @@ TRAIN = [
     ("model.weights=/nowhere.pt", "cannot open '/nowhere.pt'"),
     ("objective=ensemble_adversarial train_attack.checkpoints=[/nowhere.ckpt]", "/nowhere.ckpt"),
     ("--config-dir nothing", "--config-dir is 'nothing'; it must be a folder"),
+    ("hydra.searchpath=[file://nothing]", "hydra.searchpath names 'file://nothing', which is no folder"),
+    ("hydra.searchpath=[nothing]", "hydra.searchpath names 'nothing', which is no folder"),
     ("logger.wandb.project=a/b", "logger.wandb.project is 'a/b'; it must be a text of 1 to 128 characters, without"),
     # settings that are checked as they are composed
     ("epsilon=8/0", "epsilon is '8/0'; it must be a number or a fraction such as 8/255"),
@@ -318,6 +321,11 @@ def test_flags_may_stand_between_settings(capsys):
     with pytest.raises(SystemExit):
         check_command_line("train", ["-m", "--cfg", "job"])
     assert capsys.readouterr().err.startswith("error: --multirun and --cfg cannot be given together; ")
+    for alone in (["--resolve"], ["--package", "data"], ["--experimental-rerun", "config.pickle"]):
+        with pytest.raises(SystemExit):
+            check_command_line("train", alone)
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and line.startswith(f"error: {alone[0]} is ")
 
 
 def test_a_sweep_for_other_machines_is_started_on_one_that_has_less():
@@ -392,6 +400,17 @@ def test_a_main_configuration_of_the_users_own(tmp_path):
     second = answer("train.py", f"resume={run}", "trainer.max_epochs=2", "scheduler=constant")
     assert second.returncode == 0, second.stderr
     assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["0", "1", "2"]
+
+
+@pytest.mark.slow
+def test_paths_are_printed_as_from_where_the_command_was_given(tmp_path):
+    """Also where Hydra changes to the run directory."""
+    small = ["logger=csv", "model.width=4", "test_attacks=[clean]", "pictures=false", "report=false"]
+    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "hydra.run.dir=run", "hydra.job.chdir=true"]
+    command = [sys.executable, str(ROOT / "train.py"), *small, *short]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert "checkpoint=run/checkpoints/best.ckpt" in done.stdout
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from nsr.app.command_line import one_line_errors
 from nsr.app.composition import compose_checked, plain, without_hydra
 from nsr.app.third_party import admitted_command
 from nsr.app.train import train
-from nsr.callbacks.checkpoints import Extension, PlainCheckpointIO
+from nsr.callbacks.checkpoints import PLACE, Continuation, PlainCheckpointIO
 from nsr.errors import InputError, RunStopped
 from nsr.run.commands import override
 from nsr.run.directory import changes, check_unused, process_status, recorded_status
@@ -296,13 +296,60 @@ def test_a_run_that_a_limit_ended_gets_more_with_a_larger_one(limit, tmp_path, m
     assert (directory / "metrics_epoch1.json").read_text() == before
 
 
-def test_the_first_process_decides_on_a_new_schedule(monkeypatch):
-    for first in (True, False):
+def test_the_first_process_decides_on_a_new_schedule():
+    for first in ([{"new_schedule": True}], [{"new_schedule": False}]):
         strategy = SimpleNamespace(broadcast=lambda mine, first=first: first)
         group, module = {"lr": 0.0, "initial_lr": 0.1}, SimpleNamespace()
         saved = {"lr_schedulers": [{}], "global_step": 7, "optimizer_states": [{"param_groups": [group]}]}
-        Extension(new_schedule=False).on_load_checkpoint(SimpleNamespace(strategy=strategy), module, saved)  # of rank 1
-        assert (group["lr"], saved["lr_schedulers"]) == ((0.1, []) if first else (0.0, [{}]))
+        saved |= {"callbacks": {}, PLACE: {"epochs": 3, "batches": 0}}
+        Continuation([], {}).on_load_checkpoint(SimpleNamespace(strategy=strategy), module, saved)  # of rank 1
+        new = first[0]["new_schedule"]
+        assert (group["lr"], saved["lr_schedulers"], module.steps_before) == ((0.1, [], 7) if new else (0.0, [{}], 0))
+
+
+def learning_rates(directory: Path) -> list[str]:
+    return [row["learning_rate"] for row in whole_rows(directory / "metrics.csv")]
+
+
+@SLOW
+@pytest.mark.parametrize("schedule", ["constant", "warmup_cosine"])
+def test_an_extension_killed_in_its_first_epoch_still_has_its_schedule(schedule, tmp_path, monkeypatch):
+    extended = [STEPS, "trainer.max_epochs=5", f"scheduler={schedule}"]
+    for name in ("killed", "whole"):
+        run(tmp_path / name, STEPS)
+    with monkeypatch.context() as patch:
+        patch.setattr(RobustClassifier, "_begin", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(tmp_path / "killed", *extended)
+    for name in ("killed", "whole"):
+        run(tmp_path / name, *extended)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert float(learning_rates(tmp_path / "killed")[-1]) > 0
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "optimizer.lr=0.001",
+        *(pytest.param(each, marks=SLOW) for each in ("optimizer=sgd", "scheduler=one_cycle", "trainer.max_epochs=4")),
+    ],
+)
+def test_changed_settings_of_optimizer_and_schedule_apply(changed, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        ask_to_end(patch, "_begin", 2)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "run", STEPS)
+    run(tmp_path / "run", STEPS, changed, "allow_changed_config=true")
+    run(tmp_path / "whole", STEPS, changed)
+    resumed, whole = ([float(rate) for rate in learning_rates(tmp_path / name)[2:]] for name in ("run", "whole"))
+    assert resumed == pytest.approx(whole)
+
+
+def test_a_changed_setting_that_makes_another_network_is_refused(interrupted):
+    before = (interrupted / "config.yaml").read_bytes()
+    with pytest.raises(InputError, match="last.ckpt' does not fit"):
+        run(interrupted, *CHOICES["sns"], "model.width=8", "allow_changed_config=true")
+    assert (interrupted / "config.yaml").read_bytes() == before
 
 
 def test_fewer_epochs_than_there_are(interrupted):
@@ -406,6 +453,9 @@ def test_resume_takes_the_recorded_command_and_what_is_changed(tmp_path):
     command = resumed_command([f"resume={tmp_path}", "seed=4", "trainer.max_epochs=9"], admitted_command)
     places = [override(name, str(tmp_path)) for name in ("resume", "hydra.run.dir")]
     assert command == ["data=digits", "seed=4", "trainer.max_epochs=9", *places]
+    assert resumed_command([*places, "seed=4", "trainer.max_epochs=9"], admitted_command) == command
+    with pytest.raises(InputError, match="in its own directory"):
+        resumed_command([places[0], "hydra.run.dir=elsewhere"], admitted_command)
     assert resumed_command(["seed=4", "resume=auto"], admitted_command) == ["seed=4", "resume=auto"]
     with pytest.raises(InputError, match="there is no run of train.py in"):
         resumed_command([f"resume={tmp_path / 'nothing'}"], admitted_command)

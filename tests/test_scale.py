@@ -91,15 +91,17 @@ def test_a_loss_that_is_not_finite_in_one_process_is_known_to_all(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_continues_past_a_job_that_fails_and_is_resumed(tmp_path):
-    """The failure is named, the exit code is not zero; finished jobs report their results, the rest runs."""
-    sweep = ["-m", *TINY, "layers=[relu1],[nothing],[relu2]", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    """Every failure is named, the exit code is not zero; finished jobs report their results, the rest runs."""
+    sweep = ["-m", *TINY, "layers=[relu1],[nothing],[relu2],[neither]", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     done = in_a_process("train.py", *sweep, **ALONE, folder=tmp_path)
     assert done.returncode == 1
-    assert "no layer matches 'nothing'" in done.stderr.replace("\n", " ")
+    assert all(f"no layer matches '{name}'" in done.stderr.replace("\n", " ") for name in ("nothing", "neither"))
     finished = [(tmp_path / "sweep" / job / "metrics.json") for job in "02"]
     before = [path.stat().st_mtime_ns for path in finished]
     assert not (tmp_path / "sweep" / "1" / "metrics.json").exists()
-    done = in_a_process("train.py", *sweep[:-2], "layers=[relu1],[relu3],[relu2]", sweep[-1], **ALONE, folder=tmp_path)
+    done = in_a_process(
+        "train.py", *sweep[:-2], "layers=[relu1],[relu3],[relu2],[relu3]", sweep[-1], **ALONE, folder=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished already") == 2
     assert [path.stat().st_mtime_ns for path in finished] == before

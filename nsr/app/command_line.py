@@ -73,6 +73,10 @@ def check_command_line(program: str, arguments: Sequence[str] | None = None) -> 
         parser.error(f"--{' and --'.join(given)} cannot be given together")
     if options.package is not None and not options.cfg:
         parser.error("--package is given without --cfg, whose output it limits")
+    if options.resolve and not (options.cfg or options.help):
+        parser.error("--resolve is given without --cfg, whose output it completes")
+    if options.experimental_rerun is not None:
+        parser.error("--experimental-rerun is not supported; resume=RUN resumes a run, with its settings")
     if options.config_name is not None and not options.config_name.strip():
         parser.error("--config-name is ''; it must be the name of a file in conf/ or in the folder of --config-dir")
     if options.config_path is not None:
@@ -233,6 +237,8 @@ def _fail(message: str, error: Exception) -> NoReturn:
         raise error
     if is_sweep():
         FAILED.append(message)
+        # now: Hydra reports the first failure alone, and after the last job
+        print(f"error: job {HydraConfig.get().job.num}: {printable(message)}", file=sys.stderr, flush=True)
         raise CompactHydraException(message) from error  # Hydra runs the other jobs
     print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(1)

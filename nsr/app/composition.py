@@ -188,6 +188,11 @@ class FurtherFolders(SearchPathPlugin):
 def search_further_folders(overrides: Sequence[str]) -> None:
     """Find primary configurations in the folders that a command names, its own and those of a run it resumes."""
     FurtherFolders.folders = _folders(overrides)
+    for folder in FurtherFolders.folders:
+        scheme, _, path = folder.rpartition("://")
+        if scheme in ("", "file") and not Path(path).is_dir():
+            form = "it must name folders of configurations, such as [file:///home/me/my_conf]"
+            raise InputError(f"hydra.searchpath names {folder!r}, which is no folder; {form}")
     if FurtherFolders.folders:
         Plugins.instance().register(FurtherFolders)
 

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import Logger
 from nsr import loggers
 from nsr.app import pictures
 from nsr.app.build import build_loggers, build_trainer
-from nsr.app.job import Job, progress, run_test, started_job, write_config, write_machine
+from nsr.app.job import Job, progress, run_test, started_job, where_given, write_config, write_machine
 from nsr.app.parts import (
     attack_identity,
     cache_folder,
@@ -54,7 +54,7 @@ from nsr.run.signals import interruptible
 
 def evaluate(config: DictConfig) -> None:
     """Measure a checkpoint or third-party weights; write and print the results."""
-    with interruptible(), started_job(config, "evaluate") as (job, directory):
+    with interruptible(), started_job(config, "evaluate") as (job, directory), where_given():
         made, trainer, orderly = build_loggers(job.settings, directory), None, False
         try:
             loggers.log_settings(made, dict(flat(job.record)))

@@ -49,7 +49,7 @@ from nsr.run.files import SCHEMA, check_can_be_made, write_json, write_text
 from nsr.run.own import commit, remember
 from nsr.run.plain_text import printable
 from nsr.run.processes import global_rank
-from nsr.run.resumption import Earlier, earlier_run
+from nsr.run.resumption import Earlier, earlier_run, extensions
 from nsr.training.module import RobustClassifier
 
 log = logging.getLogger(__name__)
@@ -114,13 +114,17 @@ class Job:
         resume, changed = self.settings["resume"], self.settings["allow_changed_config"]
         earlier = earlier_run(directory, self.record, resume=resume, changed=changed, overrides=list(overrides))
         if earlier is not None and earlier.checkpoint is not None:
-            _check_limits(self.settings, earlier.checkpoint, is_extended=earlier.extended_from is not None)
+            saved = read_checkpoint(earlier.checkpoint)
+            _check_limits(self.settings, saved, earlier.checkpoint, is_extended=earlier.extended_from is not None)
+            load_network(self.module.net, saved, earlier.checkpoint)  # fails where a changed setting makes another one
         return earlier
 
 
-def _check_limits(settings: Mapping[str, Any], checkpoint: Path, *, is_extended: bool) -> None:
+def _check_limits(
+    settings: Mapping[str, Any], saved: Mapping[str, Any], checkpoint: Path, *, is_extended: bool
+) -> None:
     """Raise InputError where a run is resumed for fewer epochs than it has, or extended within a limit it reached."""
-    saved, trainer = read_checkpoint(checkpoint), settings["trainer"]
+    trainer = settings["trainer"]
     if (epochs := saved[PLACE]["epochs"]) > build.max_epochs(settings):
         wanted = trainer["max_epochs"]
         raise InputError(
@@ -209,13 +213,13 @@ def quiet_lightning() -> None:
         logger.propagate = True
 
 
-def write_config(directory: Path, job: Job, *, extended_from: int | None = None) -> None:
+def write_config(directory: Path, job: Job, earlier: Earlier | None = None) -> None:
     """Write config.yaml: every setting resolved, choices and overrides, the schema, and extensions of the run."""
     hydra = HydraConfig.get()
-    before = read_yaml(directory / "config.yaml") or {}
-    extended = list(before.get("extended", []))
-    if extended_from is not None:
-        extended.append({"from": extended_from, "to": job.settings["trainer"]["max_epochs"]})
+    extended = extensions(directory)
+    if earlier is not None and earlier.extended_from is not None:
+        lengths = {"from": earlier.extended_from, "to": job.settings["trainer"]["max_epochs"]}
+        extended.append({**lengths, "new_schedule": earlier.new_schedule})
     choices = {group: str(name) for group, name in hydra.runtime.choices.items() if "hydra" not in group and name}
     places = [row for row in hydra.overrides.hydra if row.startswith("hydra.searchpath=")]
     typed = [row for row in [*places, *hydra.overrides.task] if row.lstrip("+~").partition("=")[0] not in OWN]
@@ -250,6 +254,17 @@ def progress() -> pl.Callback:
 
 
 @contextmanager
+def where_given() -> Iterator[None]:
+    """Work in the folder where the command was given; hydra.job.chdir=true changes to the run directory."""
+    here = Path.cwd()
+    os.chdir(get_original_cwd())
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+@contextmanager
 def started_job(config: DictConfig, program: str) -> Iterator[tuple[Job, Path]]:
     """Make the job and yield it with its run directory, whose status.json and log are kept until the end.
 
@@ -261,13 +276,9 @@ def started_job(config: DictConfig, program: str) -> Iterator[tuple[Job, Path]]:
     directory, overrides = run_directory(), list(HydraConfig.get().overrides.task)
     # of several processes the first writes the status
     with recorded_status(directory, f"{program}.py", overrides) if global_rank() == 0 else nullcontext():
-        here = Path.cwd()
-        os.chdir(get_original_cwd())
-        try:
+        with where_given():
             check_machine(plain(config))
             job = make_job(config, program, directory)
-        finally:
-            os.chdir(here)
         settings = job.settings
         customary = settings["data"].get("epsilon") or {}
         if (warning := unusual_epsilon(settings["norm"], settings["epsilon"], customary)) is not None:

@@ -49,11 +49,13 @@ def list_of(entry: Rule, example: str, *, filled: bool = False) -> Rule:
     return rule
 
 
-def refused(why: str) -> Rule:
-    """Allow nothing: the setting would not work here."""
+def refused(why: str, *, but: Any = None) -> Rule:
+    """Allow only `but`, the value without effect: the setting would not work here."""
 
     def rule(name: str, value: Any) -> Any:
-        raise InputError(f"{name} is {value!r}; {why}")
+        if value is not but:
+            raise InputError(f"{name} is {value!r}; {why}")
+        return value
 
     return rule
 
@@ -130,6 +132,14 @@ def duration(name: str, value: Any) -> Any:
     if value is not None and (len(numbers) < len(parts) or not any(numbers)):
         raise InputError(f"{name} is {value!r}; it must be a time above 0: 00:02:30:00, DD:HH:MM:SS, or {{hours: 2}}")
     return value
+
+
+def once_an_epoch(name: str, value: Any) -> Any:
+    """Allow the whole epoch between two validations; 1 is a batch for Lightning."""
+    if value is None or (isinstance(value, float) and value == 1):
+        return value
+    advice = "an int counts batches, a float is a fraction, and each epoch is validated once, at its end"
+    raise InputError(f"{name} is {value!r}; it must be 1.0 or null: {advice}")
 
 
 def overfitting(name: str, value: Any) -> Any:
@@ -250,19 +260,21 @@ TRAINER: dict[str, Rule] = {
     "gradient_clip_algorithm": choice("norm", "value", None),
     "strategy": strategy,
     "profiler": profiler,
-    "sync_batchnorm": refused("it would replace layers that are hooked; give sync_batch_norm=true"),
+    "sync_batchnorm": refused("it would replace layers that are hooked; give sync_batch_norm=true", but=False),
     **dict.fromkeys(("limit_train_batches", "limit_val_batches", "limit_test_batches"), fraction_or_count),
     "gradient_clip_val": optional(number(above=0)),
     "num_sanity_val_steps": choice(-1),
     **dict.fromkeys(("inference_mode", "use_distributed_sampler", "enable_checkpointing"), choice(False)),
     "deterministic": choice(True, False, "warn"),
     "benchmark": optional(TRUTH),
-    "val_check_interval": choice(1.0, None),
+    "val_check_interval": once_an_epoch,
     "check_val_every_n_epoch": choice(1),
     "fast_dev_run": refused(
-        "for a short trial give trainer.max_epochs=1 trainer.limit_train_batches=1 trainer.limit_val_batches=1"
+        "for a short trial give trainer.max_epochs=1 trainer.limit_train_batches=1 trainer.limit_val_batches=1",
+        but=False,
     ),
-    **dict.fromkeys(("barebones", "logger", "callbacks", "plugins", "default_root_dir"), refused(OF_NSR)),
+    "barebones": refused(OF_NSR, but=False),
+    **dict.fromkeys(("logger", "callbacks", "plugins", "default_root_dir"), refused(OF_NSR)),
 }
 LEARNING_RATE: dict[str, Rule] = {"lr": number(above=0), "weight_decay": number(lowest=0)}
 TARGET_RULES: dict[str, dict[str, Rule]] = {

@@ -17,10 +17,10 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
 from nsr import loggers
 from nsr.app import pictures
 from nsr.app.build import build_loggers, build_trainer
-from nsr.app.job import Job, progress, run_test, started_job, write_config, write_machine
+from nsr.app.job import Job, progress, run_test, started_job, where_given, write_config, write_machine
 from nsr.app.network import load_network
 from nsr.callbacks import RunRecords, SensitivityLogger, TrainingChecks, averages
-from nsr.callbacks.checkpoints import PLACE, Checkpoints, Extension, Interruption, PlainCheckpointIO
+from nsr.callbacks.checkpoints import PLACE, Checkpoints, Continuation, Interruption, PlainCheckpointIO
 from nsr.data.summary import summary
 from nsr.evaluation import report
 from nsr.evaluation.curve import write_curve
@@ -31,7 +31,7 @@ from nsr.run.directory import changes, flat, read_json, read_yaml
 from nsr.run.files import SCHEMA, validated, write_json
 from nsr.run.plain_text import printable
 from nsr.run.processes import global_rank, leave_processes
-from nsr.run.resumption import Earlier, readable_checkpoint, remove_records
+from nsr.run.resumption import Earlier, extensions, readable_checkpoint, remove_records
 from nsr.run.signals import Interrupted, Signals, interruptible
 from nsr.training.compilation import Compilation
 
@@ -49,7 +49,7 @@ def train(config: DictConfig) -> float | tuple[float, ...]:
             print(f"finished already: {printable(directory)}", flush=True)
             return _for_a_sweeper(job.settings, earlier.results)
         if global_rank() == 0:
-            write_config(directory, job, extended_from=earlier.extended_from)
+            write_config(directory, job, earlier)
         with interruptible() as signals:
             return _for_a_sweeper(job.settings, _train(job, directory, earlier, signals))
 
@@ -68,7 +68,7 @@ def _train(job: Job, directory: Path, earlier: Earlier, signals: Signals) -> dic
         loggers.log_settings(made, dict(flat(job.record)))
         checks = TrainingChecks(directory, stop_on=job.settings["checks"]["stop_on"])
         checkpoints = Checkpoints(directory / "checkpoints")
-        callbacks = [checkpoints, *_callbacks(job, directory, earlier), checks, Interruption(signals, checkpoints)]
+        callbacks = [checkpoints, *_callbacks(job, directory), checks, Interruption(signals, checkpoints)]
         trainer = build_trainer(job.settings, directory, callbacks, logger=made, plugins=[PlainCheckpointIO()])
         trainer.precision_plugin.convert_module(job.module)  # before weight averaging copies it
         if global_rank() == 0:
@@ -108,10 +108,10 @@ def _summarize(job: Job, processes: int) -> None:
         log.warning(line)
 
 
-def _callbacks(job: Job, directory: Path, earlier: Earlier) -> list[pl.Callback]:
+def _callbacks(job: Job, directory: Path) -> list[pl.Callback]:
     """Those between the checkpoints, which come first, and the checks."""
     return [
-        Extension(earlier.new_schedule),
+        Continuation(extensions(directory), job.record),
         *([Compilation()] if job.settings["compile"] else []),
         *([LearningRateMonitor("epoch")] if any(job.settings.get("logger") or {}) else []),
         *job.callbacks.values(),
@@ -128,7 +128,8 @@ def _report(job: Job, directory: Path, results: Mapping[str, Any], checks: Train
     write_images(directory / "images.csv", suite.result, job.description.class_names, job.data.file_names("test"))
     write_curve(directory, results, job.settings)
     write_json(directory / "metrics.json", {"schema": SCHEMA, **results})
-    report.show_run(directory, results, report.titles(job.settings, suite), checks.results())
+    with where_given():  # paths and commands are pasted there
+        report.show_run(directory, results, report.titles(job.settings, suite), checks.results())
 
 
 def _earlier(job: Job, directory: Path) -> Earlier:

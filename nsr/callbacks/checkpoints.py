@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import distributed
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from nsr.callbacks.averages import WeightAverages
 from nsr.compat import broadcast_no_signals, restore_loader_state
 from nsr.errors import RunStopped
+from nsr.run.directory import changes
 from nsr.run.signals import Interrupted, Signals
+from nsr.training.optimizers import make_optimizer
 from nsr.training.phases import is_training
 
 log = logging.getLogger(__name__)
@@ -125,20 +129,68 @@ class Checkpoints(pl.Callback):
         self.best = state_dict["best"]
 
 
-class Extension(pl.Callback):
-    """Starts a new schedule with the further epochs of a finished run, where the first process says so."""
+class Continuation(pl.Callback):
+    """Continues the schedule of a checkpoint, or starts another one where the run is extended or changed.
 
-    def __init__(self, new_schedule: bool):
-        self.new_schedule = new_schedule
+    Further epochs of a finished run begin with a new schedule where config.yaml says so; a checkpoint counts the
+    extensions before it, so that one that was killed in its first epoch still does. Changed settings of optimizer or
+    schedule apply as if the schedule had had them from its start: a checkpoint would bring back the earlier ones.
+
+    Args:
+        extended: the extensions of the run, as in its config.yaml; those of the first process count.
+        settings: the resolved configuration.
+    """
+
+    def __init__(self, extended: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]):
+        self.extended, self.settings = extended, settings
+        self._before = {"epochs": 0, "steps": 0}  # the schedule at hand
+        self._done: dict[str, int] | None = None  # of a changed schedule that is to be applied
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        if not trainer.strategy.broadcast(self.new_schedule):
+        state = checkpoint["callbacks"].get(self.state_key, {})
+        self._before = state.get("before", self._before)
+        begins = trainer.strategy.broadcast(self.extended[state.get("extensions", 0) :])
+        place = {"epochs": checkpoint[PLACE]["epochs"], "steps": checkpoint["global_step"]}
+        if any(entry.get("new_schedule") for entry in begins):
+            self._before = place
+            checkpoint["lr_schedulers"] = []
+            for optimizer in checkpoint["optimizer_states"]:
+                for group in optimizer["param_groups"]:
+                    group["lr"] = group.get("initial_lr", group["lr"])
+        elif not begins and (changed := self._changed(checkpoint["nsr_settings"])):
+            self._done = {name: place[name] - self._before[name] for name in place}
+            checkpoint["lr_schedulers"] = []
+            new = make_optimizer(pl_module.optimizer, pl_module.net).state_dict()
+            for optimizer in checkpoint["optimizer_states"]:
+                optimizer |= (
+                    new
+                    if {"optimizer._target_", "optimizer.groups"} & changed
+                    else {**new, "state": optimizer["state"]}
+                )
+        pl_module.steps_before = self._before["steps"]
+
+    def _changed(self, before: Mapping[str, Any]) -> set[str]:
+        """Return the settings of optimizer and schedule that are not those of the checkpoint."""
+        parts = ({name: each.get(name) for name in ("optimizer", "scheduler")} for each in (before, self.settings))
+        return {".".join(name.split(".")[:2]) for name in changes(*parts)}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self._done is None:
             return
-        checkpoint["lr_schedulers"] = []
-        pl_module.steps_before = checkpoint["global_step"]
-        for state in checkpoint["optimizer_states"]:
-            for group in state["param_groups"]:
-                group["lr"] = group.get("initial_lr", group["lr"])
+        made = pl_module.configure_optimizers()
+        if isinstance(made, dict):
+            schedule, interval = made["lr_scheduler"]["scheduler"], made["lr_scheduler"]["interval"]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch expects a step of the optimizer before
+                for _ in range(0 if isinstance(schedule, ReduceLROnPlateau) else self._done[f"{interval}s"]):
+                    schedule.step()
+            trainer.lr_scheduler_configs[0].scheduler.load_state_dict(schedule.state_dict())
+            made = made["optimizer"]
+        for group, new in zip(trainer.optimizers[0].param_groups, made.param_groups, strict=True):
+            group.update({name: value for name, value in new.items() if name != "params"})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"extensions": len(self.extended), "before": self._before}
 
 
 class Interruption(pl.Callback):

@@ -99,6 +99,12 @@ def _has_new_schedule(
     return False
 
 
+def extensions(directory: Path) -> list[dict[str, Any]]:
+    """Return the extensions of a run, the first one first: {from, to: epochs, new_schedule: it begins with one}."""
+    recorded = (read_yaml(directory / "config.yaml") or {}).get("extended")
+    return [entry for entry in recorded if isinstance(entry, dict)] if isinstance(recorded, list) else []
+
+
 def readable_checkpoint(directory: Path) -> Path | None:
     """Return the newest checkpoint that is complete, None where there is none; InputError where all are damaged."""
     paths = [directory / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
@@ -137,6 +143,10 @@ def resumed_command(overrides: Sequence[str], admit: Callable[[Path, list[str]],
     if not resume.strip():
         raise InputError("resume is ''; it must be auto or a run directory, runs/NAME/DATE")
     directory = Path(resume).expanduser().absolute()
+    elsewhere = override_value(overrides, "hydra.run.dir")
+    if elsewhere is not None and Path(elsewhere).resolve() != directory.resolve():
+        problem = f"hydra.run.dir is {elsewhere!r}, but resume={resume} resumes a run in its own directory"
+        raise InputError(f"{problem}: leave hydra.run.dir out, or copy the run there and resume the copy")
     own = [row for row in overrides if name_of(row) not in ("resume", "hydra.run.dir")]
     changed = {name_of(row) for row in own}
     recorded = _own_command(directory)
