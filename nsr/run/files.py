@@ -194,17 +194,27 @@ def _members(file: BinaryIO, name: str) -> Iterator[bytes]:
         yield b"".join(parts)
 
 
-def layer_means(records: Path, epoch: int | None) -> dict[str, list[float]]:
-    """Return {layer: [absolute, relative, mean activation]} of one epoch of sensitivities; None: they have one."""
+def layer_neurons(records: Path, epoch: int | None) -> dict[str, list[tuple[float, float]]]:
+    """Return {layer: (absolute, mean activation) of each neuron} of one epoch of sensitivities; None: they have one."""
     rows: dict[str, list[tuple[float, float]]] = {}
     for row in whole_rows(records, starting="" if epoch is None else f"{epoch},"):
         rows.setdefault(row["layer"], []).append((float(row["absolute"]), float(row["mean_activation"])))
+    return rows
+
+
+def layer_means(records: Path, epoch: int | None) -> dict[str, list[float]]:
+    """Return {layer: [absolute, relative, mean activation]} of one epoch of sensitivities; None: they have one."""
+    return means_of_neurons(layer_neurons(records, epoch))
+
+
+def means_of_neurons(rows: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, list[float]]:
+    """Return {layer: [absolute, relative, mean activation]}, the means over its neurons."""
     means = {layer: [fmean(values) for values in zip(*neurons, strict=True)] for layer, neurons in rows.items()}
     return {layer: [absolute, _ratio(absolute, active), active] for layer, (absolute, active) in means.items()}
 
 
 def _ratio(difference: float, activation: float) -> float:
-    return 0.0 if difference == 0 else difference / activation if activation > 0 else float("inf")
+    return 0.0 if difference == 0 else difference / activation if activation else float("inf")
 
 
 def validated(records: Path, epoch: float) -> dict[str, float]:
