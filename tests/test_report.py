@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -170,6 +173,23 @@ def test_sensitivities_that_are_cut_short_are_not_averaged(tmp_path, no_drawing,
     page = Page(render(files))
     assert page.sections["sensitivity"]["means"] == {} and page.sections["sensitivity"]["layers"]["epoch"]
     assert any("sensitiv" in text and "section" not in text for text in files.problems)
+
+
+@pytest.mark.slow
+def test_pages_and_tables_are_utf8_in_any_locale(tmp_path):
+    run = make_run(tmp_path / "run")
+    ascii_only = {
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONUTF8": "0",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    for program, output in (("report", tmp_path / "page.html"), ("compare", tmp_path / "tables")):
+        command = [sys.executable, "-m", f"nsr.{program}", str(run), "--output", str(output)]
+        done = subprocess.run(command, env={**os.environ, **ascii_only}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "–" in (tmp_path / "page.html").read_text("utf-8")
+    assert "†" in (tmp_path / "tables" / "comparison.md").read_text("utf-8")
 
 
 def test_damaged_checks_are_named(tmp_path, no_drawing):

@@ -130,7 +130,7 @@ def _text(path: Path, largest: int = LARGEST_FILE) -> str:
     """Return the content of a regular file of a usual size: a pipe or a device would never end."""
     if not path.is_file() or path.stat().st_size > largest:
         raise ValueError(f"{path} is not a file of a run")
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def _is_small(content: Any) -> bool:

@@ -118,7 +118,7 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file that exists complete or not at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes do not write into each other's
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
@@ -165,7 +165,7 @@ def whole_rows(path: Path, *, starting: str = "") -> Iterator[dict[str, str]]:
 def _lines(path: Path, starting: str) -> Iterator[str]:
     """Yield the lines of a file; of a gzip file, the first member's and those of members with a line that starts so."""
     if regular(path).suffix != ".gz":
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             yield from file
         return
     with path.open("rb") as packed:
