@@ -96,6 +96,8 @@ def test_each_attack_is_measured_alone_on_what_is_right_without_one(case):
     every = (outcomes["weak"] & outcomes["strong"] & outcomes["clean"]).sum()
     assert metrics["worst_case_accuracy"] == int(every) / 100
     assert list(metrics)[-3:] == ["worst_case_accuracy", "worst_case_low", "worst_case_high"]
+    measured(clean := AttackSuite({}), case)
+    assert not any(name.startswith("worst_case") for name in clean.result.metrics), "clean accuracy is no worst case"
 
 
 def test_an_attack_cannot_make_a_wrong_image_right(case):

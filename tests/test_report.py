@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from made_runs import make_evaluation, make_run
 
 from nsr import plots
 from nsr.comparison.names import attack_title
+from nsr.metrics.layer_summary import LayerSummary
 from nsr.pictures import Picture, write_pictures
 from nsr.report.__main__ import main
 from nsr.report.automatic import write_or_warn
@@ -143,6 +147,59 @@ def test_a_later_evaluation_on_fewer_images_replaces_no_row(tmp_path):
     assert set(headline.rows_of(read_files(run))) == {"clean", "worst_case"}
 
 
+def test_images_that_are_cut_short_are_not_counted(tmp_path, no_drawing):
+    run = measured(tmp_path)
+    folder = max((run / "evaluations").iterdir())
+    (folder / "classes.csv").unlink(missing_ok=True)
+    lines = (folder / "images.csv").read_text().splitlines(keepends=True)
+    assert headline.rows_of(read_files(run))["clean"].images == len(lines) - 1
+    (folder / "images.csv").write_text("".join(lines[: len(lines) // 2]))
+    files = read_files(run)
+    page = Page(render(files))
+    assert page.sections["result"]["accuracies"]["clean"]["images"] == 0
+    assert "classes" not in page.sections["robustness"] and any("images.csv" in text for text in files.problems)
+
+
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_sensitivities_that_are_cut_short_are_not_averaged(tmp_path, no_drawing, kept):
+    run = measured(tmp_path)
+    lines = (run / "sensitivity.csv").read_text().splitlines(keepends=True)
+    best = [place for place, line in enumerate(lines) if line.startswith("2,")]
+    (run / "sensitivity.csv").write_text("".join(lines[: best[int(kept * len(best))]]))
+    names = [name for name in LayerSummary._fields if name != "most_sensitive"]
+    layers = [[epoch, layer, *[0.1] * len(names), "0 1"] for epoch in (0, 1, 2) for layer in ("relu1", "relu2")]
+    write_rows(run / "layers.csv", ["epoch", "layer", *names, "most_sensitive"], layers)
+    files = read_files(run)
+    page = Page(render(files))
+    assert page.sections["sensitivity"]["means"] == {} and page.sections["sensitivity"]["layers"]["epoch"]
+    assert any("sensitiv" in text and "section" not in text for text in files.problems)
+
+
+@pytest.mark.slow
+def test_pages_and_tables_are_utf8_in_any_locale(tmp_path):
+    run = make_run(tmp_path / "run")
+    ascii_only = {
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONUTF8": "0",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    for program, output in (("report", tmp_path / "page.html"), ("compare", tmp_path / "tables")):
+        command = [sys.executable, "-m", f"nsr.{program}", str(run), "--output", str(output)]
+        done = subprocess.run(command, env={**os.environ, **ascii_only}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "–" in (tmp_path / "page.html").read_text("utf-8")
+    assert "†" in (tmp_path / "tables" / "comparison.md").read_text("utf-8")
+
+
+def test_damaged_checks_are_named(tmp_path, no_drawing):
+    run = measured(tmp_path)
+    (run / "checks.json").write_text("[{")
+    files = read_files(run)
+    render(files)
+    assert any("checks.json" in text for text in files.problems)
+
+
 def test_the_result_in_words(tmp_path):
     files = read_files(measured(tmp_path))
     text = headline.summary(files, headline.rows_of(files))
@@ -217,7 +274,7 @@ def test_agreement_of_rankings_has_known_values():
     ("arguments", "expected"),
     [
         ([], "error: nothing to report: give a run directory"),
-        (["{}"], "holds no run; a run directory of train.py has a config.yaml"),
+        (["{}"], "holds no run of train.py"),
         (["{}/missing"], "error: there is no"),
         (["{}/run", "--output", "{}/run/config.yaml/x.html"], "cannot be written (Not a directory); give another file"),
         (["{}/run", "--output", ""], "--output: it is empty; give a path"),

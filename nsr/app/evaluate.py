@@ -45,7 +45,7 @@ from nsr.interventions import AnalysisContext
 from nsr.report import automatic
 from nsr.run.checks import Check, stop_where_triggered
 from nsr.run.commands import command, override
-from nsr.run.directory import flat
+from nsr.run.directory import flat, shown
 from nsr.run.files import write_json
 from nsr.run.own import own_key
 from nsr.run.processes import leave_processes
@@ -116,9 +116,9 @@ def _end_shard(job: Job, directory: Path, trainer: pl.Trainer) -> None:
         return
     write_config(directory, job)
     write_shard(directory, job.data.shard, shard_identity(job), part)
-    folder, typed = report.relative(directory.parent), HydraConfig.get().overrides.task
+    folder, typed = shown(directory.parent), HydraConfig.get().overrides.task
     merged = [row for row in typed if not row.startswith(("shard=", "hydra."))]
-    print(f"shard {job.settings['shard']}: {len(job.suite.result.labels)} images, {report.relative(directory)}")
+    print(f"shard {job.settings['shard']}: {len(job.suite.result.labels)} images, {shown(directory)}")
     print(f"when all are done: {command('evaluate', *merged, override('merge', str(folder)))}", flush=True)
 
 

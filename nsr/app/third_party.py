@@ -147,7 +147,7 @@ def _shipped() -> Mapping[str, tuple[set[str], set[str]]]:
     found: dict[str, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
     for path in CONFIGURATIONS.glob("*/*.yaml"):
         classes, names = found[_group(path.parent.name)]
-        for _, mapping in mappings(yaml.safe_load(path.read_text())):
+        for _, mapping in mappings(yaml.safe_load(path.read_text(encoding="utf-8"))):
             classes |= {name for key, name in mapping.items() if key == "_target_" and name not in (None, "???")}
             names |= {key for key, value in mapping.items() if value is None or isinstance(value, str)}
     return found

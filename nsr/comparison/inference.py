@@ -67,10 +67,11 @@ def holm(p: Iterable[float], smallest_p: Iterable[float] | None = None) -> Decis
 def sign_flip_test(differences: numpy.ndarray, *, seed: int = 0) -> Tested:
     """Test that paired differences (pair,) are symmetric around 0: their mean under every choice of signs.
 
-    Exact up to 13 pairs; nothing is tested below two. No distribution is assumed, so n pairs give at least 2 / 2**n.
+    Exact up to 13 pairs; nothing is tested below two, or where a difference is infinite. No distribution is assumed, so
+    n pairs give at least 2 / 2**n.
     """
     pairs = len(differences)
-    if pairs < 2:
+    if pairs < 2 or not numpy.isfinite(differences).all():
         return Tested()
     if exact := 2**pairs <= RANDOM_ARRANGEMENTS:
         signs = numpy.array(list(product((1.0, -1.0), repeat=pairs)))
@@ -110,11 +111,11 @@ def paired_interval(differences: numpy.ndarray, images: numpy.ndarray | None = N
         images: (seed, image), whose mean over images they are; None: unknown.
 
     Returns:
-        {'difference', 'low', 'high' (nan below two seeds), 'pairs', 'over'}.
+        {'difference', 'low', 'high' (nan below two seeds, or for an infinite mean), 'pairs', 'over'}.
     """
     pairs, over = len(differences), "seeds"
     mean, half = float(differences.mean()) if pairs else math.nan, math.nan
-    if pairs > 1:
+    if pairs > 1 and math.isfinite(mean):
         variance = differences.var(ddof=1) / pairs
         if images is not None and images.shape[1] > 1:
             variance += images.mean(0).var(ddof=1) / images.shape[1]

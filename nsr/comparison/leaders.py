@@ -10,7 +10,7 @@ import numpy
 import pandas
 
 from nsr.comparison.inference import ALPHA, Decision, Tested, holm, sign_flip_test
-from nsr.comparison.statistics import finished
+from nsr.comparison.statistics import finished, with_seed
 
 
 class Lead(NamedTuple):
@@ -49,7 +49,8 @@ def _lead(runs: pandas.DataFrame, methods: pandas.DataFrame, name: str) -> Lead:
     best = tuple(str(method) for method, mean in means.items() if math.isclose(mean, means.iloc[0], rel_tol=1e-9))
     values = numpy.empty(0)
     if len(means) > 1:
-        seeds = finished(runs).groupby(["method", "seed"])[name].mean()
-        values = (seeds[means.index[0]] - seeds[means.index[1]]).dropna().to_numpy(dtype=float)
+        own = with_seed(finished(runs))
+        first, second = (own[own["method"] == method].groupby("seed")[name].mean() for method in means.index[:2])
+        values = (first - second).dropna().to_numpy(dtype=float)
     difference = float(values.mean()) if len(values) else math.nan
     return Lead(best, difference, len(values), sign_flip_test(values))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from nsr.comparison.settings import Identity, identity, images_and_ball
 from nsr.errors import InputError, check_number
 from nsr.run.commands import command, override
 from nsr.run.directory import process_status, read_checked, read_json, read_settings, read_yaml, run_status
-from nsr.run.files import layer_means, regular, sensitivity_file, whole_rows
+from nsr.run.files import layer_neurons, means_of_neurons, sensitivity_file, whole_rows
 from nsr.run.own import is_own
 
+CUT_SHORT = "it is cut short or damaged"
 TRAINING_END = "end of training"
 WORST = "worst_case_accuracy"
 UNREADABLE = Identity("?", None, False, -1, {}, {}, {}, frozenset())
@@ -82,8 +85,12 @@ def _read_run(directory: Path) -> Run:
         best_epoch = final["best_epoch"] if type(final.get("best_epoch")) is int else _best_epoch(epochs)
     if best_epoch is not None:
         sensitivity = attempt(sensitivity_file(directory).name, partial(_sensitivity, best_epoch), {})
-    validated = next((row for row in epochs if row["epoch"] == best_epoch), epochs[-1] if epochs else {"epoch": 0})
+    shown = epochs[-1:] if best_epoch is None else [row for row in epochs if row["epoch"] == best_epoch]
+    validated = shown[0] if shown else {}
     measured, metrics, sources = _merged(measurements)
+    images = images_of(folder_of(directory, measurements[-1]), measurements[-1].metrics) if measurements else 0
+    if measurements and not images and (path := folder_of(directory, measurements[-1]) / "images.csv").exists():
+        problems.append(f"{path.relative_to(directory)} does not have the reported accuracies: {CUT_SHORT}")
     is_evaluated, missing = _unfinished_evaluation(directory, evaluations)
     if status == "no evaluation" and not is_evaluated:
         missing = evaluate_command(directory)
@@ -99,7 +106,7 @@ def _read_run(directory: Path) -> Run:
         measured=measured,
         metrics=metrics | {name: value for name, value in validated.items() if name != "epoch"},
         sources=sources,
-        images=_images(folder_of(directory, measurements[-1])) if measurements else 0,
+        images=images,
         sensitivity=sensitivity,
         epoch=epochs[-1]["epoch"] if epochs else 0,
         best_epoch=best_epoch,
@@ -141,6 +148,8 @@ def _measurements(
         yield Measurement(TRAINING_END, settings, accuracies(final, settings))
     for folder in evaluations:
         own = read_yaml(folder / "config.yaml") or {}
+        if not own and (folder / "evaluation.json").exists():
+            problems.append(f"evaluation {folder.name} has no readable config.yaml: left out")
         is_best = Path(str(own.get("checkpoint"))).name == "best.ckpt"
         epoch, best = own.get("checkpoint_epoch"), final.get("best_epoch")
         if is_best and None not in (epoch, best) and epoch != best:
@@ -155,7 +164,7 @@ def _evaluations(directory: Path) -> list[Path]:
     """List them by name, which is their date; without the folder of the result cache, shards and single images."""
     folder = directory / "evaluations"
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    begun = [entry for entry in entries if (entry / "config.yaml").exists() or (entry / "status.json").exists()]
+    begun = [entry for entry in entries if any((entry / name).exists() for name in EVALUATION_FILES)]
     parts = [entry for entry in begun if (entry / "shard.pt").exists() or (entry / "only.csv").exists()]
     return [entry for entry in begun if entry not in parts]
 
@@ -177,6 +186,7 @@ def _merged(measurements: list[Measurement]) -> tuple[dict[str, Any], dict[str, 
     return measured, metrics, tuple(dict.fromkeys(sources.values()))
 
 
+EVALUATION_FILES = ("config.yaml", "status.json", "evaluation.json")
 NUMBER = ("n_examples", "subset")  # which of the test images
 
 
@@ -205,13 +215,16 @@ def folder_of(directory: Path, measurement: Measurement) -> Path:
     return directory if measurement.name == TRAINING_END else directory / "evaluations" / measurement.name
 
 
-def _images(folder: Path) -> int:
-    """Count the rows of images.csv."""
+def images_of(folder: Path, metrics: Mapping[str, float]) -> int:
+    """Count the test images of a measurement; 0 where images.csv is missing, or its columns have other accuracies."""
     try:
-        with regular(folder / "images.csv").open("rb") as file:
-            return max(0, sum(1 for _ in file) - 1)
-    except OSError:
+        rows = list(whole_rows(folder / "images.csv"))
+        columns = {name: name.removesuffix("_accuracy") for name in metrics}
+        known = {name: own for name, own in columns.items() if rows and own in rows[0]}
+        means = {name: fmean(float(row[own]) for row in rows) for name, own in known.items()}
+    except (OSError, ValueError, csv.Error):
         return 0
+    return len(rows) if all(math.isclose(mean, metrics[name], abs_tol=1e-5) for name, mean in means.items()) else 0
 
 
 def _epochs(path: Path) -> list[dict[str, Any]]:
@@ -239,14 +252,22 @@ def _best_epoch(epochs: list[dict[str, Any]]) -> int | None:
 
 
 def _sensitivity(best_epoch: int, records: Path) -> dict[str, dict[str, list[float]]]:
-    return {"before": layer_means(records, 0), "best": layer_means(records, best_epoch)}
+    """Return the means before training and at the best epoch; InputError where neurons of the latter are missing."""
+    before, best = layer_neurons(records, 0), layer_neurons(records, best_epoch)
+    counts = [{layer: len(rows) for layer, rows in epoch.items()} for epoch in (before, best)]
+    if not best or (before and counts[0] != counts[1]):
+        raise InputError(f"{records.name} lacks neurons of epoch {best_epoch}, the best one: {CUT_SHORT}")
+    return {"before": means_of_neurons(before), "best": means_of_neurons(best)}
 
 
 def _triggered(directory: Path, measurements: list[Measurement]) -> str:
     """Return a remark on the checks that the newest evaluation triggered, "" where there are none."""
     if not measurements or measurements[-1].name == TRAINING_END:
         return ""
-    checks = read_json(directory / "evaluations" / measurements[-1].name / "checks.json")
+    path = directory / "evaluations" / measurements[-1].name / "checks.json"
+    checks = read_json(path)
+    if path.exists() and not isinstance(checks, list):
+        return f"{path.relative_to(directory)} is damaged"
     checks = [check for check in checks if isinstance(check, dict)] if isinstance(checks, list) else []
     names = [str(check.get("name")) for check in checks if check.get("triggered")]
     return f"checks triggered: {', '.join(names)}" if names else ""

@@ -115,7 +115,8 @@ def over_seeds(runs: pandas.DataFrame) -> pandas.DataFrame:
         row |= {"runs": _seeds(group).nunique(), "finished": len(done)}
         for name in names:
             values = done[name].dropna()
-            row |= {name: values.mean(), f"{name}_std": values.std(ddof=1), f"{name}_n": len(values)}
+            deviation = values.std(ddof=1) if numpy.isfinite(values).all() else math.nan
+            row |= {name: values.mean(), f"{name}_std": deviation, f"{name}_n": len(values)}
         rows.append(row)
     return pandas.DataFrame(rows)
 
@@ -133,6 +134,7 @@ def paired_differences(runs: pandas.DataFrame, baseline: str) -> pandas.DataFram
     names, tested = metric_names(runs), tested_metrics(runs)
     attacks = attack_columns(runs)
     groups = {str(method): group for method, group in finished(runs).groupby("method", sort=False)}
+    groups = {method: with_seed(group) for method, group in groups.items()}
     seeds = {method: group.groupby("seed")[names].mean() for method, group in groups.items()}
     images = {method: outcomes_by_seed(group, attacks) for method, group in groups.items()}
     for method in [method for method in groups if method != baseline and baseline in groups]:
@@ -271,6 +273,11 @@ def one_a_seed(runs: pandas.DataFrame) -> pandas.DataFrame:
     done = finished(runs)
     units = [done["method"].rename("method"), _seeds(done).rename("seed")]
     return done.groupby(units, sort=False)[metric_names(runs)].mean().reset_index()
+
+
+def with_seed(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """Select the runs whose seed is known, which alone can be paired."""
+    return runs[runs["seed"] >= 0]
 
 
 def _seeds(runs: pandas.DataFrame) -> pandas.Series:

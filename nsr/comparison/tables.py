@@ -116,8 +116,9 @@ def differences(comparison: Comparison) -> Sheet:
     rows = []
     for method, group in frame.groupby("method", sort=False) if len(frame) else ():
         found = group.set_index("metric")
-        counts = Cell(str(method)), Cell(str(found.loc[names, "pairs"].max()))
-        rows.append([*counts, *(_interval(name, found.loc[name], decision) for name in names)])
+        pairs = int(found.loc[names, "pairs"].max())
+        cells = [_interval(name, found.loc[name], decision, pairs) for name in names]
+        rows.append([Cell(str(method)), Cell(str(pairs)), *cells])
     shown = headings(comparison)
     caption = [conditions_sentence(comparison.runs), attacks_sentence(comparison.runs, _measured(frame, shown))]
     caption += [decision.sentence("seeds"), covered(frame, names)]
@@ -232,12 +233,14 @@ def _correlation(by_measure: pandas.DataFrame, measure: str, decision: Decision)
     return _decided(f"{row['correlation']:+.2f}{bounds}", row, decision)
 
 
-def _interval(name: str, row: Mapping[str, Any], decision: Decision) -> Cell:
+def _interval(name: str, row: Mapping[str, Any], decision: Decision, pairs: int) -> Cell:
+    """Return a difference; '(of 2)' behind one with fewer pairs than its row."""
     scale, digits = (100, 2) if name.endswith("_accuracy") else (1, 4)
     mean, low, high = (f"{scale * row[part]:+.{digits}f}" for part in ("difference", "low", "high"))
     if math.isnan(row["difference"]):
         return Cell(MISSING)
-    return _decided(mean if math.isnan(row["low"]) else f"{mean} [{low}, {high}]", row, decision)
+    fewer = f" (of {row['pairs']})" if row["pairs"] < pairs else ""
+    return _decided((mean if math.isnan(row["low"]) else f"{mean} [{low}, {high}]") + fewer, row, decision)
 
 
 def _decided(text: str, row: Mapping[str, Any], decision: Decision) -> Cell:

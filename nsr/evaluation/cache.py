@@ -197,7 +197,7 @@ def _write(path: Path, content: Any) -> None:
 def _read(path: Path) -> Any:
     """Return the content of a file; None where it is missing or damaged."""
     try:
-        written = json.loads(regular(path).read_text())
+        written = json.loads(regular(path).read_text(encoding="utf-8"))
         return written["content"] if written["checksum"] == fingerprint(written["content"]) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None

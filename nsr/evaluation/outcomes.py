@@ -45,13 +45,15 @@ def robust_to_all(outcomes: Mapping[str, Tensor]) -> Tensor:
 def worst_cases(norms: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return {row of a worst case: the rows that it is over}: one for each norm, where there are several, and of all.
 
+    There is none without an attack: clean accuracy is no worst case.
+
     Args:
         norms: {row: norm of its attack, None for 'clean'}.
     """
     rows = {row: norm for row, norm in norms.items() if not row.startswith(CURVE)}
     several = sorted({norm for norm in rows.values() if norm is not None}, key=list(rows.values()).index)
     each = {f"{WORST}_{norm}": [row for row in rows if rows[row] in (None, norm)] for norm in several}
-    return {**(each if len(each) > 1 else {}), WORST: list(rows)}
+    return {**(each if len(each) > 1 else {}), WORST: list(rows)} if len(rows) > 1 else {}
 
 
 def accuracies(outcomes: Mapping[str, Tensor], worst: Mapping[str, Sequence[str]]) -> dict[str, float]:

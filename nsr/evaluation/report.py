@@ -18,6 +18,7 @@ from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.plots.style import NORMS
 from nsr.run.checks import Check
 from nsr.run.commands import command, override
+from nsr.run.directory import shown
 from nsr.run.files import (
     SENSITIVITIES,
     SENSITIVITY_COLUMNS,
@@ -40,7 +41,7 @@ def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
         settings: of the command.
         suite: the AttackSuite, for the attack objects.
     """
-    shown = {"clean": "clean"}
+    found = {"clean": "clean"}
     for name, own in expanded(settings["test_attacks"]).items():
         if own is not None:
             attack = suite.attacks[name]
@@ -49,10 +50,11 @@ def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
             radius = f"{epsilon:.4g}" if isinstance(epsilon, float) else str(epsilon)
             prefix = "curve: " if name.startswith(CURVE) else ""
             bf16 = " (search in bf16)" * (getattr(suite.search, "precision", "") == "bf16")
-            shown[name] = f"{prefix}{getattr(attack, 'title', name)}{bf16}, {NORMS.get(norm, norm)} {radius}"
+            found[name] = f"{prefix}{getattr(attack, 'title', name)}{bf16}, {NORMS.get(norm, norm)} {radius}"
     norms = {f"{WORST}_{norm}": f"worst case in {title}" for norm, title in NORMS.items()}
     combined = "worst case of all" + " norms (union)" * (len(suite.worst_cases) > 1)
-    return shown | {row: norms.get(row, combined) for row in suite.worst_cases}
+    combined += " but the curve" * any(name.startswith(CURVE) for name in suite.attacks)
+    return found | {row: norms.get(row, combined) for row in suite.worst_cases}
 
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -68,8 +70,8 @@ def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -
 def accuracy_table(columns: Mapping[str, Mapping[str, float]], attacks: Mapping[str, str]) -> Table:
     """Return a row per attack of {ATTACK: its title}, a column per checkpoint of {heading: its metrics}."""
     rows = (
-        [shown, *(f"{100 * metrics[f'{attack}_accuracy']:.2f} %" for metrics in columns.values())]
-        for attack, shown in attacks.items()
+        [name, *(f"{100 * metrics[f'{attack}_accuracy']:.2f} %" for metrics in columns.values())]
+        for attack, name in attacks.items()
     )
     return _table("accuracy on the test set", ["attack", *columns], rows)
 
@@ -77,9 +79,9 @@ def accuracy_table(columns: Mapping[str, Mapping[str, float]], attacks: Mapping[
 def evaluation_table(metrics: Mapping[str, float], attacks: Mapping[str, str], which: str) -> Table:
     """Return a row per attack: accuracy over all images, which are described by `which`, and its 95 % interval."""
     rows = []
-    for attack, shown in attacks.items():
+    for attack, name in attacks.items():
         accuracy, low, high = (100 * value for value in with_interval(metrics, attack))
-        rows.append([shown, f"{accuracy:.2f} %", f"{low:.1f} to {high:.1f} %"])
+        rows.append([name, f"{accuracy:.2f} %", f"{low:.1f} to {high:.1f} %"])
     title = f"{which}\nfloat32, eval mode; each attack alone on every image classified correctly without one"
     return _table(title, ["attack", "accuracy", "95 % interval"], rows)
 
@@ -132,12 +134,12 @@ def show_run(
     best, last = int(results["best_epoch"]), int(results["last_epoch"])
     metrics = _part(results, "test/")
     columns = {f"best (epoch {best})": metrics, f"last (epoch {last})": _part(results, "test_last/")}
-    checkpoint = override("checkpoint", str(relative(directory / "checkpoints" / "best.ckpt")))
+    checkpoint = override("checkpoint", str(shown(directory / "checkpoints" / "best.ckpt")))
     show(
         accuracy_table(columns, attacks),
         metrics_table(metrics),
         before_after_table(sensitivity_file(directory), best),
-        f"\nrun directory  {relative(directory)}",
+        f"\nrun directory  {shown(directory)}",
         f"               metrics.json, metrics.csv, {sensitivity_file(directory).name}, checks.json, images.csv, "
         "config.yaml, checkpoints/",
         f"try next       {command('evaluate', checkpoint)}",
@@ -178,7 +180,7 @@ def show_evaluation(
         evaluation_table(metrics, attacks, which),
         metrics_table(metrics),
         most_sensitive_table(sensitivities, list_top=list_top) if sensitivities else "",
-        f"\nwritten to  {relative(directory)}",
+        f"\nwritten to  {shown(directory)}",
         "            evaluation.json, evaluation.csv, classes.csv, confusion.csv, images.csv, sensitivity.csv",
     )
 
@@ -193,7 +195,7 @@ def show_images(path: Path, result: SuiteResult, class_names: Sequence[str]) -> 
     columns = zip(result.places.tolist(), result.labels.tolist(), *predicted, strict=True)
     rows = [[str(place), *map(named, labels)] for place, *labels in columns]
     headings = ["image", "label", *result.predictions]
-    show(_table("predictions of single test images", headings, rows), f"\nwritten to  {relative(path)}")
+    show(_table("predictions of single test images", headings, rows), f"\nwritten to  {shown(path)}")
 
 
 def show_corruptions(rows: Sequence[CorruptionAccuracy]) -> None:
@@ -238,8 +240,3 @@ def show(*parts: Any) -> None:
 
 def _part(results: Mapping[str, float], prefix: str) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in results.items() if name.startswith(prefix)}
-
-
-def relative(path: Path) -> Path:
-    """Return the path from the working directory, where it is below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -130,7 +130,7 @@ def smallest_perturbations(
     _mark_threat_model(axes, epsilon)
     axes.set(xlabel=f"smallest perturbation found ({NORMS.get(norm, norm)}, pixels in [0, 1])")
     axes.set(ylabel="images still robust (%)", xlim=(0, None), ylim=(0, 102))
-    axes.legend(loc="upper right")
+    legend(axes)
     return figure
 
 

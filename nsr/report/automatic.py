@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from nsr.errors import one_line
-from nsr.run.directory import read_yaml
+from nsr.run.directory import read_yaml, shown
 from nsr.run.plain_text import printable
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,6 @@ def write_or_warn(directory: Path) -> None:
         is_of_run = directory.parent.name == "evaluations" and (run / "config.yaml").exists()
         of_best = Path(str(settings.get("checkpoint"))).name == "best.ckpt"
         path = write_report(run if is_of_run and of_best else directory)
-        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        print(f"report         {printable(shown)}", flush=True)
+        print(f"report         {printable(shown(path))}", flush=True)
     except Exception as error:
         log.warning(f"no report.html: {type(error).__name__}: {printable(one_line(error))}")

@@ -83,7 +83,19 @@ class RunFiles:
     def checks(self, folder: Path) -> list[dict[str, Any]]:
         """Return the entries of a checks.json."""
         found = read_json(folder / "checks.json")
-        return [check for check in found if isinstance(check, dict)] if isinstance(found, list) else []
+        if isinstance(found, list):
+            return [check for check in found if isinstance(check, dict)]
+        if (folder / "checks.json").exists():
+            self._damaged("checks.json", "no list")
+        return []
+
+    def images(self, measurement: Measurement) -> pandas.DataFrame:
+        """Return the images.csv of a measurement, empty where its columns do not have the accuracies."""
+        folder = folder_of(self, measurement)
+        frame = self.frame("images.csv", folder)
+        if (folder / "images.csv").exists() and not reading.images_of(folder, measurement.metrics):
+            return self._damaged("images.csv", f"it does not have the accuracies of {measurement.name}, cut short?")
+        return frame
 
     def pictures(self) -> Iterator[Picture]:
         """Yield the pictures of the newest measurement that has some, and those of nsr-report --full."""

@@ -88,7 +88,7 @@ def _made(
 def html(title: str, place: str, sections: Sequence[Section], problems: Sequence[str]) -> str:
     """Return the HTML of sections, with the numbers of all of them as JSON; names cannot become markup."""
     content = {"schema": SCHEMA, "sections": {section.id: plain(section.data) for section in sections}}
-    script = (TEMPLATES / "page.js").read_text()
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         _environment()
@@ -98,7 +98,7 @@ def html(title: str, place: str, sections: Sequence[Section], problems: Sequence
             place=place,
             sections=sections,
             problems=list(dict.fromkeys(problems)),
-            style=Markup((TEMPLATES / "page.css").read_text()),
+            style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
             script=Markup(script),
             script_hash=digest,
             data=Markup(json.dumps(content, allow_nan=False).translate(ESCAPES)),

@@ -40,18 +40,32 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
     """Find the run directories at or below places: directories, sweeps, or patterns such as 'runs/digits_*'.
 
     Errors:
-        InputError: a place is missing, or holds no run.
+        InputError: a place is missing, or holds no run; a path is not UTF-8.
     """
     found: dict[Path, Path] = {}
     for place in places:
+        if not str(place).strip():  # an empty variable of a shell, not the working directory
+            raise InputError("a run directory is given as ''; give its path, or . for the working directory")
         matches = [Path(place)] if Path(place).exists() else sorted(map(Path, glob(str(place))))
         if not matches:
             raise InputError(f"there is no {str(place)!r}; give run directories, the folder of a sweep, or a pattern")
         below = {path.resolve(): path for match in matches for path in _runs_below(match)}
         if not below:
-            raise InputError(f"{str(place)!r} holds no run; a run directory of train.py has a config.yaml")
+            raise InputError(
+                f"{str(place)!r} holds no run of train.py; give a run directory (it has a config.yaml; an evaluation "
+                "is no run), the folder of a sweep, or a pattern"
+            )
+        odd = next((path for path in below.values() if not _is_text(path)), None)
+        if odd is not None:
+            raise InputError(f"the path {str(odd)!r} is not UTF-8, so that no table can hold it; rename the folder")
         found |= {resolved: path for resolved, path in below.items() if resolved not in found}
     return list(found.values())
+
+
+def _is_text(path: Path) -> bool:
+    with suppress(UnicodeEncodeError):
+        return bool(str(path).encode())
+    return False
 
 
 def _runs_below(place: Path) -> Iterator[Path]:
@@ -77,6 +91,15 @@ def _runs_below(place: Path) -> Iterator[Path]:
 def _is_run(folder: Path) -> bool:
     is_evaluation = any((folder / name).exists() for name in ("evaluate.log", "evaluation.json"))
     return not is_evaluation and any((folder / name).exists() for name in RUN_FILES)
+
+
+def shown(path: Path) -> Path:
+    """Return the path from the working directory, where it is below it; whole where that is the run's own directory.
+
+    With hydra.job.chdir=true it is, while the shell stays elsewhere.
+    """
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) and not (here / "status.json").exists() else path
 
 
 def read_json(path: Path) -> Any:
@@ -107,7 +130,7 @@ def _text(path: Path, largest: int = LARGEST_FILE) -> str:
     """Return the content of a regular file of a usual size: a pipe or a device would never end."""
     if not path.is_file() or path.stat().st_size > largest:
         raise ValueError(f"{path} is not a file of a run")
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def _is_small(content: Any) -> bool:

@@ -118,7 +118,7 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file that exists complete or not at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes do not write into each other's
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
@@ -165,7 +165,7 @@ def whole_rows(path: Path, *, starting: str = "") -> Iterator[dict[str, str]]:
 def _lines(path: Path, starting: str) -> Iterator[str]:
     """Yield the lines of a file; of a gzip file, the first member's and those of members with a line that starts so."""
     if regular(path).suffix != ".gz":
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             yield from file
         return
     with path.open("rb") as packed:
@@ -194,17 +194,27 @@ def _members(file: BinaryIO, name: str) -> Iterator[bytes]:
         yield b"".join(parts)
 
 
-def layer_means(records: Path, epoch: int | None) -> dict[str, list[float]]:
-    """Return {layer: [absolute, relative, mean activation]} of one epoch of sensitivities; None: they have one."""
+def layer_neurons(records: Path, epoch: int | None) -> dict[str, list[tuple[float, float]]]:
+    """Return {layer: (absolute, mean activation) of each neuron} of one epoch of sensitivities; None: they have one."""
     rows: dict[str, list[tuple[float, float]]] = {}
     for row in whole_rows(records, starting="" if epoch is None else f"{epoch},"):
         rows.setdefault(row["layer"], []).append((float(row["absolute"]), float(row["mean_activation"])))
+    return rows
+
+
+def layer_means(records: Path, epoch: int | None) -> dict[str, list[float]]:
+    """Return {layer: [absolute, relative, mean activation]} of one epoch of sensitivities; None: they have one."""
+    return means_of_neurons(layer_neurons(records, epoch))
+
+
+def means_of_neurons(rows: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, list[float]]:
+    """Return {layer: [absolute, relative, mean activation]}, the means over its neurons."""
     means = {layer: [fmean(values) for values in zip(*neurons, strict=True)] for layer, neurons in rows.items()}
     return {layer: [absolute, _ratio(absolute, active), active] for layer, (absolute, active) in means.items()}
 
 
 def _ratio(difference: float, activation: float) -> float:
-    return 0.0 if difference == 0 else difference / activation if activation > 0 else float("inf")
+    return 0.0 if difference == 0 else difference / activation if activation else float("inf")
 
 
 def validated(records: Path, epoch: float) -> dict[str, float]:

@@ -50,7 +50,7 @@ def own_key() -> str:
                 new.flush()
                 with suppress(FileExistsError):  # another process was faster
                     os.link(new.name, path)
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     return ""
 
 
@@ -78,7 +78,7 @@ def commit() -> str:
 def trusted_names(given: Sequence[str]) -> list[str]:
     """Return the names and patterns that a command trusts, with those of `$XDG_CONFIG_HOME/nsr/trusted`, one a line."""
     try:
-        lines = (_folder("XDG_CONFIG_HOME", ".config") / "trusted").read_text().splitlines()
+        lines = (_folder("XDG_CONFIG_HOME", ".config") / "trusted").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         lines = []
     return [*given, *(name for line in lines if (name := line.partition("#")[0].strip()))]

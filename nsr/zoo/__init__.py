@@ -20,7 +20,7 @@ PREFIX = "zoo:"
 
 def zoo_index() -> dict[str, dict[str, Any]]:
     """Return {name: entry of the network}."""
-    return json.loads((FOLDER / "index.json").read_text())
+    return json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
 
 
 def zoo_file(path: str | os.PathLike[str]) -> str | os.PathLike[str]:

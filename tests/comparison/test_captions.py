@@ -161,7 +161,7 @@ def test_headings_and_budgets_of_attacks():
 def test_names_and_images_of_real_files(tmp_path, capsys):
     for seed in (0, 1):
         run = make_run(tmp_path / f"pgd{seed}", "stabilizer=none", seed=seed)
-        write_rows(run / "images.csv", ["image", "pgd"], [[index, 1] for index in range(300)])
+        write_rows(run / "images.csv", ["image", "pgd"], [[index, index % 2] for index in range(300)])
         make_run(tmp_path / f"sns{seed}", seed=seed)
     assert read_runs(tmp_path)["images"].dropna().tolist() == [300, 300]
     for arguments in (["--baseline", "pgd"], ["--baseline", "PGD-AT"], ["--label", "pgd=ours", "--baseline", "pgd"]):

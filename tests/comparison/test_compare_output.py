@@ -88,7 +88,7 @@ def test_the_command_shows_everything(sweep, tmp_path, capsys, monkeypatch):
     [
         ([], "nothing to compare: give run directories or the folder of a sweep"),
         (["/nowhere"], "there is no '/nowhere'; give run directories, the folder of a sweep, or a pattern"),
-        (["EMPTY"], "holds no run; a run directory of train.py has a config.yaml"),
+        (["EMPTY"], "holds no run of train.py"),
         (["SWEEP", "--ouput", "x"], "unrecognized arguments: --ouput x; `python -m nsr.compare --help` lists"),
         (["SWEEP", "--accuracy", "apgd"], "accuracy is 'apgd'; it must be one of clean, fgsm, pgd"),
         (["SWEEP", "--label", "pgd"], "--label is ['pgd']; it must be METHOD=TEXT"),

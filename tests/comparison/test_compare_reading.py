@@ -19,7 +19,7 @@ from nsr.app.train import train
 from nsr.compare import compare, main, read_runs
 from nsr.errors import InputError, RunStopped
 from nsr.run.directory import recorded_status
-from nsr.run.files import SCHEMA, layer_means, whole_rows
+from nsr.run.files import SCHEMA, layer_means, whole_rows, write_rows
 from nsr.run.own import remember
 from tests.conftest import TINY, evaluated, job
 from tests.made_runs import make_evaluation, make_run
@@ -223,7 +223,73 @@ def test_only_whole_lines_are_rows(tmp_path):
     assert layer_means(whole, 1)["relu1"][0] == pytest.approx(expected)
 
 
+def test_a_table_that_is_cut_short_gives_no_other_numbers(tmp_path):
+    """Of a copied run whose sensitivity.csv or images.csv ends early, what is shown is that of the whole file."""
+    run = make_run(tmp_path / "run", best=3)
+    write_rows(run / "images.csv", ["image", "clean", "pgd"], [[n, int(n >= 10), int(n >= 50)] for n in range(100)])
+    whole = only(run)
+    assert whole["images"] == 100 and whole["detail"] == ""
+    columns = [name for name in whole.index if name.startswith(("absolute", "relative", "mean_activation"))]
+    for name, own in (("sensitivity.csv", columns), ("images.csv", ["images"])):
+        text = (run / name).read_text()
+        ends = [place + 1 for place, character in enumerate(text) if character == "\n"][:-1]
+        for end in ends[-12:]:
+            (run / name).write_text(text[:end])
+            cut = only(run)
+            assert name in cut["detail"] and cut["status"] == "finished"
+            assert all(pandas.isna(cut.get(each)) for each in own)
+            assert cut["pgd_accuracy"] == whole["pgd_accuracy"]
+        (run / name).write_text(text)
+
+
+def test_validated_accuracies_are_of_the_best_epoch_or_missing(tmp_path):
+    run = make_run(tmp_path / "run", best=3)
+    assert only(run)["validation_robust_accuracy"] == 0.7
+    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text("".join(lines[:-1]))
+    assert pandas.isna(only(run).get("validation_robust_accuracy"))
+
+
+def test_values_that_are_not_a_number_stay_so(tmp_path):
+    run = make_run(tmp_path / "run")
+    text = (run / "sensitivity.csv").read_text().splitlines()
+    odd = [",".join([*row.split(",")[:3], *["nan"] * 3]) if row.startswith("2,relu1,0") else row for row in text]
+    (run / "sensitivity.csv").write_text("\n".join([*odd, ""]))
+    row = only(run)
+    assert math.isnan(row["relative/relu1"]) and math.isnan(row["relative"]) and row["relative/relu2"] > 0
+
+
+@pytest.mark.parametrize("place", ["", " "])
+def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch, place):
+    make_run(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError):
+        read_runs(place)
+
+
+def test_a_path_that_no_table_can_hold_is_refused(tmp_path):
+    make_run(tmp_path / os.fsdecode(b"run\xff"))
+    with pytest.raises(InputError, match="rename"):
+        read_runs(tmp_path)
+
+
 # ---------------------------------------------------------------- evaluations
+@pytest.mark.parametrize("content", [None, "", "[1"])
+def test_an_evaluation_without_settings_is_named(tmp_path, content):
+    run = make_run(tmp_path / "run")
+    make_evaluation(run, "2026-01-01", {"clean": 0.8, "pgd": 0.1})
+    path = run / "evaluations" / "2026-01-01" / "config.yaml"
+    path.unlink() if content is None else path.write_text(content)
+    row = only(run)
+    assert row["pgd_accuracy"] == 0.5 and "2026-01-01" in row["detail"]
+
+
+def test_damaged_checks_are_named(tmp_path):
+    run = make_run(tmp_path / "run")
+    (make_evaluation(run, "2026-01-01", {"clean": 0.8, "pgd": 0.1}) / "checks.json").write_text("[{")
+    assert "checks.json" in only(run)["detail"]
+
+
 def test_each_attack_comes_from_the_newest_evaluation_that_has_it(tmp_path):
     run = make_run(tmp_path / "run")
     best = f"checkpoint={run}/checkpoints/best.ckpt"

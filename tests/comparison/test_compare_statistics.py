@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 
 from nsr.compare import compare
 from nsr.comparison.inference import rank_permutation_test
+from nsr.comparison.leaders import leads
 from nsr.comparison.statistics import (
     correlations,
     over_seeds,
@@ -21,6 +22,7 @@ from nsr.comparison.statistics import (
     strongest_attack,
     weighted_spearman,
 )
+from nsr.comparison.tables import differences
 from nsr.errors import InputError
 
 
@@ -93,6 +95,43 @@ def test_pairs_are_of_equal_seeds():
     half = 4.302653 / 3**0.5
     assert (row["method"], row["baseline"], row["metric"], row["pairs"]) == ("sns", "pgd", "pgd_accuracy", 3)
     assert [100 * row[name] for name in ("difference", "low", "high")] == pytest.approx([2, 2 - half, 2 + half], 1e-6)
+
+
+def test_unknown_seeds_are_no_pairs():
+    """Runs without a seed have means, and nothing that is paired: neither a difference nor a lead."""
+    runs = made()
+    runs.loc[runs["method"] == "fast", "seed"] = -1
+    found = paired_differences(runs.assign(seed=-1), "pgd")
+    assert (found["pairs"] == 0).all() and found["difference"].isna().all()
+    found = paired_differences(runs, "pgd").set_index("method")
+    assert (found.loc["fast", "pairs"] == 0).all() and (found.drop(index="fast")["pairs"] == 3).all()
+    methods = over_seeds(runs)
+    lead, decision = leads(runs.assign(seed=-1), methods, ["pgd_accuracy"])
+    assert lead["pgd_accuracy"].pairs == 0 and decision.comparisons == 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("infinite", [1, 7])
+def test_infinite_sensitivities_have_no_test(infinite):
+    """A layer that is silent on clean images alone has an infinite relative sensitivity: no p value is made of it."""
+    runs = made(3, 7)
+    chosen = runs.index[runs["method"] == "fast"][:infinite]
+    runs = runs.assign(relative=runs["absolute"])
+    runs.loc[chosen, "relative"] = numpy.inf
+    result = compare(runs, resamples=100)
+    found = result.differences.set_index(["method", "metric"])
+    assert numpy.isnan(found.loc[("fast", "relative"), ["low", "high", "p", "holm_p"]].astype(float)).all()
+    assert found.loc[("fast", "absolute"), "p"] > 0
+    assert numpy.isinf(result.methods.set_index("method").loc["fast", "relative"])
+
+
+def test_a_difference_of_fewer_pairs_says_so():
+    runs = made(3, 4)
+    runs.loc[(runs["method"] == "fast") & (runs["seed"] > 1), "pgd_accuracy"] = numpy.nan
+    sheet = differences(compare(runs, resamples=100))
+    row = next(row for row in sheet.rows if row[0].text == "fast")
+    fewer = [name for name, cell in zip(sheet.headings, row, strict=True) if "(of 2)" in cell.text]
+    assert row[1].text == "4" and len(fewer) == 1 and fewer[0].startswith("PGD")
 
 
 def test_one_pair_has_no_interval_and_none_no_difference():

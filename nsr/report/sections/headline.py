@@ -65,9 +65,10 @@ def _number(value: object) -> float:
 
 def images_of(run: RunFiles, measurement: Measurement) -> int:
     """Return the number of test images of a measurement, 0 where it is unknown."""
-    folder = folder_of(run, measurement)
-    classes = run.frame("classes.csv", folder)
-    return int(classes["images"].sum()) if "images" in classes else len(run.frame("images.csv", folder))
+    if len(images := run.images(measurement)):
+        return len(images)
+    classes = run.frame("classes.csv", folder_of(run, measurement))
+    return int(classes["images"].sum()) if "images" in classes else 0
 
 
 def section(run: RunFiles) -> Section:

@@ -24,10 +24,9 @@ MOST_PAIRS = 20  # rows of the table of confusions
 
 def section(run: RunFiles) -> Section | None:
     """Plot what the newest measurement has for each radius, image and class."""
-    folder, settings = run.measured, run.run.measured
-    if folder is None:
+    if not run.measurements:
         return None
-    images, curve = run.frame("images.csv", folder), _newest(run, "curve.csv")
+    settings, images, curve = run.run.measured, run.images(run.measurements[-1]), _newest(run, "curve.csv")
     attack = strongest(images)
     names = {} if "class" not in images else dict(zip(images["label"], images["class"].astype(str), strict=True))
     where = f"{len(images):,} test images, {radius_in_words(settings)}"

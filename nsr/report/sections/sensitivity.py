@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pandas
 
+from nsr.comparison.reading import CUT_SHORT
 from nsr.plots import ranking_stability, sensitivity_distribution, sensitivity_heat_map
 from nsr.plots.sensitivity import MEASURES
 from nsr.report.drawing import svg
@@ -30,8 +31,9 @@ def section(run: RunFiles) -> Section | None:
         figures += [_heat_map(layers, name, title, on) for name, title in MEASURES.items()]
         figures += [_stability(layers, on)] if layers["epoch"].nunique() > 1 else []
     figures += [] if before.empty else [_distribution(before, after, when, on)]
-    tables = [_table(before, after, when), _listed(after, when)]
-    data = {"layers": layers.to_dict("list"), "means": _means(before, after), "listed": most(after).to_dict("list")}
+    tables = [] if after.empty else [_table(before, after, when), _listed(after, when)]
+    listed = {} if after.empty else most(after).to_dict("list")
+    data = {"layers": layers.to_dict("list"), "means": _means(before, after), "listed": listed}
     model = run.run.settings.get("model")
     is_loaded = isinstance(model, Mapping) and bool(model.get("weights"))
     weights = "the weights that were loaded" if is_loaded else "its initial, usually random weights"
@@ -45,7 +47,14 @@ def _neurons(run: RunFiles) -> tuple[pandas.DataFrame, pandas.DataFrame, str]:
         return pandas.DataFrame(), run.frame("sensitivity.csv"), "test images"
     epoch = run.run.best_epoch if run.run.best_epoch is not None else run.run.epoch
     before, after = run.neurons(0), run.neurons(epoch)
+    if len(before) and (after.empty or not _sizes(before).equals(_sizes(after))):
+        run.problems.append(f"the sensitivities lack neurons of epoch {epoch}: {CUT_SHORT}")
+        before, after = pandas.DataFrame(), pandas.DataFrame()
     return (before if epoch else pandas.DataFrame()), after, f"epoch {epoch}"
+
+
+def _sizes(frame: pandas.DataFrame) -> pandas.Series:
+    return frame.groupby("layer").size()
 
 
 def _sentence(before: pandas.DataFrame, after: pandas.DataFrame, when: str, weights: str) -> str:
@@ -64,8 +73,8 @@ def _sentence(before: pandas.DataFrame, after: pandas.DataFrame, when: str, weig
 def means_of(frame: pandas.DataFrame) -> pandas.DataFrame:
     """Return a row for each layer: absolute and mean activation, means over neurons, and their ratio, relative."""
     found = frame.groupby("layer", sort=False)[["absolute", "mean_activation"]].mean()
-    relative = found["absolute"] / found["mean_activation"].where(found["mean_activation"] > 0)
-    return found.assign(relative=relative.where(found["absolute"] > 0, 0.0))[list(MEASURES)]
+    relative = found["absolute"] / found["mean_activation"]
+    return found.assign(relative=relative.where(found["absolute"] != 0, 0.0))[list(MEASURES)]
 
 
 def most(frame: pandas.DataFrame) -> pandas.DataFrame:
