@@ -132,6 +132,6 @@ def trial(place: str, what: str) -> Iterator[None]:
             yield
     except InputError as error:
         raise InputError(in_place(place, error)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"{place}: {what} failed in a trial on {EXAMPLES} images ({reason})") from error
