@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from nsr.errors import InputError, check_choice, check_layers, check_number, check_top, named_arguments
+from nsr.errors import InputError, callable_name, check_choice, check_layers, check_number, check_top, named_arguments
 from nsr.layers.names import matching_names
 from nsr.losses import margin
 from nsr.modes import BATCH_NORM
@@ -273,10 +273,18 @@ def stabilizing_term(
     adversarial_logits: Tensor,
     labels: Tensor,
 ) -> Tensor:
-    """Call a stabilizer; it gets logits (batch, class) and labels where its signature names them."""
+    """Call a stabilizer; it gets logits (batch, class) and labels where its signature names them.
+
+    Errors:
+        InputError: the result is not a scalar tensor.
+    """
     names, _ = named_arguments(stabilizer.forward if isinstance(stabilizer, nn.Module) else stabilizer)
     offered = {"adversarial_logits": adversarial_logits, "labels": labels}
-    return stabilizer(clean, adversarial, **{name: value for name, value in offered.items() if name in names})
+    term = stabilizer(clean, adversarial, **{name: value for name, value in offered.items() if name in names})
+    if not isinstance(term, Tensor) or term.numel() != 1:
+        got = f"a tensor of shape {tuple(term.shape)}" if isinstance(term, Tensor) else repr(term)[:80]
+        raise InputError(f"the stabilizer {callable_name(stabilizer)} returned {got}; it must return a scalar tensor")
+    return term.reshape(())
 
 
 def over_processes(sensitivities: dict[str, Tensor], samples: int) -> dict[str, Tensor]:

@@ -243,6 +243,11 @@ ROWS = [
     ("+scheduler.eta_min=x", "scheduler.eta_min is 'x'; it must be a number at least 0"),
     ("scheduler=one_cycle scheduler.total_steps=9", "scheduler.total_steps is 9; it must be one of None"),
     ("scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "the schedule failed in a trial"),
+    (
+        "scheduler=null +scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau",
+        "scheduler.mode is 'min'",
+    ),
+    ("callbacks=[early_stopping] callbacks.early_stopping.mode=min", "callbacks.early_stopping.mode is 'min'"),
     ("callbacks=[early_stopping] +callbacks.early_stopping.min_delta=x", "min_delta is 'x'; it must be a number"),
     ("callbacks=[ema] callbacks.ema.decay=2", "callbacks.ema.decay is 2; it must be a number at least 0 and at most 1"),
     ("+callbacks.x._target_=pytorch_lightning.callbacks.LearningRateFinder", "it tries values on the run itself"),

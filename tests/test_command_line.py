@@ -344,7 +344,20 @@ def test_errors_of_a_job(capsys, monkeypatch):
     with pytest.raises(InputError), one_line_errors():
         raise InputError("bad")
     with pytest.raises(ZeroDivisionError), one_line_errors():
-        raise ZeroDivisionError  # a bug is no bad input: it keeps its traceback
+        raise ZeroDivisionError
+
+
+def test_any_other_error_is_one_line_with_its_place_and_a_traceback_in_the_log(capsys, caplog):
+    caplog.set_level("INFO")
+    for error in (KeyError("late"), ValueError("two\nlines"), PermissionError(13, "denied"), ZeroDivisionError()):
+        with pytest.raises(SystemExit) as stopped, one_line_errors():
+            raise error
+        text = capsys.readouterr().err
+        assert stopped.value.code == 1
+        assert text.startswith("error: ") and text.count("\n") == 1
+        assert type(error).__name__ in text and f"{__file__}, line " in text
+        assert "Traceback" not in text and "Traceback" in caplog.text
+        caplog.clear()
 
 
 def test_evaluations_lie_beside_their_run(tmp_path):

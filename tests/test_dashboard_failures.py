@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
 import pytest
+import pytorch_lightning as pl
 from PIL import Image
-from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning.demos.boring_classes import BoringDataModule, BoringModel
+from pytorch_lightning.loggers.logger import DummyLogger, Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nsr.app.build import build_loggers
 from nsr.compat import wandb_flush_settings
 from nsr.loggers import csv_logger, finish, log_picture, log_results, log_sensitivities, log_settings, wandb
 from nsr.loggers.tensorboard import tensorboard_logger
@@ -65,6 +69,55 @@ def test_whatever_a_logger_raises_is_logged_once(tmp_path, monkeypatch, caplog, 
     assert warnings == [f"{TITLES[kind]} failed (no space left); the run continues, its files are complete without it"]
     made._experiment = real
     finish([made])
+
+
+class Unreliable(Logger):
+    """A logger of another package, one of whose parts fails."""
+
+    name, version = "unreliable", 0
+
+    def __init__(self, fails=""):
+        super().__init__()
+        self.fails, self.calls = fails, []
+
+    def _call(self, part):
+        self.calls.append(part)
+        if part == self.fails:
+            raise ConnectionError(f"no answer to {part}")
+
+    @property
+    def experiment(self):
+        self._call("experiment")
+
+    def log_metrics(self, metrics, step=None):
+        self._call("log_metrics")
+
+    def log_hyperparams(self, params):
+        self._call("log_hyperparams")
+
+    def save(self):
+        self._call("save")
+
+    def finalize(self, status):
+        self._call("finalize")
+
+
+@pytest.mark.parametrize("part", ["experiment", "log_metrics", "log_hyperparams", "save", "finalize"])
+def test_a_logger_of_another_package_that_fails_does_not_stop_a_trainer(tmp_path, caplog, part):
+    settings = {"logger": {"mine": {"_target_": f"{__name__}.Unreliable", "fails": part}}}
+    loggers = build_loggers(settings, tmp_path)
+    module, data = BoringModel(), BoringDataModule()
+    module.save_hyperparameters({"weight": 1})
+    further = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(max_steps=1, logger=loggers, accelerator="cpu", default_root_dir=tmp_path, **further)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, data)
+    for logger in loggers:
+        logger.log_metrics({"loss": 1.0}, step=1)  # the model logs none
+    assert trainer.global_step == 1
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("nsr")]
+    assert len(messages) == 1 and f"no answer to {part}" in messages[0]
 
 
 def test_a_call_that_hangs_disables_wandb(tmp_path, monkeypatch, caplog):

@@ -9,10 +9,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from nsr.app.composition import without_null
 from nsr.app.train import train
-from tests.conftest import in_a_process, job, read_json, rows
+from tests.conftest import in_a_process, job, made, read_json, refusal, rows
 from tests.pages import ROOT, blocks
 
 BLOCKS = blocks(ROOT / "docs" / "extending.md")
@@ -92,3 +93,58 @@ def test_the_example_project_trains_and_its_printed_command_evaluates(tmp_path):
     done = in_a_process(*shlex.split(printed), "test_attacks=[clean]", "checks.enabled=false", folder=here)
     assert done.returncode == 0, done.stderr
     assert "all 128 test images" in done.stdout
+
+
+OWN = """
+import torch
+
+
+class WithoutClosure(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step()
+
+
+def of_another_network(parameters):
+    return torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1)
+
+
+def detached(clean, adversarial):
+    return sum(each.mean() for each in adversarial.values()).detach()
+
+
+class Schedule:
+    def __init__(self, optimizer):
+        pass
+
+    def step(self):
+        pass
+
+
+def brighter(image, by=0.1):
+    return (image + by).clamp(0, 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        ("optimizer", "WithoutClosure"),
+        ("optimizer", "of_another_network"),
+        ("scheduler", "Schedule"),
+        ("stabilizer", "detached"),
+    ],
+)
+def test_a_part_that_would_train_nothing_is_refused(group, name, tmp_path, monkeypatch):
+    (tmp_path / "idle_parts.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = [*without_null([f"{group}=null"]), f"+{group}._target_=idle_parts.{name}"]
+    assert refusal(made, "train", *own, "model.width=2").startswith(group)
+
+
+def test_functions_augment_and_a_schedule_follows_the_accuracy(tmp_path, monkeypatch):
+    (tmp_path / "idle_parts.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    augment = "data.augmentation=[crop_flip,{_target_: idle_parts.brighter, by: 1.0}]"
+    plateau = ["+scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "+scheduler.mode=max"]
+    module = made("train", augment, *without_null(["scheduler=null"]), *plateau, "model.width=2").module
+    assert torch.equal(module.augment(torch.rand(2, 1, 8, 8)), torch.ones(2, 1, 8, 8))

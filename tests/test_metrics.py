@@ -6,14 +6,17 @@ import copy
 import itertools
 import math
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import COSTLY_PROPERTY, slow_mean_activation, slow_sensitivity
 
+from nsr.app.attacks import build_metrics
 from nsr.errors import InputError
 from nsr.layers import Layer
 from nsr.metrics.epoch import TrainingMetrics
@@ -27,6 +30,7 @@ from nsr.metrics.sensitivity import (
     network_sums,
 )
 from nsr.sensitivity import KINDS, neuron_sensitivity
+from tests.conftest import refusal
 
 SAMPLES = 12
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -297,3 +301,43 @@ def test_the_first_loss_that_is_not_finite_is_that_of_all_processes(monkeypatch)
         another = {torch.distributed.ReduceOp.MIN: lambda mine, theirs=theirs: mine.clamp_(max=theirs)}
         monkeypatch.setattr(torch.distributed, "all_reduce", lambda mine, op, another=another: another[op](mine))
         assert metrics.first_not_finite() == first
+
+
+class Returning(torchmetrics.Metric):
+    """A metric of (logits, labels) that computes `value`; probabilities are demanded where `of_probabilities`."""
+
+    def __init__(self, value=1.0, of_probabilities=False):
+        super().__init__()
+        self.value, self.of_probabilities = value, of_probabilities
+        self.add_state("images", torch.zeros(()))
+
+    def update(self, logits, labels):
+        if self.of_probabilities and (logits.min() < 0 or logits.max() > 1):
+            raise ValueError("not probabilities")
+        self.images += len(labels)
+
+    def compute(self):
+        return self.value
+
+
+DESCRIPTION = SimpleNamespace(classes=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *(("own", {"value": value}) for value in (None, "good", (1.0, 2.0))),
+        ("own", {"of_probabilities": True}),
+        ("accuracy", {}),  # it would take the place of the accuracy that chooses best.ckpt
+        ("median_distance", {}),
+    ],
+)
+def test_a_metric_that_is_no_number_of_logits_or_has_a_name_of_nsr_is_refused(name, settings):
+    own = {name: {"_target_": f"{__name__}.Returning", **settings}}
+    assert refusal(build_metrics, {"metrics": own}, DESCRIPTION).startswith(f"metrics.{name}")
+
+
+@pytest.mark.parametrize("value", [1, 0.5, {"top": 1.0}, math.nan])
+def test_numbers_and_dicts_of_them_are_metrics(value):
+    own = {"own": {"_target_": f"{__name__}.Returning", "value": value}}
+    assert list(build_metrics({"metrics": own}, DESCRIPTION)) == ["own"]

@@ -16,7 +16,7 @@ from reference import COSTLY_PROPERTY, outputs_of_neuron, residual_net, slow_sta
 
 from nsr.errors import InputError
 from nsr.sensitivity import activation_difference, neuron_sensitivity
-from nsr.stabilizer import SensitivityStabilizer, over_processes
+from nsr.stabilizer import SensitivityStabilizer, over_processes, stabilizing_term
 from tests.conftest import refusal
 
 SHAPES = {"conv": (3, 5, 2, 2), "block.relu": (3, 4, 1, 3), "block.relu#2": (3, 4, 2, 1), "fc": (3, 7)}
@@ -501,3 +501,11 @@ def test_equal_term_size_keeps_the_direction(select, settings):
 def test_wrong_selections(settings):
     with pytest.raises(InputError, match=f"stabilizer.{next(iter(settings))} is .*; it must be"):
         SensitivityStabilizer(**settings)
+
+
+@pytest.mark.parametrize("value", [None, 0.1, torch.ones(2), (torch.ones(()),)])
+def test_a_term_of_the_users_own_is_one_number(value):
+    given = {"adversarial_logits": torch.ones(2, 3), "labels": torch.zeros(2)}
+    assert "scalar" in refusal(stabilizing_term, lambda clean, adversarial: value, {}, {}, **given)
+    for one in (torch.ones(()), torch.ones(1), torch.ones(1, 1)):
+        assert stabilizing_term(lambda clean, adversarial, one=one: one, {}, {}, **given).shape == ()

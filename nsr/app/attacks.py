@@ -14,12 +14,13 @@ from nsr.app.rules import NORMS
 from nsr.attacks import AdaptiveAttack, GradientAttack, guarded
 from nsr.attacks.guard import GuardedAttack
 from nsr.data import DataDescription
-from nsr.errors import check_epsilon
+from nsr.errors import InputError, check_epsilon
 from nsr.evaluation.curve import expanded
 from nsr.evaluation.masking_checks import PROBES, check_measured
 from nsr.evaluation.suite import AttackSuite
 from nsr.evaluation.threat_models import by_threat_model, threat_model
 from nsr.layers import find_layers
+from nsr.metrics.epoch import OWN_METRICS, flat_values
 from nsr.modes import network_mode
 
 
@@ -82,13 +83,16 @@ def build_suite(settings: Settings, net: nn.Module, description: DataDescription
 
 
 def build_metrics(settings: Settings, description: DataDescription) -> dict[str, Any]:
-    """Make the user's own torchmetrics, tried on logits and labels."""
+    """Make the user's own torchmetrics, tried on logits, which are no probabilities, and labels."""
     metrics: dict[str, Any] = {}
     labels = torch.arange(EXAMPLES)
+    logits = 10.0 * nn.functional.one_hot(labels, description.classes) - 5
     for name, place, own in chosen(settings, "metrics"):
         kinds = (Metric, MetricCollection)
         metric = make_one(own, place, kinds, "a torchmetrics Metric", num_classes=description.classes)
         with trial(place, "the metric"):
-            metric.clone()(nn.functional.one_hot(labels, description.classes).float(), labels)
+            found = flat_values({name: metric.clone()(logits.clone(), labels.clone())})
+        if taken := found.keys() & OWN_METRICS:
+            raise InputError(f"{place} gives {taken.pop()!r}, a metric of nsr; give it another name than {name!r}")
         metrics[name] = metric
     return metrics

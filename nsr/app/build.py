@@ -17,10 +17,11 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 from torch.nn.functional import one_hot
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from nsr import loggers
 from nsr.app.attacks import build_attack, build_metrics, build_suite
-from nsr.app.instantiation import Settings, chosen, in_place, instantiate, locate, make_callable, make_one, trial
+from nsr.app.instantiation import Settings, bound, chosen, in_place, instantiate, locate, make_callable, make_one, trial
 from nsr.app.machine import process_command, processes, shares_batches
 from nsr.app.network import build_classifier, check_classifier, example_images
 from nsr.app.performance import choose_folding, choose_search, uses_channels_last
@@ -31,6 +32,7 @@ from nsr.data import DataDescription, ImageData, image_data
 from nsr.data.corruptions import Corruptions
 from nsr.errors import InputError, check_choice, did_you_mean, named_arguments
 from nsr.layers import find_layers
+from nsr.loggers.fault_tolerant import fault_tolerant, starts
 from nsr.models import Classifier
 from nsr.modes import network_mode, unchanged_buffers
 from nsr.objectives import auxiliary_inputs, compute_terms
@@ -46,6 +48,8 @@ def build_data(settings: Settings, *, splits: tuple[str, ...]) -> ImageData:
     """Make the data module with its files and its description; `splits` are those needed of 'train' and 'test'."""
     not_its = ("_target_", "epsilon", "class_order", "class_names")
     own = {name: value for name, value in settings["data"].items() if name not in not_its}
+    if own.get("augmentation") is not None:
+        own["augmentation"] = bound(own["augmentation"], "data.augmentation")
     data = image_data(locate(settings["data"], "data"), instantiate(own, "data"))
     if (order := settings["data"].get("class_order")) is not None:
         data.set_class_order(order, ignore=settings["data"].get("class_names") == "ignore")
@@ -160,12 +164,19 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
                 module.stabilizer.check_features(features, logits, labels)
             else:
                 term = stabilizing_term(module.stabilizer, features, features, adversarial_logits=logits, labels=labels)
-                if not isinstance(term, Tensor) or term.numel() != 1:
-                    raise InputError(f"the stabilizer gives {term!r}; it must give a scalar tensor")
+                if any(each.requires_grad for each in features.values()) and not term.requires_grad:
+                    raise InputError("the stabilizer's term carries no gradient; it must not be detached")
     with trial("optimizer", "the optimizer"):
         optimizer = make_optimizer(module.optimizer, net)  # type: ignore[arg-type]
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise InputError(f"optimizer gives a {type(optimizer).__name__}; it must give a torch.optim.Optimizer")
+        own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        if own.isdisjoint(net.parameters()):
+            raise InputError("optimizer has none of the network's parameters, so that it would train nothing")
+        closures: list[float] = []
+        optimizer.step(lambda: closures.append(0.0) or 0.0)  # without gradients, which changes nothing
+        if not closures and module.automatic_optimization:
+            raise InputError("optimizer.step(closure) does not call its closure, which computes the gradients; it must")
     if module.scheduler is not None:
         with trial("scheduler", "the schedule"):
             lengths = {
@@ -173,8 +184,11 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
                 "steps_per_epoch": 10,
             }  # the data's are unknown
             made = make_scheduler(module.scheduler, optimizer, lengths if module.scheduler_interval == "step" else {})
-            optimizer.step(lambda: 0.0)  # without gradients, which changes nothing
-            made.step()
+            own_step = type(module).lr_scheduler_step is not pl.LightningModule.lr_scheduler_step
+            if not isinstance(made, LRScheduler) and not own_step:
+                raise InputError(f"scheduler gives a {type(made).__name__}; it must give a schedule of torch")
+            optimizer.step(lambda: 0.0)  # torch warns of a schedule that is stepped before
+            made.step(*([0.0] if isinstance(made, ReduceLROnPlateau) else []))  # its metric
     for name, neutral in (("accumulate_grad_batches", 1), ("gradient_clip_val", None)):
         value = settings["trainer"].get(name, neutral)
         if value not in (None, neutral) and not module.automatic_optimization:
@@ -195,6 +209,9 @@ def build_callbacks(settings: Settings, module: RobustClassifier) -> dict[str, p
         if isinstance(callback, (pl.callbacks.BatchSizeFinder, pl.callbacks.LearningRateFinder)):
             why = "it tries values on the run itself; a sweep compares them, such as -m optimizer.lr=0.001,0.01"
             raise InputError(f"{place} is a {type(callback).__name__}; {why}")
+        monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
+        if mode == "min" and str(monitor).endswith("accuracy"):
+            raise InputError(f"{place}.mode is 'min' for {monitor}, of which more is better; give {place}.mode=max")
         if hasattr(callback, "check"):
             with trial(place, "the callback"):
                 callback.check(module, max_epochs(settings))
@@ -236,7 +253,9 @@ def build_loggers(settings: Settings, directory: Path) -> list[Logger]:
     made: list[Logger] = []
     try:
         for _, place, own in chosen(settings, "logger"):
-            made.append(make_one(own, place, Logger, "a pytorch_lightning Logger", save_dir=str(directory)))
+            logger = make_one(own, place, Logger, "a pytorch_lightning Logger", save_dir=str(directory))
+            if starts(logger):
+                made.append(fault_tolerant(logger))
     except InputError:
         loggers.finish(made)
         raise

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import sysconfig
+import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +39,7 @@ from nsr.run.commands import command, override
 from nsr.run.plain_text import lines, printable
 from nsr.run.processes import (
     DISK_ERRORS,
+    PACKAGE_PARENT,
     fault,
     global_rank,
     is_started_from_outside,
@@ -53,6 +56,7 @@ from nsr.run.resumption import (
 )
 from nsr.run.signals import REQUEUE, Interrupted, requeue
 
+log = logging.getLogger(__name__)
 FAILED: list[str] = []  # the jobs of this process's sweep
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")
 QUESTIONS = ("help", "hydra_help", "cfg", "info", "shell_completion", "version", "run_only")
@@ -200,28 +204,27 @@ def _agreed_directory(program: str, overrides: Sequence[str], config_name: str |
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print what the user can fix in one line on stderr, exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
+    """Print an error in one line on stderr, exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
     try:
         yield
     except (InputError, RunStopped) as error:
         if isinstance(error, RunStopped) and global_rank() != 0:
             sys.exit(0)  # the first process has stopped for the same reason, and reports it
         _fail(str(error), error)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            if not HydraConfig.initialized() or run_directory().exists():
-                raise
-            _fail(f"the run directory {run_directory()} was deleted while the run wrote to it", error)
-        place = error.filename or run_directory()
-        _fail(f"{error.strerror}: {place}; what was written before is kept{_how_to_resume()}", error)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            place = error.filename or run_directory()
+            _fail(f"{error.strerror}: {place}; what was written before is kept{_how_to_resume()}", error)
+        if isinstance(error, OSError) and HydraConfig.initialized() and not run_directory().exists():
+            _fail(f"the run directory {run_directory()} was deleted while the run wrote to it", error)
         if type(error).__name__ == "MisconfigurationException":  # Lightning's, which is not loaded yet
             _fail(f"trainer: {one_line(error)}", error)
-        if not isinstance(error, RuntimeError) or (reason := fault(error)) is None:
-            raise
-        if global_rank() != 0:
-            sys.exit(1)  # the first process reports it
-        _fail(f"{reason}{_how_to_resume()}", error)
+        if isinstance(error, RuntimeError) and (reason := fault(error)) is not None:
+            if global_rank() != 0:
+                sys.exit(1)  # the first process reports it
+            _fail(f"{reason}{_how_to_resume()}", error)
+        log.info("the traceback of the error that ends this job", exc_info=error)  # in its log file, not on the screen
+        _fail(f"{_with_place(error)}; HYDRA_FULL_ERROR=1 shows the traceback{_how_to_resume()}", error)
     except Interrupted as interruption:
         if global_rank() != 0:
             sys.exit(0)
@@ -242,6 +245,17 @@ def _fail(message: str, error: Exception) -> NoReturn:
         raise CompactHydraException(message) from error  # Hydra runs the other jobs
     print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(1)
+
+
+def _with_place(error: Exception) -> str:
+    """Return the error in one line with the innermost line of code of the user, else of anybody, that led to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    shipped = (str(PACKAGE_PARENT / "nsr"), *libraries)
+    own = [frame for frame in frames if not frame.filename.startswith((*shipped, "<"))]
+    place = (own or frames)[-1]
+    kind, text = type(error).__name__, one_line(error)
+    return f"{kind if text == kind else f'{kind}: {text}'} ({place.filename}, line {place.lineno}, in {place.name})"
 
 
 def _how_to_resume() -> str:

@@ -232,7 +232,9 @@ def _check_choices(parsed: Sequence[Override]) -> None:
             if isinstance(value, list) and name in SINGLE:
                 raise InputError(f"{row.input_line}: {name} takes one choice, {name}=NAME")
             if not all(isinstance(entry, str) for entry in (value if isinstance(value, list) else [value])):
-                form = f"{name}=NAME or {name}=[NAME]"
+                form = (
+                    f"{name}=NAME or {name}=[NAME]; your own is +{name}._target_=mine.NAME, with {name}=null before it"
+                )
                 raise InputError(f"{row.input_line}: a choice is a name or a list of names, {form}")
 
 

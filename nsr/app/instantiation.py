@@ -39,17 +39,25 @@ def make_callable(settings: Settings, place: str, **further: Any) -> Any:
         place: of the settings in the configuration.
         further: arguments.
     """
-    factory = locate(settings, place)
-    needed = [entry.name for entry in parameters(factory).values() if entry.default is entry.empty]
-    is_late = place in ("optimizer", "scheduler") or not isinstance(factory, type)
-    if is_late and any(name not in {**settings, **further} for name in needed):
-        settings = {**settings, "_partial_": True}
-    made = instantiate(settings, place, **further)
+    made = instantiate(bound(settings, place, further), place, **further)
     if not callable(made):
         raise InputError(
             f"{place}._target_ is {settings['_target_']}, which gives a {type(made).__name__}; it must be callable"
         )
     return made
+
+
+def bound(settings: Any, place: str, further: Settings | None = None) -> Any:
+    """Return settings, or a list of them, marked `_partial_` where a function lacks arguments; see `make_callable`."""
+    if isinstance(settings, list):
+        return [bound(entry, place) for entry in settings]
+    if not isinstance(settings, Mapping) or "_target_" not in settings:
+        return settings
+    factory = locate(settings, place)
+    needed = [entry.name for entry in parameters(factory).values() if entry.default is entry.empty]
+    is_late = place in ("optimizer", "scheduler") or not isinstance(factory, type)
+    is_partial = is_late and any(name not in {**settings, **(further or {})} for name in needed)
+    return {**settings, "_partial_": True} if is_partial else settings
 
 
 def in_place(place: str, cause: BaseException, settings: Any = None) -> str:
@@ -132,6 +140,6 @@ def trial(place: str, what: str) -> Iterator[None]:
             yield
     except InputError as error:
         raise InputError(in_place(place, error)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"{place}: {what} failed in a trial on {EXAMPLES} images ({reason})") from error

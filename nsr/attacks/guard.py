@@ -148,15 +148,32 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _restored(net: nn.Module) -> Iterator[None]:
-    """Eval mode, gradients enabled, frozen parameters; modes, buffers, flags and gradients of `net` are restored."""
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in net.parameters()]
+    """Eval mode, gradients enabled, frozen parameters; everything that `net` holds is restored.
+
+    Parameters with their gradients and flags, buffers, modes, submodules and hooks.
+    """
+    parameters = [
+        (parameter, parameter.detach().clone(), parameter.requires_grad, parameter.grad)
+        for parameter in net.parameters()
+    ]
+    tables = [(table, dict(table)) for module in net.modules() for table in _tables(module)]
     with torch.inference_mode(False), torch.enable_grad(), unchanged_buffers(net), network_mode(net, "eval"):
         try:
-            for parameter, _, _ in parameters:
+            for parameter, *_ in parameters:
                 parameter.requires_grad_(False)
                 parameter.grad = None
             yield
         finally:
-            for parameter, requires_grad, gradient in parameters:
+            for table, entries in tables:
+                if [*map(id, table.values())] != [*map(id, entries.values())] or [*table] != [*entries]:
+                    table.clear()
+                    table.update(entries)
+            for parameter, value, requires_grad, gradient in parameters:
+                parameter.data.copy_(value)
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = gradient
+
+
+def _tables(module: nn.Module) -> list[dict[str, Any]]:
+    """Return the dicts in which torch keeps a module's parameters, buffers, submodules and hooks."""
+    return [value for name, value in vars(module).items() if name.startswith("_") and isinstance(value, dict)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -24,6 +25,35 @@ def tolerate_failures(logger: Any) -> Iterator[None]:
             _failed.add(logger)
             title = getattr(type(logger), "title", type(logger).__name__)
             log.warning("%s failed (%s); the run continues, its files are complete without it", title, reason(error))
+
+
+def starts(logger: Any) -> bool:
+    """Return whether a logger connects to its service or opens its file; one line warns of one that does not.
+
+    Lightning would do so in the middle of its own setup, and end the run.
+    """
+    try:
+        getattr(logger, "experiment", None)
+    except Exception as error:
+        log.warning("%s failed (%s); this run continues without it", type(logger).__name__, reason(error))
+        return False
+    return True
+
+
+def fault_tolerant(logger: Any) -> Any:
+    """Return the logger; what the methods that Lightning calls raise is from now on reported once and tolerated."""
+    for name in ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint"):
+        setattr(logger, name, _tolerated(logger, getattr(logger, name)))
+    return logger
+
+
+def _tolerated(logger: Any, method: Callable[..., Any]) -> Callable[..., None]:
+    @functools.wraps(method)
+    def call(*arguments: Any, **settings: Any) -> None:
+        with tolerate_failures(logger):
+            method(*arguments, **settings)
+
+    return call
 
 
 class HangError(Exception):

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, distributed, nn
 from torchmetrics import Metric
 
+from nsr.errors import InputError
 from nsr.layers import Layer
 from nsr.metrics.sensitivity import Accuracy, ClassCounts, LayerSensitivity, Mean, NetworkSensitivity
 
 FINITE = torch.iinfo(torch.int64).max  # `not_finite` while every loss was finite
+# behind clean_, robust_ or the name of a row; a user's own metric has another name
+OWN_METRICS = frozenset({"accuracy", "cross_entropy", "low", "high", "median_distance"})
 ACCURACY = {"clean": "clean_accuracy", "adversarial": "robust_accuracy"}  # of the views
 
 
@@ -174,13 +177,19 @@ class ValidationMetrics(_EpochMetrics):
 
 
 def flat_values(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return {name: float}; a vector such as per-class recall becomes NAME_0, NAME_1, ..., a mapping NAME_KEY."""
+    """Return {name: float}; a vector such as per-class recall becomes NAME_0, NAME_1, ..., a mapping NAME_KEY.
+
+    Errors:
+        InputError: a value that is neither, nor a number.
+    """
     found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             found |= flat_values({f"{name}_{key}": entry for key, entry in value.items()})
         elif isinstance(value, Tensor) and value.numel() != 1:
             found |= {f"{name}_{index}": float(entry) for index, entry in enumerate(value.flatten())}
-        else:
+        elif isinstance(value, (Tensor, int, float)):
             found[name] = float(value)
+        else:
+            raise InputError(f"the metric {name} is {value!r:.80}; it must be a number, a tensor or a dict of these")
     return found

@@ -303,7 +303,11 @@ class RobustClassifier(pl.LightningModule):
         self.validation_metrics.reset()
         self._log({**self.result.train, **self.result.validation}, epoch=self.result.epoch)
 
-    # ---------------------------------------------------------------- test
+    # ---------------------------------------------------------------- test, prediction
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the logits (batch, class) of images, or of the images of a batch as in training."""
+        return self(batch if isinstance(batch, Tensor) else images_and_labels(batch)[0])
 
     def on_test_epoch_start(self) -> None:
         if self.suite is None:

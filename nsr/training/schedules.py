@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from nsr.errors import InputError, check_number, named_arguments
 
@@ -40,7 +40,8 @@ def make_scheduler(factory: Callable[..., Any], optimizer: Optimizer, lengths: M
     A bound max_lr, as OneCycleLR has for all groups of the optimizer, is scaled to the rate of each.
 
     Errors:
-        InputError: a run too short for the schedule: OneCycleLR divides by the length of its phases.
+        InputError: a run too short for the schedule: OneCycleLR divides by the length of its phases; ReduceLROnPlateau
+            that waits for a lower accuracy.
     """
     named, _ = named_arguments(factory)
     given: dict[str, Any] = {key: value for key, value in lengths.items() if key == "total_steps" or key in named}
@@ -49,10 +50,16 @@ def make_scheduler(factory: Callable[..., Any], optimizer: Optimizer, lengths: M
         base, rates = optimizer.defaults["lr"], [group["lr"] for group in optimizer.param_groups]
         given |= {} if set(rates) == {base} else {"max_lr": [peak * rate / base for rate in rates]}
     try:
-        return factory(optimizer, **given)
+        made = factory(optimizer, **given)
     except ZeroDivisionError as error:
         got = f"scheduler has a phase without a step in a run of {lengths.get('total_steps', 'so few')} steps"
         raise InputError(f"{got}; train longer, or choose another schedule or scheduler.pct_start") from error
+    if isinstance(made, ReduceLROnPlateau) and made.mode == "min":
+        raise InputError(
+            "scheduler.mode is 'min', but the schedule follows the validated robust accuracy, of which more is better; "
+            "give scheduler.mode=max"
+        )
+    return made
 
 
 class WarmUp(LRScheduler):
