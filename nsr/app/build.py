@@ -173,16 +173,19 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
         own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         if own.isdisjoint(net.parameters()):
             raise InputError("optimizer has none of the network's parameters, so that it would train nothing")
-        closures: list[float] = []
-        optimizer.step(lambda: closures.append(0.0) or 0.0)  # without gradients, which changes nothing
-        if not closures and module.automatic_optimization:
+        calls = []
+
+        def closure() -> float:
+            calls.append(True)
+            return 0.0
+
+        optimizer.step(closure)  # without gradients, which changes nothing
+        if not calls and module.automatic_optimization:
             raise InputError("optimizer.step(closure) does not call its closure, which computes the gradients; it must")
     if module.scheduler is not None:
         with trial("scheduler", "the schedule"):
-            lengths = {
-                "total_steps": 10 * settings["trainer"]["max_epochs"],
-                "steps_per_epoch": 10,
-            }  # the data's are unknown
+            # the data's are unknown
+            lengths = {"total_steps": 10 * settings["trainer"]["max_epochs"], "steps_per_epoch": 10}
             made = make_scheduler(module.scheduler, optimizer, lengths if module.scheduler_interval == "step" else {})
             own_step = type(module).lr_scheduler_step is not pl.LightningModule.lr_scheduler_step
             if not isinstance(made, LRScheduler) and not own_step:

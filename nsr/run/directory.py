@@ -94,12 +94,9 @@ def _is_run(folder: Path) -> bool:
 
 
 def shown(path: Path) -> Path:
-    """Return the path from the working directory, where it is below it; whole where that is the run's own directory.
-
-    With hydra.job.chdir=true it is, while the shell stays elsewhere.
-    """
+    """Return the path from the working directory, where it is below it; else whole."""
     here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) and not (here / "status.json").exists() else path
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def read_json(path: Path) -> Any:
