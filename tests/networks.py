@@ -26,3 +26,14 @@ def noise(images: int = 60) -> dict[str, TensorDataset]:
     draw = torch.Generator().manual_seed(0)
     pictures, labels = torch.rand(images, 1, 8, 8, generator=draw), torch.arange(images) % 3
     return {"train": TensorDataset(pictures, labels), "test": TensorDataset(pictures[:30], labels[:30])}
+
+
+class LearnedTerm(nn.Module):
+    """A stabilizer with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, clean: dict[str, Tensor], adversarial: dict[str, Tensor]) -> Tensor:
+        return self.factor * sum((clean[name] - adversarial[name]).abs().mean() for name in clean)

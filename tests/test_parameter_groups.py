@@ -133,3 +133,14 @@ def test_names_within_blocks() -> None:
         sum(1 for _ in net.parameters()) - inside,
         inside,
     ]
+
+
+def test_a_parameter_that_no_optimizer_gets_is_named(caplog) -> None:
+    own = ("~stabilizer", "+stabilizer._target_=tests.networks.LearnedTerm")
+    module = made("train", *TINY, *own).module
+    trained = {each for group in module.configure_optimizers()["optimizer"].param_groups for each in group["params"]}
+    assert trained == set(module.net.parameters())
+    assert "stabilizer.factor is not trained" in caplog.text
+    caplog.clear()
+    made("train", *TINY)
+    assert "is not trained" not in caplog.text

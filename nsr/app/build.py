@@ -5,7 +5,8 @@ Whatever nsr ships comes through the same doors as a user's own class: a `_targe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from pytorch_lightning.callbacks import ProgressBar, WeightAveraging
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -42,6 +43,8 @@ from nsr.training.free import classifier_type
 from nsr.training.module import RobustClassifier
 from nsr.training.optimizers import grouped, make_optimizer
 from nsr.training.schedules import make_scheduler
+
+log = logging.getLogger(__name__)
 
 
 def build_data(settings: Settings, *, splits: tuple[str, ...]) -> ImageData:
@@ -173,6 +176,8 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
         own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         if own.isdisjoint(net.parameters()):
             raise InputError("optimizer has none of the network's parameters, so that it would train nothing")
+        if type(module).configure_optimizers is RobustClassifier.configure_optimizers:
+            _warn_of_untrained(module, own)
         calls = []
 
         def closure() -> float:
@@ -197,6 +202,17 @@ def _try_training(module: RobustClassifier, settings: Settings, example: Tensor)
         if value not in (None, neutral) and not module.automatic_optimization:
             why = "this objective makes its own optimizer steps, in which it has no meaning"
             raise InputError(f"trainer.{name} is {value}; {why}: leave it out")
+
+
+def _warn_of_untrained(module: RobustClassifier, trained: Collection[nn.Parameter]) -> None:
+    """Warn of parameters of objective or stabilizer: the optimizer gets the network's alone."""
+    for place in ("objective", "stabilizer"):
+        part = getattr(module, place)
+        parameters = part.named_parameters() if isinstance(part, nn.Module) else ()
+        names = [name for name, each in parameters if each.requires_grad and each not in trained]
+        if names:
+            message = "%s.%s is not trained: the optimizer gets the network's parameters alone; freeze it, or train it "
+            log.warning(message + "by a module of your own (docs/extending.md)", place, names[0])
 
 
 def max_epochs(settings: Settings) -> int:
