@@ -259,7 +259,8 @@ def call_checked(group: str, function: Callable[..., Any], settings: Mapping[str
 
 
 def dotted_name(function: Any) -> str:
-    """Return module.name of a class or function, of its class for an object."""
+    """Return module.name of a class or function, also of one inside a partial, and of its class for an object."""
+    function = unwrapped(function)
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from nsr.attacks import GradientAttack
 from nsr.callbacks import RunRecords, SensitivityLogger
 from nsr.callbacks.checkpoints import Checkpoints
+from nsr.callbacks.progress import ProgressRows
 from nsr.layers import find_layers
 from nsr.objectives import compute_terms
 from nsr.run.files import whole_rows
@@ -36,6 +37,7 @@ def fit(tmp_path):
         Checkpoints(tmp_path / "checkpoints"),
         RunRecords(tmp_path, {}),
         SensitivityLogger(directory=tmp_path),
+        ProgressRows(),
     ]
 
     def fit(**settings) -> list[str]:
@@ -57,6 +59,17 @@ def fit(tmp_path):
         return [row["epoch"] for row in rows]
 
     return fit
+
+
+def test_a_training_step_that_records_nothing_has_no_training_metrics(fit, monkeypatch, tmp_path, capsys):
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    monkeypatch.setattr(RobustClassifier, "training_step", training_step)
+    assert fit(max_epochs=1) == ["0", "1"]
+    _, row = whole_rows(tmp_path / "metrics.csv")
+    assert {value for name, value in row.items() if name.startswith("train/")} == {""}
+    assert "epoch 1/1" in (printed := capsys.readouterr().out) and "nan" not in printed
 
 
 def test_validations_in_the_middle_of_an_epoch_have_no_rows(fit):

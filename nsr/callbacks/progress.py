@@ -39,7 +39,7 @@ class ProgressRows(pl.Callback):
             return
         values = {name: value for name, value in result.train.items() if not name.endswith("_accuracy")}
         terms = [f"{name.removeprefix('train/')} {value:.3f}" for name, value in values.items()]
-        loss = terms[0] + (f" ({', '.join(terms[1:])})" if len(terms) > 2 else "")
+        loss = "".join(terms[:1]) + (f" ({', '.join(terms[1:])})" if len(terms) > 2 else "")
         took = time.perf_counter() - self._epoch_started
         left = (time.perf_counter() - self._started) / (result.epoch - self._first) * (total - result.epoch)
         print(

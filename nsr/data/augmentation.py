@@ -86,9 +86,9 @@ class Augmentation:
         for seed in range(TRIAL_SEEDS):
             with seeded(seed):
                 images = self._apply(batch.clone())
-            if images.shape != batch.shape or not images.is_floating_point():
+            if images.shape != batch.shape or images.dtype != batch.dtype:
                 got = f"{images.dtype} images of shape {tuple(images.shape[1:])}"
-                raise InputError(f"{name} gives {got}; they must be floats of shape {shape}")
+                raise InputError(f"{name} gives {got}; they must be {batch.dtype} of shape {shape}")
             if not (images.min() >= -1e-5 and images.max() <= 1 + 1e-5):  # so that NaN is refused too
                 got = f"pixels in [{images.min():.3g}, {images.max():.3g}]"
                 raise InputError(f"{name} gives {got}; they must stay in [0, 1]; leave normalization to the model")

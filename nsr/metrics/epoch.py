@@ -87,8 +87,8 @@ class TrainingMetrics(_EpochMetrics):
         return list(self._metrics)
 
     def compute(self) -> dict[str, float]:
-        """Return {'train/NAME': mean or accuracy} over all processes."""
-        return {name: float(metric.compute()) for name, metric in self._metrics.items()}
+        """Return {'train/NAME': mean or accuracy} over all processes; none that a training_step of its own left out."""
+        return {name: float(metric.compute()) for name, metric in self._metrics.items() if metric.update_called}
 
     def first_not_finite(self) -> int | None:
         """Return the first step whose loss was not finite in any process, else None; waits for the device."""

@@ -43,7 +43,7 @@ def grouped(
         InputError: no such groups; a pattern that matches nothing; two values of one setting for a parameter; settings
             that the optimizer refuses.
     """
-    kind = dotted_name(getattr(optimizer, "func", optimizer))
+    kind = dotted_name(optimizer)
     if _takes_network(optimizer):
         raise InputError(f"optimizer.groups is given, but {kind} takes the network: leave groups out")
     net = net.net if isinstance(net, Classifier) else net

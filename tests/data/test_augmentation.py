@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -152,6 +153,10 @@ class OwnGenerator:
         return image * self.generator.random()
 
 
+def stretched(image, factor):
+    return factor * image
+
+
 def broken(image):
     raise OSError("no\nluck")
 
@@ -161,7 +166,13 @@ def broken(image):
     [
         (v2.Normalize([0.5] * 3, [0.5] * 3), r"gives pixels in \[-1, 1\]; they must stay in \[0, 1\]"),
         (lambda image: image / 0, r"gives pixels in \[nan, nan\]; they must stay"),
-        (v2.Resize(4), r"gives torch.float32 images of shape \(3, 4, 4\); they must be floats of shape \(3, 8, 8\)"),
+        (
+            v2.Resize(4),
+            r"gives torch.float32 images of shape \(3, 4, 4\); they must be torch.float32 of shape \(3, 8, 8\)",
+        ),
+        (v2.ToDtype(torch.float64), r"ToDtype. gives torch.float64 images"),
+        (lambda image: image.half(), r"gives torch.float16 images"),
+        (partial(stretched, factor=2), r"\(.*test_augmentation.stretched\) gives pixels in"),
         (v2.ToDtype(torch.uint8, scale=True), "gives torch.uint8 images of shape"),
         (v2.ToPILImage(), "takes no image of shape .3, 8, 8.: TypeError"),
         (broken, "broken. takes no image of shape .3, 8, 8.: OSError: no luck; it must map an image or a batch"),
