@@ -9,10 +9,10 @@ result = compare(runs, baseline="pgd")                            # methods, dif
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -77,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def exit_code(action: Callable[[], None]) -> int:
     """Run a command and return its exit code: 0, 130 if interrupted, 1 after bad input, reported in one line."""
-    with suppress(AttributeError):  # a caller's own stream
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a dagger where only ASCII is shown
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not a caller's own stream
+        sys.stdout.reconfigure(errors="backslashreplace")  # a dagger where only ASCII is shown
     try:
         action()
     except BrokenPipeError:  # the reader has seen enough, such as `| head`
