@@ -5,8 +5,7 @@ Whatever nsr ships comes through the same doors as a user's own class: a `_targe
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,6 @@ import torch
 from pytorch_lightning.callbacks import ProgressBar, WeightAveraging
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
-from torch import Tensor, nn
-from torch.nn.functional import one_hot
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from nsr import loggers
 from nsr.app.attacks import build_attack, build_metrics, build_suite
@@ -26,7 +22,7 @@ from nsr.app.instantiation import Settings, bound, chosen, in_place, instantiate
 from nsr.app.machine import process_command, processes, shares_batches
 from nsr.app.network import build_classifier, check_classifier, example_images
 from nsr.app.performance import choose_folding, choose_search, uses_channels_last
-from nsr.attacks.guard import GuardedAttack
+from nsr.app.trials import try_training
 from nsr.callbacks import WeightAverages
 from nsr.compat import leave_signals_alone, start_processes_with
 from nsr.data import DataDescription, ImageData, image_data
@@ -35,16 +31,10 @@ from nsr.errors import InputError, check_choice, did_you_mean, named_arguments
 from nsr.layers import find_layers
 from nsr.loggers.fault_tolerant import fault_tolerant, starts
 from nsr.models import Classifier
-from nsr.modes import network_mode, unchanged_buffers
-from nsr.objectives import auxiliary_inputs, compute_terms
 from nsr.run.processes import is_started_from_outside, observe
-from nsr.stabilizer import stabilizing_term
 from nsr.training.free import classifier_type
 from nsr.training.module import RobustClassifier
-from nsr.training.optimizers import grouped, make_optimizer
-from nsr.training.schedules import make_scheduler
-
-log = logging.getLogger(__name__)
+from nsr.training.optimizers import grouped
 
 
 def build_data(settings: Settings, *, splits: tuple[str, ...]) -> ImageData:
@@ -99,7 +89,7 @@ def build_module(
             **own,
         )
     if "objective" in settings:
-        _try_training(module, settings, example)
+        try_training(module, settings, example)
         choose_folding(settings, module, example)
     choose_search(settings, module, example)
     return module
@@ -122,97 +112,6 @@ def _training_parts(settings: Settings, classifier: Classifier, description: Dat
     parts["stabilizer"] = make_callable(stabilizer, "stabilizer") if stabilizer.get("_target_") else None
     parts["scheduler"] = make_callable(scheduler, "scheduler") if scheduler.get("_target_") else None
     return parts
-
-
-def _try_training(module: RobustClassifier, settings: Settings, example: Tensor) -> None:
-    """Try objective, stabilizer, optimizer and schedule once; the objective's terms are known afterwards."""
-    labels = torch.arange(len(example))
-    if module.mix is not None:
-        labels = one_hot(labels, module.classes).to(example.dtype)
-    net: Any = module.net
-    with network_mode(net, "eval"):
-        logits, features = module.train_extractor(example)
-    values = {"labels": labels, "net": net}
-    for view in ("clean", "adversarial"):
-        values |= {f"{view}_images": example, f"{view}_logits": logits, f"{view}_features": features}
-    with trial("objective", "the objective"), network_mode(net, "eval"):
-        terms = compute_terms(module.objective, values)
-    if not any(term.requires_grad for term in terms.values()):
-        kind = type(net.net).__name__
-        raise InputError(f"the loss has no gradient in any weight of {kind}; the network must have some to train")
-    if module.mix is not None and isinstance(module.train_attack, GuardedAttack):  # it was tried on class indices
-        with trial("train_attack", "the attack"), network_mode(net, "eval"):
-            module.train_attack(net, example, labels, generator=torch.Generator().manual_seed(0))
-    if net.auxiliary:
-        auxiliary_inputs(module.objective, values, {})
-        if settings.get("compile"):
-            raise InputError("compile is true, which auxiliary heads are not made for; leave it or model.auxiliary out")
-        with (
-            trial("model", "a pass in train mode"),
-            network_mode(net, "train"),
-            unchanged_buffers(net),
-            torch.no_grad(),
-        ):
-            net(example)
-    further = [*(f"auxiliary_{name}" for name in net.auxiliary), *(["stabilizer"] if module.stabilizer else [])]
-    module.train_metrics.add_terms([*terms, *further])
-    if module.stabilizer is not None:
-        with trial("stabilizer", "the stabilizer"):
-            if hasattr(module.stabilizer, "check_features"):
-                if settings.get("compile") and getattr(module.stabilizer, "select", None) == "attribution":
-                    raise InputError(
-                        "compile is true, and the logits of a compiled network do not depend on its captured features; "
-                        "leave it out, or take another stabilizer.select than attribution"
-                    )
-                module.stabilizer.check_features(features, logits, labels)
-            else:
-                term = stabilizing_term(module.stabilizer, features, features, adversarial_logits=logits, labels=labels)
-                if any(each.requires_grad for each in features.values()) and not term.requires_grad:
-                    raise InputError("the stabilizer's term carries no gradient; it must not be detached")
-    with trial("optimizer", "the optimizer"):
-        optimizer = make_optimizer(module.optimizer, net)  # type: ignore[arg-type]
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise InputError(f"optimizer gives a {type(optimizer).__name__}; it must give a torch.optim.Optimizer")
-        own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-        if own.isdisjoint(net.parameters()):
-            raise InputError("optimizer has none of the network's parameters, so that it would train nothing")
-        if type(module).configure_optimizers is RobustClassifier.configure_optimizers:
-            _warn_of_untrained(module, own)
-        calls = []
-
-        def closure() -> float:
-            calls.append(True)
-            return 0.0
-
-        optimizer.step(closure)  # without gradients, which changes nothing
-        if not calls and module.automatic_optimization:
-            raise InputError("optimizer.step(closure) does not call its closure, which computes the gradients; it must")
-    if module.scheduler is not None:
-        with trial("scheduler", "the schedule"):
-            # the data's are unknown
-            lengths = {"total_steps": 10 * settings["trainer"]["max_epochs"], "steps_per_epoch": 10}
-            made = make_scheduler(module.scheduler, optimizer, lengths if module.scheduler_interval == "step" else {})
-            own_step = type(module).lr_scheduler_step is not pl.LightningModule.lr_scheduler_step
-            if not isinstance(made, LRScheduler) and not own_step:
-                raise InputError(f"scheduler gives a {type(made).__name__}; it must give a schedule of torch")
-            optimizer.step(lambda: 0.0)  # torch warns of a schedule that is stepped before
-            made.step(*([0.0] if isinstance(made, ReduceLROnPlateau) else []))  # its metric
-    for name, neutral in (("accumulate_grad_batches", 1), ("gradient_clip_val", None)):
-        value = settings["trainer"].get(name, neutral)
-        if value not in (None, neutral) and not module.automatic_optimization:
-            why = "this objective makes its own optimizer steps, in which it has no meaning"
-            raise InputError(f"trainer.{name} is {value}; {why}: leave it out")
-
-
-def _warn_of_untrained(module: RobustClassifier, trained: Collection[nn.Parameter]) -> None:
-    """Warn of parameters of objective or stabilizer: the optimizer gets the network's alone."""
-    for place in ("objective", "stabilizer"):
-        part = getattr(module, place)
-        parameters = part.named_parameters() if isinstance(part, nn.Module) else ()
-        names = [name for name, each in parameters if each.requires_grad and each not in trained]
-        if names:
-            message = "%s.%s is not trained: the optimizer gets the network's parameters alone; freeze it, or train it "
-            log.warning(message + "by a module of your own (docs/extending.md)", place, names[0])
 
 
 def max_epochs(settings: Settings) -> int:
