@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from nsr.app.command_line import check_command_line, one_line_errors
-from nsr.app.composition import evaluation_directory
+from nsr.app.resolvers import evaluation_directory
 from nsr.errors import InputError, RunStopped
 from nsr.evaluation.cache import ResultCache
 from tests.conftest import image_folder, made, refusal, rows

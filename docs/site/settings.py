@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from constructors import allowed, documented, types, written
 
-from nsr.app.composition import CONFIGURATIONS
+from nsr.app.folders import CONFIGURATIONS
 from nsr.app.rules import MASKING_CHECKS, NORMS, RULES, TARGET_RULES, TRAINING_CHECKS, list_of
 from nsr.app.rules import choice as one_of
 from nsr.errors import check_epsilon

@@ -24,15 +24,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from nsr.app.composition import (
-    compose_checked,
-    is_sweep,
-    jobs,
-    search_further_folders,
-    selected_directory,
-    with_folder,
-    without_null,
-)
+from nsr.app.composition import compose_checked, jobs, selected_directory, without_null
+from nsr.app.folders import search_further_folders, with_folder
+from nsr.app.resolvers import is_sweep
 from nsr.compat import hydra_argument_parser
 from nsr.errors import InputError, RunStopped, check_number, one_line
 from nsr.run.commands import command, override

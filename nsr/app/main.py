@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from nsr.app.command_line import check_command_line, end_of_sweep, one_line_errors
-from nsr.app.composition import CONFIGURATIONS
+from nsr.app.folders import CONFIGURATIONS
 from nsr.run.processes import tolerate_closed_streams
 
 

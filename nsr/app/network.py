@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from nsr.app.allowlist import OF_THE_CLASSIFIER, admitted, on_this_machine, plain_copy, targets
-from nsr.app.composition import CONFIGURATIONS, plain
+from nsr.app.composition import plain
+from nsr.app.folders import CONFIGURATIONS
 from nsr.app.instantiation import EXAMPLES, Settings, instantiate, locate
 from nsr.app.performance import choice_of
 from nsr.app.rules import NORMS, optional

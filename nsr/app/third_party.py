@@ -21,8 +21,9 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from nsr.app.allowlist import admitted, check_name, on_this_machine, plain_copy, refusal, trusts
-from nsr.app.composition import CONFIGURATIONS, GROUPS, plain, without_hydra
+from nsr.app.composition import plain, without_hydra
 from nsr.app.configuration import mappings
+from nsr.app.folders import CONFIGURATIONS, GROUPS
 from nsr.app.rules import PLACE
 from nsr.data import DataDescription
 from nsr.errors import InputError

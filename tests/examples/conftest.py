@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nsr.app.composition import with_folder
+from nsr.app.folders import with_folder
 from nsr.app.train import train
 from tests.conftest import ROOT, job
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nsr.app.composition import with_folder
+from nsr.app.folders import with_folder
 from nsr.errors import InputError
 from tests.conftest import TINY, image_folder, made, read_json, refusal
 

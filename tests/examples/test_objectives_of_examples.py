@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nsr.app.composition import with_folder
+from nsr.app.folders import with_folder
 from nsr.attacks import GradientAttack
 from nsr.models import Classifier
 from nsr.objectives import AdversarialTraining, compute_terms
