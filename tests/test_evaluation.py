@@ -225,7 +225,7 @@ def test_autoattack_equals_a_script_without_nsr(trained_on, epsilon, request):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_stronger_attacks_leave_less(hardened, norm):
-    """From rows measured alone: clean >= FGSM >= PGD-20 >= PGD-100 >= AutoAttack, an image in a hundred aside."""
+    """From rows measured alone: clean >= FGSM >= PGD-20 >= PGD-100 >= AutoAttack, one image of forty aside."""
     epsilon = {"linf": 0.15, "l2": 0.9, "l1": 2.0}[norm]
     attacks = {
         "fgsm": GradientAttack(epsilon=epsilon, steps=1, step_size=epsilon, random_start=False, norm=norm),
@@ -233,7 +233,9 @@ def test_stronger_attacks_leave_less(hardened, norm):
         "pgd100": GradientAttack(epsilon=epsilon, steps=100, restarts=5, norm=norm),
         "autoattack": AutoAttack(epsilon=epsilon, norm=norm),
     }
-    right = [int(outcome.sum()) for outcome in measured(AttackSuite(attacks), hardened).values()]
+    net, images, labels = hardened
+    outcomes = measured(AttackSuite(attacks), (net, images[:CHUNK], labels[:CHUNK]))
+    right = [int(outcome.sum()) for outcome in outcomes.values()]
     assert all(weaker >= stronger - 1 for weaker, stronger in itertools.pairwise(right)), right
     assert right[0] > right[-1] + 5
     assert right[-1] > 5
