@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from reference import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -70,6 +72,28 @@ def test_a_training_step_that_records_nothing_has_no_training_metrics(fit, monke
     _, row = whole_rows(tmp_path / "metrics.csv")
     assert {value for name, value in row.items() if name.startswith("train/")} == {""}
     assert "epoch 1/1" in (printed := capsys.readouterr().out) and "nan" not in printed
+
+
+@pytest.mark.parametrize("further", [{"limit_val_batches": 0}, {"limit_val_batches": 1, "check_val_every_n_epoch": 2}])
+def test_an_epoch_without_validation_has_its_own_training_metrics(further):
+    torch.manual_seed(0)
+    images, labels = torch.rand(8, 1, 4, 4), torch.arange(8) % 3
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    by_hand = copy.deepcopy(net)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.5)
+    for _ in range(3):  # epochs of one batch
+        expected = nn.functional.cross_entropy(by_hand(images), labels)
+        optimizer.zero_grad()
+        expected.backward()
+        optimizer.step()
+    layers = find_layers(net, images[:2])
+    module = RobustClassifier(net, layers=layers, classes=3, optimizer=partial(torch.optim.SGD, lr=0.5))
+    loader = DataLoader(TensorDataset(images, labels), batch_size=8)
+    trainer = quiet_trainer(max_epochs=3, num_sanity_val_steps=0, **further)
+    trainer.fit(module, loader, loader)
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert trainer.callback_metrics["epoch"] == 3
+    assert (module.result is not None) == (further["limit_val_batches"] > 0)
 
 
 def test_validations_in_the_middle_of_an_epoch_have_no_rows(fit):

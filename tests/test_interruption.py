@@ -59,7 +59,7 @@ def train_until(line: str, number: int, *overrides: str) -> tuple[int, str]:
     for printed in process.stdout:
         if printed.startswith(line):
             break
-    if number == signal.SIGINT:
+    if number in (signal.SIGINT, signal.SIGHUP):
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
@@ -109,11 +109,14 @@ def test_sigterm_finishes_the_step_and_prints_how_to_resume(whole, tmp_path):
     assert_finishes(directory, whole)
 
 
-def test_ctrl_c_of_a_run_whose_workers_get_it_too(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_of_a_terminal_whose_workers_get_it_too(tmp_path, number):
+    """Ctrl-C, and a terminal that is closed."""
     directory = tmp_path / "run"
     settings = [*SETTINGS, "data.num_workers=1", f"hydra.run.dir={directory}"]
-    exit_code, errors = train_until("epoch 1/", signal.SIGINT, *settings)
-    assert exit_code == 130, errors
+    exit_code, errors = train_until("epoch 1/", number, *settings)
+    assert exit_code == 128 + number, errors
+    assert "Traceback" not in errors
     assert f"python train.py resume={directory}" in errors.splitlines()[-1]
 
 

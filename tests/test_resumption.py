@@ -481,6 +481,21 @@ def test_changes_name_what_was_and_what_is():
     assert found == {"seed": (0, 1), "train_attack.norm": ("nothing", "l2")}
 
 
+@pytest.mark.parametrize(("before", "now", "differ"), [(1.0, 1, True), (1, True, True), (1, 1, False), (2.0, 2, False)])
+def test_one_is_not_all(before, now, differ):
+    """stabilizer.top=1 is one neuron, 1.0 all; the Trainer's limits likewise."""
+    assert bool(changes({"stabilizer": {"top": before}}, {"stabilizer": {"top": now}})) == differ
+
+
+def test_what_a_run_added_can_be_taken_away(tmp_path):
+    command = ["+callbacks.mine._target_=nsr.callbacks.RunRecords", "seed=3"]
+    write_json(tmp_path / "config.yaml", {"objective": {}, "overrides": command})
+    remember({"objective": {}, "overrides": command})
+    resumed = resumed_command([f"resume={tmp_path}", "~callbacks.mine"], admitted_command)
+    assert resumed[:3] == [*command, "~callbacks.mine"]
+    assert resumed_command([f"resume={tmp_path}", "seed=4"], admitted_command)[:2] == [command[0], "seed=4"]
+
+
 @pytest.mark.parametrize(
     ("schedule", "further", "new"),
     [

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import nsr
 from nsr.app.allowlist import admitted
 from nsr.app.command_line import one_line_errors
 from nsr.app.composition import compose_checked, plain, without_hydra
@@ -283,6 +285,25 @@ def test_a_reader_that_goes_away_ends_nothing(monkeypatch):
         os.close(reader)
         print("nobody reads this", flush=True)
         sys.stdout.close()
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr", "stdin"])
+def test_a_stream_that_was_closed_is_nowhere(name):
+    """As `>&-` closes it: no file that is opened later gets its number, and what asks for a terminal gets an answer."""
+    number = ["stdin", "stdout", "stderr"].index(name)
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(Path(nsr.__file__).parents[1])!r})
+from nsr.run.processes import tolerate_closed_streams
+tolerate_closed_streams()
+assert sys.{name} is not None and not sys.{name}.isatty()
+assert os.open({__file__!r}, os.O_RDONLY) > 2
+print("dropped where stdout is closed", flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], preexec_fn=lambda: os.close(number), stdout=None, stderr=None, check=False
+    )
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(

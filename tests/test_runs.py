@@ -16,6 +16,7 @@ from nsr.callbacks import RunRecords
 from nsr.errors import RunStopped
 from nsr.models import Classifier
 from nsr.randomness import draw_seed
+from nsr.run.files import write_text
 from tests.conftest import REPEATED, TINY, assert_repeats, evaluated, in_a_process, job, made, read_json, rows, without
 
 ROOT = Path(__file__).parent.parent
@@ -148,6 +149,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     if kept.exists():
         state = torch.load(kept, weights_only=True)["state_dict"]
         assert all(value.isfinite().all() for name, value in state.items() if name.startswith("net."))
+
+
+def test_a_file_that_cannot_be_written_leaves_no_part_of_it(tmp_path):
+    write_text(tmp_path / "file", "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "file", 100_000 * "a" + "\udc80")  # which UTF-8 has not
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "before"
 
 
 @pytest.mark.slow

@@ -131,6 +131,12 @@ def test_images_and_labels_of_a_batch(batch):
     assert (images is IMAGES, labels is LABELS) == (True, True)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
+def test_labels_of_any_whole_type(dtype):
+    _, labels = images_and_labels((IMAGES, LABELS.to(dtype)))
+    assert labels.dtype == torch.int64 and torch.equal(labels, LABELS)
+
+
 @pytest.mark.parametrize(
     ("batch", "got"),
     [
@@ -255,6 +261,18 @@ def test_it_leaves_no_trace_in_a_foreign_run(tmp_path):
     watched = fit(tmp_path / "with", sensitivity_logger(layers=None))
     torch.testing.assert_close(alone.state_dict(), watched.state_dict(), rtol=0, atol=0)
     assert not any(module._forward_hooks for module in watched.modules())
+
+
+def test_another_training_is_not_added_to_its_files(tmp_path):
+    callback = sensitivity_logger()
+    fit(tmp_path / "first", callback, max_epochs=1)
+    before = (tmp_path / "first" / "sensitivity.csv").read_bytes()
+    with pytest.raises(InputError, match=r"sensitivity.csv is of another training.*give SensitivityLogger a directory"):
+        fit(tmp_path / "first", sensitivity_logger(), max_epochs=1)
+    assert (tmp_path / "first" / "sensitivity.csv").read_bytes() == before
+    fit(tmp_path / "second", callback, max_epochs=1)  # the same object forgets the first training
+    for name in ("sensitivity.csv", "layers.csv"):
+        assert (tmp_path / "second" / name).read_text() == (tmp_path / "first" / name).read_text()
 
 
 def test_without_a_sanity_check_it_starts_after_the_first_epoch(tmp_path):

@@ -150,7 +150,7 @@ def make_job(config: DictConfig, program: str, directory: Path | None = None) ->
         settings = resumed_choice(settings, None if directory is None else read_yaml(directory / "config.yaml"))
     while _ready:
         job = _ready.pop()
-        if job.settings == settings:
+        if repr(job.settings) == repr(settings):  # 1 is not 1.0
             return job
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
     data = build.build_data(settings, splits=("train", "test") if program == "train" else ("test",))

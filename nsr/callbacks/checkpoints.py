@@ -102,7 +102,8 @@ class Checkpoints(pl.Callback):
                 raise
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
-            text = f"no checkpoint can be written to {self.folder}: {reason}; the one before is kept"
+            before = "the one before is kept" if (self.folder / "last.ckpt").exists() else "there was none before"
+            text = f"no checkpoint can be written to {self.folder}: {reason}; {before}"
             raise RunStopped(text) from error
         trainer.strategy.barrier()
         self._is_best = False

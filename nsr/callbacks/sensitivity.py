@@ -55,7 +55,7 @@ class SensitivityLogger(Callback):
 
     Errors:
         InputError: another module without an attack, a pattern that matches no layer, images outside [0, 1], a batch
-            without images and labels, an output without logits.
+            without images and labels, an output without logits, a directory with the files of another training.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class SensitivityLogger(Callback):
         self.directory = None if directory is None else Path(directory)
         self.seed = check_number("seed", seed, lowest=0, whole=True)
         self.summaries = LayerSummaries(list_top=self.list_top)
+        self._is_new = True
         self._extractor: FeatureExtractor | None = None  # of a module that does not measure itself
         self._metric: NetworkSensitivity | None = None
         self._drawn, self._drawing_seconds = 0.0, FIRST_DRAWING_SECONDS
@@ -86,6 +87,25 @@ class SensitivityLogger(Callback):
                 "nsr.attacks.GradientAttack(epsilon='8/255', steps=10)"
             )
         self._where = self.directory or Path(trainer.log_dir or trainer.default_root_dir)
+        self._is_new = trainer.current_epoch == 0  # until a state is loaded, for some strategies after `on_fit_start`
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(trainer)
+
+    def _begin(self, trainer: Trainer) -> None:
+        """Forget an earlier training of this object; refuse to add a new one to the files of another."""
+        if not self._is_new:
+            return
+        self._is_new = False
+        self.summaries = LayerSummaries(list_top=self.list_top)
+        if trainer.is_global_zero and (path := sensitivity_file(self._where)).exists():
+            raise InputError(
+                f"{path} is of another training, to which this one would be added; give SensitivityLogger a directory "
+                "of its own, or move the file"
+            )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._metric is not None:
@@ -182,6 +202,7 @@ class SensitivityLogger(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.summaries.load_state_dict(state_dict)
+        self._is_new = False
 
 
 class _Logits(nn.Module):

@@ -257,5 +257,5 @@ def _text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, float):
-        return f"{value:g}"
+        return "1.0" if value == 1 else f"{value:g}"  # 1 is a count and 1.0 all, of neurons or batches
     return f"[{' '.join(map(_text, value))}]" if isinstance(value, list) else str(value)

@@ -230,7 +230,7 @@ class ResumableLoader(DataLoader):
 
 def ignore_signals(worker: int) -> None:
     """Leave a signal for the whole process group, such as Ctrl-C, to the main process."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -276,4 +276,5 @@ def images_and_labels(batch: Any) -> Batch:
             f"the batch is {got}; it must be (images, labels, ...), tensors, or a mapping of one of "
             f"{', '.join(IMAGE_KEYS)} and one of {', '.join(LABEL_KEYS)} to tensors"
         )
-    return found[0], found[1]
+    images, labels = found
+    return images, labels if labels.is_floating_point() else labels.long()  # of any whole type

@@ -100,7 +100,8 @@ class Mixing:
         """Try the transforms on images of this shape (channel, height, width); all generators stay as they are.
 
         Errors:
-            InputError: a transform fails, changes a shape, leaves [0, 1], or gives labels that are no probabilities.
+            InputError: a transform fails, changes a shape or the dtype, leaves [0, 1], draws from an unseeded
+                generator, or gives labels that are no probabilities.
         """
         name = f"data.augmentation ({', '.join(map(dotted_name, self.transforms))})"
         images = torch.rand(TRIAL_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
@@ -108,6 +109,8 @@ class Mixing:
         try:
             with seeded(0):
                 mixed, soft = self(images.clone(), labels, classes=classes)
+            with seeded(0):
+                again = self(images.clone(), labels, classes=classes)
             shapes = tuple(mixed.shape), tuple(soft.shape)
         except Exception as error:  # whatever a third-party transform raises
             reason = f"{type(error).__name__}: {one_line(error)}"
@@ -115,6 +118,16 @@ class Mixing:
         expected = tuple(images.shape), (TRIAL_IMAGES, classes)
         if shapes != expected:
             raise InputError(f"{name} gives images and labels of shapes {shapes}; they must be {expected}")
+        if (dtypes := {mixed.dtype, soft.dtype}) != {images.dtype}:
+            got = ", ".join(sorted(map(str, dtypes)))
+            raise InputError(
+                f"{name} gives {got} for images and labels that are {images.dtype}; it must keep the dtype"
+            )
+        if not (torch.equal(mixed, again[0]) and torch.equal(soft, again[1])):
+            raise InputError(
+                f"{name} gives different images with equal seeds; it must draw from torch, numpy.random or random, "
+                "which are seeded in each training step"
+            )
         if not (mixed.min() >= -1e-5 and mixed.max() <= 1 + 1e-5):  # so that NaN is refused too
             raise InputError(f"{name} gives pixels in [{mixed.min():.3g}, {mixed.max():.3g}]; they must be in [0, 1]")
         if not (soft.min() >= 0 and ((soft.sum(1) - 1).abs() < 1e-4).all()):

@@ -82,6 +82,11 @@ class TrainingMetrics(_EpochMetrics):
         self.not_finite = torch.minimum(self.not_finite, broken)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no image was added since the last reset; waits for the device."""
+        return float(self.means["loss"].count) == 0
+
+    @property
     def names(self) -> list[str]:
         """Names in `compute`, in its order."""
         return list(self._metrics)

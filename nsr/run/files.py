@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -118,8 +119,13 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file that exists complete or not at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes do not write into each other's
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):  # a part of it takes place on a disk that is full
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def write_layers(path: Path, epoch: int, summaries: Mapping[str, LayerSummary]) -> None:

@@ -186,7 +186,12 @@ class _Tolerant(io.FileIO):
 
 
 def tolerate_closed_streams() -> None:
-    """Let a run continue where nobody reads what it prints."""
+    """Let a run continue where nobody reads what it prints, or where a stream was closed before it started (`>&-`)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # gets the free number, which a file of the run would get later
+            os.set_inheritable(nowhere, nowhere <= 2)
+            setattr(sys, name, open(nowhere, mode, closefd=False))  # noqa: SIM115
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         with suppress(AttributeError, OSError, ValueError):  # replaced by a caller, or closed

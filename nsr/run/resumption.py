@@ -148,7 +148,7 @@ def resumed_command(overrides: Sequence[str], admit: Callable[[Path, list[str]],
         problem = f"hydra.run.dir is {elsewhere!r}, but resume={resume} resumes a run in its own directory"
         raise InputError(f"{problem}: leave hydra.run.dir out, or copy the run there and resume the copy")
     own = [row for row in overrides if name_of(row) not in ("resume", "hydra.run.dir")]
-    changed = {name_of(row) for row in own}
+    changed = {name_of(row) for row in own if not row.startswith("~")}  # what ~NAME takes away has to be there first
     recorded = _own_command(directory)
     recorded = admit(directory, own) if recorded is None else recorded
     kept = [row for row in recorded if name_of(row) not in {*changed, *OWN}]

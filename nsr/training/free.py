@@ -55,6 +55,7 @@ class FreeClassifier(RobustClassifier):
             self._step_scheduler("step")
 
     def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
         self._step_scheduler("epoch")
 
     def _step_scheduler(self, interval: str) -> None:

@@ -239,6 +239,12 @@ class RobustClassifier(pl.LightningModule):
         if (batch_idx + 1) % STEPS_BETWEEN_CHECKS == 0 or batch_idx + 1 == self.trainer.num_training_batches:
             self.check_finite()
 
+    def on_train_epoch_end(self) -> None:
+        """Log an epoch's training metrics where no validation did, as without a validation loader."""
+        if not self.train_metrics.is_empty:
+            self._log(self.train_metrics.compute(), epoch=self.current_epoch + 1)
+            self.train_metrics.reset()
+
     def check_finite(self) -> None:
         """Raise RunStopped, in every process, where a loss was not finite: before a checkpoint keeps broken weights."""
         step = self.train_metrics.first_not_finite()

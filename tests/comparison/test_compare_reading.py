@@ -370,7 +370,7 @@ LABELS = [  # commands apart by |
     ("stabilizer=sns | stabilizer=none", ["pgd", "pgd + sns"]),
     (
         "stabilizer.weight=2 | stabilizer.top=0.3",
-        [f"pgd + sns({own})" for own in ("weight=1, top=0.3", "weight=2, top=0.1")],
+        [f"pgd + sns({own})" for own in ("weight=1.0, top=0.3", "weight=2, top=0.1")],
     ),
     ("objective.clean_weight=0.5 |", ["pgd(clean_weight=0) + sns", "pgd(clean_weight=0.5) + sns"]),
     ("optimizer=sgd | optimizer=adam", ["pgd + sns optimizer=adam", "pgd + sns optimizer=sgd"]),

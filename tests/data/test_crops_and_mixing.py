@@ -248,6 +248,9 @@ def test_draws_of_mixing_are_those_of_the_step():
     assert results[0][1].shape == (16, 5)
 
 
+OWN = torch.Generator()
+
+
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
@@ -255,6 +258,8 @@ def test_draws_of_mixing_are_those_of_the_step():
         (lambda images, labels: (images[:, :1], labels), "gives images and labels of shapes"),
         (lambda images, labels: (images * 2, labels), r"gives pixels in \[0.*; they must be in"),
         (lambda images, labels: (images, 2 * labels), "gives labels such as .*; they must be probabilities"),
+        (lambda images, labels: (images.double(), labels), "gives torch.float32, torch.float64 for images and labels"),
+        (lambda images, labels: (torch.rand((), generator=OWN) * images, labels), "gives different images with equal"),
     ],
 )
 def test_mixing_transforms_that_cannot_be_used(transform, message):
