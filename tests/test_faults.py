@@ -80,6 +80,39 @@ def test_a_killed_process_ends_the_run_in_one_line_and_the_run_resumes(tmp_path)
     assert [row["epoch"] for row in rows(directory / "metrics.csv")] == [str(epoch) for epoch in range(7)]
 
 
+def test_a_process_killed_in_the_test_ends_the_run_that_waits_for_nobody(tmp_path):
+    directory = tmp_path / "run"
+    settings = ["trainer=ddp_cpu", "trainer.max_epochs=1", "test_attacks=[pgd]", "test_attacks.pgd.steps=30000"]
+    code, errors = train_until("epoch 1/", send(signal.SIGKILL), *settings, f"hydra.run.dir={directory}")
+    assert code == 1 and len(errors) == 1, errors
+    assert "has ended" in errors[0] and errors[0].endswith("resumes it")
+    assert read_json(directory / "status.json")["status"] == "failed"
+
+
+FAILING = """
+import os
+import pytorch_lightning as pl
+
+class Failing(pl.Callback):
+    def on_train_batch_end(self, *arguments):
+        if os.environ.get("LOCAL_RANK") == "1":
+            raise ValueError("in the second process alone")
+"""
+
+
+def test_an_error_of_one_process_is_the_error_of_the_run(tmp_path):
+    (tmp_path / "failing_in_one.py").write_text(FAILING)
+    directory = tmp_path / "run"
+    settings = ["trainer=ddp_cpu", "+callbacks.failing._target_=failing_in_one.Failing", f"hydra.run.dir={directory}"]
+    variables = {**ALONE, "PYTHONPATH": str(tmp_path)}
+    done = in_a_process("train.py", *SETTINGS, *settings, folder=ROOT, **variables)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert "in the second process alone" in line and "failing_in_one.py" in line and line.endswith("resumes it")
+    assert "in the second process alone" in read_json(directory / "status.json")["reason"]
+    assert not list(directory.glob("error_of_process*"))
+
+
 def test_a_run_whose_directory_is_deleted_ends_in_one_line(tmp_path):
     directory = tmp_path / "run"
 

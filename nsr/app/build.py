@@ -184,7 +184,7 @@ def build_trainer(
     settings: Settings, directory: Path, callbacks: Sequence[pl.Callback], *, logger: Any = False, plugins: Any = ()
 ) -> pl.Trainer:
     """Make Lightning's Trainer for a run directory; signals are left to nsr.run.signals."""
-    start_processes_with(process_command, observe)
+    start_processes_with(process_command, partial(observe, directory=directory))
     if not is_started_from_outside():  # Lightning takes any job of SLURM for several tasks, a single one too
         plugins = [*plugins, LightningEnvironment()]
     further = {"max_epochs": max_epochs(settings)} if "objective" in settings else {}

@@ -36,6 +36,7 @@ from nsr.run.processes import (
     PACKAGE_PARENT,
     fault,
     global_rank,
+    hand_over,
     is_started_from_outside,
     make_importable,
     slurm_directory,
@@ -202,7 +203,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (InputError, RunStopped) as error:
-        if isinstance(error, RunStopped) and global_rank() != 0:
+        if isinstance(error, RunStopped) and global_rank() != 0 and is_started_from_outside():
             sys.exit(0)  # the first process has stopped for the same reason, and reports it
         _fail(str(error), error)
     except Exception as error:
@@ -232,6 +233,9 @@ def _fail(message: str, error: Exception) -> NoReturn:
     """End the command, or this job of a sweep; HYDRA_FULL_ERROR=1 raises the error itself."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
+    if global_rank() != 0 and not is_started_from_outside() and HydraConfig.initialized():
+        hand_over(run_directory(), message)
+        sys.exit(1)
     if is_sweep():
         FAILED.append(message)
         # now: Hydra reports the first failure alone, and after the last job
@@ -254,8 +258,8 @@ def _with_place(error: Exception) -> str:
 
 def _how_to_resume() -> str:
     """Say how to resume an interrupted job."""
-    if not HydraConfig.initialized() or not HydraConfig.get().runtime.output_dir:
-        return ""
+    if not HydraConfig.initialized() or not HydraConfig.get().runtime.output_dir or global_rank() != 0:
+        return ""  # of several processes the first one says it
     if HydraConfig.get().job.name.startswith("evaluate"):
         return "; the same command continues with what is left"
     return f"; {command('train', override('resume', str(run_directory())))} resumes it"

@@ -102,8 +102,7 @@ class Checkpoints(pl.Callback):
                 raise
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
-            before = "the one before is kept" if (self.folder / "last.ckpt").exists() else "there was none before"
-            text = f"no checkpoint can be written to {self.folder}: {reason}; {before}"
+            text = f"no checkpoint can be written to {self.folder}: {reason}; what was written before is kept"
             raise RunStopped(text) from error
         trainer.strategy.barrier()
         self._is_best = False

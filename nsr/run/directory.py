@@ -21,6 +21,7 @@ import yaml
 from nsr.errors import InputError
 from nsr.run.files import SCHEMA, write_json
 from nsr.run.own import remember
+from nsr.run.processes import fault
 from nsr.run.signals import Interrupted
 
 HEARTBEAT_SECONDS = 60.0  # a running process touches its status.json this often
@@ -301,7 +302,7 @@ def recorded_status(directory: Path, program: str, overrides: Sequence[str]) -> 
         write_json(path, {"status": "interrupted", "reason": str(interruption), **origin})
         raise
     except BaseException as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (fault(error) or str(error) or type(error).__name__).splitlines()[0]
         with suppress(OSError):  # a full disk is the error that is shown
             write_json(path, {"status": "failed", "reason": reason, **origin})
         raise

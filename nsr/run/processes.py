@@ -17,10 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nsr.run.files import write_text
+
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]  # the folder to import nsr from
 OF_A_RUN = ["LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"]
 DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)  # full, read-only, beyond a quota or ulimit
 SECONDS_TO_END = 30.0  # for a run one of whose processes has ended
+SECONDS_TO_REPORT = 10.0  # for a process that has lost its connections
 
 
 def global_rank() -> int:
@@ -70,18 +73,36 @@ def make_importable() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([*known, *(path for path in paths if path not in known)])
 
 
+class ProcessFailed(RuntimeError):
+    """Another process of this run has failed; the text is one line."""
+
+
+def hand_over(directory: Path, message: str) -> None:
+    """Leave the error of this process, one line, in the run directory: the first process reports it."""
+    with suppress(OSError):
+        write_text(_handed_over(directory, global_rank()), message)
+
+
+def _handed_over(directory: Path, rank: int) -> Path:
+    return directory / f"error_of_process_{rank}.txt"
+
+
 class Observer(threading.Thread):
-    """Notices that a further process has ended or is stopped, and kills the run if it has not ended 30 seconds later.
+    """Notices that a further process has failed or is stopped; ends the run if it has not ended 30 seconds later.
 
     Lightning's own kills the first process at once, and with it a whole sweep, and an error that was about to be shown.
+
+    Args:
+        processes: those that the first one has started.
+        directory: of the run.
     """
 
     left = threading.Event()  # set when the run is over
     problem = ""  # in one line
 
-    def __init__(self, processes: Sequence[subprocess.Popen[Any]]):
+    def __init__(self, processes: Sequence[subprocess.Popen[Any]], directory: Path):
         super().__init__(daemon=True)
-        self.processes = processes
+        self.processes, self.directory = processes, directory
         self.stopped_since: float | None = None
         Observer.left, Observer.problem = threading.Event(), ""
 
@@ -89,9 +110,12 @@ class Observer(threading.Thread):
         left = self.left
         while not left.wait(0.5):
             self._look_for_stopped()
-            Observer.problem = Observer.problem or ended(self.processes)
+            Observer.problem = Observer.problem or failure(self.processes, self.directory)
             if Observer.problem and not left.wait(SECONDS_TO_END):
-                print(f"error: {Observer.problem}", file=sys.stderr, flush=True)
+                os.kill(os.getpid(), signal.SIGTERM)  # raises ProcessFailed in the main thread, see nsr.run.signals
+                if left.wait(SECONDS_TO_END / 2):
+                    return
+                print(f"error: {Observer.problem}", file=sys.stderr, flush=True)  # it waits in a library's code
                 for process in self.processes:
                     process.kill()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -119,20 +143,32 @@ def _is_stopped(pid: int) -> bool:
     return False
 
 
-def ended(processes: Sequence[subprocess.Popen[Any]]) -> str:
-    """Return one line on the processes that have failed, "" where none has."""
+def failure(processes: Sequence[subprocess.Popen[Any]], directory: Path) -> str:
+    """Return the error of a process, or one line on those that have ended without one; "" where none has failed."""
+    for rank in range(1, len(processes) + 1):
+        with suppress(OSError):
+            return _handed_over(directory, rank).read_text(encoding="utf-8")
     failed = [f"{each.pid} with code {code}" for each in processes if (code := each.poll())]
     return f"a process of this run has ended: {', '.join(failed)}" if failed else ""
 
 
-def observe(processes: Sequence[subprocess.Popen[Any]]) -> None:
-    """Watch the further processes of this run."""
-    Observer(processes).start()
+def observe(processes: Sequence[subprocess.Popen[Any]], *, directory: Path) -> None:
+    """Watch the further processes of a run, which has this directory."""
+    _forget_errors(directory, len(processes))  # of a run that was killed
+    Observer(processes, directory).start()
+
+
+def _forget_errors(directory: Path, processes: int) -> None:
+    for rank in range(1, processes + 1):
+        with suppress(OSError):
+            _handed_over(directory, rank).unlink(missing_ok=True)
 
 
 def fault(error: BaseException) -> str | None:
     """Return one line for an error whose cause is another process: of the run, or one that loads images; else None."""
     text = str(error)
+    if isinstance(error, ProcessFailed):
+        return text
     if "DataLoader worker" in text:
         first = text.partition(". ")[0]
         return f"{first}; killed, or out of memory: data.num_workers=0 loads the images without further processes"
@@ -153,16 +189,19 @@ def leave_processes(trainer: Any, *, orderly: bool) -> None:
 
     launched = list(getattr(getattr(getattr(trainer, "strategy", None), "launcher", None), "procs", []))
     if not orderly and launched and (error := sys.exc_info()[1]) is not None and fault(error) is not None:
-        deadline = time.monotonic() + 2  # a process that fails closes its connections before it has ended
-        while not (found := ended(launched)) and time.monotonic() < deadline:
+        directory = Path(trainer.default_root_dir)
+        deadline = time.monotonic() + SECONDS_TO_REPORT  # a process that fails closes its connections before
+        while not (found := Observer.problem or failure(launched, directory)) and time.monotonic() < deadline:
             time.sleep(0.05)
-        Observer.problem = Observer.problem or found
+        Observer.problem = found
     Observer.left.set()
     for process in launched:
         with suppress(subprocess.TimeoutExpired):
             process.wait(SECONDS_TO_END if orderly else 0)
         process.kill()
         process.wait()
+    if launched:
+        _forget_errors(Path(trainer.default_root_dir), len(launched))
     if is_started_from_outside():
         return
     if distributed.is_available() and distributed.is_initialized():

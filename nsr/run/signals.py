@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from nsr.run.plain_text import printable
+from nsr.run.processes import Observer, ProcessFailed
 
 HANGUP = getattr(signal, "SIGHUP", None)  # a terminal or an ssh session closes; Windows has none
 REQUEUE = signal.SIGUSR1  # that SLURM is asked to send ahead of the time limit: #SBATCH --signal=USR1@120
@@ -54,6 +55,8 @@ class Signals:
         """Receive a signal."""
         if number == HANGUP and self.received:
             return  # a shell and the system both send it as a terminal closes
+        if number == signal.SIGTERM and Observer.problem:
+            raise ProcessFailed(Observer.problem)  # this step would never end
         if not self.patient or self.received:
             raise Interrupted(number)
         self.received = number
@@ -70,7 +73,7 @@ def interruptible() -> Iterator[Signals]:
 
     SIGHUP is left alone where it is ignored already, by nohup.
     """
-    signals = Signals()
+    signals, Observer.problem = Signals(), ""
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
