@@ -22,8 +22,7 @@ ROOT = Path(__file__).parent.parent
 OFFLINE = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
 TRIALS = ("hydra.sweeper.n_trials=2", "optimizer.lr=interval(0.001,0.1)")
 KINDS = {  # overrides of two jobs
-    "one process": ("seed=0,1",),
-    "two processes, joblib": ("seed=0,1", "trainer=ddp_cpu", "sweep=joblib"),
+    "one process, joblib": ("seed=0,1", "sweep=joblib"),
     "two processes, submitit": ("seed=0,1", "trainer=ddp_cpu", "sweep=submitit_local"),
     # their jobs are started by Hydra's basic launcher
     "two processes, optuna": ("trainer=ddp_cpu", "sweep=optuna", *TRIALS),

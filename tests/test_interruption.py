@@ -54,6 +54,7 @@ def train_until(line: str, number: int, *overrides: str) -> tuple[int, str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a terminal's Ctrl-C goes to the processes that the first one started, too
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which `nohup pytest` has ignored
     )
     assert process.stdout is not None
     for printed in process.stdout:
