@@ -287,6 +287,11 @@ def test_a_reader_that_goes_away_ends_nothing(monkeypatch):
         sys.stdout.close()
 
 
+def test_places_that_are_no_paths_are_refused(tmp_path):
+    with pytest.raises(InputError, match="a place is a list; it must be a path; a list is given as"):
+        read_runs([tmp_path, tmp_path])
+
+
 @pytest.mark.parametrize("name", ["stdout", "stderr", "stdin"])
 def test_a_stream_that_was_closed_is_nowhere(name):
     """As `>&-` closes it: no file that is opened later gets its number, and what asks for a terminal gets an answer."""

@@ -41,10 +41,12 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
     """Find the run directories at or below places: directories, sweeps, or patterns such as 'runs/digits_*'.
 
     Errors:
-        InputError: a place is missing, or holds no run; a path is not UTF-8.
+        InputError: a place is missing, holds no run, or is no path; a path is not UTF-8.
     """
     found: dict[Path, Path] = {}
     for place in places:
+        if not isinstance(place, (str, os.PathLike)):
+            raise InputError(f"a place is a {type(place).__name__}; it must be a path; a list is given as *list")
         if not str(place).strip():  # an empty variable of a shell, not the working directory
             raise InputError("a run directory is given as ''; give its path, or . for the working directory")
         matches = [Path(place)] if Path(place).exists() else sorted(map(Path, glob(str(place))))
