@@ -190,7 +190,7 @@ def leave_processes(trainer: Any, *, orderly: bool) -> None:
     launched = list(getattr(getattr(getattr(trainer, "strategy", None), "launcher", None), "procs", []))
     if not orderly and launched and (error := sys.exc_info()[1]) is not None and fault(error) is not None:
         directory = Path(trainer.default_root_dir)
-        deadline = time.monotonic() + SECONDS_TO_REPORT  # a process that fails closes its connections before
+        deadline = time.monotonic() + SECONDS_TO_REPORT  # its connections close before it has reported
         while not (found := Observer.problem or failure(launched, directory)) and time.monotonic() < deadline:
             time.sleep(0.05)
         Observer.problem = found
