@@ -30,7 +30,8 @@ class PadShortcut(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, channels_in, height, width) -> (batch, channels_out, height / stride, width / stride), rounded up."""
-        subsampled = features[:, :, :: self.stride, :: self.stride]
+        # not a slice, whose gradient is never channels-last: the layers before would compute in two layouts
+        subsampled = functional.avg_pool2d(features, 1, stride=self.stride)
         return functional.pad(subsampled, (0, 0, 0, 0, 0, self.new_channels))
 
 
