@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from nsr.errors import InputError
-from nsr.models import VGG16, ResNet18, ResNet20, SmallCNN
+from nsr.models import VGG16, ResNet18, ResNet20, SmallCNN, WideResNet
 from nsr.models.resnet import BasicBlock, PadShortcut, projection_shortcut
 
 SMALLEST = {SmallCNN: 4, ResNet20: 4, VGG16: 4, ResNet18: 8}
@@ -174,6 +177,20 @@ def test_published_shortcut_against_the_explicit_version(size: int, channels_out
     features = torch.randn(2, 3, size, size, dtype=torch.float64)
     shortcut = PadShortcut(3, channels_out, stride)
     assert torch.equal(shortcut(features), slow_pad_shortcut(features, channels_out, stride))
+
+
+@pytest.mark.parametrize("kind", [ResNet20, ResNet18, VGG16, partial(WideResNet, depth=10, width=1)])
+def test_gradients_stay_channels_last_below_the_last_feature_map(kind: Callable[..., nn.Module]) -> None:
+    # an activation whose output and gradient differ in layout takes about ten times as long on a CPU
+    net = kind(channels=3, classes=10, image_size=32).eval().to(memory_format=torch.channels_last)
+    outputs: list[Tensor] = []
+    for module in net.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    images = torch.rand(2, 3, 32, 32).to(memory_format=torch.channels_last).requires_grad_()
+    gradients = torch.autograd.grad(net(images).sum(), outputs[:-1], materialize_grads=True)
+    assert len(gradients) > 3
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in gradients)
 
 
 def test_block_is_the_residual_plus_the_shortcut() -> None:
