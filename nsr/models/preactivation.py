@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from nsr.errors import InputError, check_choice, check_number
 from nsr.models.activation import activation_builder
-from nsr.models.networks import check_sizes, initialize_convolutions
+from nsr.models.networks import check_sizes, initialize_convolutions, mean_over_positions
 
 
 class Layout(NamedTuple):
@@ -146,7 +146,7 @@ class PreActivationNet(nn.Module):
             features = self.get_submodule(name)(features)
         if self.layout.norm is not None:
             features = self.relu(self.get_submodule(self.layout.norm)(features))
-        return self.get_submodule(self.layout.head)(features.mean(dim=(2, 3)))
+        return self.get_submodule(self.layout.head)(mean_over_positions(features))
 
 
 def add_named(parent: nn.Module, name: str, module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from nsr.errors import check_choice
 from nsr.models.activation import activation_builder
-from nsr.models.networks import check_sizes, initialize_convolutions
+from nsr.models.networks import check_sizes, initialize_convolutions, mean_over_positions
 
 # builds the shortcut of a block that changes the shape: (channels in, channels out, stride) -> module
 ShortcutBuilder = Callable[[int, int, int], nn.Module]
@@ -150,7 +150,7 @@ class ResNet(nn.Module):
         features = self.relu1(self.bn1(self.conv1(images)))
         for name in self.stages:
             features = self.get_submodule(name)(features)
-        return self.fc(features.mean(dim=(2, 3)))  # a plain mean, see VGG16
+        return self.fc(mean_over_positions(features))
 
 
 class ResNet20(ResNet):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nsr.errors import InputError
 from nsr.models import VGG16, ResNet18, ResNet20, SmallCNN, WideResNet
+from nsr.models.networks import mean_over_positions
 from nsr.models.resnet import BasicBlock, PadShortcut, projection_shortcut
 
 SMALLEST = {SmallCNN: 4, ResNet20: 4, VGG16: 4, ResNet18: 8}
@@ -180,7 +181,7 @@ def test_published_shortcut_against_the_explicit_version(size: int, channels_out
 
 
 @pytest.mark.parametrize("kind", [ResNet20, ResNet18, VGG16, partial(WideResNet, depth=10, width=1)])
-def test_gradients_stay_channels_last_below_the_last_feature_map(kind: Callable[..., nn.Module]) -> None:
+def test_gradients_of_activations_are_channels_last_too(kind: Callable[..., nn.Module]) -> None:
     # an activation whose output and gradient differ in layout takes about ten times as long on a CPU
     net = kind(channels=3, classes=10, image_size=32).eval().to(memory_format=torch.channels_last)
     outputs: list[Tensor] = []
@@ -188,9 +189,21 @@ def test_gradients_stay_channels_last_below_the_last_feature_map(kind: Callable[
         if isinstance(module, nn.ReLU):
             module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     images = torch.rand(2, 3, 32, 32).to(memory_format=torch.channels_last).requires_grad_()
-    gradients = torch.autograd.grad(net(images).sum(), outputs[:-1], materialize_grads=True)
+    gradients = torch.autograd.grad(net(images).sum(), outputs)
     assert len(gradients) > 3
-    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in gradients)
+    assert all(each.stride(1) == 1 for each in (*outputs, *gradients))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (7, 7), (16, 16)])
+def test_mean_over_positions(memory_format: torch.memory_format, dtype: torch.dtype, size: tuple[int, int]) -> None:
+    features = torch.randn(5, 30, *size).to(dtype).to(memory_format=memory_format).requires_grad_()
+    expected, found = features.mean(dim=(2, 3)), mean_over_positions(features)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    upstream = torch.randn(5, 30).to(dtype)
+    slopes = [torch.autograd.grad(each, features, upstream)[0] for each in (expected, found)]
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-6, atol=0)
 
 
 def test_block_is_the_residual_plus_the_shortcut() -> None:
