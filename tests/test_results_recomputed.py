@@ -34,6 +34,7 @@ def read(plan: str) -> pandas.DataFrame:
 
 OTHERS = {  # plans of one contrast
     "fashion_mnist_trades": ("### Fashion-MNIST, small network, TRADES\n", "trades"),
+    "fashion_mnist_long": ("### Fashion-MNIST, small network, longer training\n", "fast"),
     "cifar10_jpeg": ("### CIFAR-10 (JPEG copy), ResNet-20\n", "fast"),
 }
 ROWS = {plan: read(plan) for plan in ("fashion_mnist", "digits", *OTHERS)}
