@@ -121,7 +121,11 @@ def run(options: Any) -> None:
     if options.output is not None:
         from nsr.comparison.plots import write_plots
 
-        files = [*write(result, options.output), *write_plots(result, options.output)]
+        try:
+            files = [*write(result, options.output), *write_plots(result, options.output)]
+        except OSError as error:
+            reason = f"--output: {options.output} cannot be written ({error.strerror}); give another folder"
+            raise InputError(reason) from error
     show(result)
     if files:
         print(f"\nwritten to  {printable(options.output)}: {', '.join(files)}", flush=True)

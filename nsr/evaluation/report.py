@@ -61,7 +61,7 @@ def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -
     """Return a table whose first column holds words, the others numbers."""
     table = Table(title=title)
     for place, heading in enumerate(headings):
-        table.add_column(lines(heading), justify="right" if place else "left")
+        table.add_column(lines(heading), justify="right" if place else "left", overflow="fold")  # no digit is cut off
     for row in rows:
         table.add_row(*map(printable, row))
     return table

@@ -92,7 +92,7 @@ def test_the_command_shows_everything(sweep, tmp_path, capsys, monkeypatch):
         (["SWEEP", "--ouput", "x"], "unrecognized arguments: --ouput x; `python -m nsr.compare --help` lists"),
         (["SWEEP", "--accuracy", "apgd"], "accuracy is 'apgd'; it must be one of clean, fgsm, pgd"),
         (["SWEEP", "--label", "pgd"], "--label is ['pgd']; it must be METHOD=TEXT"),
-        (["SWEEP", "--output", "/dev/null/x"], "/dev/null"),
+        (["SWEEP", "--output", "/dev/null/x"], "--output: /dev/null/x cannot be written (Not a directory)"),
         (["SWEEP", "--output", ""], "--output: it is empty; give a path"),
         (["SWEEP", "--seed", "-1"], "--seed is -1; it must be a whole number at least 0"),
     ],

@@ -106,7 +106,9 @@ def summary(run: RunFiles, rows: Mapping[str, Row]) -> str:
     else:
         sentences.append("No attack was measured, so nothing is known of robustness.")
     if worst := rows.get(WORST):
-        sentences.append(f"Robust to every attack of the newest measurement at once: {_with_interval(worst)}.")
+        has_curve = any(name.startswith(CURVE) for name in results_of(run, run.measurements[-1]))
+        besides = " but the curve" * has_curve  # whose radii are others
+        sentences.append(f"Robust to all attacks of the newest measurement{besides} at once: {_with_interval(worst)}.")
     sentences += cautions(run, rows, attacks)
     return " ".join(sentences)
 
