@@ -1,6 +1,6 @@
 """Accuracy against training time: a speedrun recipe beside PGD-10 training in float32 with performance=off.
 
-    python -m benchmarks.evidence speedrun_fashion_mnist     the runs
+    python -m benchmarks.evidence speedrun_fashion_mnist     the runs of a plan
     python -m benchmarks.performance_page                    their part of docs/performance.md
 
 The plans speedrun_*.yaml give both recipes as many tuning runs. Training seconds are those of the steps, without
@@ -24,7 +24,7 @@ from benchmarks.evidence.choice import robust, tuned
 from benchmarks.evidence.findings import Study, accuracy, contrast, study
 from benchmarks.evidence.plan import LONGER
 
-PLANS = ("speedrun_fashion_mnist",)
+PLANS = ("speedrun_fashion_mnist", "speedrun_cifar10_jpeg")
 SPEEDRUN, BASELINE = "speedrun", "pgd10"
 FILE = "training_seconds.json"
 GOAL = 0.25  # of the baseline's training time, at which the interval's lower end is to lie above MARGIN
@@ -56,10 +56,11 @@ class TrainingSeconds(pl.Callback):
 
 def section() -> list[str]:
     """Return the part of docs/performance.md."""
-    return [line for name in PLANS for line in _of_plan(study(name))]
+    return [line for name in PLANS for line in (*_of_plan(study(name)), "")][:-1]
 
 
 def _of_plan(one: Study) -> Iterator[str]:
+    yield from (f"### {one.plan['title'].removesuffix(', time to a robust network')}", "")
     for text in verdicts(one):
         yield from (*wrapped(text), "")
     lines = []
