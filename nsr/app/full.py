@@ -22,6 +22,7 @@ from nsr.pictures import Subject, write_pictures
 from nsr.pictures.full import full_pictures
 from nsr.report.facts import radius_in_words
 from nsr.run.commands import override
+from nsr.run.files import sensitivity_file
 
 FOLDER = "pictures_full"
 ROW = "validation_attack"
@@ -55,7 +56,7 @@ def write(run: Path, trusted: Sequence[str] = ()) -> None:
         outcomes={},
         attacks={ROW: attack},
         titles={ROW: f"{getattr(attack, 'title', 'attack')}, {radius_in_words(job.settings)}"},
-        sensitivities=recorded(run / "sensitivity.csv", epoch),
+        sensitivities=recorded(sensitivity_file(run), epoch),
         measured_on=f"the validation images, epoch {epoch}",
         seed=job.settings["seed"],
     )

@@ -21,7 +21,7 @@ from nsr.pictures import Subject, make_pictures, strongest_first, write_pictures
 from nsr.plots import accuracy_by_epsilon, class_accuracy, confusion_matrix, training_curves
 from nsr.plots.style import NORMS, png
 from nsr.report.sections.robustness import by_class
-from nsr.run.files import whole_rows
+from nsr.run.files import sensitivity_file, whole_rows
 from nsr.run.plain_text import printable
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def summary_plots(job: Job, directory: Path) -> Iterator[tuple[str, Figure]]:
     if (path := directory / "metrics.csv").exists():
         yield "training/accuracy", training_curves(pandas.read_csv(path), title="accuracy of each epoch")
     if (path := directory / "curve.csv").exists():
-        norm, title = str(job.settings["norm"]), f"accuracy by epsilon, {len(result.labels):,} test images"
+        attack = (job.settings["test_attacks"].get("curve") or {}).get("attack") or {}
+        norm = str(attack.get("norm") or job.settings["norm"])
+        title = f"accuracy by epsilon, {len(result.labels):,} test images"
         yield "test/accuracy_by_epsilon", accuracy_by_epsilon(pandas.read_csv(path), norm=norm, title=title)
     attacks = [row for row in strongest_first(result.outcomes) if row in job.suite.attacks]
     for row in attacks[:1]:
@@ -93,7 +95,7 @@ def subject(job: Job, directory: Path, device: torch.device, epoch: int | None) 
         sensitivities = {layer: each.absolute for layer, each in result.sensitivities.items()}
         measured_on = f"{len(result.labels):,} test images"
     else:
-        sensitivities = recorded(directory / "sensitivity.csv", epoch)
+        sensitivities = recorded(sensitivity_file(directory), epoch)
         measured_on = f"the validation images, epoch {epoch}"
     return Subject(
         net=net,

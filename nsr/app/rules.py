@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 from nsr.errors import InputError, check_choice, check_epsilon, check_layers, check_number
+from nsr.run.rows import NORMS
 
 Rule = Callable[[str, Any], Any]
-NORMS = ("linf", "l2", "l1")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 # docs/checks.md; their thresholds are in nsr.callbacks.training_checks and nsr.evaluation.masking_checks
 TRAINING_CHECKS = ("catastrophic_overfitting", "robust_overfitting", "single_class", "collapsed_network")

@@ -145,6 +145,7 @@ def _earlier(job: Job, directory: Path) -> Earlier:
     if (epoch := earlier.extended_from) is not None:
         kept = directory / f"metrics_epoch{epoch}.json"
         os.replace(directory / "metrics.json", kept)
+        (directory / "timing.json").unlink(missing_ok=True)  # the last epoch has not ended any more
         print(f"extending {printable(directory)} from epoch {epoch}; its first result is in {kept.name}", flush=True)
     elif earlier.checkpoint is not None:
         print(f"resuming {printable(directory)} from {earlier.checkpoint.name}", flush=True)

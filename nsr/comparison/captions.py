@@ -9,37 +9,19 @@ from typing import Any
 
 import pandas
 
+from nsr.comparison.conditions import CONDITIONS, values_of
 from nsr.comparison.inference import ALPHA, Decision
 from nsr.comparison.leaders import Lead
 from nsr.comparison.names import attack_heading, attack_settings
-from nsr.comparison.statistics import Comparison, finished
+from nsr.comparison.statistics import Comparison
 from nsr.errors import InputError, fraction
 from nsr.plots.style import NORMS
 
 DAGGER = "†"
 GRAY_LEVELS = 255
-CONDITIONS = ("data", "images", "norm", "epsilon")  # of a measurement, which all runs of a table should share
 STEP = 2.5  # of a gradient attack without a step size, times epsilon / steps
 COUNTS = {"steps": "step", "restarts": "restart", "targets": "target", "queries": "query", "draws": "draw"}
 AUTOATTACK = {"steps": 100, "restarts": 1, "targets": 9, "queries": 5000}  # its defaults, in 'custom'
-
-
-def values_of(runs: pandas.DataFrame, column: str) -> dict[Any, list[str]]:
-    """Return {value: methods that have it} of finished runs, without missing values."""
-    found: dict[Any, list[str]] = {}
-    rows = finished(runs) if column in runs else runs[:0]
-    for run in rows.to_dict("records"):
-        if not pandas.isna(value := run[column]) and value != "" and run["method"] not in found.get(value, ()):
-            found.setdefault(value, []).append(run["method"])
-    return found
-
-
-def unequal(runs: pandas.DataFrame, columns: Collection[str]) -> set[str]:
-    """Return the accuracies whose rows were measured under unequal settings: their means cannot be ranked."""
-    if any(len(values_of(runs, name)) > 1 for name in CONDITIONS):
-        return set(columns)
-    found = {name for name in columns if len(attack_settings(runs, name.removesuffix("_accuracy"))) > 1}
-    return found | ({"worst_case_accuracy"} & set(columns) if found else set())
 
 
 def radius(epsilon: Any) -> str:

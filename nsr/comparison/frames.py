@@ -15,6 +15,7 @@ from nsr.comparison.settings import differing, images_and_ball, method_labels, r
 from nsr.errors import InputError
 from nsr.run.commands import override
 from nsr.run.directory import find_runs
+from nsr.run.rows import without_norm
 
 MEASURES = ("absolute", "relative", "mean_activation")
 STRONG = "autoattack"  # expected in published tables; where it is missing the command that measures it is shown
@@ -60,7 +61,8 @@ def read_runs(*places: str | Path, allow_different: bool = False) -> pandas.Data
         raise InputError(refusal(records, different[0], different[1:]))
     labels = method_labels(known, records, different)
     measured = {name.removesuffix("_accuracy") for run in runs for name in run.metrics}
-    attacks = [name for name in STANDARD if name in measured or name == STRONG]  # that every run is expected to have
+    expected = measured if STRONG in map(without_norm, measured) else {*measured, STRONG}
+    attacks = [name for name in STANDARD if name in expected]  # that every run is expected to have
     rows = []
     for run in runs:
         record = records.get(run.directory, {})

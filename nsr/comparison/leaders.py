@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy
 import pandas
 
+from nsr.comparison.conditions import finished
 from nsr.comparison.inference import ALPHA, Decision, Tested, holm, sign_flip_test
-from nsr.comparison.statistics import finished, with_seed
+from nsr.comparison.statistics import with_seed
 
 
 class Lead(NamedTuple):

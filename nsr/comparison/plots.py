@@ -18,9 +18,10 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nsr.comparison.conditions import finished
 from nsr.comparison.frames import MEASURES, layers_of
 from nsr.comparison.settings import OBJECTIVES
-from nsr.comparison.statistics import Comparison, attack_columns, finished
+from nsr.comparison.statistics import Comparison, attack_columns
 from nsr.comparison.tables import headings
 from nsr.plots.style import COLORS, DARK, PAPER, new_figure, save, styled
 

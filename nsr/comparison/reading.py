@@ -72,7 +72,11 @@ def _read_run(directory: Path) -> Run:
     is_readable = not problems
     epochs = attempt("metrics.csv", _epochs, [])
     evaluations = _evaluations(directory)
-    measurements = list(_measurements(evaluations, settings, final, problems)) if settings else []
+    known = final["best_epoch"] if type(final.get("best_epoch")) is int else None
+    best_epoch = _best_epoch(epochs) if known is None else known
+    # an extended run may have evaluations of the best epoch of before
+    best = best_epoch if any(directory.glob("metrics_epoch*.json")) else known
+    measurements = list(_measurements(evaluations, settings, final, best, problems)) if settings else []
     status, detail = run_status(
         directory,
         _progress(settings, epochs),
@@ -80,9 +84,9 @@ def _read_run(directory: Path) -> Run:
         is_measured=bool(measurements),
         is_readable=is_readable,
     )
-    best_epoch, sensitivity = None, {}
-    if status == "finished":
-        best_epoch = final["best_epoch"] if type(final.get("best_epoch")) is int else _best_epoch(epochs)
+    sensitivity: dict[str, Any] = {}
+    if status != "finished":
+        best_epoch = None
     if best_epoch is not None:
         sensitivity = attempt(sensitivity_file(directory).name, partial(_sensitivity, best_epoch), {})
     shown = epochs[-1:] if best_epoch is None else [row for row in epochs if row["epoch"] == best_epoch]
@@ -138,7 +142,11 @@ def evaluate_command(directory: Path, *overrides: str) -> str:
 
 
 def _measurements(
-    evaluations: Sequence[Path], settings: Mapping[str, Any], final: Mapping[str, Any], problems: list[str]
+    evaluations: Sequence[Path],
+    settings: Mapping[str, Any],
+    final: Mapping[str, Any],
+    best: int | None,
+    problems: list[str],
 ) -> Iterator[Measurement]:
     """Yield the finished ones of best.ckpt, oldest first: the run's own at its end, then those of evaluate.py.
 
@@ -151,7 +159,7 @@ def _measurements(
         if not own and (folder / "evaluation.json").exists():
             problems.append(f"evaluation {folder.name} has no readable config.yaml: left out")
         is_best = Path(str(own.get("checkpoint"))).name == "best.ckpt"
-        epoch, best = own.get("checkpoint_epoch"), final.get("best_epoch")
+        epoch = own.get("checkpoint_epoch")
         if is_best and None not in (epoch, best) and epoch != best:
             problems.append(f"evaluation {folder.name} is of epoch {epoch}, best.ckpt of epoch {best}: left out")
             continue
@@ -179,7 +187,8 @@ def _merged(measurements: list[Measurement]) -> tuple[dict[str, Any], dict[str, 
     newest, same = measurements[-1], alike(measurements)
     attacks = [one.settings.get("test_attacks") or {} for one in same]
     merged = {name: attack for own in attacks for name, attack in own.items()}
-    measured = {**newest.settings, "test_attacks": merged, "worst_case_of": sorted(attacks[-1])}
+    counted = [row for row, own in attacks[-1].items() if row != "curve" and (own is not None or row == "clean")]
+    measured = {**newest.settings, "test_attacks": merged, "worst_case_of": sorted(counted)}
     metrics = {name: value for one in same for name, value in one.metrics.items() if name != WORST}
     metrics |= {name: value for name, value in newest.metrics.items() if name == WORST}
     sources = {name: one.name for one in same for name in one.metrics}

@@ -24,7 +24,7 @@ SHIPPED = (*OBJECTIVES, "sns")
 NO_METHOD = (
     *("data", "norm", "epsilon", "validation_attack", "test_attacks", "evaluation", "metrics", "logger", "checks"),
     *("name", "seed", "sweep_metrics", "trusted", "resume", "allow_changed_config", "choices", "overrides", "schema"),
-    *("data_origin", "config_name", "report"),
+    *("data_origin", "config_name", "report", "pictures"),
 )
 NO_METHOD_NAMES = (
     *("*.seed", "trainer.accelerator", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.num_nodes"),
@@ -124,7 +124,9 @@ def images_and_ball(measured: Mapping[str, Any]) -> dict[str, Any]:
     count = evaluation.get("n_examples")
     ball = {name: measured.get(name) for name in ("norm", "epsilon")}
     found = flat({"data": _data_identity(measured.get("data") or {}), **ball})
-    return found | {"n_examples": count, "subset": evaluation.get("subset") if count else None}
+    batches = (measured.get("trainer") or {}).get("limit_test_batches")
+    limit = None if batches is None or repr(batches) == "1.0" else (batches, measured["data"]["evaluation_batch_size"])
+    return found | {"n_examples": count, "subset": evaluation.get("subset") if count else None, "limit": limit}
 
 
 def text_key(value: Any) -> str:

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import numpy
 import pandas
 
+from nsr.comparison.conditions import finished, unequal
 from nsr.comparison.frames import MEASURES, layers_of
 from nsr.comparison.inference import LEVEL, holm, paired_interval, rank_permutation_test, sign_flip_test
 from nsr.comparison.outcomes import WORST, image_differences, outcomes_by_seed
 from nsr.errors import InputError, check_choice, check_number
+from nsr.run.rows import is_weak
 
 FEWEST_METHODS = 3  # of a rank correlation
 FEWEST_FOR_BOOTSTRAP = 8  # over fewer, 8 to 30 % of its 95 % intervals exclude a correlation of 0 that is true
@@ -96,6 +98,13 @@ def compare(
         notes.append("no correlation: no attack was evaluated in every finished run")
     if baseline is not None:
         differences = paired_differences(runs, baseline)
+    left_out = unequal(runs, [*attack_columns(runs), *MEASURES[:2]])
+    if left_out and len(differences):
+        differences = _untested(differences, differences["metric"].isin(left_out))
+    if robust in left_out and len(related):
+        related = _untested(related, related["p"].notna())
+    if left_out:
+        notes.append("nothing is tested where rows were measured under unequal settings")
     return Comparison(runs, over_seeds(runs), differences, related, robust, baseline, notes)
 
 
@@ -236,7 +245,8 @@ def weighted_spearman(weights: numpy.ndarray, first: numpy.ndarray, second: nump
 def strongest_attack(runs: pandas.DataFrame) -> str | None:
     """Return the column with the lowest mean, of the attacks that every finished run was evaluated with."""
     done = finished(runs)
-    named = [name for name in attack_columns(runs) if name not in ("clean_accuracy", "worst_case_accuracy")]
+    rows = [name.removesuffix("_accuracy") for name in attack_columns(runs)]
+    named = [f"{row}_accuracy" for row in rows if not is_weak(row) and not row.startswith("worst_case")]
     whole = [name for name in named if len(done) and done[name].notna().all()]
     return min(whole, key=lambda name: done[name].mean(), default=None)
 
@@ -263,11 +273,6 @@ def tested_metrics(runs: pandas.DataFrame) -> list[str]:
     return [name for name in (*attack_columns(runs), *MEASURES[:2]) if name in runs]
 
 
-def finished(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """Select the finished runs."""
-    return runs[runs["status"] == "finished"]
-
-
 def one_a_seed(runs: pandas.DataFrame) -> pandas.DataFrame:
     """Return the metrics of the finished runs, a row for each method and seed: the mean of several runs of a seed."""
     done = finished(runs)
@@ -284,6 +289,11 @@ def _seeds(runs: pandas.DataFrame) -> pandas.Series:
     """Return the seed of each run, where it is unknown a negative number of its own."""
     own = pandas.Series(-1 - numpy.arange(len(runs)), index=runs.index)
     return runs["seed"].astype("int64").where(runs["seed"] >= 0, own)
+
+
+def _untested(frame: pandas.DataFrame, rows: pandas.Series) -> pandas.DataFrame:
+    """Take the tests of some rows out; the others are corrected anew."""
+    return _corrected(frame.assign(**{name: frame[name].mask(rows) for name in ("p", "smallest_p")}))
 
 
 def _corrected(frame: pandas.DataFrame) -> pandas.DataFrame:

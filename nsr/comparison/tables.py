@@ -15,16 +15,16 @@ from nsr.comparison.captions import (
     lead_sentence,
     seeds_sentence,
     sensitivity_caption,
-    unequal,
 )
-from nsr.comparison.frames import MEASURES, layers_of
+from nsr.comparison.conditions import unequal
+from nsr.comparison.frames import MEASURES, STRONG, layers_of
 from nsr.comparison.inference import ALPHA, Decision, holm
 from nsr.comparison.leaders import Lead, leads
 from nsr.comparison.names import attack_names
 from nsr.comparison.statistics import Comparison, attack_columns, tested_metrics
+from nsr.run.rows import without_norm
 
 MISSING = "-"
-MUST = "autoattack_accuracy"  # a column even where no run has it
 WIDE = 8  # layers that fit side by side
 RUN_COLUMNS = ("run", "method", "seed", "status", "detail")
 SHOWN = {"absolute": "absolute", "relative": "relative", "mean_activation": "activation"}
@@ -77,7 +77,9 @@ def accuracies(comparison: Comparison) -> Sheet:
 
 def headings(comparison: Comparison) -> dict[str, str]:
     """Return {accuracy's column: its heading}, in the order of tables."""
-    return attack_names(comparison.runs, attack_columns(dict.fromkeys([*comparison.runs, MUST])))
+    rows = [str(name).removesuffix("_accuracy") for name in comparison.runs if str(name).endswith("_accuracy")]
+    expected = [] if STRONG in map(without_norm, rows) else [f"{STRONG}_accuracy"]  # a column even where no run has it
+    return attack_names(comparison.runs, attack_columns(dict.fromkeys([*comparison.runs, *expected])))
 
 
 def _marked(cell: Cell, method: str, lead: Lead | None) -> Cell:

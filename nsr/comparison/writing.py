@@ -66,7 +66,7 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
 
 def screen_table(sheet: Sheet) -> Table:
     """Return a table for the screen; the best of each column in bold."""
-    table = Table(title=Text(sheet.title))
+    table = Table(title=Text(printable(sheet.title)))
     for place, heading in enumerate(sheet.headings):
         whole = place == 0 and max(len(row[0].text) for row in sheet.rows) <= UNWRAPPED
         justify: Literal["left", "right"] = "left" if place < sheet.texts else "right"
@@ -80,7 +80,7 @@ def markdown(comparison: Comparison) -> str:
     """Return one section per table, then the notes and commands."""
     parts = ["# Comparison", ""]
     for sheet in sheets(comparison):
-        parts += [f"## {sheet.title}", "", *markdown_table(sheet), ""]
+        parts += [f"## {markdown_cell(sheet.title)}", "", *markdown_table(sheet), ""]
         parts += [markdown_cell(sheet.note), ""] if sheet.note else []
     parts += [f"* {markdown_cell(note)}" for note in comparison.notes]
     if missing := commands(comparison):

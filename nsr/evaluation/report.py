@@ -22,10 +22,10 @@ from nsr.run.directory import shown
 from nsr.run.files import (
     SENSITIVITIES,
     SENSITIVITY_COLUMNS,
-    append_rows,
     layer_means,
     sensitivity_file,
     write_json,
+    write_rows,
     write_sensitivities,
 )
 from nsr.run.plain_text import lines, printable
@@ -86,9 +86,10 @@ def evaluation_table(metrics: Mapping[str, float], attacks: Mapping[str, str], w
     return _table(title, ["attack", "accuracy", "95 % interval"], rows)
 
 
-def metrics_table(metrics: Mapping[str, float]) -> Table | str:
-    """Return the user's own metrics, those beside accuracies and their intervals, a row each; "" where none are."""
-    own = {name: value for name, value in metrics.items() if not name.endswith(("_accuracy", "_low", "_high"))}
+def metrics_table(metrics: Mapping[str, float], attacks: Iterable[str]) -> Table | str:
+    """Return the user's own metrics, those beside the attacks' accuracies and intervals, a row each; "" without any."""
+    known = {f"{row}_{part}" for row in (*attacks, "corruptions") for part in ("accuracy", "low", "high")}
+    own = {name: value for name, value in metrics.items() if name not in known}
     rows = [[name, f"{value:.4f}"] for name, value in own.items()]
     return _table("further metrics", ["metric", "value"], rows) if rows else ""
 
@@ -137,7 +138,7 @@ def show_run(
     checkpoint = override("checkpoint", str(shown(directory / "checkpoints" / "best.ckpt")))
     show(
         accuracy_table(columns, attacks),
-        metrics_table(metrics),
+        metrics_table(metrics, attacks),
         before_after_table(sensitivity_file(directory), best),
         f"\nrun directory  {shown(directory)}",
         f"               metrics.json, metrics.csv, {sensitivity_file(directory).name}, checks.json, images.csv, "
@@ -157,11 +158,12 @@ def write_evaluation(
     Where corruptions were measured, corruptions.csv has a row for each corruption and severity.
     """
     if corrupted:
-        append_rows(directory / "corruptions.csv", CorruptionAccuracy._fields, corrupted)
+        write_rows(directory / "corruptions.csv", CorruptionAccuracy._fields, corrupted)
     write_json(directory / "evaluation.json", dict(metrics))
     attacks = [name.removeprefix("test/").removesuffix("_low") for name in metrics if name.endswith("_low")]
     rows = [[name, *with_interval(metrics, f"test/{name}")] for name in attacks]
-    append_rows(directory / "evaluation.csv", ["attack", "accuracy", "low", "high"], rows)
+    write_rows(directory / "evaluation.csv", ["attack", "accuracy", "low", "high"], rows)
+    (directory / SENSITIVITIES).unlink(missing_ok=True)  # of an earlier evaluation in this folder
     write_sensitivities(directory / SENSITIVITIES, "", sensitivities)
 
 
@@ -178,7 +180,7 @@ def show_evaluation(
     metrics = _part(metrics, "test/")
     show(
         evaluation_table(metrics, attacks, which),
-        metrics_table(metrics),
+        metrics_table(metrics, attacks),
         most_sensitive_table(sensitivities, list_top=list_top) if sensitivities else "",
         f"\nwritten to  {shown(directory)}",
         "            evaluation.json, evaluation.csv, classes.csv, confusion.csv, images.csv, sensitivity.csv",

@@ -11,7 +11,7 @@ from nsr.interventions.controls import LEAST, MOST, WHOLE
 from nsr.interventions.effects import Effects, Row
 from nsr.interventions.verdicts import FEWEST_IMAGES, is_uninformative, verdicts
 from nsr.plots import intervention_effects, interventions, save
-from nsr.run.files import append_rows, write_json
+from nsr.run.files import write_json, write_rows
 from nsr.run.plain_text import printable
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def write_effects(directory: Path, effects: Effects, *, settings: Mapping[str, A
         The names of what was written, relative to `directory`.
     """
     columns = [column.name for column in fields(Row)]
-    append_rows(directory / "interventions.csv", columns, [list(astuple(row)) for row in effects.rows])
+    write_rows(directory / "interventions.csv", columns, [list(astuple(row)) for row in effects.rows])
     summary = {"images": effects.images, "skipped": effects.skipped, "layers": effects.layers}
     summary["verdicts"] = {kind: verdicts(_at_shown_fraction(effects, kind)) for kind in effects.kinds()}
     write_json(directory / "interventions.json", {"settings": dict(settings), **summary})
@@ -43,7 +43,12 @@ def write_effects(directory: Path, effects: Effects, *, settings: Mapping[str, A
 
 def shown_fraction(effects: Effects) -> float:
     """The fraction to show where only one is shown."""
-    return min({row.fraction for row in effects.rows if row.control == MOST}, key=lambda one: abs(one - SHOWN_FRACTION))
+    return nearest_shown(row.fraction for row in effects.rows if row.control == MOST)
+
+
+def nearest_shown(fractions: Iterable[float]) -> float:
+    """Return the fraction nearest to SHOWN_FRACTION, of two equally near ones the smaller."""
+    return min(sorted(fractions), key=lambda one: abs(one - SHOWN_FRACTION))
 
 
 # ---------------------------------------------------------------- tables

@@ -16,6 +16,7 @@ from nsr.attacks.gradient import GradientAttack
 from nsr.evaluation.outcomes import CURVE
 from nsr.pictures.subject import Meter, OverBudget, Subject, operations
 from nsr.randomness import frozen_stream
+from nsr.run.rows import is_weak
 
 SHOWN = 4  # images that fell, and images that held
 CANDIDATES = 120  # further images, among which those that move a neuron most are searched
@@ -25,7 +26,6 @@ FIRST = 2  # images: the first call of an attack, whose cost is not known yet
 ATTACK_BUDGET = 2.5e11
 ALL_BUDGET = 4e11  # of all attacks that are tried because the strongest ones exceed theirs
 GPU_FACTOR = 100
-WEAK = ("clean", "uniform", "corruptions")  # no lower bound of what an attacker reaches
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def strongest_first(outcomes: Mapping[str, Tensor]) -> list[str]:
     Args:
         outcomes: {'clean' or row of an attack: (image,) 1 where classified correctly}.
     """
-    found = [row for row in reversed(list(outcomes)) if row not in WEAK and not row.startswith(CURVE)]
+    found = [row for row in reversed(list(outcomes)) if not is_weak(row) and not row.startswith(CURVE)]
     return sorted(found, key=lambda row: float(outcomes[row].double().mean()))
 
 

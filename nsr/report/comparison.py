@@ -11,10 +11,11 @@ import pandas
 from scipy.stats import rankdata
 
 from nsr.comparison.captions import conditions_sentence
+from nsr.comparison.conditions import unequal
 from nsr.comparison.frames import MEASURES, layers_of, read_runs
 from nsr.comparison.names import method_names
 from nsr.comparison.plots import accuracy, drawn, layers, robustness
-from nsr.comparison.statistics import Comparison, compare
+from nsr.comparison.statistics import Comparison, compare, one_a_seed
 from nsr.comparison.tables import Sheet, commands, headings, sheets
 from nsr.report.drawing import svg
 from nsr.report.page import html
@@ -61,7 +62,8 @@ def _summary(comparison: Comparison) -> str:
     methods, runs = comparison.methods, comparison.runs
     done = int((runs["status"] == "finished").sum())
     text = f"{len(methods)} methods, {done} of {len(runs)} runs finished."
-    if comparison.accuracy in methods and methods[comparison.accuracy].notna().any():
+    is_ranked = comparison.accuracy in methods and not unequal(runs, [str(comparison.accuracy)])
+    if is_ranked and methods[comparison.accuracy].notna().any():
         best = methods.loc[methods[comparison.accuracy].idxmax()]
         text += f" Highest mean accuracy under {headings(comparison)[str(comparison.accuracy)]}: {best['method']}, "
         seeds = int(best[f"{comparison.accuracy}_n"])
@@ -104,14 +106,14 @@ def concordance(values: numpy.ndarray) -> float:
         float((counts**3 - counts).sum()) for counts in (numpy.unique(row, return_counts=True)[1] for row in ranks)
     )
     deviation = float(((ranks.sum(0) - judges * (items + 1) / 2) ** 2).sum())
-    return 12 * deviation / (judges**2 * (items**3 - items) - judges * tied) if items > 1 else math.nan
+    largest = judges**2 * (items**3 - items) - judges * tied  # 0 where every ranking is one tie
+    return 12 * deviation / largest if largest else math.nan
 
 
 def _concordances(runs: pandas.DataFrame) -> list[Table]:
     """Tabulate whether the seeds of a method agree on which layers are sensitive."""
     names, rows = layers_of(runs), []
-    done = runs[runs["status"] == "finished"]
-    for method, group in done.groupby("method", sort=False):
+    for method, group in one_a_seed(runs).groupby("method", sort=False):
         values = [group[[f"{measure}/{name}" for name in names]].dropna().to_numpy(float) for measure in MEASURES[:2]]
         if len(names) > 1 and all(len(one) > 1 for one in values):
             agreed = [concordance(one) for one in values]

@@ -213,7 +213,9 @@ def run_status(
         is_readable: the settings and metrics.json can be read.
     """
     if is_measured and is_trained:
-        return "finished", ""
+        recorded = read_json(directory / "status.json")
+        is_stopped = isinstance(recorded, dict) and recorded.get("status") == "failed"  # such as by a check
+        return "finished", str(recorded.get("reason", "")) if is_stopped else ""
     status, reason = process_status(directory / "status.json")
     if status == "running":
         return status, f"{'measuring the test set' if is_trained else progress}, last change {_age(directory)} ago"

@@ -12,9 +12,9 @@ from nsr.report.facts import facts
 from nsr.report.files import RunFiles, folder_of, results_of
 from nsr.report.numbers import interval, percent
 from nsr.report.parts import Cell, Section, Table
+from nsr.run.rows import is_weak, without_norm
 
 CURVE, WORST, STRONG = "curve_x", "worst_case", "autoattack"
-WEAK = ("clean", "uniform", "corruptions")  # rows that are no lower bound of what an attacker reaches
 FEW_IMAGES = 1000
 STATES = {
     "finished": "has finished",
@@ -47,11 +47,13 @@ def rows_of(run: RunFiles) -> dict[str, Row]:
     found: dict[str, Row] = {}
     for measurement in run.measurements:
         results, images = results_of(run, measurement), images_of(run, measurement)
-        names = [name.removesuffix("_accuracy") for name in results if name.endswith("_accuracy")]
+        # without users' metrics
+        known = [name for name in results if name in measurement.metrics or name.startswith(WORST)]
+        names = [name.removesuffix("_accuracy") for name in known if name.endswith("_accuracy")]
         for name in names:
             accuracy, low, high = (_number(results.get(f"{name}_{part}")) for part in Row._fields[:3])
             is_better = name.startswith(WORST) or name not in found or images >= found[name].images
-            if is_better and not name.startswith(CURVE) and math.isfinite(accuracy):
+            if is_better and math.isfinite(accuracy):
                 title = attack_title(name, measurement.settings)
                 found[name] = Row(accuracy, low, high, images, title, measurement.name)
     newest = run.measurements[-1].name if run.measurements else ""
@@ -79,7 +81,7 @@ def section(run: RunFiles) -> Section:
     about = facts(run)
     tables.append(Table("What was run", ["", ""], [[Cell(name), Cell(text)] for name, text in about.items()], texts=2))
     code = [run.run.command] if run.run.command and not rows else []
-    if rows and STRONG not in rows and not run.is_evaluation:
+    if rows and not _strong(rows) and not run.is_evaluation:
         code = [evaluate_command(run.directory, f"test_attacks=[clean,pgd,{STRONG}]")]
         paragraphs.append("This command measures AutoAttack:")
     data = {"status": run.run.status, "accuracies": {name: row._asdict() for name, row in rows.items()}}
@@ -96,12 +98,13 @@ def missing(run: RunFiles) -> str:
 
 def summary(run: RunFiles, rows: Mapping[str, Row]) -> str:
     """Return the result in words, with its cautions."""
-    attacks = {name: row for name, row in rows.items() if name not in WEAK and not name.startswith(WORST)}
+    attacks = {name: row for name, row in rows.items() if not is_weak(name) and not name.startswith(WORST)}
     sentences = []
     if clean := rows.get("clean"):
         sentences.append(f"Clean accuracy on {_images(clean)}: {_with_interval(clean)}.")
     if attacks:
-        strongest = STRONG if STRONG in attacks else min(reversed(attacks), key=lambda name: attacks[name].accuracy)
+        among = _strong(attacks) or attacks
+        strongest = min(reversed(among), key=lambda name: among[name].accuracy)
         sentences += _robust(attacks, strongest)
     else:
         sentences.append("No attack was measured, so nothing is known of robustness.")
@@ -113,10 +116,14 @@ def summary(run: RunFiles, rows: Mapping[str, Row]) -> str:
     return " ".join(sentences)
 
 
+def _strong(rows: Mapping[str, Row]) -> dict[str, Row]:
+    return {name: row for name, row in rows.items() if without_norm(name) == STRONG}
+
+
 def _robust(attacks: Mapping[str, Row], strongest: str) -> list[str]:
     row = attacks[strongest]
     text = f"{row.title} on {_images(row)}: {_with_interval(row)}"
-    pgd = attacks.get("pgd")
+    pgd = attacks.get(f"pgd{strongest.removeprefix(without_norm(strongest))}")
     if pgd is not None and pgd is not row and pgd.images == row.images:
         points = 100 * (pgd.accuracy - row.accuracy)
         if round(points, 1) > 0:
@@ -133,7 +140,7 @@ def cautions(run: RunFiles, rows: Mapping[str, Row], attacks: Mapping[str, Row])
     if checks:
         count = "One check was" if len(checks) == 1 else f"{len(checks)} checks were"
         found.append(f"{count} triggered, so this robustness may not be real; see Checks.")
-    if attacks and STRONG not in attacks:
+    if attacks and not _strong(attacks):
         found.append("AutoAttack was not measured; accuracy under other attacks is only an upper bound on it.")
     images = max((row.images for row in rows.values()), default=0)
     if 0 < images < FEW_IMAGES:

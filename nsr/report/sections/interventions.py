@@ -51,7 +51,7 @@ def section(run: RunFiles) -> Section | None:
 
 def _section(title: str, frame: pandas.DataFrame, summary: Mapping[str, Any]) -> Section:
     fractions = sorted(set(frame["fraction"][frame["control"] == MOST]))
-    fraction = min(fractions, key=lambda one: abs(one - SHOWN_FRACTION))
+    fraction = min(fractions, key=lambda one: abs(one - SHOWN_FRACTION))  # as nsr.interventions.report chooses it
     shown = frame[frame["fraction"] == fraction]
     kinds = list(dict.fromkeys(frame["kind"]))
     text = (

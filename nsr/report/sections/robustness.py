@@ -17,7 +17,8 @@ from nsr.report.facts import radius_in_words
 from nsr.report.files import RunFiles, folder_of
 from nsr.report.numbers import percent
 from nsr.report.parts import Cell, Figure, Section, Table
-from nsr.report.sections.headline import CURVE, WEAK
+from nsr.report.sections.headline import CURVE
+from nsr.run.rows import is_weak, without_norm
 
 MOST_PAIRS = 20  # rows of the table of confusions
 
@@ -64,10 +65,18 @@ def radius_of(settings: Any) -> float | None:
         return None
 
 
+def ball_of(row: str, settings: Any) -> tuple[str, float | None]:
+    """Return the norm and the radius of a row of a test: its attack's own, else its threat model's."""
+    own, models = (settings.get("test_attacks") or {}).get(row) or {}, settings.get("threat_models") or {}
+    suffix = row.removeprefix(without_norm(row)).removeprefix("_")
+    norm = own.get("norm") or suffix or settings.get("norm")
+    return str(norm), radius_of({"epsilon": own.get("epsilon", models.get(norm, settings.get("epsilon")))})
+
+
 def strongest(images: pandas.DataFrame) -> str:
     """Return the attack with the lowest accuracy, of equal ones the last, "" where none was measured."""
     names = [name.removesuffix("_prediction") for name in images if name.endswith("_prediction")]
-    attacks = [name for name in names if name in images and name not in WEAK and not name.startswith(CURVE)]
+    attacks = [name for name in names if name in images and not is_weak(name) and not name.startswith(CURVE)]
     return min(reversed(attacks), key=lambda name: images[name].mean(), default="")
 
 
@@ -93,9 +102,9 @@ def _curve(curve: pandas.DataFrame, settings: Any) -> Figure | None:
     steps = ((settings.get("test_attacks") or {}).get("curve") or {}).get("attack") or {}
     name = f"PGD-{steps['steps']}" if "steps" in steps else "one attack"
     caption = f"Accuracy under {name} at several radii; band: 95 % Wilson interval over images."
-    return Figure(
-        svg(accuracy_by_epsilon(curve, norm=str(settings.get("norm")), epsilon=radius_of(settings))), alt, caption
-    )
+    norm = str(steps.get("norm") or settings.get("norm"))
+    epsilon = radius_of(settings) if norm == settings.get("norm") else None
+    return Figure(svg(accuracy_by_epsilon(curve, norm=norm, epsilon=epsilon)), alt, caption)
 
 
 def _distances(images: pandas.DataFrame, settings: Any) -> list[Figure]:
@@ -110,7 +119,8 @@ def _distances(images: pandas.DataFrame, settings: Any) -> list[Figure]:
         alt = f"Fraction of images that {attack} has not fooled within each distance; the median is {median:.4g}."
         caption = f"Smallest perturbation that {attack} found for each of {len(values):,} test images; "
         caption += f"median {median:.4g}. An image that is misclassified without an attack has distance 0."
-        drawn = smallest_perturbations({attack: values}, norm=str(settings.get("norm")), epsilon=radius_of(settings))
+        norm, epsilon = ball_of(name.removesuffix("_distance"), settings)
+        drawn = smallest_perturbations({attack: values}, norm=norm, epsilon=epsilon)
         figures.append(Figure(svg(drawn), alt, caption))
     return figures
 
