@@ -74,7 +74,7 @@ def advice(studies: Sequence[Study]) -> list[str]:
 
     text = (
         f"Of {sum(map(len, decided.values()))} primary contrasts ({'; '.join(decided)}), {those('a gain was shown')} "
-        f"and {those('a loss was shown')}. Where no gain was shown, nothing here justifies the cost of SNS for "
+        f"and {those('a loss was shown')}. {together(studies)} Where no gain was shown, nothing here justifies the cost of SNS for "
         "robustness alone: take `stabilizer=none`, or measure the gain on your data."
     )
     for one in filter(equal_cost, studies):
@@ -86,6 +86,18 @@ def advice(studies: Sequence[Study]) -> list[str]:
     return wrapped(
         f"{text} The default experiment trains with SNS because that is what this package measures, not because it was "
         "shown to be more robust."
+    )
+
+
+def together(studies: Sequence[Study]) -> str:
+    """Say which contrasts remain when all plans are corrected as one."""
+    found = {f"{name} on {one.plan['title']}": each for one in studies for name, each in primary(one).items()}
+    decided = {name: each.p for name, (each, p) in found.items() if not isnan(p)}
+    corrected = dict(zip(decided, holm(decided.values()).p.tolist(), strict=True))
+    kept = [name for name, p in corrected.items() if p <= ALPHA]
+    return (
+        f"Each plan is corrected by itself; corrected over all of them together, {names(kept) if kept else 'none'} "
+        f"remain{'s' * (len(kept) < 2)} (smallest p {min(corrected.values()):.2g})."
     )
 
 

@@ -74,7 +74,8 @@ def answers(fashion: Study, trades: Study, long: Study, cifar: Study, digits: St
         "ANSWER_SENSITIVE": f"{'; '.join(against(fashion, arm) for arm in ('random', 'least', 'all', 'activation'))}. "
         "Exploratory. Open: other fractions",
         "ANSWER_TUNING": f"Each arm had {each} on validation images, before the first test image",
-        "ANSWER_CLEAN": f"{against(fashion, 'clean')}; at about equal cost {against(fashion, LONGER)}. Exploratory"
+        "ANSWER_CLEAN": f"{against(fashion, 'clean')}; at about equal cost {against(fashion, LONGER)}; after "
+        f"{steps(long):,} steps {against(long, LONGER)}. Exploratory"
         if any(fashion.arm(objective, LONGER) for objective in fashion.plan["objectives"])
         else f"{against(fashion, 'clean')}. Exploratory",
         "ANSWER_WITHIN": within(fashion, digits),
