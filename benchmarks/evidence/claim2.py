@@ -74,8 +74,8 @@ def advice(studies: Sequence[Study]) -> list[str]:
 
     text = (
         f"Of {sum(map(len, decided.values()))} primary contrasts ({'; '.join(decided)}), {those('a gain was shown')} "
-        f"and {those('a loss was shown')}. {together(studies)} Where no gain was shown, nothing here justifies the cost of SNS for "
-        "robustness alone: take `stabilizer=none`, or measure the gain on your data."
+        f"and {those('a loss was shown')}. {together(studies)} Where no gain was shown, nothing here justifies the "
+        "cost of SNS for robustness alone: take `stabilizer=none`, or measure the gain on your data."
     )
     for one in filter(equal_cost, studies):
         text += (
