@@ -223,8 +223,11 @@ def test_the_entry_for_robustbench(tmp_path):
     # every field of an entry of its model zoo
     of_zoo = "link name authors additional_data number_forward_passes dataset venue architecture eps clean_acc reported"
     assert set(entry) >= {*of_zoo.split(), "autoattack_acc", "footnote", "unreliable"}
-    attack.is_standard = False
+    curve = {"curve": {"attack": {"epsilon": "8/255"}, "scales": [1]}}
     (tmp_path / "robustbench.json").unlink()
+    write_entry(tmp_path, {}, {"curve_x1": attack}, {**settings, "test_attacks": curve})
+    assert not (tmp_path / "robustbench.json").exists(), "a row of a curve is no entry"
+    attack.is_standard = False
     write_entry(tmp_path, {}, {"autoattack": attack}, settings)
     assert not (tmp_path / "robustbench.json").exists()
 
