@@ -10,6 +10,7 @@ import torch
 from reference import quiet_trainer
 from torch import nn
 
+from nsr.app.build import build_callbacks
 from nsr.attacks import GradientAttack
 from nsr.callbacks import WeightAverages
 from nsr.callbacks.checkpoints import Checkpoints
@@ -194,6 +195,25 @@ def test_a_resumed_run_has_the_same_averages(several, tmp_path):
 def test_averages_out_of_range(settings, message):
     with pytest.raises(InputError, match=message):
         WeightAverages(**settings)
+
+
+def test_the_accuracies_of_each_average_can_be_monitored(several):
+    _, trainer, notes, averages = several
+    names = ["ema_0.3", "ema_0.9", "swa"]
+    expected = [f"validation/{name}_{kind}_accuracy" for name in names for kind in ("clean", "robust")]
+    assert averages.names == expected
+    assert set(expected) <= set(notes.results[-1]) & set(trainer.callback_metrics)
+    for decays, monitor in (([0.3, 0.9], expected[3]), ([0.9], expected[3]), ([0.3, 0.9], expected[5])):
+        callbacks = {
+            "averages": {"_target_": "nsr.callbacks.WeightAverages", "decays": decays},
+            "stop": {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": monitor, "mode": "max"},
+        }
+        settings = {"callbacks": callbacks, "objective": {}, "trainer": {"max_epochs": 1}}
+        if len(decays) > 1 and "swa" not in monitor:
+            assert build_callbacks(settings, module_of())["stop"].monitor == monitor
+        else:  # a single one has no columns of its own
+            with pytest.raises(InputError, match=r"callbacks\.stop\.monitor"):
+                build_callbacks(settings, module_of())
 
 
 @pytest.mark.slow

@@ -21,9 +21,20 @@ from nsr.data.corruptions import Corruptions
 from nsr.data.sources import Digits
 from nsr.errors import InputError
 from nsr.evaluation.corrupted import measure_corruptions
+from nsr.evaluation.curve import write_curve
 from tests.conftest import evaluated, image_folder, made, read_json, rows
 
 SETTINGS = {"classes": list("0123456789"), "channels": 1, "image_size": 8}
+
+
+def test_the_curve_of_an_attack_without_norm_is_in_the_norm_of_the_evaluation(tmp_path):
+    curve = {"attack": {"_target_": "mine.random_signs", "epsilon": 0.1}, "scales": [1, 2]}
+    settings = {"norm": "l2", "epsilon": 0.1, "test_attacks": {"curve": curve}}
+    kinds = ("accuracy", "low", "high")
+    metrics = {f"test/{row}_{kind}": 0.5 for row in ("clean", "curve_x1", "curve_x2") for kind in kinds}
+    write_curve(tmp_path, metrics, settings)
+    assert [row["epsilon"] for row in rows(tmp_path / "curve.csv")] == ["0.0", "0.1", "0.2"]
+    assert (tmp_path / "curve.png").exists()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 from reference import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassCalibrationError
 
 from nsr.attacks import GradientAttack
 from nsr.callbacks import RunRecords, SensitivityLogger
@@ -18,7 +19,7 @@ from nsr.callbacks.checkpoints import Checkpoints
 from nsr.callbacks.progress import ProgressRows
 from nsr.layers import find_layers
 from nsr.objectives import compute_terms
-from nsr.run.files import whole_rows
+from nsr.run.files import validated, whole_rows
 from nsr.training.module import RobustClassifier
 
 
@@ -123,3 +124,64 @@ def test_further_epochs_of_the_same_trainer(fit):
     trainer.fit(trainer.lightning_module, trainer.train_dataloader, trainer.val_dataloaders)
     records = next(callback for callback in trainer.callbacks if isinstance(callback, RunRecords))
     assert [row["epoch"] for row in whole_rows(records.directory / "metrics.csv")] == ["0", "1", "2", "3"]
+
+
+class WithLateTerm:
+    """Cross-entropy, with a further term of 100 from a step on."""
+
+    def __init__(self, first: int):
+        self.steps, self.first = 0, first
+
+    def __call__(self, clean_logits, labels):
+        self.steps += 1
+        further = {"late": clean_logits.mean() * 0 + 100} if self.steps > self.first else {}
+        return {"cross_entropy": nn.functional.cross_entropy(clean_logits, labels), **further}
+
+
+def late_term_fit(directory, *, epochs, first=1, resume=None, metrics=None):
+    directory.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    images, labels = torch.rand(8, 1, 4, 4), torch.arange(8) % 3
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    module = RobustClassifier(
+        net,
+        layers=find_layers(net, images[:2]),
+        classes=3,
+        objective=WithLateTerm(first),
+        terms=["cross_entropy"],
+        metrics=metrics,
+        optimizer=partial(torch.optim.SGD, lr=0.5),
+    )
+    loader = DataLoader(TensorDataset(images, labels), batch_size=8)  # an epoch is a step
+    callbacks = [Checkpoints(directory / "checkpoints"), RunRecords(directory, {})]
+    trainer = quiet_trainer(max_epochs=epochs, num_sanity_val_steps=-1, limit_val_batches=1, callbacks=callbacks)
+    trainer.fit(module, loader, loader, ckpt_path=resume, weights_only=True)
+    return list(whole_rows(directory / "metrics.csv"))
+
+
+def test_a_term_that_appears_later_has_a_column_of_its_own(tmp_path):
+    rows = late_term_fit(tmp_path, epochs=3)
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["train/late"] for row in rows] == ["", "", "100.0", "100.0"]
+    assert list(rows[0])[-1] == "train/late", "columns that are there keep their places"
+    assert all(0 <= float(row["validation/clean_accuracy"]) <= 1 for row in rows)
+    assert validated(tmp_path / "metrics.csv", 3)["validation/clean_accuracy"] == float(
+        rows[3]["validation/clean_accuracy"]
+    )
+
+
+def test_a_column_that_came_after_the_checkpoint_leaves_the_rows_before_whole(tmp_path):
+    expected = late_term_fit(tmp_path / "whole", epochs=3)
+    late_term_fit(tmp_path / "run", epochs=1)
+    checkpoint = tmp_path / "first.ckpt"
+    checkpoint.write_bytes((tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes())
+    late_term_fit(tmp_path / "run", epochs=2, first=0, resume=checkpoint)  # adds the column
+    assert late_term_fit(tmp_path / "run", epochs=3, first=0, resume=checkpoint) == expected
+
+
+def test_a_run_that_resumes_without_a_metric_leaves_its_column_empty(tmp_path):
+    metric = MulticlassCalibrationError(3)
+    late_term_fit(tmp_path, epochs=1, first=9, metrics={"calibration": metric})
+    rows = late_term_fit(tmp_path, epochs=2, first=9, resume=tmp_path / "checkpoints" / "last.ckpt")
+    assert [bool(row["validation/clean_calibration"]) for row in rows] == [True, True, False]
+    assert "validation/clean_calibration" not in validated(tmp_path / "metrics.csv", 2)

@@ -330,6 +330,8 @@ DESCRIPTION = SimpleNamespace(classes=4)
         ("own", {"of_probabilities": True}),
         ("accuracy", {}),  # it would take the place of the accuracy that chooses best.ckpt
         ("median_distance", {}),
+        ("own", {"value": {"low": 0.1, "high": 0.2}}),  # the interval of an accuracy in evaluation.csv
+        ("own_high", {}),
     ],
 )
 def test_a_metric_that_is_no_number_of_logits_or_has_a_name_of_nsr_is_refused(name, settings):
@@ -337,7 +339,7 @@ def test_a_metric_that_is_no_number_of_logits_or_has_a_name_of_nsr_is_refused(na
     assert refusal(build_metrics, {"metrics": own}, DESCRIPTION).startswith(f"metrics.{name}")
 
 
-@pytest.mark.parametrize("value", [1, 0.5, {"top": 1.0}, math.nan])
+@pytest.mark.parametrize("value", [1, 0.5, {"top": 1.0}, {"top_accuracy": 1.0, "lower": 0.5}, math.nan])
 def test_numbers_and_dicts_of_them_are_metrics(value):
     own = {"own": {"_target_": f"{__name__}.Returning", "value": value}}
     assert list(build_metrics({"metrics": own}, DESCRIPTION)) == ["own"]

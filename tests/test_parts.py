@@ -13,13 +13,13 @@ from torch import nn
 
 from nsr.attacks import GradientAttack, UniformDraws
 from nsr.data import EvaluationBatches
-from nsr.errors import InputError
+from nsr.errors import InputError, fraction
 from nsr.evaluation.image_table import write_classes, write_images
 from nsr.evaluation.outcomes import SuiteResult, worst_cases
 from nsr.evaluation.robustbench import write_entry
 from nsr.evaluation.shards import FILE, read_shards, write_shard
 from nsr.evaluation.suite import AttackSuite
-from nsr.evaluation.threat_models import by_threat_model, in_each, row_threat_model
+from nsr.evaluation.threat_models import by_threat_model, in_each, row_epsilon, row_threat_model
 from nsr.features import FeatureExtractor
 from nsr.layers import find_layers
 from tests.conftest import evaluated, read_json, refusal, rows
@@ -223,8 +223,11 @@ def test_the_entry_for_robustbench(tmp_path):
     # every field of an entry of its model zoo
     of_zoo = "link name authors additional_data number_forward_passes dataset venue architecture eps clean_acc reported"
     assert set(entry) >= {*of_zoo.split(), "autoattack_acc", "footnote", "unreliable"}
-    attack.is_standard = False
+    curve = {"curve": {"attack": {"epsilon": "8/255"}, "scales": [1]}}
     (tmp_path / "robustbench.json").unlink()
+    write_entry(tmp_path, {}, {"curve_x1": attack}, {**settings, "test_attacks": curve})
+    assert not (tmp_path / "robustbench.json").exists(), "a row of a curve is no entry"
+    attack.is_standard = False
     write_entry(tmp_path, {}, {"autoattack": attack}, settings)
     assert not (tmp_path / "robustbench.json").exists()
 
@@ -244,6 +247,20 @@ def test_attacks_in_each_threat_model():
     assert row_threat_model("pgd_l2", objects["pgd_l2"], settings) == ("l2", 0.5)
     expected = {"L-infinity": {"pgd": "pgd_linf"}, "L2": {"pgd": "pgd_l2", "ddn": "ddn_l2"}}
     assert by_threat_model(objects, settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "attribute", "written"),
+    [({}, 0.5, 0.5), ({"epsilon": "4/255"}, 4 / 255, "4/255"), ({}, 8 / 255, "8/255"), ({}, None, "8/255")],
+    ids=["of the object", "of its settings", "of the run, as written", "of the run"],
+)
+def test_the_radius_of_a_row_is_the_one_that_its_images_are_checked_at(own, attribute, written):
+    settings = {"norm": "linf", "epsilon": "8/255", "test_attacks": {"mine": own}}
+    attack = SimpleNamespace(norm="linf", epsilon=attribute)
+    assert row_epsilon("mine", attack, settings) == written
+    assert row_threat_model("mine", attack, settings) == ("linf", fraction("epsilon", written))
+    rows = by_threat_model({"mine": attack}, settings)["L-infinity"]
+    assert list(rows) == (["mine"] if written == "8/255" else []), "others are measured in another threat model"
 
 
 def test_worst_cases_are_of_each_norm_and_of_all():

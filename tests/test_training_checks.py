@@ -13,7 +13,7 @@ from nsr.app.instantiation import instantiate
 from nsr.app.job import make_job
 from nsr.app.rules import TRAINING_CHECKS
 from nsr.app.train import train
-from nsr.attacks import EnsembleAttack, GradientAttack, KeptPerturbation
+from nsr.attacks import EnsembleAttack, GradientAttack, KeptPerturbation, guarded
 from nsr.callbacks import TrainingChecks
 from nsr.callbacks.checkpoints import Checkpoints
 from nsr.callbacks.checks import _as_wide
@@ -195,9 +195,21 @@ def test_a_constant(epochs, triggered):
         (GradientAttack(epsilon=0.1, steps=1, norm="l2"), False),
         (KeptPerturbation(epsilon=0.1), True),
         (EnsembleAttack(attack=GradientAttack(epsilon=0.1, steps=1), networks=[torch.nn.Identity()]), True),
+        (guarded(lambda net, images, labels: images, epsilon=0.1), True),
+        (guarded(lambda net, images, labels: images, epsilon=0.09), False),
         (lambda net, images, labels: images, False),
     ],
-    ids=["as wide", "wider", "narrower", "another norm", "free", "ensemble", "unknown"],
+    ids=[
+        "as wide",
+        "wider",
+        "narrower",
+        "another norm",
+        "free",
+        "ensemble",
+        "function",
+        "narrower function",
+        "unknown",
+    ],
 )
 def test_accuracies_are_compared_where_training_attacks_as_widely(training, expected):
     validation = GradientAttack(epsilon=0.1, steps=10)

@@ -94,5 +94,8 @@ def build_metrics(settings: Settings, description: DataDescription) -> dict[str,
             found = flat_values({name: metric.clone()(logits.clone(), labels.clone())})
         if taken := found.keys() & OWN_METRICS:
             raise InputError(f"{place} gives {taken.pop()!r}, a metric of nsr; give it another name than {name!r}")
+        if bounds := [value for value in found if value.endswith(("_low", "_high"))]:
+            fix = "names that end in _low or _high are intervals of accuracies: give its values other names"
+            raise InputError(f"{place} gives {bounds[0]!r}; {fix}")
         metrics[name] = metric
     return metrics

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ def _check_monitored(settings: Settings, module: RobustClassifier, callbacks: Ma
     """Raise InputError where a callback monitors what the run does not log; Lightning notices after an epoch."""
     if "objective" not in settings or settings.get("module") or settings.get("metrics"):
         return  # or the user's own classes log further values
-    known = [*module.validation_metrics.names, *module.train_metrics.names]
+    averages = [each.names for each in callbacks.values() if isinstance(each, WeightAverages)]
+    known = [*module.validation_metrics.names, *module.train_metrics.names, *chain(*averages)]
     for name, callback in callbacks.items():
         monitor = getattr(callback, "monitor", None)
         if monitor is not None or isinstance(callback, pl.callbacks.EarlyStopping):

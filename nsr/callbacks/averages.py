@@ -62,6 +62,12 @@ class WeightAverages(pl.Callback):
         self._step = 0  # optimizer step of the latest update
         self._weights: Tensors | None = None  # while an average is in their place
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the accuracies that it adds to an epoch's metrics, where there are several averages."""
+        several = self.update if len(self.update) > 1 else ()
+        return [f"validation/{name}_{key}" for name in several for key in ACCURACIES]
+
     def check(self, module: pl.LightningModule, epochs: int) -> None:
         """Raise InputError where the equal average starts after the run of so many epochs."""
         if self.swa_start is not None:

@@ -172,5 +172,8 @@ def _as_wide(module: RobustClassifier) -> bool:
 
 def _ball(attack: Any) -> Any:
     """Return (norm, epsilon) of an attack, or of the one that an ensemble uses; None where it has none."""
-    attack = getattr(attack, "attack", attack)
-    return (attack.norm, attack.epsilon) if hasattr(attack, "norm") and hasattr(attack, "epsilon") else None
+    for each in (attack, getattr(attack, "attack", None)):
+        ball = getattr(each, "norm", None), getattr(each, "epsilon", None)
+        if None not in ball:
+            return ball
+    return None

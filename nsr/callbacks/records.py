@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING, Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from nsr.errors import RunStopped
-from nsr.run.files import COMPRESSED, SENSITIVITIES, append_rows, write_json
+from nsr.run.files import COMPRESSED, SENSITIVITIES, append_row, write_json
 from nsr.run.processes import check_same_settings
 from nsr.training.phases import ends_epoch
 
 if TYPE_CHECKING:
     from nsr.training.module import RobustClassifier
 
-RECORDS = ("metrics.csv", SENSITIVITIES, COMPRESSED, "layers.csv")  # that grow with the epochs
+METRICS = "metrics.csv"
+RECORDS = (METRICS, SENSITIVITIES, COMPRESSED, "layers.csv")  # that grow with the epochs
 
 
 class RunRecords(Callback):
     """Appends a row per epoch to metrics.csv, without times, so that runs can be compared byte by byte.
 
-    Times go to timing.json. A checkpoint holds the run's configuration as plain values, to be rebuilt from, and the
-    sizes of the records: a run that resumes from it first cuts off what was written later.
+    A column that appears later, such as a new term of the loss, is empty in the rows before. Times go to timing.json.
+    A checkpoint holds the run's configuration as plain values, to be rebuilt from, and the sizes of the records: a run
+    that resumes from it first cuts off what was written later.
 
     Args:
         directory: the run directory.
@@ -37,17 +39,27 @@ class RunRecords(Callback):
         self._started = self._epoch_started = time.perf_counter()
         self._learning_rate = 0.0
         self._sizes: dict[str, int] = {}  # of the records when the checkpoint was written
+        self._lines: int | None = None  # of metrics.csv then, whose rows become longer with a further column
         self._has_config = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter() - self.seconds.get("fit", 0.0)
         self._has_config = (self.directory / "config.yaml").exists()
         check_same_settings(self.settings, trainer.strategy)
-        for name, size in self._sizes.items() if trainer.is_global_zero else ():
-            path = self.directory / name
-            if not path.exists() or path.stat().st_size < size:
+        for path in [self.directory / name for name in self._sizes] if trainer.is_global_zero else ():
+            if (size := self._size_then(path)) is None:
                 raise RunStopped(f"{path} is shorter than when the checkpoint was written; the run cannot be resumed")
             os.truncate(path, size)
+
+    def _size_then(self, path: Path) -> int | None:
+        """Return the bytes of a record that were there when the checkpoint was written; None where it has fewer."""
+        if not path.exists():
+            return None
+        if path.name == METRICS and self._lines is not None:
+            lines = _lines(path)[: self._lines]
+            return sum(map(len, lines)) if len(lines) == self._lines else None
+        size = self._sizes[path.name]
+        return size if path.stat().st_size >= size else None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_started = time.perf_counter()
@@ -60,9 +72,9 @@ class RunRecords(Callback):
         if self._has_config and not (self.directory / "config.yaml").exists():  # a logger makes folders again
             raise RunStopped(f"the run directory {self.directory} was deleted while the run wrote to it")
         learning_rate = self._learning_rate if result.epoch else ""
-        row = {"epoch": result.epoch, "learning_rate": learning_rate, **result.train, **result.validation}
-        columns = ["epoch", "learning_rate", *pl_module.train_metrics.names, *result.validation]
-        append_rows(self.directory / "metrics.csv", columns, [[row.get(column, "") for column in columns]])
+        training = dict.fromkeys(pl_module.train_metrics.names, "") | dict(result.train)
+        row = {"epoch": result.epoch, "learning_rate": learning_rate, **training, **result.validation}
+        append_row(self.directory / METRICS, row)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds["epochs"].append(round(time.perf_counter() - self._epoch_started, 3))
@@ -76,9 +88,12 @@ class RunRecords(Callback):
         checkpoint["nsr_settings"] = self.settings
         paths = [self.directory / name for name in RECORDS]
         checkpoint["nsr_records"] = {path.name: path.stat().st_size for path in paths if path.exists()}
+        if (metrics := self.directory / METRICS).exists():
+            checkpoint["nsr_lines"] = len(_lines(metrics))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._sizes = dict(checkpoint.get("nsr_records", {}))
+        self._lines = checkpoint.get("nsr_lines")
 
     def state_dict(self) -> dict[str, Any]:
         spent = round(time.perf_counter() - self._started, 3)
@@ -89,3 +104,8 @@ class RunRecords(Callback):
         epochs, earlier = list(state_dict["epochs"]), list(state_dict.get("resumed", ()))
         self.seconds = {"epochs": epochs, "fit": state_dict["fit"], "resumed": [*earlier, len(epochs)]}
         self._learning_rate = state_dict["learning_rate"]
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Return the complete lines of a file."""
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

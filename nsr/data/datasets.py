@@ -139,6 +139,7 @@ class DatasetImages(ImageData):
         if draws and split != "train":
             advice = "images that are evaluated must stay the same; leave random transforms out of it"
             raise InputError(f"{name} gives another image at each reading; {advice}")
+        self.draws = self.draws or draws
         with seeded(self.split_seed):
             if draws or count * read(0)[0].nbytes > MEMORY_LIMIT_BYTES:
                 log.info("%s: %d images, read %s", name, count, "again in each epoch" if draws else "when needed")

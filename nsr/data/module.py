@@ -51,6 +51,7 @@ class ImageData(pl.LightningDataModule):
     # whether channels, image_size, ... may be None until `describe`
     infers_description = False
     has_validation = False  # whether `load('validation')` replaces the images held out of the training images
+    draws = False  # whether `load('train')` gave images that differ from one reading to the next
     class_names: Sequence[str] = ()  # of its own labels
     class_order: Sequence[Names] | None = None  # of the network's outputs
     ignores_names = False
@@ -197,6 +198,10 @@ class ImageData(pl.LightningDataModule):
             if self.has_validation:
                 self.training_set, self.validation_set = images, self._checked("validation")
             else:
+                if self.draws:
+                    fix = "return a validation set without the random transform, or move it to data.augmentation"
+                    held = "data.validation_images are held out of train"
+                    raise InputError(f"train of {self.title} gives another image at each reading, and {held}; {fix}")
                 kept, held_out = self._cut(images.labels, "validation_images")
                 self.training_set, self.validation_set = images.subset(kept), images.subset(held_out)
             self.training_set = self.drawn(self.training_set)

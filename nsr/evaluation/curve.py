@@ -57,7 +57,8 @@ def write_curve(directory: Path, metrics: Mapping[str, float], settings: Mapping
     title = f"PGD-{attack['steps']}" if "steps" in attack else ""
     frame = pandas.DataFrame(rows, columns=["epsilon", "accuracy", "low", "high"])
     epsilon = fraction("epsilon", settings["epsilon"])
-    save(accuracy_by_epsilon(frame, norm=attack["norm"], epsilon=epsilon, title=title), directory / "curve")
+    norm = attack.get("norm") or settings["norm"]  # an attack of your own may have no such setting
+    save(accuracy_by_epsilon(frame, norm=norm, epsilon=epsilon, title=title), directory / "curve")
 
 
 def write_distances(directory: Path, distances: Mapping[str, Tensor], attacks: Mapping[str, Any]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nsr.evaluation.threat_models import row_threat_model
+from nsr.evaluation.outcomes import CURVE
+from nsr.evaluation.threat_models import row_epsilon, row_threat_model
 from nsr.run.files import write_json
 
 # what only the authors know: `evaluation.robustbench` sets them
@@ -16,7 +17,7 @@ OF_AUTHORS = ("link", "name", "authors", "additional_data", "number_forward_pass
 def write_entry(
     directory: Path, metrics: Mapping[str, float], attacks: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
-    """Write robustbench.json where AutoAttack's standard version was measured, in its norm and radius.
+    """Write robustbench.json where AutoAttack's standard version was measured, in its norm and radius; not of a curve.
 
     Fields as in RobustBench; accuracies are percentages with two digits, as text. What is not known is null.
 
@@ -25,13 +26,14 @@ def write_entry(
         attacks: {row: the object that is measured}.
         settings: of the command.
     """
-    rows = [row for row, attack in attacks.items() if getattr(attack, "is_standard", False)]
+    standard = [row for row, attack in attacks.items() if getattr(attack, "is_standard", False)]
+    rows = [row for row in standard if not row.startswith(CURVE)]
     if not rows:
         return
     row = rows[0]
     given = {name: value for name, value in (settings["evaluation"]["robustbench"] or {}).items() if value is not None}
     norm, radius = row_threat_model(row, attacks[row], settings)
-    epsilon = settings["test_attacks"][row].get("epsilon", settings["epsilon"])
+    epsilon = row_epsilon(row, attacks[row], settings)
     known = {
         "dataset": _last(settings["data"]["_target_"]).lower(),
         "architecture": str(settings["model"].get("name") or _last(settings["model"]["_target_"])),

@@ -40,15 +40,28 @@ def threat_model(row: str, settings: Settings) -> dict[str, Any]:
     return {"norm": settings["norm"], "epsilon": settings["epsilon"]}
 
 
+def row_epsilon(row: str, attack: Any, settings: Settings) -> float | str:
+    """Return the radius of a row as it is written: its own setting, else the attack's attribute, else the run's.
+
+    Args:
+        attack: the object that is measured.
+    """
+    own, given = expanded(settings["test_attacks"])[row] or {}, threat_model(row, settings)["epsilon"]
+    if own.get("epsilon") is not None:
+        return own["epsilon"]
+    found: Any = getattr(attack, "epsilon", None)
+    is_other = isinstance(found, (int, float, str)) and fraction("epsilon", found) != fraction("epsilon", given)
+    return found if is_other else given
+
+
 def row_threat_model(row: str, attack: Any, settings: Settings) -> tuple[str, float]:
     """Return the norm and the radius of a row.
 
     Args:
         attack: the object that is measured.
     """
-    own, given = expanded(settings["test_attacks"])[row] or {}, threat_model(row, settings)
-    epsilon = own.get("epsilon", given["epsilon"])
-    return getattr(attack, "norm", None) or given["norm"], fraction("epsilon", epsilon)
+    norm = getattr(attack, "norm", None) or threat_model(row, settings)["norm"]
+    return norm, fraction("epsilon", row_epsilon(row, attack, settings))
 
 
 def by_threat_model(attacks: Mapping[str, Any], settings: Settings) -> dict[str, dict[str, str]]:

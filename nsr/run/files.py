@@ -86,6 +86,26 @@ def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]
         file.write(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append {column: value} to a CSV file under its own header, which gets the columns that it lacks.
+
+    Cells without a value are empty. A file that gets further columns is replaced as a whole.
+    """
+    values = {csv_cell(name): value for name, value in row.items()}
+    columns = _header(path) if path.exists() else []
+    if columns and (new := [name for name in values if name not in columns]):
+        earlier = list(whole_rows(path))
+        columns += new
+        write_rows(path, columns, [[cells.get(name, "") for name in columns] for cells in earlier])
+    columns = columns or list(values)
+    append_rows(path, columns, [[values.get(name, "") for name in columns]])
+
+
+def _header(path: Path) -> list[str]:
+    with regular(path).open(newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
+
+
 def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a CSV file of these rows, in place of an existing one."""
     file = io.StringIO()
@@ -224,6 +244,6 @@ def _ratio(difference: float, activation: float) -> float:
 
 
 def validated(records: Path, epoch: float) -> dict[str, float]:
-    """Return the validation metrics of one epoch of a metrics.csv."""
+    """Return the validation metrics that one epoch of a metrics.csv has."""
     row = next(whole_rows(records, starting=f"{epoch:.0f},"))
-    return {name: float(value) for name, value in row.items() if name.startswith("validation/")}
+    return {name: float(value) for name, value in row.items() if name.startswith("validation/") and value}

@@ -234,7 +234,7 @@ def test_a_large_dataset_is_read_when_needed(monkeypatch):
 
 def test_random_transforms_of_a_dataset_are_a_function_of_seed_and_epoch():
     def epochs(seed, num_workers=0):
-        data = made((Drawn(), TENSORS), seed=seed, num_workers=num_workers)
+        data = made((Drawn(), TENSORS, TENSORS), seed=seed, num_workers=num_workers)
         data.setup("fit")
         loader = data.train_dataloader()
         read = []
@@ -254,6 +254,11 @@ def test_random_transforms_of_a_dataset_are_a_function_of_seed_and_epoch():
 
 def test_images_that_are_evaluated_must_not_be_random():
     assert "test of " in refused((TENSORS, Drawn())) and "random transforms" in refused((TENSORS, Drawn()))
+    held_out = refused((Drawn(), TENSORS))
+    assert "data.validation_images are held out of train; return a validation set without the random" in held_out
+    evaluation = made((Drawn(), TENSORS))
+    evaluation.preflight(["test"])  # which holds nothing out
+    assert len(evaluation.test_set) == 24
 
 
 # ---------------------------------------------------------------- what does not fit
