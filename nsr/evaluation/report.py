@@ -13,7 +13,7 @@ from rich.table import Table
 from nsr.evaluation.corrupted import CorruptionAccuracy
 from nsr.evaluation.curve import expanded
 from nsr.evaluation.outcomes import CURVE, WORST, SuiteResult, with_interval
-from nsr.evaluation.threat_models import row_threat_model, threat_model
+from nsr.evaluation.threat_models import row_epsilon, row_threat_model
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.plots.style import NORMS
 from nsr.run.checks import Check
@@ -46,7 +46,7 @@ def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
         if own is not None:
             attack = suite.attacks[name]
             norm, _ = row_threat_model(name, attack, settings)
-            epsilon = own.get("epsilon", threat_model(name, settings)["epsilon"])
+            epsilon = row_epsilon(name, attack, settings)
             radius = f"{epsilon:.4g}" if isinstance(epsilon, float) else str(epsilon)
             prefix = "curve: " if name.startswith(CURVE) else ""
             bf16 = " (search in bf16)" * (getattr(suite.search, "precision", "") == "bf16")
