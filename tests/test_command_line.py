@@ -102,6 +102,7 @@ TRAIN = [
     ("+logger.x._target_=torch.nn.ReLU", "it must be a pytorch_lightning Logger"),
     ("module=3", "module is 3"),
     ("+module._target_=torch.nn.ReLU", "not a subclass of nsr.RobustClassifier"),
+    ("+module._target_=nsr.RobustClassifier objective=free", "not a subclass of nsr.training.free.FreeClassifier"),
     # choices that have no meaning together
     ("callbacks=[stabilizer_ramp] stabilizer=none", "this run has none"),
     ("callbacks=[epsilon_ramp] callbacks.epsilon_ramp.start=100", "the ramp never starts"),

@@ -266,6 +266,18 @@ def test_another_attack_or_objective_is_refused(objective, attack, match):
         FreeClassifier(net, **settings_of(net, objective=objective, train_attack=attack))
 
 
+@pytest.mark.parametrize("objective", [Free(), AdversarialTraining()], ids=["free", "kept_attack"])
+def test_a_class_that_does_not_replay_is_refused(objective):
+    """Its perturbation would stay zero, so that it would train on clean images alone."""
+
+    class Own(RobustClassifier):
+        pass
+
+    net = network()
+    with pytest.raises(InputError, match="Own does not replay batches.* it must be nsr.training.free.FreeClassifier"):
+        Own(net, **settings_of(net, objective=objective, train_attack=KeptPerturbation(epsilon=EPSILON)))
+
+
 def test_which_module_trains_an_objective_and_how_many_epochs_it_saves():
     attack = GradientAttack(epsilon=EPSILON, steps=1)
     assert classifier_type(AdversarialTraining(), attack) is RobustClassifier

@@ -33,6 +33,8 @@ def classifier_type(objective: Any, train_attack: Any) -> type[RobustClassifier]
 class FreeClassifier(RobustClassifier):
     """RobustClassifier for free training; InputError without `replays` of the objective or a KeptPerturbation."""
 
+    replays_batches = True
+
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         classifier_type(self.objective, self.train_attack)  # both are free training's, or none

@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor, distributed, nn
 from torchmetrics import Metric
 
+from nsr.attacks import KeptPerturbation
 from nsr.attacks.folding import FoldedPair, folded_batch_norm
 from nsr.compat import keep_versions, versions_of, with_versions
 from nsr.data.batches import Batch, images_and_labels, place_of, places_of
@@ -81,6 +82,8 @@ class RobustClassifier(pl.LightningModule):
         seed: of every random draw, together with the place of the step in the run.
     """
 
+    replays_batches = False  # free training's class does, see nsr.training.free
+
     def __init__(
         self,
         net: nn.Module,
@@ -120,6 +123,12 @@ class RobustClassifier(pl.LightningModule):
         self.train_extractor = FeatureExtractor(net, self._layers_of_training(layers), root=root)
         if self.train_attack is None and (self.attacks or self.stabilizer is not None):
             raise InputError("train_attack is None; this objective or stabilizer needs adversarial images")
+        is_free = hasattr(self.objective, "replays") or isinstance(train_attack, KeptPerturbation)
+        if is_free and not self.replays_batches:
+            raise InputError(
+                f"{type(self).__name__} does not replay batches, so objective=free and train_attack=kept would not "
+                "train on adversarial images; it must be nsr.training.free.FreeClassifier or a subclass of it"
+            )
         if mix is not None:
             self._check_soft_labels()
         names = [*terms, "stabilizer"] if terms and self.stabilizer is not None else terms
