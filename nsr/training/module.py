@@ -33,6 +33,7 @@ from nsr.training.phases import is_training, validated_epoch
 from nsr.training.schedules import make_scheduler
 
 Attack = Callable[..., Tensor]  # attack(net, images, labels, generator=...) -> images
+MONITOR = "validation/robust_accuracy"  # what ReduceLROnPlateau follows
 STEPS_BETWEEN_CHECKS = 50  # of whether the loss is finite, which waits for the device
 
 
@@ -389,8 +390,8 @@ class RobustClassifier(pl.LightningModule):
             lengths = {"total_steps": self.optimizer_steps, "steps_per_epoch": self.steps_per_epoch}
         made = make_scheduler(self.scheduler, optimizer, lengths)
         scheduler = {"scheduler": made, "interval": self.scheduler_interval}
-        if isinstance(scheduler["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau):
-            scheduler["monitor"] = "validation/robust_accuracy"
+        if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau) and self.automatic_optimization:
+            scheduler["monitor"] = MONITOR
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     @property
