@@ -7,6 +7,7 @@ the sum. Each epoch gives one `EpochResult`, which callbacks and loggers take.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Number
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -111,7 +112,7 @@ class RobustClassifier(pl.LightningModule):
         self.extractor = FeatureExtractor(net, layers, root=root)
         self.objective: Any = objective if objective is not None else Natural()
         self.train_attack, self.validation_attack, self.suite = train_attack, validation_attack, suite
-        self.stabilizer: Any = stabilizer if getattr(stabilizer, "weight", 1) > 0 else None
+        self.stabilizer: Any = None if _is_zero(getattr(stabilizer, "weight", 1)) else stabilizer
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self.augment, self.mix, self.seed = augment, mix, seed
         self.folded_pairs: list[FoldedPair] = []  # in training's attack; of performance=auto
@@ -170,7 +171,7 @@ class RobustClassifier(pl.LightningModule):
     @property
     def stabilizes(self) -> bool:
         """Whether this step has the stabilizing term: a ramp may still hold it at 0."""
-        return self.stabilizer is not None and getattr(self.stabilizer, "scale", 1) > 0
+        return self.stabilizer is not None and not _is_zero(getattr(self.stabilizer, "scale", 1))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -403,3 +404,8 @@ class RobustClassifier(pl.LightningModule):
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the training data; known once `optimizer_steps` was asked for."""
         return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
+
+
+def _is_zero(factor: Any) -> bool:
+    """Whether a stabilizer's weight or scale is the number 0; one of another kind may be {layer: weight}."""
+    return isinstance(factor, Number) and factor == 0
