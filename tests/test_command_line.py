@@ -102,6 +102,7 @@ TRAIN = [
     ("+logger.x._target_=torch.nn.ReLU", "it must be a pytorch_lightning Logger"),
     ("module=3", "module is 3"),
     ("+module._target_=torch.nn.ReLU", "not a subclass of nsr.RobustClassifier"),
+    ("+module._target_=nsr.RobustClassifier objective=free", "not a subclass of nsr.training.free.FreeClassifier"),
     # choices that have no meaning together
     ("callbacks=[stabilizer_ramp] stabilizer=none", "this run has none"),
     ("callbacks=[epsilon_ramp] callbacks.epsilon_ramp.start=100", "the ramp never starts"),
@@ -113,6 +114,10 @@ TRAIN = [
     ("objective=trades train_attack=kept", "belong together"),
     ("objective=trades train_attack.random_start=false", "without random start"),
     ("objective=nfgsm train_attack.projection=true", "beyond the ball of radius"),
+    ("train_attack.targeted=true", "train_attack: targeted is True, but the labels are the true classes"),
+    ("validation_attack.targeted=true", "validation_attack: targeted is True"),
+    ("test_attacks.pgd.targeted=true", "test_attacks.pgd: targeted is True"),
+    ("+test_attacks.x={_target_: nsr.attacks.pgd, _partial_: true, steps: 1, targeted: true}", "targeted is True"),
     ("test_attacks=[clean,corruptions] corruptions.root=x", "give it to evaluate.py"),
     ("checks.stop_on=[steps]", "checks.stop_on entry is 'steps'"),
     # folders and files
@@ -227,6 +232,12 @@ def test_bad_input_is_answered_in_one_line(refused, program, line, message):
 @pytest.mark.parametrize(("line", "message"), CHECKPOINT)
 def test_bad_input_beside_a_checkpoint_is_answered_in_one_line(refused, best, line, message):
     assert message in refused("evaluate", best, "trainer.accelerator=cpu", *line.split())
+
+
+def test_an_attack_in_a_wrapper_must_not_aim_at_the_true_classes(refused, best):
+    fixed = best.removeprefix("checkpoint=")
+    words = ["train_attack=ensemble", f"train_attack.checkpoints=[{fixed}]", "train_attack.attack.targeted=true"]
+    assert "train_attack: targeted is True" in refused("train", *words)
 
 
 def test_a_data_set_without_network(refused, monkeypatch, tmp_path):

@@ -170,6 +170,15 @@ def test_wrong_files_are_reported(arrays, tmp_path):
     for name in ("cat", "dog"):
         (folder / "fog" / "1" / name).mkdir(parents=True)
     assert "has the classes 'cat', 'dog'; the data have" in refused(folder)
+    for severity, count in ((1, 3), (2, 3), (4, 2)):
+        for name in ("cat", "dog"):
+            (folder / "fog" / str(severity) / name).mkdir(parents=True, exist_ok=True)
+            for place in range(count):
+                (folder / "fog" / str(severity) / name / f"{place}.png").touch()
+    pets = {"classes": ["cat", "dog"]}
+    unequal = f"{folder / 'fog' / '4'} has 4 images, {folder / 'fog' / '1'} has 6; every severity must have the same"
+    assert unequal in refused(folder, severities=[1, 2, 4], **pets)
+    assert Corruptions(folder, severities=[1, 2], **{**SETTINGS, **pets}).names == ["fog"]
 
 
 def test_wrong_files_are_reported_before_a_directory_is_made(best, arrays, tmp_path):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from reference import assert_bit_equal, counted_passes, fit, slow_cross_entropy, slow_stabilizer_term
 from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 from nsr.attacks import GradientAttack, KeptPerturbation
 from nsr.errors import InputError
@@ -20,6 +21,7 @@ from nsr.objectives import AdversarialTraining, Free
 from nsr.stabilizer import SensitivityStabilizer
 from nsr.training.free import FreeClassifier, classifier_type, n_replays
 from nsr.training.module import RobustClassifier
+from nsr.training.schedules import WarmUpPiecewise
 
 CLASSES, EPSILON, RATE = 3, 0.1, 0.2
 
@@ -170,6 +172,9 @@ def schedulers(interval):
         return {}
     if interval == "epoch":
         return {"scheduler": partial(StepLR, step_size=1, gamma=0.5), "scheduler_interval": "epoch"}
+    if interval == "epochs of steps":  # lengths are whole epochs, each replay is a step
+        warmup = partial(WarmUpPiecewise, warmup=1, milestones=[1], gamma=0.5)
+        return {"scheduler": warmup, "scheduler_interval": "step"}
     return {"scheduler": partial(OneCycleLR, max_lr=0.4, cycle_momentum=False), "scheduler_interval": "step"}
 
 
@@ -224,7 +229,7 @@ def test_learning_rates_are_those_of_automatic_optimization():
     replays, sizes, epochs = 3, (4, 4), 2
     net = network()
     rates = {}
-    for interval in (None, "epoch", "step"):
+    for interval in (None, "epoch", "step", "epochs of steps"):
         module = free(replays=replays, **schedulers(interval))
         fit(module, batches(*sizes), epochs=epochs)
         rates[interval] = module.trainer.optimizers[0].rates
@@ -241,6 +246,8 @@ def test_learning_rates_are_those_of_automatic_optimization():
     assert rates["epoch"] == [RATE] * 6 + [RATE / 2] * 6
     assert len(set(rates["step"])) > 6  # up and down again
     assert rates["step"][-1] < rates["step"][0] < max(rates["step"])
+    warmup = [RATE * (step + 1) / 6 for step in range(6)]
+    assert rates["epochs of steps"] == pytest.approx(warmup + [RATE / 2] * 6)
 
 
 def test_a_run_of_so_many_steps_knows_its_steps():
@@ -248,6 +255,23 @@ def test_a_run_of_so_many_steps_knows_its_steps():
     fit(module, batches(4, 4), epochs=4, max_steps=6)  # Lightning counts the optimizer's steps: two batches
     assert len(module.trainer.optimizers[0].rates) == 6
     assert module.optimizer_steps == 6
+
+
+@pytest.mark.parametrize(("max_steps", "expected"), [(-1, 3 * 2 * 4 - 12), (15, 15 - 12)])
+def test_an_extended_run_has_the_steps_that_are_left(max_steps, expected):
+    module = free(replays=3, **schedulers("step"))
+    module.steps_before = 3 * 2 * 2  # two epochs of two batches
+    module.trainer = SimpleNamespace(estimated_stepping_batches=2 * 4, max_steps=max_steps)
+    assert module.optimizer_steps == expected
+
+
+def test_a_schedule_follows_the_validated_accuracy():
+    plateau = partial(ReduceLROnPlateau, mode="max", patience=0, threshold=10.0)  # which no later epoch reaches
+    module = free(scheduler=plateau)
+    fit(module, batches(4), epochs=3, limit_val_batches=1)
+    assert module.trainer.optimizers[0].rates == pytest.approx([RATE, RATE, RATE / 10])
+    with pytest.raises(InputError, match="no validation/robust_accuracy to follow"):
+        fit(free(scheduler=plateau), batches(4))
 
 
 @pytest.mark.parametrize(
@@ -264,6 +288,18 @@ def test_another_attack_or_objective_is_refused(objective, attack, match):
     net = network()
     with pytest.raises(InputError, match=match):
         FreeClassifier(net, **settings_of(net, objective=objective, train_attack=attack))
+
+
+@pytest.mark.parametrize("objective", [Free(), AdversarialTraining()], ids=["free", "kept_attack"])
+def test_a_class_that_does_not_replay_is_refused(objective):
+    """Its perturbation would stay zero, so that it would train on clean images alone."""
+
+    class Own(RobustClassifier):
+        pass
+
+    net = network()
+    with pytest.raises(InputError, match="Own does not replay batches.* it must be nsr.training.free.FreeClassifier"):
+        Own(net, **settings_of(net, objective=objective, train_attack=KeptPerturbation(epsilon=EPSILON)))
 
 
 def test_which_module_trains_an_objective_and_how_many_epochs_it_saves():

@@ -259,6 +259,11 @@ def test_a_shipped_attack_restores_a_network_in_training(attack):
         (GradientAttack(epsilon=EPSILON, steps=10, loss="kl", restarts=5), "PGD-10 on KL, 5 restarts"),
         (GradientAttack(epsilon=EPSILON, steps=10, loss=Trades().attack_loss), "PGD-10 on KL"),
         (GradientAttack(epsilon=EPSILON, steps=10, loss=lambda *logits: 0), "PGD-10 on <lambda>"),
+        (
+            GradientAttack(epsilon=EPSILON, steps=50, loss="margin", targeted="least_likely", restarts=2),
+            "PGD-50 on the margin, least likely, 2 restarts",
+        ),
+        (GradientAttack(epsilon=EPSILON, steps=1, random_start=False, targeted=True), "FGSM, targeted"),
         (AdaptiveAttack(epsilon=EPSILON, steps=100), "adaptive PGD-100"),
         (AdaptiveAttack(epsilon=EPSILON, steps=100, cross_entropy=False), "feature PGD-100"),
         (AutoAttack(epsilon=EPSILON), "AutoAttack, standard"),

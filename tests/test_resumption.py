@@ -54,6 +54,7 @@ CHOICES = {
         *("callbacks.averages.swa_start=1", "callbacks.steps_ramp.epochs=2", "scheduler=warmup_cosine"),
     ],
     "free": ["objective=free", "objective.replays=2", "trainer.max_epochs=6", "scheduler=cosine"],
+    "accumulated": [STEPS, "+trainer.accumulate_grad_batches=3", "scheduler=one_cycle"],
     "epoch": [
         *(STEPS, "stabilizer.refresh=epoch", "callbacks=[epsilon_ramp,freeze]", "callbacks.freeze.parts=[conv2]"),
         *("optimizer=sgd", "optimizer.groups={conv1: {lr: 0.01}, bn*: {weight_decay: 0}}"),

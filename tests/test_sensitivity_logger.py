@@ -185,9 +185,12 @@ class Theirs(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(directory: Path, *callbacks: pl.Callback, module=None, collate=None, scale=1, **settings) -> Theirs:
+def fit(
+    directory: Path, *callbacks: pl.Callback, module=None, collate=None, scale=1, validated=20, **settings
+) -> Theirs:
     images, labels = pattern_images(50, classes=4)
-    loader = DataLoader(TensorDataset(scale * images, labels), batch_size=20, collate_fn=collate)
+    data = TensorDataset(scale * images, labels)
+    loader, validation = (DataLoader(data, batch_size=size, collate_fn=collate) for size in (20, validated))
     quiet = dict.fromkeys(("enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
     trainer = pl.Trainer(
         **{"max_epochs": 2, "num_sanity_val_steps": -1, "logger": False, "log_every_n_steps": 1, **quiet, **settings},
@@ -196,7 +199,7 @@ def fit(directory: Path, *callbacks: pl.Callback, module=None, collate=None, sca
         default_root_dir=directory,
     )
     module = module or Theirs()
-    trainer.fit(module, loader, loader)
+    trainer.fit(module, loader, validation)
     return module
 
 
@@ -230,6 +233,14 @@ def test_a_foreign_module_is_measured_as_by_hand(tmp_path):
             assert float(row["mean_activation"]) == pytest.approx(float(active[neuron]), rel=1e-6)
     assert [row["epoch"] for row in rows(tmp_path / "layers.csv")] == ["0", "1", "2"]
     assert (tmp_path / "sensitivity.png").exists()
+
+
+def test_validation_batches_of_one_image(tmp_path):
+    """BatchNorm after a linear layer needs two images where it uses the batch's statistics."""
+    module = Theirs()
+    module.head = nn.Sequential(nn.Flatten(), nn.Linear(6 * 64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    fit(tmp_path, sensitivity_logger(), module=module, validated=1, limit_val_batches=3, max_epochs=1)
+    assert len(rows(tmp_path / "sensitivity.csv")) == 2 * 6
 
 
 def as_dict(samples):

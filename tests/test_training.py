@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning.plugins import MixedPrecision
@@ -94,6 +95,26 @@ def test_weight_zero_is_bit_equal_to_none(name, dropout):
     moved = [key for key, value in state(plain).items() if not torch.equal(value, before[key])]
     assert set(dict(plain.net.named_parameters())) <= set(moved)
     assert {"net.bn1.running_mean", "net.bn1.running_var", "net.bn1.num_batches_tracked"} <= set(moved)
+
+
+class OwnStabilizer(nn.Module):
+    def __init__(self, **factors) -> None:
+        super().__init__()
+        vars(self).update(factors)
+
+    def forward(self, clean, adversarial):
+        return torch.stack([(adversarial[layer] - clean[layer]).abs().mean() for layer in clean]).mean()
+
+
+@pytest.mark.parametrize("factor", ["weight", "scale"])
+@pytest.mark.parametrize("value", [-0.5, {"relu1": 0.5}, torch.tensor([0.5, 0.1]), None], ids=str)
+def test_an_own_stabilizer_is_left_out_only_at_the_number_0(factor, value):
+    module = module_of(AdversarialTraining(), stabilizer=OwnStabilizer(**{factor: value}))
+    assert module.stabilizes
+    step(module)
+    assert "train/stabilizer" in module.train_metrics.compute()
+    for zero in (0, 0.0, np.float32(0)):
+        assert not module_of(AdversarialTraining(), stabilizer=OwnStabilizer(**{factor: zero})).stabilizes
 
 
 @pytest.mark.parametrize("kind", [AdversarialTraining, Trades, LogitPairing])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torchmetrics import Metric, MetricCollection
 from nsr.app.instantiation import EXAMPLES, Settings, chosen, locate, make_callable, make_one, parameters, trial
 from nsr.app.network import example_images, network_of
 from nsr.app.rules import NORMS
-from nsr.attacks import AdaptiveAttack, GradientAttack, guarded
-from nsr.attacks.guard import GuardedAttack
+from nsr.attacks import AdaptiveAttack, GradientAttack, guarded, pgd
+from nsr.attacks.guard import AttackWrapper, GuardedAttack
 from nsr.data import DataDescription
 from nsr.errors import InputError, check_epsilon
 from nsr.evaluation.curve import expanded
@@ -47,6 +48,7 @@ def build_attack(settings: Settings, attack: Settings, place: str, net: nn.Modul
         trusted, paths = settings["trusted"], own.pop("checkpoints") or ()
         further["networks"] = [network_of(path, f"{place}.checkpoints", trusted, description) for path in paths]
     made = guarded(make_callable(own, place, **further), norm=settings["norm"], epsilon=settings["epsilon"])
+    _check_aim(made, place)
     if isinstance(made, AdaptiveAttack) and made.layers is not None:  # names in the network, as those of `layers`
         with trial(place, "the choice of layers"):
             find_layers(net, example_images(description), made.layers, root=net.net)  # type: ignore[arg-type]
@@ -62,6 +64,20 @@ def build_attack(settings: Settings, attack: Settings, place: str, net: nn.Modul
             for call in (made, getattr(made, "nearest", made)):
                 call(net, images, labels, generator=torch.Generator().manual_seed(0))
     return made
+
+
+def _check_aim(attack: Any, place: str) -> None:
+    """Raise InputError where one of nsr's attacks, or one in a wrapper, aims at the labels, which here are correct."""
+    while isinstance(attack, AttackWrapper):
+        attack = attack.attack
+    targeted: Any = False
+    if isinstance(attack, GradientAttack):
+        targeted = attack.targeted
+    elif isinstance(attack, partial) and attack.func is pgd:
+        targeted = attack.keywords.get("targeted")
+    if targeted is True:
+        why = "the labels are the true classes, so that the attack would help the network"
+        raise InputError(f"{place}: targeted is True, but {why}; it must be false or least_likely")
 
 
 def build_suite(settings: Settings, net: nn.Module, description: DataDescription) -> AttackSuite:

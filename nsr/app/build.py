@@ -74,9 +74,12 @@ def build_module(
         training["metrics"] = build_metrics(settings, description)
     own = dict(settings.get("module") or {})
     if own.pop("_target_", None):
-        kind = locate(settings["module"], "module")  # type: ignore[assignment]
-        if not (isinstance(kind, type) and issubclass(kind, RobustClassifier)):
-            raise InputError("module._target_ is not a subclass of nsr.RobustClassifier; it must be one")
+        needed, kind = kind, locate(settings["module"], "module")  # type: ignore[assignment]
+        if not (isinstance(kind, type) and issubclass(kind, needed)):
+            name = "nsr.RobustClassifier"
+            if needed is not RobustClassifier:
+                name = f"{needed.__module__}.{needed.__name__}, which this objective needs"
+            raise InputError(f"module._target_ is not a subclass of {name}; it must be one")
     suite = build_suite(settings, classifier, description)
     with trial("module", kind.__name__):
         module = kind(

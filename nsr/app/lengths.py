@@ -10,6 +10,7 @@ from nsr.app.instantiation import Settings, trial
 from nsr.app.machine import processes
 from nsr.data import ImageData
 from nsr.errors import InputError
+from nsr.training.free import n_replays
 from nsr.training.module import RobustClassifier
 from nsr.training.optimizers import make_optimizer
 from nsr.training.schedules import make_scheduler
@@ -34,7 +35,7 @@ def check_lengths(settings: Settings, data: ImageData, module: RobustClassifier,
         setting = "overfit_batches" if overfit and name != "test" else f"limit_{name}_batches"
         left[name] = _batches(setting, trainer.get(setting, 1.0), -(-len(loader()) // processes(settings)))
     if "train" in splits and module.scheduler is not None and module.scheduler_interval == "step":
-        steps = -(-left["train"] // int(trainer.get("accumulate_grad_batches", 1)))
+        steps = n_replays(module.objective) * -(-left["train"] // int(trainer.get("accumulate_grad_batches", 1)))
         total, limit = steps * max_epochs(settings), int(trainer.get("max_steps") or -1)
         lengths = {"total_steps": min(total, limit) if limit > 0 else total, "steps_per_epoch": steps}
         with trial("scheduler", "the schedule"):

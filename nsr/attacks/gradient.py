@@ -34,6 +34,7 @@ from nsr.modes import batch_norm_mode, frozen_parameters, network_mode, unchange
 from nsr.randomness import Generators, draw
 
 LOSSES = {None: "", "cross_entropy": "", "margin": " on the margin", "kl": " on KL"}  # {loss: its place in a title}
+AIMS = {False: "", True: ", targeted", "least_likely": ", least likely"}  # {targeted: its place in a title}
 BATCH_NORM = ("eval", "batch", "update")
 GAUSSIAN_NOISE = 0.001  # the standard deviation of Zhang et al. 2019, in pixels
 
@@ -115,7 +116,7 @@ class GradientAttack:
         self.noise = float(check_number("noise", fraction("noise", noise), lowest=0, got=noise))
         if random_start is True and projection and self.noise > self.epsilon:
             raise InputError(f"noise is {noise!r}, beyond the ball of radius {epsilon!r}; it needs projection=false")
-        self.targeted = check_choice("targeted", targeted, (False, True, "least_likely"))
+        self.targeted = check_choice("targeted", targeted, AIMS)
         self.loss = loss
         self.restarts = check_number("restarts", restarts, lowest=1, whole=True)
         self.stop_early = check_choice("stop_early", stop_early, (True, False))
@@ -160,13 +161,14 @@ class GradientAttack:
 
     @property
     def title(self) -> str:
-        """A short name for tables: FGSM, PGD-40, PGD-40 on the margin, 5 restarts, EoT-20."""
+        """A short name for tables: FGSM, PGD-40, PGD-40 on the margin, least likely, 5 restarts, EoT-20."""
         eot = f", EoT-{self.eot_samples}" if self.eot_samples > 1 else ""
+        aim = AIMS[self.targeted]
         if self.steps == 1 and self.random_start is False:
-            return f"FGSM{eot}"
+            return f"FGSM{aim}{eot}"
         loss = f" on {callable_name(self.loss)}" if callable(self.loss) else LOSSES[self.loss]
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
-        return f"PGD-{self.steps}{loss}{restarts}{eot}"
+        return f"PGD-{self.steps}{loss}{aim}{restarts}{eot}"
 
     def __call__(
         self, net: nn.Module, images: Tensor, labels: Tensor, *, generator: Generators = None, check: bool = False

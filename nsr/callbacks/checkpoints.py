@@ -194,7 +194,7 @@ class Continuation(pl.Callback):
 
 
 class Interruption(pl.Callback):
-    """Ends an interrupted run after the current step or batch of validation, with a checkpoint.
+    """Ends an interrupted run after the current step of the optimizer or batch of validation, with a checkpoint.
 
     All processes agree by a number that they exchange each step between hosts, without waiting for the devices.
     Lightning's own exchange is switched off: it broadcasts from inside a signal handler, during other exchanges, and
@@ -218,6 +218,8 @@ class Interruption(pl.Callback):
             raise Interrupted(number)  # the checkpoint was just written
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # a checkpoint does not have the gradients that are accumulated
         if batch_idx + 1 < trainer.num_training_batches and (number := self._agreed()):
             pl_module.check_finite()
             self._leave(trainer, number, batches=batch_idx + 1)

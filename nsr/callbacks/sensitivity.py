@@ -137,7 +137,7 @@ class SensitivityLogger(Callback):
         """Return the extractor and the metric, built at the first batch."""
         if self._extractor is None or self._metric is None:
             net = _Logits(pl_module, self.output)
-            layers = find_layers(net, images[:2], self.layers, root=pl_module)
+            layers = find_layers(net, images[[0, -1]], self.layers, root=pl_module)  # two, for BatchNorm
             self._extractor = FeatureExtractor(net, layers, root=pl_module)
             self._metric = NetworkSensitivity(layers).to(images.device)
         return self._extractor, self._metric

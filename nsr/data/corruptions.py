@@ -92,6 +92,7 @@ class Corruptions:
                 if found != self.classes:
                     got = some(found) or "none"
                     raise InputError(f"{folder} has the classes {got}; the data have {some(self.classes)}")
+            self._check_counts(name)
             return
         shape, labels = self._array(name).shape, self._array("labels")
         expected = (len(labels), self.image_size, self.image_size, self.channels)
@@ -103,6 +104,17 @@ class Corruptions:
         if labels.min() < 0 or labels.max() >= len(self.classes):
             got = f"labels from {labels.min()} to {labels.max()}"
             raise InputError(f"{self.root / 'labels.npy'} has {got}; the data have {len(self.classes)} classes")
+
+    def _check_counts(self, name: str) -> None:
+        """Raise InputError where severities of a folder have unequal numbers of images, which are measured together."""
+        first, *others = (self.root / name / str(severity) for severity in self.severities)
+        expected = len(list_images(first)[0]) if others else 0
+        for folder in others:
+            if (count := len(list_images(folder)[0])) != expected:
+                raise InputError(
+                    f"{folder} has {count} images, {first} has {expected}; every severity must have the same images: "
+                    "complete the folder, or leave its severity out of corruptions.severities"
+                )
 
     def _array(self, name: str) -> np.ndarray:
         try:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from nsr.attacks import KeptPerturbation
 from nsr.errors import InputError
-from nsr.training.module import Batch, RobustClassifier
+from nsr.training.module import MONITOR, Batch, RobustClassifier
 
 
 def n_replays(objective: Any) -> int:
@@ -32,6 +33,8 @@ def classifier_type(objective: Any, train_attack: Any) -> type[RobustClassifier]
 
 class FreeClassifier(RobustClassifier):
     """RobustClassifier for free training; InputError without `replays` of the objective or a KeptPerturbation."""
+
+    replays_batches = True
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
@@ -60,12 +63,21 @@ class FreeClassifier(RobustClassifier):
 
     def _step_scheduler(self, interval: str) -> None:
         if self.scheduler is not None and self.scheduler_interval == interval:
-            self.lr_schedulers().step()  # type: ignore[union-attr]
+            scheduler: Any = self.lr_schedulers()
+            metric = self.trainer.callback_metrics.get(MONITOR) if isinstance(scheduler, ReduceLROnPlateau) else None
+            if metric is None and isinstance(scheduler, ReduceLROnPlateau):
+                raise InputError(f"ReduceLROnPlateau has no {MONITOR} to follow; give the Trainer a validation loader")
+            self.lr_scheduler_step(scheduler, metric)
 
     @property
     def optimizer_steps(self) -> int:
-        steps, most = self.replays * super().optimizer_steps, self.trainer.max_steps
-        return steps if most == -1 else min(steps, most)
+        # the Trainer's estimate has one step a batch; max_steps and steps_before count every replay
+        steps, most = self.replays * int(self.trainer.estimated_stepping_batches), self.trainer.max_steps
+        return (steps if most == -1 else min(steps, most)) - self.steps_before
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.replays * super().steps_per_epoch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -7,6 +7,7 @@ the sum. Each epoch gives one `EpochResult`, which callbacks and loggers take.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Number
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -14,6 +15,7 @@ import torch
 from torch import Generator, Tensor, distributed, nn
 from torchmetrics import Metric
 
+from nsr.attacks import KeptPerturbation
 from nsr.attacks.folding import FoldedPair, folded_batch_norm
 from nsr.compat import keep_versions, versions_of, with_versions
 from nsr.data.batches import Batch, images_and_labels, place_of, places_of
@@ -32,6 +34,7 @@ from nsr.training.phases import is_training, validated_epoch
 from nsr.training.schedules import make_scheduler
 
 Attack = Callable[..., Tensor]  # attack(net, images, labels, generator=...) -> images
+MONITOR = "validation/robust_accuracy"  # what ReduceLROnPlateau follows
 STEPS_BETWEEN_CHECKS = 50  # of whether the loss is finite, which waits for the device
 
 
@@ -81,6 +84,8 @@ class RobustClassifier(pl.LightningModule):
         seed: of every random draw, together with the place of the step in the run.
     """
 
+    replays_batches = False  # free training's class does, see nsr.training.free
+
     def __init__(
         self,
         net: nn.Module,
@@ -107,7 +112,7 @@ class RobustClassifier(pl.LightningModule):
         self.extractor = FeatureExtractor(net, layers, root=root)
         self.objective: Any = objective if objective is not None else Natural()
         self.train_attack, self.validation_attack, self.suite = train_attack, validation_attack, suite
-        self.stabilizer: Any = stabilizer if getattr(stabilizer, "weight", 1) > 0 else None
+        self.stabilizer: Any = None if _is_zero(getattr(stabilizer, "weight", 1)) else stabilizer
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self.augment, self.mix, self.seed = augment, mix, seed
         self.folded_pairs: list[FoldedPair] = []  # in training's attack; of performance=auto
@@ -120,6 +125,12 @@ class RobustClassifier(pl.LightningModule):
         self.train_extractor = FeatureExtractor(net, self._layers_of_training(layers), root=root)
         if self.train_attack is None and (self.attacks or self.stabilizer is not None):
             raise InputError("train_attack is None; this objective or stabilizer needs adversarial images")
+        is_free = hasattr(self.objective, "replays") or isinstance(train_attack, KeptPerturbation)
+        if is_free and not self.replays_batches:
+            raise InputError(
+                f"{type(self).__name__} does not replay batches, so objective=free and train_attack=kept would not "
+                "train on adversarial images; it must be nsr.training.free.FreeClassifier or a subclass of it"
+            )
         if mix is not None:
             self._check_soft_labels()
         names = [*terms, "stabilizer"] if terms and self.stabilizer is not None else terms
@@ -160,7 +171,7 @@ class RobustClassifier(pl.LightningModule):
     @property
     def stabilizes(self) -> bool:
         """Whether this step has the stabilizing term: a ramp may still hold it at 0."""
-        return self.stabilizer is not None and getattr(self.stabilizer, "scale", 1) > 0
+        return self.stabilizer is not None and not _is_zero(getattr(self.stabilizer, "scale", 1))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -380,8 +391,8 @@ class RobustClassifier(pl.LightningModule):
             lengths = {"total_steps": self.optimizer_steps, "steps_per_epoch": self.steps_per_epoch}
         made = make_scheduler(self.scheduler, optimizer, lengths)
         scheduler = {"scheduler": made, "interval": self.scheduler_interval}
-        if isinstance(scheduler["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau):
-            scheduler["monitor"] = "validation/robust_accuracy"
+        if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau) and self.automatic_optimization:
+            scheduler["monitor"] = MONITOR
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     @property
@@ -393,3 +404,8 @@ class RobustClassifier(pl.LightningModule):
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the training data; known once `optimizer_steps` was asked for."""
         return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
+
+
+def _is_zero(factor: Any) -> bool:
+    """Whether a stabilizer's weight or scale is the number 0; one of another kind may be {layer: weight}."""
+    return isinstance(factor, Number) and factor == 0
