@@ -124,9 +124,11 @@ def images_and_ball(measured: Mapping[str, Any]) -> dict[str, Any]:
     count = evaluation.get("n_examples")
     ball = {name: measured.get(name) for name in ("norm", "epsilon")}
     found = flat({"data": _data_identity(measured.get("data") or {}), **ball})
-    batches = (measured.get("trainer") or {}).get("limit_test_batches")
-    limit = None if batches is None or repr(batches) == "1.0" else (batches, measured["data"]["evaluation_batch_size"])
-    return found | {"n_examples": count, "subset": evaluation.get("subset") if count else None, "limit": limit}
+    found |= {"n_examples": count, "subset": evaluation.get("subset") if count else None}
+    limit = (measured.get("trainer") or {}).get("limit_test_batches")
+    is_whole = limit is None or repr(limit) == "1.0"  # 1 is one batch
+    size = (measured.get("data") or {}).get("evaluation_batch_size")
+    return found | {"limit_test_batches": None if is_whole else f"{limit}, batches of {size}"}
 
 
 def text_key(value: Any) -> str:
