@@ -237,7 +237,7 @@ def test_stronger_attacks_leave_less(hardened, norm):
     outcomes = measured(AttackSuite(attacks), (net, images[:CHUNK], labels[:CHUNK]))
     right = [int(outcome.sum()) for outcome in outcomes.values()]
     assert all(weaker >= stronger - 1 for weaker, stronger in itertools.pairwise(right)), right
-    assert right[0] > right[-1] + 5
+    assert right[0] >= right[-1] + 3
     assert right[-1] > 5
 
 

@@ -116,9 +116,9 @@ def test_a_run_steps_them_every_optimizer_step(tmp_path, monkeypatch, objective)
     epochs = 6 if "free" in objective else 4
     overrides = ["scheduler=warmup_linear", "scheduler.warmup=1", f"trainer.max_epochs={epochs}"]
     train(job("train", tmp_path / "run", *without("train_attack."), *f"objective={objective}".split(), *overrides))
-    steps = BATCHES * epochs  # free: two epochs of three replays
-    rising = [(t + 1) / BATCHES for t in range(BATCHES)]
-    falling = [(steps - t) / (steps - BATCHES) for t in range(BATCHES, steps)]
+    steps, first = BATCHES * epochs, BATCHES * (3 if "free" in objective else 1)  # free: two epochs of three replays
+    rising = [(t + 1) / first for t in range(first)]
+    falling = [(steps - t) / (steps - first) for t in range(first, steps)]
     assert found == pytest.approx([0.005 * factor for factor in rising + falling], rel=1e-12)
 
 

@@ -258,7 +258,7 @@ def intervene(
             f"attack is a tensor of shape {tuple(attack.shape)}; adversarial images must have the shape of images, "
             f"{tuple(images.shape)}"
         )
-    layers = find_layers(net, images[:2], settings.layers, root=root)
+    layers = find_layers(net, images[[0, -1]], settings.layers, root=root)
     with torch.no_grad(), network_mode(net, "eval"):
         check_logits(net(images[:2]), labels[:2])
 

@@ -127,7 +127,7 @@ def watch_files(point: Point, place: dict[str, Any]) -> None:
 
     from nsr.callbacks import records
 
-    save, link, append = torch.save, os.link, records.append_rows
+    save, link, append = torch.save, os.link, records.append_row
 
     def save_slowly(content: Any, file: Any) -> None:
         """Moments: 'recorded' (of the epoch's end), 'half written', 'written'."""
@@ -146,10 +146,10 @@ def watch_files(point: Point, place: dict[str, Any]) -> None:
         link(source, to)
         point.reached(CHECKPOINT, place["epoch"], moment=f"{Path(to).name.removesuffix('.partial')} linked")
 
-    def append_slowly(path: Path, columns: Any, rows: Any) -> None:
+    def append_slowly(path: Path, row: Any) -> None:
         """Moments: 'NAME half written', 'NAME written'."""
-        size, epoch = path.stat().st_size if path.exists() else 0, rows[0][0]
-        append(path, columns, rows)
+        size, epoch = path.stat().st_size if path.exists() else 0, row["epoch"]
+        append(path, row)
         if (point.epoch, point.moment) == (epoch, f"{path.name} half written"):
             os.truncate(path, (size + path.stat().st_size) // 2)
         point.reached(EPOCH_END, epoch, moment=f"{path.name} half written")
@@ -159,5 +159,5 @@ def watch_files(point: Point, place: dict[str, Any]) -> None:
         """Moments: 'before NAME' of what is renamed."""
         point.reached(CHECKPOINT, place["epoch"], moment=f"before {Path(to).name}")
 
-    torch.save, os.link, records.append_rows = save_slowly, link_slowly, append_slowly  # type: ignore[assignment]
+    torch.save, os.link, records.append_row = save_slowly, link_slowly, append_slowly  # type: ignore[assignment]
     before(os, "replace", rename)
