@@ -10,6 +10,7 @@ from typing import Any
 import pandas
 
 from nsr.plots.style import NORMS
+from nsr.run.rows import without_norm
 
 SPELLED = {"fgsm": "FGSM", "pgd": "PGD", "mifgsm": "MI-FGSM", "apgd_ce": "APGD-CE", "apgd_dlr": "APGD-DLR"} | {
     "apgd_t": "APGD-T",
@@ -27,7 +28,7 @@ NO_ATTACK = ("clean", "corruptions", "worst_case")
 
 def attack_heading(row: str, own: Mapping[str, Any]) -> str:
     """Return 'PGD-40' for a row of a test and its attack's settings, {} where they are unknown."""
-    name = row.rpartition("_")[0] if row.rpartition("_")[2] in NORMS else row
+    name = without_norm(row)
     title = SPELLED.get(name, name.replace("_", " "))
     if str(own.get("_target_")).endswith(".measuring_pgd") and name.startswith("pgd"):
         title = "APGD" if own.get("norm") == "l1" else "PGD"
