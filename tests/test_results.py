@@ -21,6 +21,11 @@ def studies():
 
 
 @pytest.fixture(scope="module")
+def methods():
+    return study(page.METHODS)
+
+
+@pytest.fixture(scope="module")
 def tried():
     return study(page.VARIANTS)
 
@@ -29,9 +34,9 @@ def made(plan, found) -> Study:
     return Study(plan, found, by_arm(found))
 
 
-def test_the_page_is_made_from_the_committed_rows(studies, tried):
-    assert page.PAGE.read_text() == page.page(studies, tried)
-    assert limits.PAGE.read_text() == limits.page(*studies)
+def test_the_page_is_made_from_the_committed_rows(studies, methods, tried):
+    assert page.PAGE.read_text() == page.page(studies, methods, tried)
+    assert limits.PAGE.read_text() == limits.page(*studies, methods)
 
 
 def test_the_figure_shows_the_contrasts_of_the_page(studies):
@@ -49,15 +54,15 @@ def test_the_figure_shows_the_contrasts_of_the_page(studies):
     assert description.text == figure.numbers(studies)
 
 
-def test_a_page_without_rows_decides_nothing(studies, tried):
-    empty = [made(one.plan, []) for one in studies]
-    text = page.page(empty, made(tried.plan, []))
-    assert "not measured yet" in limits.page(*empty)
+def test_a_page_without_rows_decides_nothing(studies, methods, tried):
+    *empty, without_methods = [made(one.plan, []) for one in (*studies, methods)]
+    text = page.page(empty, without_methods, made(tried.plan, []))
+    assert "not measured yet" in limits.page(*empty, without_methods)
     assert "No run is complete." in text and "was shown" not in text.partition("## What was found before")[0]
 
 
-def test_rows_are_of_one_set_of_images_and_data(studies):
-    for one in studies:
+def test_rows_are_of_one_set_of_images_and_data(studies, methods):
+    for one in (*studies, methods):
         confirmed = [row for row in one.finished if row["stage"] == "confirm"]
         assert len({row["best"]["images"] for row in confirmed}) <= 1
         assert len({row["data"] for row in one.finished}) <= 1
@@ -67,9 +72,9 @@ def test_rows_are_of_one_set_of_images_and_data(studies):
                 assert accuracy(row, "worst_case") == pytest.approx(100 * row["best"]["accuracy"]["worst_case"])
 
 
-def test_unfinished_runs_are_listed(studies, tried):
+def test_unfinished_runs_are_listed(studies, methods, tried):
     row = {"stage": "confirm", "title": "confirm pgd sns seed 7", "status": "stopped", "reason": "it broke"}
-    text = page.page([made(studies[0].plan, [row])], made(tried.plan, []))
+    text = page.page([made(studies[0].plan, [row])], made(methods.plan, []), made(tried.plan, []))
     assert text.endswith(
         "## Started, not finished: 1\n\n* Fashion-MNIST, small network: confirm pgd sns seed 7: it broke\n"
     )
@@ -171,6 +176,19 @@ def test_the_third_claim_is_tested_when_its_runs_are_complete(studies):
     assert "absolute sensitivity is lower than after natural training for 5 of 5 methods" in said
     assert "a correlation of sensitivity with robustness within methods is shown for known" in said
     assert "undecided" in " ".join(claim3.short(made(plan, found[1:])))
+
+
+def test_a_plan_of_more_methods_takes_the_place_of_those_whose_runs_it_has(studies, methods):
+    """When its own runs are complete; the runs of the others are in its tests."""
+    of_plan = {**methods.plan, "objectives": {"mart": []}}
+    own = drawn(0.2, "mart") + drawn(0, "natural")
+    others = {key: runs for one in studies if one.plan["name"] in of_plan["with"] for key, runs in one.runs.items()}
+    joined = Study(of_plan, own, {**others, **by_arm(own)})
+    found = claim3.plans(studies, joined)
+    assert [one.plan["name"] for one in found] == ["fashion_mnist_methods", "cifar10_jpeg", "digits"]
+    assert {("mart", "none"), ("pgd", "none"), ("trades", "sns")} <= methods.runs.keys() | joined.runs.keys()
+    partial = Study(of_plan, own[1:], {**others, **by_arm(own[1:])})
+    assert [one.plan["name"] for one in claim3.plans(studies, partial)] == ["fashion_mnist", "cifar10_jpeg", "digits"]
 
 
 def test_the_settings_of_the_stabilizer_have_the_stated_differences():

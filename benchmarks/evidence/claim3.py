@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from benchmarks.common import bullet, names, spread, table
@@ -38,10 +38,19 @@ def has_reference(one: Study) -> bool:
     return "natural" in one.plan["objectives"] or "natural" in one.plan["confirm"]
 
 
+def plans(studies: Sequence[Study], methods: Study) -> list[Study]:
+    """Return the plans that are tested on this claim: `methods`, when complete, in place of those whose runs it has."""
+    found = list(filter(has_reference, studies))
+    if not is_complete(methods):
+        return found
+    return [methods, *(one for one in found if one.plan["name"] not in methods.plan["with"])]
+
+
 def is_complete(one: Study) -> bool:
     """Whether the arms of this claim, natural training included, have all planned seeds; before, nothing is tested."""
     confirm = one.plan["confirm"]
-    wanted = {(name, arm): confirm["seeds"] for name in one.plan["objectives"] for arm in ("none", "sns")}
+    arms = one.plan["arms"].keys() & {"none", "sns"}
+    wanted = {(name, arm): confirm["seeds"] for name in one.plan["objectives"] for arm in arms}
     wanted |= {("natural", "none"): confirm["natural_seeds"]} if "natural_seeds" in confirm else {}
     return all(len(one.arm(*arm)) == len(seeds) for arm, seeds in wanted.items())
 

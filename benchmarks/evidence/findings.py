@@ -54,9 +54,10 @@ class Study(NamedTuple):
 
 
 def study(name: str) -> Study:
-    """Read a plan and its rows."""
-    found = read(name)
-    return Study(read_plan(name), found, by_arm(found))
+    """Read a plan and its rows; its runs include those of the plans that it names under `with`."""
+    plan, found = read_plan(name), read(name)
+    parts = [*(study(other).runs for other in plan.get("with", ())), by_arm(found)]
+    return Study(plan, found, {arm: own for runs in parts for arm, own in runs.items()})
 
 
 def by_arm(found: Iterable[Row], stage: str = "confirm") -> Runs:
