@@ -86,8 +86,8 @@ def weights(checkpoint: Path) -> bytes:
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     state = {key: value.contiguous() for key, value in saved["state_dict"].items() if key.startswith("net.")}
     settings = {key: value for key, value in saved["nsr_settings"].items() if key not in OF_THE_MACHINE}
-    if settings["data"].get("root"):
-        settings["data"] = {**settings["data"], "root": "datasets"}  # the default, not this machine's
+    if Path(settings["data"].get("root") or "").is_absolute():  # of this machine
+        settings["data"] = {**settings["data"], "root": "datasets"}
     return save(state, {"nsr_settings": json.dumps(settings)})
 
 
@@ -102,8 +102,11 @@ def facts(run: Path, evaluation: Path) -> dict[str, Any]:
     settings, measured = read(run / "config.yaml"), read(evaluation / "config.yaml")
     metrics = read(evaluation / "evaluation.json")
     layers = layer_means(evaluation / "sensitivity.csv", None)
+    choices = {part: settings["choices"].get(part) for part in ("data", "model", "objective", "stabilizer")}
+    if choices["data"] == "image_folder":
+        choices["data"] = Path(settings["data"]["root"]).name
     return {
-        **{part: settings["choices"].get(part) for part in ("data", "model", "objective", "stabilizer")},
+        **choices,
         **{key: settings[key] for key in ("norm", "epsilon", "seed")},
         "train": settings["overrides"],
         "checkpoint": Path(measured["checkpoint"]).name,

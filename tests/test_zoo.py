@@ -81,13 +81,14 @@ def test_an_unknown_name_and_a_changed_file_are_refused_in_a_line(monkeypatch, t
     assert zoo_file(Path("best.ckpt")) == Path("best.ckpt")
 
 
-def test_weights_and_settings_of_a_run_survive(tmp_path):
-    settings = {"data": {"mean": [0.1], "root": "there"}, "logger": {}, "class_names": ["a", "b"]}
+@pytest.mark.parametrize(("root", "kept"), [("/there", "datasets"), ("here/there", "here/there")])
+def test_weights_and_settings_of_a_run_survive(tmp_path, root, kept):
+    settings = {"data": {"mean": [0.1], "root": root}, "logger": {}, "class_names": ["a", "b"]}
     state = {"net.net.weight": torch.rand(3, 2).T, "net.net.steps": torch.tensor(7), "other.weight": torch.rand(1)}
     torch.save({"state_dict": state, "nsr_settings": settings}, tmp_path / "best.ckpt")
     (tmp_path / "x.safetensors").write_bytes(benchmark.weights(tmp_path / "best.ckpt"))
     saved = read_checkpoint(tmp_path / "x.safetensors")
-    assert saved["nsr_settings"] == {"data": {"mean": [0.1], "root": "datasets"}, "class_names": ["a", "b"]}
+    assert saved["nsr_settings"] == {"data": {"mean": [0.1], "root": kept}, "class_names": ["a", "b"]}
     assert saved["state_dict"].keys() == {"net.net.weight", "net.net.steps"}
     assert all(torch.equal(value, state[key]) for key, value in saved["state_dict"].items())
 
@@ -95,7 +96,8 @@ def test_weights_and_settings_of_a_run_survive(tmp_path):
 @pytest.mark.parametrize("name", INDEX)
 def test_data_that_lie_in_a_folder_are_looked_for_in_the_default_one(name):
     root = read_checkpoint(f"zoo:{name}")["nsr_settings"]["data"]["root"]
-    assert root == ("datasets" if name.startswith("fashion_mnist") else None)
+    folders = {"fashion_mnist": "datasets", "cifar10_jpeg": "datasets/cifar10_jpeg"}
+    assert root == folders.get(INDEX[name]["data"])
 
 
 def test_a_name_is_never_given_twice(tmp_path):
