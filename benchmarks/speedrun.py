@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.common import interval, table, wrapped
 from benchmarks.evidence.choice import robust, tuned
-from benchmarks.evidence.findings import Study, accuracy, contrast, study
+from benchmarks.evidence.findings import Contrast, Study, accuracy, contrast, study
 from benchmarks.evidence.plan import LONGER
 
 PLANS = ("speedrun_fashion_mnist", "speedrun_cifar10_jpeg")
@@ -92,6 +92,11 @@ def pairs(one: Study, arm: str) -> dict[int, tuple[Any, Any]]:
     return {seed: (speedrun[seed], baseline[seed]) for seed in sorted(speedrun.keys() & baseline.keys())}
 
 
+def minus_baseline(one: Study, arm: str) -> Contrast:
+    """Return the difference of an arm's worst case from the baseline's at equal seeds, in percentage points."""
+    return contrast(one.arm(SPEEDRUN, arm), one.arm(BASELINE, "none"))
+
+
 def verdicts(one: Study) -> Iterator[str]:
     """Say in a paragraph each how far the plan is, and what each contrast shows of the goal."""
     planned = len(one.plan["confirm"]["seeds"])
@@ -101,7 +106,7 @@ def verdicts(one: Study) -> Iterator[str]:
             if arm == "none":
                 yield f"{one.plan['title']}: {len(found)} of {planned} pairs of runs are complete."
             continue
-        minus = contrast(one.arm(SPEEDRUN, arm), one.arm(BASELINE, "none"))
+        minus = minus_baseline(one, arm)
         spent = ratio(one, arm)
         reached = "reached" if spent <= GOAL and minus.low > MARGIN else "missed"
         yield (
