@@ -149,6 +149,8 @@ def fit(rank, world, port, folder):
     trainer.fit(module, *(DataLoader(data, batch_size=12 // world, sampler=sampler) for _ in range(2)))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     torch.save({"weights": module.net.cpu().state_dict(), "metrics": metrics}, f"{folder}/{world}_{rank}.pt")
+    if world > 1:
+        torch.distributed.destroy_process_group()  # gloo's threads must end before the process does
 
 
 def test_two_processes_on_one_gpu_train_as_one(tmp_path):
