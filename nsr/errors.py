@@ -140,6 +140,17 @@ def check_epsilon(name: str, value: Any, *, norm: str, pixels: int | None = None
     return float(check_number(name, number, lowest=0, highest=diameter, got=value, advice=advice))
 
 
+def check_length(name: str, value: Any, *, norm: str, epsilon: float) -> float:
+    """Return the length of an attack's step or random start as a float, in the units of epsilon; 2 is a slip for 2/255.
+
+    In L-infinity it is at most 1, the range of a pixel, or 2.5 epsilon, the longest step by default.
+    """
+    highest = max(1.0, 2.5 * epsilon) if norm == "linf" else None
+    advice = "it is in units of pixels in [0, 1], as epsilon is: 2/255, not 2"
+    number = fraction(name, value)
+    return float(check_number(name, number, lowest=0, highest=highest, got=value, advice=advice))
+
+
 def check_top(name: str, value: Any) -> int | float:
     """Return a number of most sensitive neurons if it is a count (int) or a fraction (float), or raise InputError."""
     value = _as_python(value)

@@ -199,7 +199,7 @@ class Confident(nn.Module):
     norm=st.sampled_from(["linf", "l2", "l1"]),
     fraction=st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
     steps=st.integers(0, 3),
-    step_size=st.none() | st.floats(0, 3),
+    step_size=st.none() | st.floats(0, 1),
     random_start=st.sampled_from([True, False, "gaussian"]),
     aim=st.sampled_from(AIMS),
     restarts=st.integers(1, 2),
@@ -469,6 +469,8 @@ def own_loss(logits, clean_logits, labels):
         ({"noise": 0.2}, "noise is 0.2, beyond the ball of radius 0.1; it needs projection=false"),
         ({"noise": "16/255", "epsilon": "8/255"}, "noise is '?[0-9./]+'?, beyond the ball of radius '8/255'"),
         ({"noise": -0.1, "random_start": "gaussian"}, "noise is -0.1"),
+        ({"noise": 16, "projection": False}, "noise is 16; .*2/255, not 2"),
+        ({"step_size": 2}, "step_size is 2; .*2/255, not 2"),
         ({"projection": None}, "projection is None"),
     ],
 )

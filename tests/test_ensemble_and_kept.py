@@ -222,6 +222,7 @@ def test_scale_is_of_epsilon_and_step(norm):
     [
         ({"epsilon": 8}, r"epsilon is 8; .*8/255, not 8"),
         ({"step_size": -1}, "step_size is -1"),
+        ({"step_size": 2}, "step_size is 2; .*2/255, not 2"),
         ({"norm": "l3"}, "norm is 'l3'.*linf, l2, l1"),
     ],
 )

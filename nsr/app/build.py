@@ -6,6 +6,7 @@ Whatever nsr ships comes through the same doors as a user's own class: a `_targe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,7 +20,18 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from nsr import loggers
 from nsr.app.attacks import build_attack, build_metrics, build_suite
-from nsr.app.instantiation import Settings, bound, chosen, in_place, instantiate, locate, make_callable, make_one, trial
+from nsr.app.instantiation import (
+    Settings,
+    bound,
+    check_arguments,
+    chosen,
+    in_place,
+    instantiate,
+    locate,
+    make_callable,
+    make_one,
+    trial,
+)
 from nsr.app.machine import process_command, processes, shares_batches
 from nsr.app.network import build_classifier, check_classifier, example_images
 from nsr.app.performance import choose_folding, choose_search, uses_channels_last
@@ -28,7 +40,7 @@ from nsr.callbacks import WeightAverages
 from nsr.compat import leave_signals_alone, start_processes_with
 from nsr.data import DataDescription, ImageData, image_data
 from nsr.data.corruptions import Corruptions
-from nsr.errors import InputError, check_choice, did_you_mean, named_arguments
+from nsr.errors import InputError, check_choice, named_arguments
 from nsr.layers import find_layers
 from nsr.loggers.fault_tolerant import fault_tolerant, starts
 from nsr.models import Classifier
@@ -81,7 +93,8 @@ def build_module(
                 name = f"{needed.__module__}.{needed.__name__}, which this objective needs"
             raise InputError(f"module._target_ is not a subclass of {name}; it must be one")
     suite = build_suite(settings, classifier, description)
-    with trial("module", kind.__name__):
+    # nsr's own class needs no trial, and names what is wrong itself
+    with trial("module", kind.__name__) if settings.get("module") else nullcontext():
         module = kind(
             classifier,
             layers=layers,
@@ -165,10 +178,7 @@ def check_loggers(settings: Settings) -> None:
         kind = locate(own, place)
         if isinstance(kind, type) and not issubclass(kind, Logger):
             raise InputError(f"{place} is a {kind.__name__}; it must be a pytorch_lightning Logger")
-        names, takes_others = named_arguments(kind)
-        if wrong := [name for name in own if name not in names and not name.startswith("_") and not takes_others]:
-            hint = f"{did_you_mean(wrong[0], names)}; it takes {', '.join(names)}"
-            raise InputError(f"{place}.{wrong[0]} is not an argument of {own['_target_']}{hint}")
+        check_arguments(own, place)
 
 
 def build_loggers(settings: Settings, directory: Path) -> list[Logger]:

@@ -97,7 +97,7 @@ def check_complete(settings: Mapping[str, Any], program: str) -> None:
         part = settings.get(name)
         if not isinstance(part, Mapping) or not part.get("_target_"):
             got = "missing" if part is None or part == {} else f"{part!r}"
-            raise InputError(f"{name} is {got}; it must be a choice such as {name}=NAME, or {name}._target_=CLASS")
+            raise InputError(f"{name} is {got}; it must be a choice such as {name}=NAME, or +{name}._target_=CLASS")
 
 
 def mappings(value: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -120,7 +120,7 @@ def _check_parts(settings: Mapping[str, Any], program: str) -> None:
     """Every part that is there names a class."""
     module = settings.get("module")
     if module is not None and not isinstance(module, Mapping):
-        raise InputError(f"module is {module!r}; it must be null, or have a _target_: module._target_=CLASS")
+        raise InputError(f"module is {module!r}; it must be null, or have a _target_: +module._target_=CLASS")
     for name in ("test_attacks", "callbacks", "logger", "metrics"):
         parts = settings.get(name) or {}
         if not isinstance(parts, Mapping):

@@ -52,7 +52,8 @@ def explain(program: str, name: str, overrides: Sequence[str], error: Exception)
         other = "evaluate" if program == "train" else "train"
         # a name of a folder of conf/ that this program takes nothing from
         others = [each for each in names if not wrong.startswith(f"{each}.")]
-        hint = f"; {other}.py has it" if wrong in names else did_you_mean(wrong, others)
+        is_new = settings.get(wrong.partition(".")[0], "") in (None, {})  # module, metrics: nothing in it yet
+        hint = f"; {other}.py has it" if wrong in names else "" if is_new else did_you_mean(wrong, others)
         added = f"; +{wrong}=... adds one" if "." in wrong and not hint and others_too else ""
         return f"{wrong}: there is no such setting{hint}; `{program}.py --cfg job` prints all of them{added}"
     return first_line(error)

@@ -12,7 +12,7 @@ import torch
 from hydra import utils
 from hydra.errors import InstantiationException
 
-from nsr.errors import InputError, RunStopped
+from nsr.errors import InputError, RunStopped, did_you_mean, named_arguments
 
 Settings = Mapping[str, Any]
 EXAMPLES = 2  # images of a trial pass
@@ -39,12 +39,26 @@ def make_callable(settings: Settings, place: str, **further: Any) -> Any:
         place: of the settings in the configuration.
         further: arguments.
     """
+    check_arguments(settings, place, fix="" if "." in place else f"; {place}=null leaves out those of the choice")
     made = instantiate(bound(settings, place, further), place, **further)
     if not callable(made):
         raise InputError(
             f"{place}._target_ is {settings['_target_']}, which gives a {type(made).__name__}; it must be callable"
         )
     return made
+
+
+def check_arguments(settings: Settings, place: str, *, fix: str = "") -> None:
+    """Raise InputError for a setting that the signature of the `_target_` does not name; `fix` is for one of a choice.
+
+    Such a setting is a slip, or belongs to the choice in conf/ whose `_target_` was replaced.
+    """
+    named, takes_others = named_arguments(locate(settings, place))
+    for name in settings:
+        if not takes_others and name not in named and not name.startswith("_"):
+            known, hint = ", ".join(named) or "none", did_you_mean(name, named)
+            wrong = f"{place}.{name} is not an argument of {settings['_target_']}{hint}; it takes {known}"
+            raise InputError(wrong if hint else f"{wrong}{fix}")
 
 
 def bound(settings: Any, place: str, further: Settings | None = None) -> Any:
@@ -125,6 +139,7 @@ def make_one(settings: Settings, place: str, kind: type | tuple[type, ...], what
     Errors:
         InputError: it is of another class.
     """
+    check_arguments(settings, place)
     named = parameters(locate(settings, place)).keys() - settings.keys()
     made = instantiate(settings, place, **{name: value for name, value in offered.items() if name in named})
     if not isinstance(made, kind):
@@ -142,4 +157,4 @@ def trial(place: str, what: str) -> Iterator[None]:
         raise InputError(in_place(place, error)) from error
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"{place}: {what} failed in a trial on {EXAMPLES} images ({reason})") from error
+        raise InputError(f"{place}: {what} failed in a trial ({reason})") from error

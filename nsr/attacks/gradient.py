@@ -25,9 +25,9 @@ from nsr.errors import (
     check_choice,
     check_epsilon,
     check_finite_logits,
+    check_length,
     check_logits,
     check_number,
-    fraction,
 )
 from nsr.losses import cross_entropy, kl_from_clean, margin
 from nsr.modes import batch_norm_mode, frozen_parameters, network_mode, unchanged_buffers
@@ -113,7 +113,7 @@ class GradientAttack:
         self.projection = check_choice("projection", projection, (True, False))
         if noise is None:
             noise = GAUSSIAN_NOISE if random_start == "gaussian" else self.epsilon
-        self.noise = float(check_number("noise", fraction("noise", noise), lowest=0, got=noise))
+        self.noise = check_length("noise", noise, norm=norm, epsilon=self.epsilon)
         if random_start is True and projection and self.noise > self.epsilon:
             raise InputError(f"noise is {noise!r}, beyond the ball of radius {epsilon!r}; it needs projection=false")
         self.targeted = check_choice("targeted", targeted, AIMS)
@@ -133,8 +133,9 @@ class GradientAttack:
 
     @step_size.setter
     def step_size(self, step_size: float | str | None) -> None:
-        number = None if step_size is None else check_number("step_size", fraction("step_size", step_size), lowest=0)
-        self._step_size = None if number is None else float(number)
+        if step_size is not None:
+            step_size = check_length("step_size", step_size, norm=self.norm, epsilon=self.epsilon)
+        self._step_size = step_size
 
     @property
     def loss(self) -> str | AttackLoss | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nsr.attacks.balls import BALLS, ascended
-from nsr.errors import InputError, check_choice, check_epsilon, check_number, fraction
+from nsr.errors import InputError, check_choice, check_epsilon, check_length
 from nsr.randomness import Generators
 
 
@@ -26,8 +26,8 @@ class KeptPerturbation:
     def __init__(self, *, epsilon: float | str, step_size: float | str | None = None, norm: str = "linf"):
         self.norm = check_choice("norm", norm, BALLS)
         self.epsilon = check_epsilon("epsilon", epsilon, norm=norm)
-        step_size = self.epsilon if step_size is None else fraction("step_size", step_size)
-        self.step_size = float(check_number("step_size", step_size, lowest=0))
+        step_size = self.epsilon if step_size is None else step_size
+        self.step_size = check_length("step_size", step_size, norm=norm, epsilon=self.epsilon)
         if self.step_size == 0 < self.epsilon:
             raise InputError("step_size is 0; it must be above 0, or null: epsilon")
         self.scale = 1.0  # of epsilon and step size: the value that a ramp changes

@@ -96,11 +96,12 @@ def constants(state: Mapping[str, Tensor], names: Collection[str]) -> list[tuple
     """Return pairs of names that look like a mean and a standard deviation for each channel.
 
     A pair are the only two of the names in their module, of one shape, with 1 to 4 numbers each, the second positive.
+    By name, for safetensors keeps no order: mean stands before std as mu does before sigma.
     """
     modules: dict[str, list[str]] = {}
     for name in names:
         modules.setdefault(name.rpartition(".")[0], []).append(name)
-    pairs = [(each[0], each[1]) for each in modules.values() if len(each) == 2]
+    pairs = [(first, second) for first, second in map(sorted, (each for each in modules.values() if len(each) == 2))]
     return [(mean, std) for mean, std in pairs if _are_constants(state[mean], state[std])]
 
 

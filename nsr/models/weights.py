@@ -116,7 +116,8 @@ def load_state_dict_file(
         known = _some(dict.fromkeys(key.rpartition(".")[0] for key in stored))
         raise InputError(f"{name} holds no weights under {prefix!r}; its tensors are under {known}")
     _leave_constants_out(name, state, [key for key in state if key not in expected])
-    _leave_constants_out(name, dict(stored), [key for key in stored if not key.startswith(prefix)])
+    if "nsr_settings" not in content:  # a run's constants come with its network, see nsr.models.normalization
+        _leave_constants_out(name, dict(stored), [key for key in stored if not key.startswith(prefix)])
     if new_head is not None:
         state = with_new_head(net, state, new_head, name, head=head)
     load_state_dict(net, state, f"{name}, under {prefix!r}," if prefix not in ("", NETWORK) else name)
@@ -173,7 +174,8 @@ def _is_new(stored: Tensor | None, own: Tensor) -> bool:
 def _leave_constants_out(name: str, state: dict[str, Tensor], names: list[str]) -> None:
     """Remove what looks like the constants of a normalization from the state, and log how to set them."""
     for mean, std in constants(state, names):
-        means, stds = (",".join(f"{value:.8g}" for value in state.pop(key).flatten().tolist()) for key in (mean, std))
+        # the shortest text of a float32: 0.3765, not 0.37650001
+        means, stds = (",".join(map(str, state.pop(key).flatten().float().numpy())) for key in (mean, std))
         fix = f"model.normalization='{{mean: [{means}], std: [{stds}]}}'"
         log.warning("%s: %r and %r look like a normalization, which is not loaded; to use it: %s", name, mean, std, fix)
 

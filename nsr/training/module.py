@@ -124,7 +124,10 @@ class RobustClassifier(pl.LightningModule):
             self.train_attack.loss = attack_loss  # type: ignore[union-attr]
         self.train_extractor = FeatureExtractor(net, self._layers_of_training(layers), root=root)
         if self.train_attack is None and (self.attacks or self.stabilizer is not None):
-            raise InputError("train_attack is None; this objective or stabilizer needs adversarial images")
+            raise InputError(
+                "train_attack is None, but the objective or the stabilizer takes adversarial images; give one, on the "
+                "command line +train_attack=pgd"
+            )
         is_free = hasattr(self.objective, "replays") or isinstance(train_attack, KeptPerturbation)
         if is_free and not self.replays_batches:
             raise InputError(

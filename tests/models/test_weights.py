@@ -63,6 +63,19 @@ def test_the_checkpoint_of_a_run(state: dict[str, Tensor], tmp_path: Path) -> No
     assert "holds no weights under 'state_dict.net.net.'" in refused(net, tmp_path / "none.ckpt")
 
 
+def test_constants_of_a_file_are_named_in_the_form_to_paste(state, tmp_path, caplog) -> None:
+    stored = {"normalize.std": torch.tensor([0.3765]), "normalize.mean": torch.tensor([0.3057])}  # as safetensors may
+    torch.save(stored | {f"net.{key}": tensor for key, tensor in state.items()}, tmp_path / "weights.pt")
+    load_state_dict_file(make_net(), tmp_path / "weights.pt")
+    assert "model.normalization='{mean: [0.3057], std: [0.3765]}'" in caplog.text
+    caplog.clear()
+    run = {f"net.{key}": tensor for key, tensor in stored.items()}  # of a run they are loaded
+    run |= {f"net.net.{key}": tensor for key, tensor in state.items()}
+    torch.save({"nsr_settings": {}, "state_dict": run}, tmp_path / "best.ckpt")
+    load_state_dict_file(make_net(), tmp_path / "best.ckpt")
+    assert "normalization" not in caplog.text
+
+
 def test_does_without_the_batch_counter_old_files_lack(state: dict[str, Tensor], tmp_path: Path) -> None:
     del state["bn.num_batches_tracked"]
     torch.save(state, tmp_path / "old.pt")
