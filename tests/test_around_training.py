@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from reference import quiet_trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from nsr.app.train import train
 from nsr.attacks import GradientAttack
+from nsr.attacks.guard import AttackWrapper
 from nsr.callbacks import Ramp, StepsRamp
 from nsr.errors import InputError
+from nsr.layers import find_layers
 from nsr.models import Classifier
+from nsr.objectives import Natural, Trades
 from nsr.training.module import RobustClassifier
 from tests.conftest import REPEATED, TINY, assert_repeats, evaluated, job, made, read_json, rows, without
 
@@ -105,6 +112,34 @@ def test_a_ramp_from_a_part_of_the_value():
         trainer = SimpleNamespace(current_epoch=epoch, num_training_batches=1)
         ramp.on_train_batch_start(trainer, module, None, 0)
         assert module.train_attack.scale == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_ramps_and_objectives_change_the_training_attack_alone(wrapped):
+    """One object may attack in training, in validation and in a further training."""
+    torch.manual_seed(0)
+    images, labels = torch.rand(8, 1, 4, 4), torch.arange(8) % 3
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    attack = own = GradientAttack(epsilon=0.1, steps=4)
+    if wrapped:
+        attack = AttackWrapper()
+        attack.attack = own
+    settings = {"layers": find_layers(net, images[:2]), "classes": 3, "optimizer": partial(torch.optim.SGD, lr=0.1)}
+    module = RobustClassifier(net, objective=Trades(), train_attack=attack, validation_attack=attack, **settings)
+    training = module.train_attack.attack if wrapped else module.train_attack
+    seen = []
+
+    def training_step(batch, batch_idx):
+        seen.append([(each.scale, each.steps, each.loss) for each in (training, own)])
+        return net(batch[0]).sum()
+
+    module.training_step = training_step
+    ramps = [Ramp(of="train_attack", epochs=4), *([] if wrapped else [StepsRamp(epochs=2)])]
+    loader = DataLoader(TensorDataset(images, labels), batch_size=8)
+    quiet_trainer(max_epochs=1, num_sanity_val_steps=0, callbacks=ramps).fit(module, loader, loader)
+    assert seen == [[(0.25, 4 if wrapped else 1, None if wrapped else "kl"), (1.0, 4, None)]]
+    assert (training.scale, training.steps, own.scale, own.steps, own.loss) == (1.0, 4, 1.0, 4, None)
+    assert RobustClassifier(net, objective=Natural(), train_attack=own, **settings).train_attack.loss is None
 
 
 @pytest.mark.slow

@@ -274,6 +274,7 @@ ROWS = [
     ("+trainer.profiler=3", "trainer.profiler is 3; it must be one of simple, advanced, pytorch"),
     ("trainer.max_time=00:00:01:00", "with a plus it goes to pytorch_lightning.Trainer: +trainer.max_time=..."),
     ("trainer.limit_test_batches=1", "with a plus it goes to pytorch_lightning.Trainer: +trainer.limit_test_batches"),
+    ("optimizer._target_=torch.optim.SparseAdam ~optimizer.weight_decay", "does not support dense gradients"),
     ("optimizer.amsgrad=true", "with a plus it goes to torch.optim.Adam: +optimizer.amsgrad=..."),
     ("optimizer.foo=true", "optimizer.foo: there is no such setting"),
     ("+trainer.max_time=0", "trainer.max_time is 0; it must be a time above 0: 00:02:30:00, DD:HH:MM:SS"),

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassCalibrationError
 
 from nsr.attacks import GradientAttack
-from nsr.callbacks import RunRecords, SensitivityLogger
+from nsr.callbacks import RunRecords, SensitivityLogger, TrainingChecks
 from nsr.callbacks.checkpoints import Checkpoints
 from nsr.callbacks.progress import ProgressRows
 from nsr.layers import find_layers
@@ -36,18 +36,19 @@ def fit(tmp_path):
         list(compute_terms(module.objective, {"clean_logits": net(images), "labels": labels}))
     )
     loaders = [DataLoader(TensorDataset(images, labels), batch_size=8) for _ in range(2)]
+    checks = TrainingChecks()
     callbacks = [
         Checkpoints(tmp_path / "checkpoints"),
         RunRecords(tmp_path, {}),
         SensitivityLogger(directory=tmp_path),
         ProgressRows(),
+        checks,
     ]
 
     def fit(**settings) -> list[str]:
         quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-        trainer = pl.Trainer(
-            accelerator="cpu", callbacks=callbacks, num_sanity_val_steps=-1, inference_mode=False, **quiet, **settings
-        )
+        settings = {"num_sanity_val_steps": -1, **settings}
+        trainer = pl.Trainer(accelerator="cpu", callbacks=callbacks, inference_mode=False, **quiet, **settings)
         trainer.fit(module, *loaders)
         rows = list(whole_rows(tmp_path / "metrics.csv"))
         (layer,) = {row["layer"] for row in whole_rows(tmp_path / "layers.csv")}
@@ -57,6 +58,7 @@ def fit(tmp_path):
         net.train()
         assert float(rows[-1]["validation/clean_accuracy"]) == pytest.approx(accuracy, abs=1e-12)
         saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+        assert [str(epoch.number) for epoch in checks.history] == [row["epoch"] for row in rows]
         assert layer and saved["nsr_place"]["epochs"] == int(rows[-1]["epoch"])
         fit.trainer = trainer
         return [row["epoch"] for row in rows]
@@ -97,8 +99,14 @@ def test_an_epoch_without_validation_has_its_own_training_metrics(further):
     assert (module.result is not None) == (further["limit_val_batches"] > 0)
 
 
-def test_validations_in_the_middle_of_an_epoch_have_no_rows(fit):
+def test_validations_in_the_middle_of_an_epoch_have_no_rows(fit, capsys):
     assert fit(max_epochs=2, val_check_interval=0.5) == ["0", "1", "2"]
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["0/2", "1/2", "2/2"]
+
+
+def test_a_trial_of_a_few_batches_is_no_epoch_before_training(fit, capsys):
+    assert fit(max_epochs=1, num_sanity_val_steps=2) == ["1"]
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["1/1"]
 
 
 @pytest.mark.parametrize(("steps", "rows"), [(6, ["0", "1", "2"]), (4, ["0", "1"]), (2, ["0", "1"])])

@@ -505,16 +505,20 @@ def test_what_a_run_added_can_be_taken_away(tmp_path):
         ("cosine", ["scheduler.T_max=2"], True),
         ("cosine", ["scheduler=constant"], True),
         ("constant", [], False),
+        ("cosine objective=free objective.replays=2", [], None),
+        ("cosine objective=free objective.replays=2", ["scheduler.T_max=2"], True),
     ],
 )
 def test_a_schedule_that_has_ended_needs_another_one_for_further_epochs(tmp_path, schedule, further, new):
-    command = [f"scheduler={schedule}", "trainer.max_epochs=3"]
+    replays = 2 if "free" in schedule else 1
+    command = [*f"scheduler={schedule}".split(), f"trainer.max_epochs={3 * replays}"]
     recorded = plain(without_hydra(compose_checked("train", command)))
     write_json(tmp_path / "config.yaml", {**recorded, "overrides": command})  # JSON is YAML
     remember({**recorded, "overrides": command})
     write_json(tmp_path / "status.json", {"status": "finished", "program": "train.py", "overrides": command})
-    write_json(tmp_path / "metrics.json", {"best_epoch": 3})
-    overrides = resumed_command([f"resume={tmp_path}", "trainer.max_epochs=5", *further], admitted_command)
+    write_json(tmp_path / "metrics.json", {"best_epoch": 3, "last_epoch": 3})
+    longer = f"trainer.max_epochs={5 * replays}"
+    overrides = resumed_command([f"resume={tmp_path}", longer, *further], admitted_command)
     settings = plain(without_hydra(compose_checked("train", overrides)))
     if new is None:
         with pytest.raises(InputError) as caught:

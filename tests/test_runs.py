@@ -6,6 +6,7 @@ import gc
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,6 +207,35 @@ def test_metrics_are_float32_whatever_trained_the_network(tmp_path):
     run = tmp_path / "run"
     train(job("train", run, *TINY, "trainer.precision=bf16-mixed"))
     assert_repeats(run, evaluated(tmp_path / "again", f"checkpoint={run / 'checkpoints' / 'best.ckpt'}", *REPEATED))
+
+
+def test_the_seconds_of_an_interrupted_epoch_are_of_all_of_it(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("time.perf_counter", lambda: clock.now)
+    rate = SimpleNamespace(param_groups=[{"lr": 0.1}])
+    strategy = SimpleNamespace(broadcast=lambda value: value)
+    trainer = SimpleNamespace(optimizers=[rate], is_global_zero=False, strategy=strategy)
+
+    def begun(state=None):
+        records = RunRecords(tmp_path, {})
+        if state is not None:
+            records.load_state_dict(state)
+        records.on_fit_start(trainer, None)
+        return records
+
+    first = begun()
+    first.on_train_epoch_start(trainer, None)
+    clock.now += 30
+    state = first.state_dict()  # interrupted in the middle
+    clock.now += 1000
+    resumed = begun(state)
+    clock.now += 12
+    resumed.on_train_epoch_end(trainer, None)
+    resumed.on_train_epoch_start(trainer, None)
+    clock.now += 40
+    resumed.on_train_epoch_end(trainer, None)
+    assert resumed.seconds["epochs"] == [42.0, 40.0]
+    assert resumed.state_dict()["fit"] == 82.0
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def _try_stabilizer(
 
 
 def _try_optimizer(module: RobustClassifier) -> Optimizer:
-    """Return the optimizer after one step without gradients, which changes nothing."""
+    """Return the optimizer after one step with a gradient of 0 of its smallest parameter, which is put back."""
     net: Any = module.net
     with trial("optimizer", "the optimizer"):
         optimizer = make_optimizer(module.optimizer, net)  # type: ignore[arg-type]
@@ -115,12 +115,20 @@ def _try_optimizer(module: RobustClassifier) -> Optimizer:
         if type(module).configure_optimizers is RobustClassifier.configure_optimizers:
             _warn_of_untrained(module, own)
         calls = []
+        one = min(own, key=Tensor.numel)
+        before = one.detach().clone()
 
         def closure() -> float:
             calls.append(True)
+            one.grad = torch.zeros_like(one)  # dense, which SparseAdam does not take
             return 0.0
 
-        optimizer.step(closure)
+        try:
+            optimizer.step(closure)
+        finally:
+            one.grad = None
+            with torch.no_grad():
+                one.copy_(before)
         if not calls and module.automatic_optimization:
             raise InputError("optimizer.step(closure) does not call its closure, which computes the gradients; it must")
     return optimizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -40,6 +41,12 @@ class AttackWrapper:
 
     restores_network = True
     attack: Any
+
+    def __copy__(self) -> AttackWrapper:
+        """Return a wrapper with a copy of the inner attack, whose settings a ramp changes."""
+        made = object.__new__(type(self))
+        made.__dict__ = {**self.__dict__, "attack": copy(self.attack)}
+        return made
 
     @property
     def draws_per_image(self) -> bool:

@@ -20,6 +20,7 @@ from nsr.modes import full_precision
 from nsr.randomness import draw_seed
 from nsr.run.checks import Check, stop_where_triggered
 from nsr.run.files import write_json
+from nsr.training.phases import ends_epoch
 
 if TYPE_CHECKING:
     from nsr.training.module import RobustClassifier
@@ -29,7 +30,7 @@ PROBE_STEPS = 10
 
 
 class TrainingChecks(pl.Callback):
-    """Evaluates every rule of `nsr.callbacks.training_checks` after each validation.
+    """Evaluates every rule of `nsr.callbacks.training_checks` after each epoch.
 
     Where the validation attack has one step, catastrophic overfitting could hide from it: then a PGD-10 probe runs on a
     fixed, even choice of the validation images, no more of them than one evaluation batch.
@@ -88,7 +89,7 @@ class TrainingChecks(pl.Callback):
         self._probed = self._probed + torch.stack([correct, torch.full_like(correct, len(labels))])
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        if trainer.state.fn != "fit" or pl_module.result is None:
+        if trainer.state.fn != "fit" or pl_module.result is None or not ends_epoch(trainer):
             return
         epoch = self._epoch(trainer, pl_module, pl_module.result)
         self.history.append(epoch)

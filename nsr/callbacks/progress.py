@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytorch_lightning as pl
 
 from nsr.run.plain_text import printable
+from nsr.training.phases import ends_epoch
 
 if TYPE_CHECKING:
     from nsr.training.module import RobustClassifier
@@ -29,7 +30,7 @@ class ProgressRows(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         result = pl_module.result
-        if trainer.state.fn != "fit" or not trainer.is_global_zero or result is None:
+        if trainer.state.fn != "fit" or not trainer.is_global_zero or result is None or not ends_epoch(trainer):
             return
         clean, robust = (100 * result.validation[f"validation/{kind}_accuracy"] for kind in ("clean", "robust"))
         total = trainer.max_epochs or 0

@@ -56,6 +56,10 @@ class Ramp(pl.Callback):
         if is_training(trainer):  # a run may resume with an epoch's validation
             self._set(pl_module, trainer.current_epoch + 1)
 
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "fit":  # another training may take the same object
+            getattr(pl_module, self.of).scale = 1.0
+
     def _set(self, pl_module: Any, epochs: float) -> None:
         progress = min(1.0, max(0.0, (epochs - self.start) / self.epochs))
         getattr(pl_module, self.of).scale = self.initial + (1 - self.initial) * progress

@@ -37,6 +37,7 @@ class RunRecords(Callback):
         self.directory, self.settings = directory, settings
         self.seconds: dict[str, Any] = {"epochs": []}
         self._started = self._epoch_started = time.perf_counter()
+        self._spent = 0.0  # in the epoch at hand, before it was interrupted
         self._learning_rate = 0.0
         self._sizes: dict[str, int] = {}  # of the records when the checkpoint was written
         self._lines: int | None = None  # of metrics.csv then, whose rows become longer with a further column
@@ -44,6 +45,7 @@ class RunRecords(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter() - self.seconds.get("fit", 0.0)
+        self._epoch_started = time.perf_counter() - self._spent  # until an epoch begins
         self._has_config = (self.directory / "config.yaml").exists()
         check_same_settings(self.settings, trainer.strategy)
         for path in [self.directory / name for name in self._sizes] if trainer.is_global_zero else ():
@@ -98,12 +100,15 @@ class RunRecords(Callback):
     def state_dict(self) -> dict[str, Any]:
         spent = round(time.perf_counter() - self._started, 3)
         resumed = {"resumed": self.seconds["resumed"]} if "resumed" in self.seconds else {}
-        return {"epochs": list(self.seconds["epochs"]), "fit": spent, **resumed, "learning_rate": self._learning_rate}
+        epoch = round(time.perf_counter() - self._epoch_started, 3)  # so far in this one
+        own = {"epochs": list(self.seconds["epochs"]), "fit": spent, "epoch": epoch, **resumed}
+        return {**own, "learning_rate": self._learning_rate}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         epochs, earlier = list(state_dict["epochs"]), list(state_dict.get("resumed", ()))
         self.seconds = {"epochs": epochs, "fit": state_dict["fit"], "resumed": [*earlier, len(epochs)]}
         self._learning_rate = state_dict["learning_rate"]
+        self._spent = state_dict.get("epoch", 0.0)
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -220,9 +220,8 @@ class _Logits(nn.Module):
 
 
 def _is_recorded(trainer: Trainer) -> bool:
-    """Return whether the validation is part of training, at the end of an epoch, and covers all images."""
-    covers_all = not trainer.sanity_checking or trainer.num_sanity_val_steps == float("inf")
-    return trainer.state.fn == "fit" and covers_all and ends_epoch(trainer)
+    """Return whether the validation is part of training, and that of an epoch."""
+    return trainer.state.fn == "fit" and ends_epoch(trainer)
 
 
 def draw_heat_map(path: Path, history: Sequence[tuple[int, dict[str, list[float]]]]) -> None:

@@ -30,9 +30,15 @@ LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 }
 
 
+class _Screen(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave a reader that has gone away, such as `| head`, to the caller: rich would exit with code 1."""
+        raise BrokenPipeError
+
+
 def show(comparison: Comparison) -> None:
     """Print all tables, then notes and the commands that finish what is missing."""
-    console = Console(highlight=False)
+    console = _Screen(highlight=False)
     if not console.is_terminal:
         console.width = 1000  # as wide as a table needs
     shown = ""

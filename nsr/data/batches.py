@@ -90,8 +90,13 @@ class TrainingBatches(Sampler[list[int]]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch whose order is drawn; with `overfits` that of the first serves all."""
-        self.epoch = 0 if self.overfits else epoch
+        """Set the epoch of the run that comes next."""
+        self.epoch = epoch
+
+    @property
+    def drawn_epoch(self) -> int:
+        """Return the epoch whose order is drawn: with `overfits` that of the first serves all."""
+        return 0 if self.overfits else self.epoch
 
     def weight(self, batch_idx: int) -> float:
         """Return the factor on this process's mean loss that makes the mean over processes the global mean."""
@@ -112,7 +117,7 @@ class TrainingBatches(Sampler[list[int]]):
         return len(self.totals)
 
     def __iter__(self) -> Iterator[list[int]]:
-        entropy = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
+        entropy = np.random.SeedSequence((self.seed, self.drawn_epoch)).generate_state(1, np.uint64)
         order = torch.randperm(self.size, generator=torch.Generator().manual_seed(int(entropy[0]))).tolist()
         for number in range(self.first, len(self)):
             first, count = self._part(number)
@@ -213,7 +218,7 @@ class ResumableLoader(DataLoader):
     def __iter__(self) -> Any:
         epoch, first = getattr(self.batch_sampler, "epoch", 0), getattr(self.batch_sampler, "first", 0)
         if hasattr(self.dataset, "epoch"):
-            self.dataset.epoch.fill_(epoch)
+            self.dataset.epoch.fill_(getattr(self.batch_sampler, "drawn_epoch", epoch))
         self.position = (epoch, first)
         for done, batch in enumerate(super().__iter__(), start=first + 1):
             self.position = (epoch, done)

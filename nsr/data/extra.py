@@ -61,7 +61,7 @@ class MixedBatches(TrainingBatches):
     def _pass(self, size: int, which: int) -> np.ndarray:
         """Return the indices of this epoch, a part of the endless sequence of shuffled passes through a set."""
         count = int(self.ends[which][-1])
-        first, start = divmod(self.epoch * count, size)
+        first, start = divmod(self.drawn_epoch * count, size)
         orders = []
         for number in range(first, first + -(-(start + count) // size)):
             seed = np.random.SeedSequence((self.seed, number, which)).generate_state(1, np.uint64)

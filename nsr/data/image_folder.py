@@ -216,7 +216,7 @@ def annotated(folder: Path) -> dict[str, list[str]] | None:
     path, found = folder / ANNOTATIONS, dict[str, list[str]]()
     if not path.is_file():
         return None
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
         file, tab, rest = line.partition("\t")
         if not tab or "/" in file:
             raise InputError(f"{path}, line {number} is {line[:60]!r}; it must have a file and a class, after a tab")
@@ -225,8 +225,12 @@ def annotated(folder: Path) -> dict[str, list[str]] | None:
 
 
 def images_in(folder: Path) -> Iterator[str]:
-    """Yield the images in `folder` and below it, in no order; other files and hidden ones (._photo.jpg) are ignored."""
-    for where, _, files in os.walk(folder, followlinks=True):
+    """Yield the images in `folder` and below it, in no order.
+
+    Other files and hidden ones (._photo.jpg) are ignored, and so is what is in hidden folders (.ipynb_checkpoints).
+    """
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # os.walk enters those that are left
         for file in files:
             if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
                 yield os.path.join(where, file)

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> Path:
         InputError: no run, or a file that cannot be written.
     """
     from nsr.report.files import is_evaluation
-    from nsr.run.directory import find_runs
+    from nsr.run.directory import find_runs, is_run
 
     if not options.places:
         raise InputError("nothing to report: give a run directory, such as runs/digits_small_cnn_pgd_sns_seed0/DATE")
@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> Path:
             f"--output is {options.output}, a directory; give a file, such as {options.output / 'report.html'}"
         )
     places = [Path(place) for place in options.places]
-    found = places if len(places) == 1 and is_evaluation(places[0]) else find_runs(options.places)
+    is_one = len(places) == 1 and (is_evaluation(places[0]) or is_run(places[0]))  # even with others inside
+    found = places if is_one else find_runs(options.places)
     try:
         if options.full:
             write_full_pictures(found, options.trusted)

@@ -72,28 +72,31 @@ def _is_text(path: Path) -> bool:
 
 
 def _runs_below(place: Path) -> Iterator[Path]:
-    left: list[Path] = [place]
+    left: list[tuple[Path, Sequence[str]]] = [(place, RUN_FILES)]
     seen: set[Path] = set()
     while left:
-        folder = left.pop()
+        folder, marks = left.pop()
         try:
             if not folder.is_dir() or (resolved := folder.resolve()) in seen:
                 continue
             seen.add(resolved)
             entries = sorted(folder.iterdir(), key=lambda entry: (len(entry.name), entry.name))  # 2 before 10
-            is_run = _is_run(folder)
+            found = is_run(folder, marks)
         except OSError:
-            is_run = True  # not readable for this user: listed with the reason
-        if is_run:
+            yield folder  # not readable for this user: listed with the reason
+            continue
+        if found:
             yield folder
-        elif len(folder.parts) < len(place.parts) + DEEPEST:
+            marks = RUN_FILES[1:]  # W&B has a config.yaml of its own in the folder of a run
+        if len(folder.parts) < len(place.parts) + DEEPEST:
             named = [entry for entry in entries if entry.name != "evaluations" and not entry.name.startswith(".")]
-            left += reversed(named)
+            left += [(entry, marks) for entry in reversed(named)]
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path, marks: Sequence[str] = RUN_FILES) -> bool:
+    """Return whether a folder is that of a run: it has one of the files `marks`, and none of an evaluation."""
     is_evaluation = any((folder / name).exists() for name in ("evaluate.log", "evaluation.json"))
-    return not is_evaluation and any((folder / name).exists() for name in RUN_FILES)
+    return not is_evaluation and any((folder / name).exists() for name in marks)
 
 
 def shown(path: Path) -> Path:

@@ -90,7 +90,10 @@ def _has_new_schedule(
     typed = [row for row in overrides if row not in recorded.get("overrides", [])]
     if any(name_of(row).partition(".")[0] == "scheduler" for row in typed):
         return True
-    before, now = (part["trainer"]["max_epochs"] for part in (recorded, settings))
+    # those of the schedule: free training replays each batch, and has that much fewer
+    before, now = (
+        -(-each["trainer"]["max_epochs"] // each["objective"].get("replays", 1)) for each in (recorded, settings)
+    )
     if now > before and any(name in (settings.get("scheduler") or {}) for name in HORIZON):
         raise InputError(
             f"the schedule of {directory} ends with its {before} epochs; it must get another one for the "

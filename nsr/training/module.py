@@ -7,6 +7,7 @@ the sum. Each epoch gives one `EpochResult`, which callbacks and loggers take.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from numbers import Number
 from typing import Any, Protocol
 
@@ -69,7 +70,8 @@ class RobustClassifier(pl.LightningModule):
         layers: the hooked layers of `root` (None: of `net`), from `nsr.find_layers`.
         classes: number of classes.
         objective: what is minimized, see nsr.objectives; None: natural training.
-        train_attack: makes the adversarial images of training.
+        train_attack: makes the adversarial images of training. A copy is used where it is the validation attack too, or
+            gets the objective's `attack_loss`: ramps and the objective change training's alone.
         validation_attack: makes those of validation; None: clean images serve in their place.
         stabilizer: (clean features, adversarial features) -> scalar; None or weight 0: none.
         optimizer: parameters -> optimizer; a callable whose first parameter is called `net` gets the network.
@@ -120,7 +122,10 @@ class RobustClassifier(pl.LightningModule):
         self.before_passes: list[Callable[[Mapping[str, Tensor], Tensor], None]] = []  # where AWP moves the weights
         self.inputs, self.views = required_inputs(self.objective), required_views(self.objective)
         attack_loss = getattr(self.objective, "attack_loss", None)
-        if attack_loss is not None and getattr(train_attack, "loss", "its own") is None:
+        takes_loss = attack_loss is not None and getattr(train_attack, "loss", "its own") is None
+        if takes_loss or train_attack is validation_attack:
+            self.train_attack = copy(train_attack)
+        if takes_loss:
             self.train_attack.loss = attack_loss  # type: ignore[union-attr]
         self.train_extractor = FeatureExtractor(net, self._layers_of_training(layers), root=root)
         if self.train_attack is None and (self.attacks or self.stabilizer is not None):

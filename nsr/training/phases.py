@@ -16,7 +16,10 @@ def validated_epoch(trainer: pl.Trainer) -> int:
 
 
 def ends_epoch(trainer: pl.Trainer) -> bool:
-    """Return whether a validation of a fit is the one after an epoch, cut short or not, or before the first."""
+    """Return whether a validation of a fit is the one after an epoch, cut short or not, or of all images before any.
+
+    Others are no epoch's: those in its middle, and Lightning's trial of a few batches.
+    """
     if trainer.sanity_checking:
-        return trainer.current_epoch == 0
+        return trainer.current_epoch == 0 and trainer.num_sanity_val_steps == float("inf")
     return trainer.is_last_batch or trainer.should_stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import resource
 import subprocess
@@ -128,10 +129,18 @@ def test_only_unfinished_runs_and_names_with_control_characters(tmp_path, capsys
 
 @pytest.mark.slow
 def test_a_closed_pipe_is_no_error(sweep, tmp_path):
-    program = f"{sys.executable} -m nsr.compare {sweep} --resamples 100 | head -n 1"
+    program = f"set -o pipefail; {sys.executable} -m nsr.compare {sweep} --resamples 100 | head -n 1"
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
+
+
+def test_a_reader_that_goes_away_ends_the_command_without_an_error(sweep, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main([str(sweep), "--resamples", "100"]) == 0
 
 
 def test_help_is_quick():

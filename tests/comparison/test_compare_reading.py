@@ -18,6 +18,7 @@ import yaml
 from nsr.app.train import train
 from nsr.compare import compare, main, read_runs
 from nsr.errors import InputError, RunStopped
+from nsr.report.__main__ import main as report
 from nsr.run.directory import recorded_status
 from nsr.run.files import SCHEMA, layer_means, whole_rows, write_rows
 from nsr.run.own import remember
@@ -257,6 +258,21 @@ def test_values_that_are_not_a_number_stay_so(tmp_path):
     (run / "sensitivity.csv").write_text("\n".join([*odd, ""]))
     row = only(run)
     assert math.isnan(row["relative/relu1"]) and math.isnan(row["relative"]) and row["relative/relu2"] > 0
+
+
+def test_runs_inside_the_folder_of_a_run_are_listed(tmp_path, monkeypatch):
+    outer = make_run(tmp_path / "outer", seed=0)
+    make_run(outer / "again" / "inner", seed=1)
+    make_evaluation(outer, "2030-01-01", {"clean": 0.9, "pgd": 0.5})
+    of_wandb = outer / "wandb" / "run-1" / "files"
+    of_wandb.mkdir(parents=True)
+    (of_wandb / "config.yaml").write_text("seed: {value: 2}")
+    assert read_runs(tmp_path)["seed"].tolist() == [0, 1]
+    monkeypatch.chdir(tmp_path)
+    written = []
+    monkeypatch.setattr("nsr.report.page.write_report", lambda run, output: written.append(run) or run)
+    assert report([str(outer)]) == 0
+    assert written == [outer], "the report of a run is of this run alone"
 
 
 @pytest.mark.parametrize("place", ["", " "])

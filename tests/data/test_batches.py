@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsr.data import EvaluationBatches, TrainingBatches
+from nsr.data import EvaluationBatches, TensorImages, TrainingBatches
+from nsr.data.batches import ResumableLoader
+from nsr.data.extra import MixedBatches
 from nsr.errors import InputError
 
 sizes = st.integers(1, 300)
@@ -82,6 +87,21 @@ def test_an_interrupted_epoch_is_resumed():
     assert list(batches) == whole[2:] and len(batches) == len(whole)
     batches.set_epoch(5)  # the next epoch is whole again
     assert len(list(batches)) == len(whole)
+
+
+@pytest.mark.parametrize("kind", [TrainingBatches, partial(MixedBatches, extra=20, fraction=0.5)])
+def test_an_interrupted_epoch_of_equal_batches_is_resumed_once(kind):
+    """With trainer.overfit_batches every epoch has the batches of the first; those after the interrupted one too."""
+    batches = kind(50, 8, seed=3)
+    batches.overfits = True
+    whole = list(batches)
+    loader = ResumableLoader(TensorImages(torch.zeros(70, 1, 2, 2), torch.zeros(70).long()), batches, num_workers=0)
+    loader.load_state_dict({"epoch": 4, "batches": 2})
+    for epoch, expected in ((4, whole[2:]), (5, whole), (6, whole)):
+        batches.set_epoch(epoch)
+        assert list(batches) == expected
+    assert len(list(loader)) == len(whole)
+    assert loader.state_dict() == {"epoch": 6, "batches": len(whole)}
 
 
 def test_training_order_is_a_function_of_seed_and_epoch():

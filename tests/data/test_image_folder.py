@@ -165,6 +165,8 @@ def test_suffixes_and_ignored_files(tmp_path):
         picture(cat / name)
     for name in ("notes.txt", "Thumbs.db", "._0.png"):
         (cat / name).write_text("no image")
+    for hidden in (".ipynb_checkpoints", "deeper/.thumbnails/large"):  # copies that other programs keep
+        picture(cat / hidden / "0-checkpoint.png")
     (tmp_path / "test" / ".ipynb_checkpoints").mkdir()
     data = made(tmp_path)
     data.setup("test")
