@@ -159,7 +159,7 @@ def card(name: str, entry: Mapping[str, Any]) -> str:
 
 def command_line(program: str, words: list[str]) -> str:
     """Return a command that works when pasted."""
-    kept = [word for word in words if not word.startswith(("hydra.run.dir=", "data.root="))]
+    kept = [word for word in words if not word.startswith(("hydra.run.dir=", "data.root=/"))]
     return " ".join([f"nsr-{program}", *map(shell_quoted, kept)])
 
 
