@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from benchmarks.common import bullet, names, spread, table
+from benchmarks.common import bullet, names, spread, table, wrapped
+from benchmarks.evidence.claim2 import setting, tuning
 from benchmarks.evidence.findings import (
     MEASURES,
     Contrast,
@@ -117,6 +118,10 @@ def short(one: Study) -> list[str]:
 def section(one: Study) -> Iterator[str]:
     """Yield the tables of a plan; tests only when it is complete."""
     yield from (f"### {one.plan['title'][0].upper()}{one.plan['title'][1:]}: sensitivity", "")
+    if joined := one.plan.get("with"):
+        plans_ = names(f"[{name}.yaml](../benchmarks/evidence_plans/{name}.yaml)" for name in joined)
+        text = f"The runs of {plans_} are tested here with those of one more plan, which was made after their results."
+        yield from (*wrapped(f"{text} {setting(one)}"), "")
     lines = []
     for (objective, arm), own in one.runs.items():
         if arm in ("none", "sns"):
@@ -128,6 +133,8 @@ def section(one: Study) -> Iterator[str]:
         yield from tests(one.runs)
     else:
         yield from ("Nothing is tested before all seeds are complete.", "")
+    if one.plan.get("with") and one.plan.get("tuning"):
+        yield from (*tuning(one), "")
 
 
 def tests(runs: Runs) -> Iterator[str]:
