@@ -14,7 +14,7 @@ from PIL import Image
 
 from nsr.app.composition import compose_checked
 from nsr.app.configuration import unusual_epsilon
-from nsr.app.job import preflight
+from nsr.app.preflight import preflight
 from nsr.callbacks import progress
 from nsr.callbacks.progress import TimeLeft
 from nsr.data.corruptions import Corruptions

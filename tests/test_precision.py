@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 
 from nsr.app.composition import compose_checked
-from nsr.app.job import preflight
 from nsr.app.network import load_network
+from nsr.app.preflight import preflight
 from nsr.app.train import train
 from nsr.errors import InputError
 from nsr.features import FeatureExtractor

@@ -2,7 +2,7 @@
 
 `check_command_line` composes the configuration before Hydra's own main does, which would make a run directory before a
 wrong value is found. In a sweep every value is checked before the first job starts. What only the network or the data
-can say (a layer pattern, a missing folder) comes next, from `nsr.app.job`, still before anything is made.
+can say (a layer pattern, a missing folder) comes next, from `nsr.app.preflight`, still before anything is made.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from nsr.app.composition import compose_checked, jobs, selected_directory, without_null
+from nsr.app.composition import compose_checked, jobs, run_directory, selected_directory, without_null
 from nsr.app.folders import search_further_folders, with_folder
 from nsr.app.resolvers import is_sweep
 from nsr.compat import hydra_argument_parser
@@ -112,7 +112,7 @@ def _checked(program: str, overrides: list[str], options: Namespace) -> list[str
         ]
         if options.multirun:
             _check_sweeper(configurations[0], overrides)
-        from nsr.app.job import preflight  # torch is loaded here
+        from nsr.app.preflight import preflight  # torch is loaded here
 
         preflight(configurations[0], program, is_sweep=options.multirun)
     return overrides
@@ -284,8 +284,3 @@ class PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return lines(super().format(record))
-
-
-def run_directory() -> Path:
-    """Return the directory that Hydra made for this job."""
-    return Path(HydraConfig.get().runtime.output_dir)

@@ -82,6 +82,11 @@ def selected_directory(config: DictConfig, name: str) -> Path:
     return Path(str(value)).absolute()
 
 
+def run_directory() -> Path:
+    """Return the directory that Hydra made for this job."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
 def without_null(overrides: Sequence[str]) -> list[str]:
     """Return the overrides with ~GROUP, or GROUP=[], for GROUP=null, which Hydra does not accept."""
     null = {f"{group}=null": f"{group}=[]" if group in LISTS else f"~{group}" for group in GROUPS}

@@ -1,7 +1,4 @@
-"""The job of a command: made, tried before a run directory is made, started.
-
-The preflight hands what it made (data, network, module, callbacks) to the job: everything is made once.
-"""
+"""The job of a command: what it is made of, and its start."""
 
 from __future__ import annotations
 
@@ -25,18 +22,14 @@ from pytorch_lightning.callbacks import RichProgressBar
 
 from nsr import __version__
 from nsr.app import build
-from nsr.app.command_line import run_directory
-from nsr.app.composition import plain, selected_directory, without_hydra
+from nsr.app.composition import plain, run_directory
 from nsr.app.configuration import unusual_epsilon
-from nsr.app.lengths import check_lengths
-from nsr.app.machine import check_machine, processes
+from nsr.app.machine import check_machine
 from nsr.app.network import load_network, with_checkpoint
-from nsr.app.parts import check_parts
 from nsr.app.performance import resumed_choice, uses_channels_last
 from nsr.callbacks import ProgressRows
 from nsr.callbacks.checkpoints import PLACE
 from nsr.data import DataDescription, ImageData
-from nsr.data.batches import check_divides
 from nsr.data.class_order import third_party_classes
 from nsr.data.origin import data_origin
 from nsr.errors import InputError
@@ -45,7 +38,7 @@ from nsr.models.build import Allocations
 from nsr.models.preprocessing import unlike_published
 from nsr.models.weights import read_checkpoint
 from nsr.run.directory import OWN, read_yaml, recorded_status
-from nsr.run.files import SCHEMA, check_can_be_made, write_json, write_text
+from nsr.run.files import SCHEMA, write_json, write_text
 from nsr.run.own import commit, remember
 from nsr.run.plain_text import printable
 from nsr.run.processes import global_rank
@@ -53,11 +46,7 @@ from nsr.run.resumption import Earlier, earlier_run, extensions
 from nsr.training.module import RobustClassifier
 
 log = logging.getLogger(__name__)
-ELSEWHERE = (
-    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
-    "hydra_plugins.hydra_ray_launcher",
-)
-_ready: list[Job] = []  # of this process, for the job with the same settings
+ready: list[Job] = []  # of the preflight in this process, for the job with the same settings
 
 
 @dataclass(frozen=True)
@@ -148,8 +137,8 @@ def make_job(config: DictConfig, program: str, directory: Path | None = None) ->
     settings, saved = with_checkpoint(config) if program == "evaluate" else (plain(config), None)
     if program == "train":
         settings = resumed_choice(settings, None if directory is None else read_yaml(directory / "config.yaml"))
-    while _ready:
-        job = _ready.pop()
+    while ready:
+        job = ready.pop()
         if repr(job.settings) == repr(settings):  # 1 is not 1.0
             return job
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
@@ -165,44 +154,6 @@ def make_job(config: DictConfig, program: str, directory: Path | None = None) ->
     place = saved.get(PLACE) if saved is not None else None  # there is none in a checkpoint of safetensors
     epoch = place.get("epochs") if isinstance(place, Mapping) else None
     return Job(settings, data, description, module, callbacks, analyses, corruptions, origin, epoch)
-
-
-def preflight(config: DictConfig, program: str, *, is_sweep: bool = False) -> None:
-    """Try everything that the job of `config`, Hydra's settings included, needs, and keep it for the job.
-
-    Errors:
-        InputError: in one line, where the job cannot start.
-    """
-    quiet_lightning()
-    directory = _check_directory(config, program, is_sweep)
-    settings = plain(without_hydra(config))
-    is_elsewhere = is_sweep and str(config.hydra.launcher._target_).startswith(ELSEWHERE)
-    if not is_elsewhere:
-        check_machine(settings)  # what other machines have is checked by each job there
-    if program == "train":
-        check_divides(settings["data"].get("batch_size", 128), processes(settings))
-    build.check_loggers(settings)
-    job = make_job(without_hydra(config), program, directory)
-    if not is_elsewhere:
-        build.build_trainer(settings, directory, list(job.callbacks.values()))
-    if program == "train" and not is_sweep:
-        job.earlier(directory, config.hydra.overrides.task)
-    splits = ("train", "test") if program == "train" else ("test",)
-    job.data.preflight(splits)  # last: it takes the longest
-    check_lengths(settings if program == "train" else job.settings, job.data, job.module, splits)
-    if program == "evaluate":
-        check_parts(job)
-    _ready.append(job)
-
-
-def _check_directory(config: DictConfig, program: str, is_sweep: bool) -> Path:
-    """Return the run directory; InputError where it cannot be made."""
-    name = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
-    directory = selected_directory(config, name)
-    check_can_be_made(name, directory)
-    if program == "evaluate" and (directory / "metrics.csv").exists():
-        raise InputError(f"{name} is {str(directory)!r}, which already holds a run; give another folder")
-    return directory
 
 
 def quiet_lightning() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from hydra.utils import get_original_cwd
 
 from nsr import __version__
+from nsr.app.job import Job
 from nsr.app.performance import uses_channels_last
 from nsr.app.rules import as_list, shard
 from nsr.errors import InputError, check_choice
@@ -25,9 +26,6 @@ from nsr.evaluation.curve import expanded
 from nsr.evaluation.masking_checks import PROBES
 from nsr.evaluation.shards import read_shards
 from nsr.evaluation.threat_models import threat_model
-
-if TYPE_CHECKING:
-    from nsr.app.job import Job
 
 
 def check_parts(job: Job) -> None:
