@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from scipy.stats import binomtest
@@ -40,20 +39,6 @@ def wilson(correct: int, images: int) -> tuple[float, float]:
 def robust_to_all(outcomes: Mapping[str, Tensor]) -> Tensor:
     """Return (image,) 1 where the image is classified correctly in every row."""
     return torch.stack(list(outcomes.values())).amin(0)
-
-
-def worst_cases(norms: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return {row of a worst case: the rows that it is over}: one for each norm, where there are several, and of all.
-
-    There is none without an attack: clean accuracy is no worst case.
-
-    Args:
-        norms: {row: norm of its attack, None for 'clean'}.
-    """
-    rows = {row: norm for row, norm in norms.items() if not row.startswith(CURVE)}
-    several = sorted({norm for norm in rows.values() if norm is not None}, key=list(rows.values()).index)
-    each = {f"{WORST}_{norm}": [row for row in rows if rows[row] in (None, norm)] for norm in several}
-    return {**(each if len(each) > 1 else {}), WORST: list(rows)} if len(rows) > 1 else {}
 
 
 def accuracies(outcomes: Mapping[str, Tensor], worst: Mapping[str, Sequence[str]]) -> dict[str, float]:

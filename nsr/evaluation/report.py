@@ -41,7 +41,7 @@ def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
         settings: of the command.
         suite: the AttackSuite, for the attack objects.
     """
-    found = {"clean": "clean"}
+    found, balls = {"clean": "clean"}, {"clean": ""}
     for name, own in expanded(settings["test_attacks"]).items():
         if own is not None:
             attack = suite.attacks[name]
@@ -50,11 +50,10 @@ def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
             radius = f"{epsilon:.4g}" if isinstance(epsilon, float) else str(epsilon)
             prefix = "curve: " if name.startswith(CURVE) else ""
             bf16 = " (search in bf16)" * (getattr(suite.search, "precision", "") == "bf16")
-            found[name] = f"{prefix}{getattr(attack, 'title', name)}{bf16}, {NORMS.get(norm, norm)} {radius}"
-    norms = {f"{WORST}_{norm}": f"worst case in {title}" for norm, title in NORMS.items()}
-    combined = "worst case of all" + " norms (union)" * (len(suite.worst_cases) > 1)
-    combined += " but the curve" * any(name.startswith(CURVE) for name in suite.attacks)
-    return found | {row: norms.get(row, combined) for row in suite.worst_cases}
+            balls[name] = f"{NORMS.get(norm, norm)} {radius}"
+            found[name] = f"{prefix}{getattr(attack, 'title', name)}{bf16}, {balls[name]}"
+    of_norms = {row: f"worst case, {balls[rows[-1]]}" for row, rows in suite.worst_cases.items()}
+    return found | of_norms | ({WORST: "worst case of all norms (union)"} if len(of_norms) > 1 else {})
 
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
