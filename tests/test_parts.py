@@ -14,6 +14,7 @@ from torch import nn
 from nsr.attacks import GradientAttack, UniformDraws
 from nsr.data import EvaluationBatches
 from nsr.errors import InputError, fraction
+from nsr.evaluation.curve import write_distances
 from nsr.evaluation.image_table import write_classes, write_images
 from nsr.evaluation.outcomes import SuiteResult
 from nsr.evaluation.report import titles
@@ -281,6 +282,18 @@ def test_worst_cases_are_of_each_threat_model_and_of_all():
     named = titles(settings, AttackSuite(attacks, worst_cases=both))
     assert named["worst_case_l2"] == "worst case, L2 0.5" and "union" in named["worst_case"]
     assert worst_cases({}, settings) == {}
+
+
+def test_rows_of_equal_titles_have_their_names(monkeypatch, tmp_path):
+    attacks = {row: SimpleNamespace(norm="l2", epsilon=0.1, title="DDN-9") for row in ("one", "two")}
+    settings = {"norm": "l2", "epsilon": 0.1, "test_attacks": {row: {} for row in attacks}}
+    named = titles(settings, AttackSuite(attacks))
+    assert (named["one"], named["two"]) == ("DDN-9, L2 0.1 (one)", "DDN-9, L2 0.1 (two)")
+    drawn = {}
+    monkeypatch.setattr("nsr.plots.smallest_perturbations", lambda lines, **_: drawn.update(lines))
+    monkeypatch.setattr("nsr.plots.save", lambda *_: None)
+    write_distances(tmp_path, {"one": torch.ones(2), "two": torch.zeros(2)}, attacks)
+    assert len(drawn) == 2, "each has a line in distances.png"
 
 
 # ---------------------------------------------------------------- the command

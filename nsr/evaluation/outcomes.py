@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -61,6 +62,12 @@ def median_distances(distances: Mapping[str, Tensor]) -> dict[str, float]:
     """Return {ROW_median_distance: median over all images} of the rows of minimum norm where it is finite."""
     medians = {f"{row}_median_distance": float(values.double().quantile(0.5)) for row, values in distances.items()}
     return {name: value for name, value in medians.items() if value < float("inf")}
+
+
+def distinct(titles: Mapping[str, str]) -> dict[str, str]:
+    """Return {row: title}, with the row's name beside each title that several rows have."""
+    counts = Counter(titles.values())
+    return {row: f"{title} ({row})" if counts[title] > 1 else title for row, title in titles.items()}
 
 
 def with_interval(metrics: Mapping[str, float], name: str) -> list[float]:
