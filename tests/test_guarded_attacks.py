@@ -266,6 +266,11 @@ def test_a_shipped_attack_restores_a_network_in_training(attack):
         (GradientAttack(epsilon=EPSILON, steps=1, random_start=False, targeted=True), "FGSM, targeted"),
         (AdaptiveAttack(epsilon=EPSILON, steps=100), "adaptive PGD-100"),
         (AdaptiveAttack(epsilon=EPSILON, steps=100, cross_entropy=False), "feature PGD-100"),
+        (AdaptiveAttack(epsilon=EPSILON, steps=9, targeted="least_likely"), "adaptive PGD-9, least likely"),
+        (
+            AdaptiveAttack(epsilon=EPSILON, steps=9, loss="margin", restarts=2),
+            "adaptive PGD-9 on the margin, 2 restarts",
+        ),
         (AutoAttack(epsilon=EPSILON), "AutoAttack, standard"),
         (AutoAttack(epsilon=EPSILON, version="custom", attacks=["apgd-ce", "square"]), "apgd-ce, square"),
         (Momentum(epsilon=EPSILON), "MI-FGSM-40"),
@@ -299,6 +304,12 @@ def test_the_adaptive_attack_of_weight_zero_is_its_loss_alone(settings):
     )
     torch.testing.assert_close(adaptive, plain, rtol=0, atol=0)
     assert not torch.equal(heavy, plain)
+
+
+@pytest.mark.parametrize("setting", [{"loss": "margin"}, {"targeted": "least_likely"}])
+def test_an_attack_on_the_features_takes_no_loss(setting):
+    with pytest.raises(InputError, match="loss must be null, targeted false"):
+        AdaptiveAttack(epsilon=EPSILON, steps=1, cross_entropy=False, **setting)
 
 
 @pytest.mark.parametrize("weight", [-1e-9, -1, float("nan"), "1"])

@@ -14,12 +14,14 @@ from torch import nn
 from nsr.attacks import GradientAttack, UniformDraws
 from nsr.data import EvaluationBatches
 from nsr.errors import InputError, fraction
+from nsr.evaluation.curve import write_distances
 from nsr.evaluation.image_table import write_classes, write_images
-from nsr.evaluation.outcomes import SuiteResult, worst_cases
+from nsr.evaluation.outcomes import SuiteResult
+from nsr.evaluation.report import titles
 from nsr.evaluation.robustbench import write_entry
 from nsr.evaluation.shards import FILE, read_shards, write_shard
 from nsr.evaluation.suite import AttackSuite
-from nsr.evaluation.threat_models import by_threat_model, in_each, row_epsilon, row_threat_model
+from nsr.evaluation.threat_models import by_threat_model, in_each, row_epsilon, row_threat_model, worst_cases
 from nsr.features import FeatureExtractor
 from nsr.layers import find_layers
 from tests.conftest import evaluated, read_json, refusal, rows
@@ -263,13 +265,35 @@ def test_the_radius_of_a_row_is_the_one_that_its_images_are_checked_at(own, attr
     assert list(rows) == (["mine"] if written == "8/255" else []), "others are measured in another threat model"
 
 
-def test_worst_cases_are_of_each_norm_and_of_all():
-    norms = {"clean": None, "pgd": "linf", "fgsm": "linf", "curve_x2": "linf"}
-    assert worst_cases(norms) == {"worst_case": ["clean", "pgd", "fgsm"]}
-    both = worst_cases({**norms, "ddn": "l2"})
-    assert both["worst_case_l2"] == ["clean", "ddn"]
-    assert both["worst_case"] == ["clean", "pgd", "fgsm", "ddn"]
+def test_worst_cases_are_of_each_threat_model_and_of_all():
+    curve = {"attack": {"epsilon": 0.1}, "scales": [1]}
+    own = {"pgd_linf": {}, "far": {"epsilon": 0.2}, "curve": curve, "ddn_l2": {"norm": "l2"}}
+    settings = {"norm": "linf", "epsilon": 0.1, "test_attacks": {"clean": None, **own}}
+    norms = {"pgd_linf": "linf", "far": "linf", "curve_x1": "linf", "ddn_l2": "l2"}
+    attacks = {row: SimpleNamespace(norm=norm, title=row) for row, norm in norms.items()}
+    one = worst_cases(attacks, settings)
+    assert one == {"worst_case": ["clean", "pgd_linf"]}, "other radii and norms are no part"
+    assert titles(settings, AttackSuite(attacks, worst_cases=one))["worst_case"] == "worst case, L-infinity 0.1"
+    settings["threat_models"] = {"linf": 0.1, "l2": 0.5}
+    both = worst_cases(attacks, settings)
+    assert both["worst_case_l2"] == ["clean", "ddn_l2"]
+    assert both["worst_case"] == ["clean", "pgd_linf", "ddn_l2"]
     assert list(both) == ["worst_case_linf", "worst_case_l2", "worst_case"]
+    named = titles(settings, AttackSuite(attacks, worst_cases=both))
+    assert named["worst_case_l2"] == "worst case, L2 0.5" and "union" in named["worst_case"]
+    assert worst_cases({}, settings) == {}
+
+
+def test_rows_of_equal_titles_have_their_names(monkeypatch, tmp_path):
+    attacks = {row: SimpleNamespace(norm="l2", epsilon=0.1, title="DDN-9") for row in ("one", "two")}
+    settings = {"norm": "l2", "epsilon": 0.1, "test_attacks": {row: {} for row in attacks}}
+    named = titles(settings, AttackSuite(attacks))
+    assert (named["one"], named["two"]) == ("DDN-9, L2 0.1 (one)", "DDN-9, L2 0.1 (two)")
+    drawn = {}
+    monkeypatch.setattr("nsr.plots.smallest_perturbations", lambda lines, **_: drawn.update(lines))
+    monkeypatch.setattr("nsr.plots.save", lambda *_: None)
+    write_distances(tmp_path, {"one": torch.ones(2), "two": torch.zeros(2)}, attacks)
+    assert len(drawn) == 2, "each has a line in distances.png"
 
 
 # ---------------------------------------------------------------- the command

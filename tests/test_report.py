@@ -147,13 +147,12 @@ def test_a_later_evaluation_on_fewer_images_replaces_no_row(tmp_path):
     assert set(headline.rows_of(read_files(run))) == {"clean", "worst_case"}
 
 
-@pytest.mark.parametrize("curve", [{}, {"curve_x2": 0.01}])
-def test_the_worst_case_is_said_to_leave_out_the_curve(tmp_path, curve):
+def test_the_worst_case_is_said_to_be_of_the_threat_model(tmp_path):
     run = measured(tmp_path)
-    make_evaluation(run, "2031-01-01", {"clean": 0.9, "pgd": 0.5, "worst_case": 0.4} | curve)
+    make_evaluation(run, "2031-01-01", {"clean": 0.9, "pgd": 0.5, "worst_case": 0.4, "curve_x2": 0.01})
     files = read_files(run)
     text = headline.summary(files, headline.rows_of(files))
-    assert ("newest measurement but the curve at once" in text) == bool(curve)
+    assert "in its threat model (L-infinity, epsilon" in text
 
 
 def test_images_that_are_cut_short_are_not_counted(tmp_path, no_drawing):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 
@@ -12,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from nsr.app.composition import compose_checked
-from nsr.attacks import APGD, DDN, FMN, GradientAttack, LibraryAttack, guarded, measuring_pgd
+from nsr.attacks import APGD, DDN, FMN, AutoAttack, GradientAttack, LibraryAttack, Momentum, guarded, measuring_pgd
 from nsr.attacks.balls import distance
 from nsr.errors import InputError
 
@@ -51,6 +52,25 @@ def test_the_nearest_image_of_an_affine_classifier(linear, kind, norm):
     assert 0 < reached.sum() < len(images)
     assert torch.equal(within[reached], found[reached])
     assert torch.equal(within[~reached], images[~reached])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        APGD(epsilon=0.3, steps=5),
+        DDN(epsilon=3.0, steps=5),
+        Momentum(epsilon=0.3, steps=5),
+        AutoAttack(epsilon=0.3, version="custom", attacks=["apgd-ce", "fab", "square"], queries=5, steps=5),
+    ],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_attacks_of_other_packages_on_a_network_in_another_dtype(linear, attack, dtype):
+    net, images, labels, *_ = linear
+    net, images = copy.deepcopy(net).to(dtype), images.to(dtype)
+    found = attack(net, images, labels, generator=seeded(0))
+    assert found.dtype == dtype and (distance(images, found, attack.norm) <= attack.epsilon * 1.01).all()
+    assert (net(found).argmax(1) != labels).all()
 
 
 class Constant(nn.Module):

@@ -106,6 +106,16 @@ class OwnStabilizer(nn.Module):
         return torch.stack([(adversarial[layer] - clean[layer]).abs().mean() for layer in clean]).mean()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_in_float64_are_cast_to_the_networks_dtype(dtype):
+    module = module_of(AdversarialTraining()).to(dtype)
+    images, labels = batch()
+    loss = module.training_step((images.double(), labels), 0)
+    logits = module.predict_step(images.double(), 0)
+    assert (loss.isfinite(), logits.dtype) == (True, dtype)
+    assert torch.equal(module.predict_step((images.double(), labels), 0), logits)
+
+
 @pytest.mark.parametrize("factor", ["weight", "scale"])
 @pytest.mark.parametrize("value", [-0.5, {"relu1": 0.5}, torch.tensor([0.5, 0.1]), None], ids=str)
 def test_an_own_stabilizer_is_left_out_only_at_the_number_0(factor, value):

@@ -19,7 +19,7 @@ from nsr.errors import InputError, check_epsilon
 from nsr.evaluation.curve import expanded
 from nsr.evaluation.masking_checks import PROBES, check_measured
 from nsr.evaluation.suite import AttackSuite
-from nsr.evaluation.threat_models import by_threat_model, threat_model
+from nsr.evaluation.threat_models import by_threat_model, threat_model, worst_cases
 from nsr.layers import find_layers
 from nsr.metrics.epoch import OWN_METRICS, flat_values
 from nsr.modes import network_mode
@@ -94,8 +94,14 @@ def build_suite(settings: Settings, net: nn.Module, description: DataDescription
     if probes is not None:
         rows = [row for rows in by_threat_model(attacks, settings).values() for row in rows]
         check_measured(settings["checks"]["stop_on"], ["clean", *rows, *probes])
-    metrics = build_metrics(settings, description)
-    return AttackSuite(attacks, sensitivity_attack=sensitivity, probes=probes, metrics=metrics, seed=settings["seed"])
+    return AttackSuite(
+        attacks,
+        sensitivity_attack=sensitivity,
+        probes=probes,
+        metrics=build_metrics(settings, description),
+        worst_cases=worst_cases(attacks, settings),
+        seed=settings["seed"],
+    )
 
 
 def build_metrics(settings: Settings, description: DataDescription) -> dict[str, Any]:

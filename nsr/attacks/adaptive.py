@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nsr.attacks.best import Places
 from nsr.attacks.gradient import Goal, GradientAttack, OfLogits
-from nsr.errors import check_choice, check_layers, check_number, check_top
+from nsr.errors import InputError, check_choice, check_layers, check_number, check_top
 from nsr.features import capture_features
 from nsr.layers import Layer, find_layers
 from nsr.sensitivity import largest, neuron_sensitivity
@@ -34,7 +34,10 @@ class AdaptiveAttack(GradientAttack):
         top: number (int) or fraction (float) of a layer's neurons, the most sensitive ones of each image in each step.
         layers: names or patterns of the layers, as in `find_layers`.
         cross_entropy: whether the loss is part of the sum; without it, a random start is needed.
-        settings: of `GradientAttack`, except its loss and targets.
+        settings: of `GradientAttack`; loss and targeted say what stands in the place of the cross-entropy.
+
+    Errors:
+        InputError: a setting out of range; a loss or targeted without cross_entropy.
     """
 
     def __init__(
@@ -51,10 +54,13 @@ class AdaptiveAttack(GradientAttack):
         self.top = check_top("top", top)
         self.layers = None if layers is None else check_layers("layers", layers)
         self.cross_entropy = check_choice("cross_entropy", cross_entropy, (True, False))
+        if not cross_entropy and (self.loss is not None or self.targeted):
+            got = f"cross_entropy is False, loss {self.loss!r} and targeted {self.targeted!r}"
+            raise InputError(f"{got}; without the cross-entropy no loss is ascended: loss must be null, targeted false")
 
     @property
     def title(self) -> str:
-        return f"{'adaptive' if self.cross_entropy else 'feature'} PGD-{self.steps}"
+        return f"{'adaptive' if self.cross_entropy else 'feature'} {super().title}"
 
     def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, **call: Any) -> Tensor:
         known = _FOUND.setdefault(net, {})

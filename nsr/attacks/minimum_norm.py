@@ -33,8 +33,8 @@ class _MinimumNorm(ThirdParty):
             generator: seeds the draws; of a sequence the first.
         """
         check_batch(images, labels)
-        with undisturbed(net, images, generator):
-            return self._nearest(net, images, labels)
+        with undisturbed(net, images, generator) as in_float32:
+            return self._nearest(in_float32, images.float(), labels).to(images.dtype)
 
     def _run(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return within(self._nearest(net, images, labels), images, self.norm, self.epsilon)

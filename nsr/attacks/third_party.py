@@ -45,16 +45,19 @@ class ThirdParty:
         check_epsilon("epsilon", self.epsilon, norm=self.norm, pixels=images[0].numel())
         if self.epsilon == 0:
             return images.clone()
-        with undisturbed(net, images, generator):
-            return self._run(net, images.contiguous(), labels).detach()
+        with undisturbed(net, images, generator) as in_float32:
+            return self._run(in_float32, images.float().contiguous(), labels).detach().to(images.dtype)
 
     def _run(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 @contextmanager
-def undisturbed(net: nn.Module, images: Tensor, generator: Generators) -> Iterator[None]:
-    """Eval mode, frozen parameters and draws seeded by `generator`; InputError for logits that are not finite."""
+def undisturbed(net: nn.Module, images: Tensor, generator: Generators) -> Iterator[nn.Module]:
+    """Eval mode, frozen parameters and draws seeded by `generator`; InputError for logits that are not finite.
+
+    Yields the network as one in float32, which is what both packages compute in.
+    """
     first = generator[0] if isinstance(generator, Sequence) else generator
     with torch.no_grad(), network_mode(net, "eval"):
         check_finite_logits(net(images))
@@ -64,9 +67,21 @@ def undisturbed(net: nn.Module, images: Tensor, generator: Generators) -> Iterat
         if first is not None:
             torch.manual_seed(int(torch.randint(2**31, (), generator=first, device=first.device)))
         try:
-            yield
+            yield _InFloat32(net, images.dtype).eval()
         finally:
             sys.settrace(trace)  # pyautoattack ends a debugger's
+
+
+class _InFloat32(nn.Module):
+    """A network that gets images in `dtype` and gives logits in float32."""
+
+    def __init__(self, net: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.net, self.dtype = net, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images.to(self.dtype))
+        return logits.float()
 
 
 def load_foolbox() -> Any:

@@ -77,7 +77,7 @@ class TrainingChecks(pl.Callback):
         if not is_needed or trainer.sanity_checking or outputs is None:
             return
         number = place_of(trainer.val_dataloaders, batch_idx, rank=trainer.global_rank, size=trainer.world_size)
-        images, labels = (part[_evenly(trainer, number)] for part in images_and_labels(batch))
+        images, labels = (part[_evenly(trainer, number)] for part in images_and_labels(batch, pl_module.net))
         if len(labels) == 0:
             return
         probe = measuring_pgd(epsilon=attack.epsilon, norm=attack.norm, steps=PROBE_STEPS)  # type: ignore[union-attr]

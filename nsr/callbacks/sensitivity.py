@@ -122,7 +122,7 @@ class SensitivityLogger(Callback):
     ) -> None:
         if isinstance(pl_module, RobustClassifier) or dataloader_idx > 0 or not _is_recorded(trainer):
             return
-        images, labels = images_and_labels(batch)
+        images, labels = images_and_labels(batch, pl_module)
         check_batch(images, labels)
         extractor, metric = self._measurement(pl_module, images)
         generator = Generator(images.device).manual_seed(draw_seed(self.seed, 1, batch_idx, trainer.global_rank))

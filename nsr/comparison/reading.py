@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from nsr.comparison.settings import Identity, identity, images_and_ball
+from nsr.comparison.settings import Identity, identity, images_and_ball, in_threat_model
 from nsr.errors import InputError, check_number
 from nsr.run.commands import command, override
 from nsr.run.directory import process_status, read_checked, read_json, read_settings, read_yaml, run_status
@@ -180,14 +180,15 @@ def _evaluations(directory: Path) -> list[Path]:
 def _merged(measurements: list[Measurement]) -> tuple[dict[str, Any], dict[str, float], tuple[str, ...]]:
     """Take each attack from the newest measurement that has it, of those of the newest's threat model and images.
 
-    The worst case is the newest's own, over the attacks of that one.
+    The worst case is the newest's own, over the attacks of that one's threat models.
     """
     if not measurements:
         return {}, {}, ()
     newest, same = measurements[-1], alike(measurements)
     attacks = [one.settings.get("test_attacks") or {} for one in same]
     merged = {name: attack for own in attacks for name, attack in own.items()}
-    counted = [row for row, own in attacks[-1].items() if row != "curve" and (own is not None or row == "clean")]
+    rows = [row for row, own in attacks[-1].items() if own is not None and row != "curve"]
+    counted = ["clean", *(row for row in rows if row != "clean" and in_threat_model(row, newest.settings))]
     measured = {**newest.settings, "test_attacks": merged, "worst_case_of": sorted(counted)}
     metrics = {name: value for one in same for name, value in one.metrics.items() if name != WORST}
     metrics |= {name: value for name, value in newest.metrics.items() if name == WORST}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nsr.errors import InputError, fraction
+from nsr.run.rows import without_norm
 
 Flat = Mapping[str, Any]  # {dotted name: value}; a list is a value
 ABSENT = "absent"
@@ -129,6 +130,32 @@ def images_and_ball(measured: Mapping[str, Any]) -> dict[str, Any]:
     is_whole = limit is None or repr(limit) == "1.0"  # 1 is one batch
     size = (measured.get("data") or {}).get("evaluation_batch_size")
     return found | {"limit_test_batches": None if is_whole else f"{limit}, batches of {size}"}
+
+
+def radius_of(settings: Any) -> float | None:
+    """Return the epsilon of the threat model as a number, None where it is none."""
+    try:
+        return float(fraction("epsilon", settings.get("epsilon")))
+    except (InputError, TypeError, ValueError):
+        return None
+
+
+def ball_of(row: str, settings: Any) -> tuple[str, float | None]:
+    """Return the norm and the radius of a row of a test: its attack's own, else its threat model's."""
+    given, models = settings.get("test_attacks"), settings.get("threat_models")
+    own = given.get(row) if isinstance(given, Mapping) else None
+    own, models = (found if isinstance(found, Mapping) else {} for found in (own, models))
+    suffix = row.removeprefix(without_norm(row)).removeprefix("_")
+    norm = own.get("norm") or suffix or settings.get("norm")
+    return str(norm), radius_of({"epsilon": own.get("epsilon", models.get(norm, settings.get("epsilon")))})
+
+
+def in_threat_model(row: str, settings: Any) -> bool:
+    """Return whether a row of a test has a norm and a radius of the measurement's threat models."""
+    norm, radius = ball_of(row, settings)
+    models = settings.get("threat_models")
+    models = models if isinstance(models, Mapping) else {str(settings.get("norm")): settings.get("epsilon")}
+    return norm in models and radius == radius_of({"epsilon": models[norm]})
 
 
 def text_key(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from nsr.data.images import JoinedImages, TensorImages, already_collated
@@ -262,8 +262,11 @@ def places_of(loader: Any, number: int, images: int) -> Tensor:
     return torch.arange(first, first + images)
 
 
-def images_and_labels(batch: Any) -> Batch:
+def images_and_labels(batch: Any, net: nn.Module | None = None) -> Batch:
     """Return the images and labels of a batch: its first two entries, or a mapping's under IMAGE_KEYS and LABEL_KEYS.
+
+    Args:
+        net: that takes the images, see `single_precision`.
 
     Errors:
         InputError: another kind of batch, or entries that are not tensors.
@@ -282,4 +285,11 @@ def images_and_labels(batch: Any) -> Batch:
             f"{', '.join(IMAGE_KEYS)} and one of {', '.join(LABEL_KEYS)} to tensors"
         )
     images, labels = found
+    images = images if net is None else single_precision(images, net)
     return images, labels if labels.is_floating_point() else labels.long()  # of any whole type
+
+
+def single_precision(images: Tensor, net: nn.Module) -> Tensor:
+    """Return images in float64, which numpy gives, in float32, unless the network has weights in float64."""
+    is_wide = images.dtype == torch.float64 and all(each.dtype != torch.float64 for each in net.parameters())
+    return images.float() if is_wide else images

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nsr.errors import InputError, check_number, fraction
-from nsr.evaluation.outcomes import CURVE, with_interval
+from nsr.evaluation.outcomes import CURVE, distinct, with_interval
 from nsr.run.files import write_rows
 
 
@@ -78,6 +78,7 @@ def write_distances(directory: Path, distances: Mapping[str, Tensor], attacks: M
     norms = list(dict.fromkeys(attacks[row].norm for row in distances))
     for norm in norms:
         rows = {row: values for row, values in distances.items() if attacks[row].norm == norm}
-        named = {getattr(attacks[row], "title", row): values for row, values in rows.items()}
+        titles = distinct({row: getattr(attacks[row], "title", row) for row in rows})
+        named = {titles[row]: values for row, values in rows.items()}
         figure = smallest_perturbations(named, norm=norm, epsilon=attacks[next(iter(rows))].epsilon)
         save(figure, directory / ("distances" if len(norms) == 1 else f"distances_{norm}"))

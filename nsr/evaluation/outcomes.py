@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from scipy.stats import binomtest
@@ -42,20 +42,6 @@ def robust_to_all(outcomes: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(outcomes.values())).amin(0)
 
 
-def worst_cases(norms: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return {row of a worst case: the rows that it is over}: one for each norm, where there are several, and of all.
-
-    There is none without an attack: clean accuracy is no worst case.
-
-    Args:
-        norms: {row: norm of its attack, None for 'clean'}.
-    """
-    rows = {row: norm for row, norm in norms.items() if not row.startswith(CURVE)}
-    several = sorted({norm for norm in rows.values() if norm is not None}, key=list(rows.values()).index)
-    each = {f"{WORST}_{norm}": [row for row in rows if rows[row] in (None, norm)] for norm in several}
-    return {**(each if len(each) > 1 else {}), WORST: list(rows)} if len(rows) > 1 else {}
-
-
 def accuracies(outcomes: Mapping[str, Tensor], worst: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Return {NAME_accuracy: fraction, NAME_low and NAME_high: its 95 % Wilson interval}, the worst cases last.
 
@@ -76,6 +62,12 @@ def median_distances(distances: Mapping[str, Tensor]) -> dict[str, float]:
     """Return {ROW_median_distance: median over all images} of the rows of minimum norm where it is finite."""
     medians = {f"{row}_median_distance": float(values.double().quantile(0.5)) for row, values in distances.items()}
     return {name: value for name, value in medians.items() if value < float("inf")}
+
+
+def distinct(titles: Mapping[str, str]) -> dict[str, str]:
+    """Return {row: title}, with the row's name beside each title that several rows have."""
+    counts = Counter(titles.values())
+    return {row: f"{title} ({row})" if counts[title] > 1 else title for row, title in titles.items()}
 
 
 def with_interval(metrics: Mapping[str, float], name: str) -> list[float]:

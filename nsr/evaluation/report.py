@@ -12,7 +12,7 @@ from rich.table import Table
 
 from nsr.evaluation.corrupted import CorruptionAccuracy
 from nsr.evaluation.curve import expanded
-from nsr.evaluation.outcomes import CURVE, WORST, SuiteResult, with_interval
+from nsr.evaluation.outcomes import CURVE, WORST, SuiteResult, distinct, with_interval
 from nsr.evaluation.threat_models import row_epsilon, row_threat_model
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.plots.style import NORMS
@@ -37,11 +37,13 @@ CAUTION = "before: initial weights, no reference for robustness; absolute sensit
 def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
     """Return {row: its title in a table}; an attack without `title` is called by its name in the configuration.
 
+    Rows of equal titles have their names beside them.
+
     Args:
         settings: of the command.
         suite: the AttackSuite, for the attack objects.
     """
-    found = {"clean": "clean"}
+    found, balls = {"clean": "clean"}, {"clean": ""}
     for name, own in expanded(settings["test_attacks"]).items():
         if own is not None:
             attack = suite.attacks[name]
@@ -50,11 +52,10 @@ def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
             radius = f"{epsilon:.4g}" if isinstance(epsilon, float) else str(epsilon)
             prefix = "curve: " if name.startswith(CURVE) else ""
             bf16 = " (search in bf16)" * (getattr(suite.search, "precision", "") == "bf16")
-            found[name] = f"{prefix}{getattr(attack, 'title', name)}{bf16}, {NORMS.get(norm, norm)} {radius}"
-    norms = {f"{WORST}_{norm}": f"worst case in {title}" for norm, title in NORMS.items()}
-    combined = "worst case of all" + " norms (union)" * (len(suite.worst_cases) > 1)
-    combined += " but the curve" * any(name.startswith(CURVE) for name in suite.attacks)
-    return found | {row: norms.get(row, combined) for row in suite.worst_cases}
+            balls[name] = f"{NORMS.get(norm, norm)} {radius}"
+            found[name] = f"{prefix}{getattr(attack, 'title', name)}{bf16}, {balls[name]}"
+    of_norms = {row: f"worst case, {balls[rows[-1]]}" for row, rows in suite.worst_cases.items()}
+    return distinct(found) | of_norms | ({WORST: "worst case of all norms (union)"} if len(of_norms) > 1 else {})
 
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

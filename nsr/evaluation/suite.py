@@ -21,7 +21,7 @@ from torchmetrics import Metric
 
 from nsr.errors import check_finite_logits
 from nsr.evaluation.cache import ResultCache, batch_fingerprint
-from nsr.evaluation.outcomes import SuiteResult, accuracies, median_distances, worst_cases
+from nsr.evaluation.outcomes import WORST, SuiteResult, accuracies, median_distances
 from nsr.evaluation.search import Batch, Result, Search, attack_batch, classify, draws
 from nsr.features import FeatureExtractor
 from nsr.layers import Layer
@@ -44,6 +44,7 @@ class AttackSuite:
         probes: {name: probe(net, images, labels, generator=...) -> (image,) flags} for the checks, no rows.
         metrics: {name: torchmetrics Metric of (logits, labels)}, measured without attack and under each one. An image
             that is misclassified without an attack is not attacked: its clean logits count.
+        worst_cases: {row of a worst case: the rows that it is over}; None: one, over all.
         seed: of every draw.
         search: how attacks search; None: as written. So it is for a network whose passes differ, which no second pass
             can confirm.
@@ -56,12 +57,14 @@ class AttackSuite:
         sensitivity_attack: Attack | None = None,
         probes: Mapping[str, Callable[..., Tensor]] | None = None,
         metrics: Mapping[str, Metric] | None = None,
+        worst_cases: Mapping[str, Sequence[str]] | None = None,
         seed: int = 0,
         search: Search | None = None,
     ):
         self.search = search
         self.attacks, self.sensitivity_attack, self.seed = dict(attacks), sensitivity_attack, seed
         self.probes, self.extra = dict(probes or {}), dict(metrics or {})
+        self.worst_cases = ({WORST: self.names} if attacks else {}) if worst_cases is None else worst_cases
         self.cache: ResultCache | None = None
         self.restarted: Collection[str] = ()  # measurements that are made anew, whatever the cache has
         # called after each batch of a row; seconds are None where the cache had it
@@ -79,16 +82,6 @@ class AttackSuite:
     def work(self) -> list[str]:
         """The measurements of each batch: rows, probes and sensitivity."""
         return [*self.names, *self.probes, *(["sensitivity"] if self.sensitivity_attack is not None else [])]
-
-    @property
-    def norms(self) -> dict[str, str | None]:
-        """{row: norm of its attack}; None for 'clean', and for an attack that does not say."""
-        return {"clean": None, **{row: getattr(attack, "norm", None) for row, attack in self.attacks.items()}}
-
-    @property
-    def worst_cases(self) -> dict[str, list[str]]:
-        """{row of a worst case: the rows that it is over}."""
-        return worst_cases(self.norms)
 
     def start(self, layers: Sequence[Layer], device: torch.device) -> None:
         """Empty the results."""

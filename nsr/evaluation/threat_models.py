@@ -7,7 +7,7 @@ from typing import Any
 
 from nsr.errors import fraction
 from nsr.evaluation.curve import expanded
-from nsr.evaluation.outcomes import CURVE
+from nsr.evaluation.outcomes import CURVE, WORST
 from nsr.plots.style import NORMS
 
 Settings = Mapping[str, Any]
@@ -79,3 +79,20 @@ def by_threat_model(attacks: Mapping[str, Any], settings: Settings) -> dict[str,
         if radii.get(norm) == epsilon and not row.startswith(CURVE):
             found[NORMS[norm]][row.removesuffix(f"_{norm}") if several else row] = row
     return found
+
+
+def worst_cases(attacks: Mapping[str, Any], settings: Settings) -> dict[str, list[str]]:
+    """Return {row of a worst case: the rows that it is over}: one for each norm, where there are several, and of all.
+
+    Rows at another norm or radius than the evaluation's are no part. There is none without an attack: clean accuracy is
+    no worst case.
+
+    Args:
+        attacks: {row: the object that is measured}.
+    """
+    models = by_threat_model(attacks, settings)
+    each = {f"{WORST}_{norm}": ["clean", *rows.values()] for norm in NORMS if (rows := models.get(NORMS[norm]))}
+    if not each:
+        return {}
+    every = {row for rows in each.values() for row in rows}
+    return {**(each if len(each) > 1 else {}), WORST: [row for row in ("clean", *attacks) if row in every]}

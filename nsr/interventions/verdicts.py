@@ -24,12 +24,13 @@ def is_uninformative(row: Row) -> bool:
 def p_value(row: Row) -> float:
     """Return the two-sided p of a contrast, normal with the standard error of its bootstrap over images and sets.
 
-    For a single set it is never below the sign test's smallest for so many more images: few of them are not normal.
+    It is never below the sign test's smallest for so many more images: the most sensitive neurons are a single set, and
+    few images are not normal.
     """
     size, low, high = abs(row.contrast or 0), row.contrast_low or 0, row.contrast_high or 0
     error = (high - low) / (2 * norm.ppf(0.975))
     p = float(2 * norm.sf(size / error)) if error > 0 else float(size == 0)
-    return max(p, 2.0 ** (1 - round(size * row.images))) if row.n_sets == 1 and size else p
+    return max(p, min(1.0, 2.0 ** (1 - round(size * row.images))))
 
 
 def verdicts(layers: Layers) -> dict[str, str]:

@@ -19,7 +19,7 @@ from torchmetrics import Metric
 from nsr.attacks import KeptPerturbation
 from nsr.attacks.folding import FoldedPair, folded_batch_norm
 from nsr.compat import keep_versions, versions_of, with_versions
-from nsr.data.batches import Batch, images_and_labels, place_of, places_of
+from nsr.data.batches import Batch, images_and_labels, place_of, places_of, single_precision
 from nsr.errors import InputError, RunStopped, check_batch, check_finite_logits, dotted_name
 from nsr.features import FeatureExtractor
 from nsr.layers import Layer
@@ -186,7 +186,7 @@ class RobustClassifier(pl.LightningModule):
 
     def _checked_batch(self, stage: str, batch: Any) -> Batch:
         """Return images and labels; the first batch of a stage is checked, later ones would make the device wait."""
-        images, labels = images_and_labels(batch)
+        images, labels = images_and_labels(batch, self.net)
         if stage not in self._checked:
             check_batch(images, labels, classes=self.classes)
             self._checked.add(stage)
@@ -332,7 +332,9 @@ class RobustClassifier(pl.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the logits (batch, class) of images, or of the images of a batch as in training."""
-        return self(batch if isinstance(batch, Tensor) else images_and_labels(batch)[0])
+        if isinstance(batch, Tensor):
+            return self(single_precision(batch, self.net))
+        return self(images_and_labels(batch, self.net)[0])
 
     def on_test_epoch_start(self) -> None:
         if self.suite is None:

@@ -13,13 +13,13 @@ from made_runs import make_evaluation, make_run
 from nsr.comparison import captions, statistics, tables, writing
 from nsr.comparison.frames import read_runs
 from nsr.comparison.reading import read_run
+from nsr.comparison.settings import ball_of
 from nsr.evaluation.report import metrics_table, write_evaluation
 from nsr.interventions.report import nearest_shown
 from nsr.metrics.sensitivity import LayerSensitivity
 from nsr.report import comparison as several
 from nsr.report.files import read_files
 from nsr.report.sections import headline
-from nsr.report.sections.robustness import ball_of
 from nsr.run.files import whole_rows
 
 
@@ -67,6 +67,15 @@ def test_the_worst_case_is_of_what_was_measured(tmp_path):
         text.replace("test_attacks:\n", "test_attacks:\n  fgsm: null\n  curve: {a: 1}\n")
     )
     assert read_run(run).measured["worst_case_of"] == ["clean", "pgd"]
+
+
+def test_an_attack_at_another_radius_is_in_no_worst_case_and_overstates_nothing(tmp_path):
+    run = make_run(tmp_path / "run", "test_attacks=[clean,fgsm,pgd]", "test_attacks.fgsm.epsilon=0.3")
+    make_evaluation(run, "2030", {"clean": 0.9, "fgsm": 0.1, "pgd": 0.4})
+    assert read_run(run).measured["worst_case_of"] == ["clean", "pgd"]
+    files = read_files(run)
+    text = headline.summary(files, headline.rows_of(files))
+    assert "PGD-40 on the test images: 40.0 %." in text
 
 
 def test_weak_rows_are_no_attacks_in_any_norm(tmp_path):

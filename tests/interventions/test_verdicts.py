@@ -88,11 +88,12 @@ def test_few_images_more_are_no_larger_effect(more, is_larger):
     assert ("a larger effect" in verdicts(layers_of(row))["a"]) is is_larger
 
 
-def test_equal_sets_differ_in_five_percent_of_tables():
-    """200 contrasts of two sets with the same effect, 60 images."""
+@pytest.mark.parametrize("effect", [0.02, 0.5])
+def test_equal_sets_differ_in_five_percent_of_tables(effect):
+    """200 contrasts of two sets with the same effect, 60 images; 0.02: one image, or none, of the single set."""
     generator, shown = torch.Generator().manual_seed(0), 0
     for seed in range(200):
-        first, second = ((torch.rand(sets, 60, generator=generator) < 0.5).double() for sets in (1, 20))
+        first, second = ((torch.rand(sets, 60, generator=generator) < effect).double() for sets in (1, 20))
         row = made(SIZE, 0, 0)
         values = contrast_interval(first, second, n_bootstrap=300, seed=seed)
         row = replace(row, contrast=values.mean, contrast_low=values.low, contrast_high=values.high)

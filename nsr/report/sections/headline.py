@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from nsr.comparison.names import attack_title
 from nsr.comparison.reading import Measurement, evaluate_command
-from nsr.report.facts import facts
+from nsr.comparison.settings import in_threat_model
+from nsr.report.facts import facts, threat_model
 from nsr.report.files import RunFiles, folder_of, results_of
 from nsr.report.numbers import interval, percent
 from nsr.report.parts import Cell, Section, Table
@@ -98,7 +99,8 @@ def missing(run: RunFiles) -> str:
 
 def summary(run: RunFiles, rows: Mapping[str, Row]) -> str:
     """Return the result in words, with its cautions."""
-    attacks = {name: row for name, row in rows.items() if not is_weak(name) and not name.startswith(WORST)}
+    attacks = {name: row for name, row in rows.items() if not is_weak(name) and not name.startswith((WORST, CURVE))}
+    attacks = {name: row for name, row in attacks.items() if in_threat_model(name, run.run.measured)} or attacks
     sentences = []
     if clean := rows.get("clean"):
         sentences.append(f"Clean accuracy on {_images(clean)}: {_with_interval(clean)}.")
@@ -109,9 +111,8 @@ def summary(run: RunFiles, rows: Mapping[str, Row]) -> str:
     else:
         sentences.append("No attack was measured, so nothing is known of robustness.")
     if worst := rows.get(WORST):
-        has_curve = any(name.startswith(CURVE) for name in results_of(run, run.measurements[-1]))
-        besides = " but the curve" * has_curve  # whose radii are others
-        sentences.append(f"Robust to all attacks of the newest measurement{besides} at once: {_with_interval(worst)}.")
+        where = f"of the newest measurement at once, in its threat model ({threat_model(run.run.measured)})"
+        sentences.append(f"Robust to all attacks {where}: {_with_interval(worst)}.")
     sentences += cautions(run, rows, attacks)
     return " ".join(sentences)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy
@@ -9,7 +10,7 @@ import pandas
 
 from nsr.comparison.names import attack_title
 from nsr.comparison.reading import evaluate_command
-from nsr.errors import InputError, fraction
+from nsr.comparison.settings import ball_of, in_threat_model, radius_of
 from nsr.plots import accuracy_by_epsilon, class_accuracy, confusion_matrix, smallest_perturbations
 from nsr.plots.classes import MOST_CLASSES
 from nsr.report.drawing import svg
@@ -18,7 +19,7 @@ from nsr.report.files import RunFiles, folder_of
 from nsr.report.numbers import percent
 from nsr.report.parts import Cell, Figure, Section, Table
 from nsr.report.sections.headline import CURVE
-from nsr.run.rows import is_weak, without_norm
+from nsr.run.rows import is_weak
 
 MOST_PAIRS = 20  # rows of the table of confusions
 
@@ -28,7 +29,7 @@ def section(run: RunFiles) -> Section | None:
     if not run.measurements:
         return None
     settings, images, curve = run.run.measured, run.images(run.measurements[-1]), _newest(run, "curve.csv")
-    attack = strongest(images)
+    attack = strongest(images, settings)
     names = {} if "class" not in images else dict(zip(images["label"], images["class"].astype(str), strict=True))
     where = f"{len(images):,} test images, {radius_in_words(settings)}"
     figures = [_curve(curve, settings), *_distances(images, settings)]
@@ -57,26 +58,11 @@ def _newest(run: RunFiles, name: str) -> pandas.DataFrame:
     return pandas.DataFrame()
 
 
-def radius_of(settings: Any) -> float | None:
-    """Return the epsilon of the threat model as a number, None where it is none."""
-    try:
-        return float(fraction("epsilon", settings.get("epsilon")))
-    except (InputError, TypeError, ValueError):
-        return None
-
-
-def ball_of(row: str, settings: Any) -> tuple[str, float | None]:
-    """Return the norm and the radius of a row of a test: its attack's own, else its threat model's."""
-    own, models = (settings.get("test_attacks") or {}).get(row) or {}, settings.get("threat_models") or {}
-    suffix = row.removeprefix(without_norm(row)).removeprefix("_")
-    norm = own.get("norm") or suffix or settings.get("norm")
-    return str(norm), radius_of({"epsilon": own.get("epsilon", models.get(norm, settings.get("epsilon")))})
-
-
-def strongest(images: pandas.DataFrame) -> str:
-    """Return the attack with the lowest accuracy, of equal ones the last, "" where none was measured."""
+def strongest(images: pandas.DataFrame, settings: Mapping[str, Any]) -> str:
+    """Return the threat model's attack with the lowest accuracy, of equal ones the last, "" where there is none."""
     names = [name.removesuffix("_prediction") for name in images if name.endswith("_prediction")]
-    attacks = [name for name in names if name in images and not is_weak(name) and not name.startswith(CURVE)]
+    names = [name for name in names if in_threat_model(name, settings) and not name.startswith(CURVE)]
+    attacks = [name for name in names if name in images and not is_weak(name)]
     return min(reversed(attacks), key=lambda name: images[name].mean(), default="")
 
 
