@@ -180,6 +180,31 @@ def test_what_processes_exchange_in_a_step(tmp_path):
         assert made["gradients"][1].tolist() == [0, 0.5, 1, 1.5]
 
 
+LEAVING = """
+import atexit, sys
+from torch import distributed
+from nsr.run.processes import leave_processes
+
+distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+atexit.register(lambda: print(distributed.is_initialized()))
+leave_processes(None, orderly=sys.argv[2] == "orderly")
+print(distributed.is_initialized())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("end", "is_of_torchrun", "expected"),
+    [("orderly", False, [False, False]), ("orderly", True, [True, False]), ("failed", True, [True, True])],
+)
+def test_a_process_leaves_the_group_before_it_exits(tmp_path, end, is_of_torchrun, expected):
+    """The one that torchrun has started at its exit: the jobs of a sweep share the group."""
+    environment = {**os.environ} | ({"TORCHELASTIC_RUN_ID": "1"} if is_of_torchrun else {})
+    script = [sys.executable, "-u", "-c", LEAVING, str(tmp_path / "store"), end]  # unbuffered: it may end in an abort
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.stdout.split() == [str(each) for each in expected]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "choices",

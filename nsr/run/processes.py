@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import hashlib
 import io
@@ -185,7 +186,6 @@ def leave_processes(trainer: Any, *, orderly: bool) -> None:
         orderly: wait for the others to end by themselves; else they are killed.
     """
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
-    from torch import distributed
 
     launched = list(getattr(getattr(getattr(trainer, "strategy", None), "launcher", None), "procs", []))
     if not orderly and launched and (error := sys.exc_info()[1]) is not None and fault(error) is not None:
@@ -203,13 +203,22 @@ def leave_processes(trainer: Any, *, orderly: bool) -> None:
     if launched:
         _forget_errors(Path(trainer.default_root_dir), len(launched))
     if is_started_from_outside():
+        if orderly:  # else others may still wait for this process, and it for them
+            atexit.register(_leave_group)  # not before: the next job of a sweep takes the same group
         return
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    _leave_group()
     if launched:
         for name in OF_A_RUN:
             os.environ.pop(name, None)
         rank_zero_only.rank = 0  # type: ignore[attr-defined]
+
+
+def _leave_group() -> None:
+    """Leave the process group: gloo's threads end a process that exits in one with an abort, now and then."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 class _Tolerant(io.FileIO):
