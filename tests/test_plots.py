@@ -120,3 +120,14 @@ def test_images_of_any_channels_and_one_of_each(channels):
 )
 def test_a_number_of_a_picture_has_no_exponent_where_digits_are_shorter(value, digits, text):
     assert rounded(value, digits) == text
+
+
+@pytest.mark.parametrize(("of", "shown"), [("accuracy", "robust, training"), ("loss", "loss")])
+def test_one_epoch_is_a_visible_point_between_whole_ticks(of, shown):
+    columns = {"train/robust_accuracy": [math.nan, 0.3], "train/loss": [math.nan, 2.0]}
+    axes = plots.training_curves(pandas.DataFrame({"epoch": [0, 1], **columns}), of=of, best_epoch=1).axes[0]
+    (line,) = (line for line in axes.lines if line.get_label() == shown)
+    assert line.get_marker() not in ("", "None")
+    low, high = axes.get_xlim()
+    assert low < 0 < 1 < high
+    assert all(tick == round(tick) for tick in axes.get_xticks())

@@ -45,21 +45,30 @@ def training_curves(
         every = max(1, len(epochs) // MARKERS)
         for name, (label, color, line, marker) in ACCURACIES.items():
             if has_values(epochs, name):
+                marker = marker or _marker_of_one(epochs[name])
                 style: dict[str, Any] = {"color": color, "marker": marker, "markevery": every, "label": label}
                 axes.plot(epochs["epoch"], 100 * epochs[name], line, **style)
         axes.set(ylabel="accuracy (%)", ylim=(0, 102))
     elif of == "loss":
         names = loss_columns(epochs)
         for name, line in zip(names, LINES * len(names), strict=False):
-            axes.plot(epochs["epoch"], epochs[name], line, label=spelled(name.removeprefix("train/")))
+            style = {"marker": _marker_of_one(epochs[name]), "label": spelled(name.removeprefix("train/"))}
+            axes.plot(epochs["epoch"], epochs[name], line, **style)
         axes.set(ylabel="loss terms as weighted")
     else:
         axes.step(epochs["epoch"], epochs[of].astype(float), where="mid", color=OTHER)
         axes.set(ylabel=spelled(of), ylim=(0, None))
+    last = max(1.0, float(epochs["epoch"].max()))
+    axes.set_xlim(-0.05 * last, 1.05 * last)  # the same for all curves of a training
     _mark(axes, best_epoch, resumed)
     if of in ("accuracy", "loss"):
         legend(axes)
     return figure
+
+
+def _marker_of_one(values: pandas.Series) -> str:
+    """Return a marker for a line of one point, which would be invisible."""
+    return "." if values.notna().sum() == 1 else ""
 
 
 def has_values(epochs: pandas.DataFrame, name: str) -> bool:

@@ -78,7 +78,9 @@ def duration(seconds: Any) -> str:
 
 def _epochs(timing: Mapping[str, Any]) -> str:
     epochs = timing.get("epochs")
-    return f" for {len(epochs)} epochs, validation included" if isinstance(epochs, list) and epochs else ""
+    if not isinstance(epochs, list) or not epochs:
+        return ""
+    return f" for {len(epochs)} epoch{'s' * (len(epochs) > 1)}, validation included"
 
 
 def _choice(settings: Mapping[str, Any], choice: Mapping[str, Any], group: str) -> str:
