@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from nsr.interventions.controls import LEAST, MOST, WHOLE
 from nsr.interventions.effects import Effects, Row
-from nsr.interventions.verdicts import FEWEST_IMAGES, is_uninformative, verdicts
+from nsr.interventions.verdicts import is_uninformative, verdicts
 from nsr.plots import intervention_effects, interventions, save
+from nsr.plots.contrasts import FEWEST_IMAGES, nearest_shown
 from nsr.run.files import write_json, write_rows
 from nsr.run.plain_text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-SHOWN_FRACTION = 0.5  # the tables and the plot of the network show the fraction nearest to it
 
 
 def write_effects(directory: Path, effects: Effects, *, settings: Mapping[str, Any]) -> list[str]:
@@ -44,11 +43,6 @@ def write_effects(directory: Path, effects: Effects, *, settings: Mapping[str, A
 def shown_fraction(effects: Effects) -> float:
     """The fraction to show where only one is shown."""
     return nearest_shown(row.fraction for row in effects.rows if row.control == MOST)
-
-
-def nearest_shown(fractions: Iterable[float]) -> float:
-    """Return the fraction nearest to SHOWN_FRACTION, of two equally near ones the smaller."""
-    return min(sorted(fractions), key=lambda one: abs(one - SHOWN_FRACTION))
 
 
 # ---------------------------------------------------------------- tables

@@ -15,8 +15,8 @@ from nsr.comparison.frames import read_runs
 from nsr.comparison.reading import read_run
 from nsr.comparison.settings import ball_of
 from nsr.evaluation.report import metrics_table, write_evaluation
-from nsr.interventions.report import nearest_shown
 from nsr.metrics.sensitivity import LayerSensitivity
+from nsr.plots.contrasts import nearest_shown
 from nsr.report import comparison as several
 from nsr.report.files import read_files
 from nsr.report.sections import headline
