@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from nsr.interventions.verdicts import is_uninformative, verdicts
 from nsr.plots import intervention_effects, interventions, save
 from nsr.plots.contrasts import FEWEST_IMAGES, nearest_shown
 from nsr.run.files import write_json, write_rows
-from nsr.run.plain_text import printable
+from nsr.run.tables import screen_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,15 +55,15 @@ def tables(effects: Effects) -> Iterator[Table | str]:
         by_layer = _at_shown_fraction(effects, kind)
         first = next(iter(by_layer.values()))
         outcome = "correctly classified" if kind == "patch_clean" else "misclassified"
-        yield _table(
+        yield screen_table(
             f"{kind}: % of {first[MOST].images} images that become {outcome}, {of_neurons}",
-            list(first),
+            ["layer", *(control.replace("_", " ") for control in first)],
             ([layer, *(f"{100 * row.effect:.1f}" for row in rows.values())] for layer, rows in by_layer.items()),
         )
         controls = [control for control in first if control not in (MOST, LEAST, WHOLE)]
-        yield _table(
+        yield screen_table(
             f"{kind}: effect of the most sensitive neurons minus each control, percentage points [95 % interval]",
-            controls,
+            ["layer", *(control.replace("_", " ") for control in controls)],
             ([layer, *(contrast(rows[control]) for control in controls)] for layer, rows in by_layer.items()),
         )
         yield f"verdicts    {kind}, {of_neurons}; Holm's correction over all contrasts of the table"
@@ -88,14 +88,3 @@ def contrast(row: Row) -> str:
         return f"uninformative (overlap {100 * row.overlap:.0f} %)"
     points = [100 * value for value in (row.contrast, row.contrast_low, row.contrast_high) if value is not None]
     return f"{points[0]:+.1f} [{points[1]:+.1f}, {points[2]:+.1f}]"
-
-
-def _table(title: str, controls: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    from rich.table import Table
-
-    table = Table("layer", title=title)
-    for control in controls:
-        table.add_column(control.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*map(printable, row))
-    return table

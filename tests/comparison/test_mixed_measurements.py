@@ -142,5 +142,5 @@ def test_unequal_settings_are_not_tested(tmp_path):
 
 
 def test_titles_of_tables_hold_no_markup(tmp_path):
-    sheet = tables.Sheet("difference from \x1b[31m<img src=x>", ["method", "pairs"], [[tables.Cell("a")] * 2])
+    sheet = tables.Table("difference from \x1b[31m<img src=x>", ["method", "pairs"], [[tables.Cell("a")] * 2])
     assert "\x1b" not in str(writing.screen_table(sheet).title)

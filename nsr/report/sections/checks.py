@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nsr.report.files import RunFiles
-from nsr.report.parts import Cell, Section, Table
+from nsr.report.parts import Section
+from nsr.run.tables import Cell, Table
 
 STATES = {True: "triggered", False: "passed", None: "not evaluated"}
 

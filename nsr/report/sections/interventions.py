@@ -12,7 +12,8 @@ from nsr.plots import interventions
 from nsr.plots.contrasts import CONTROLS, FEWEST_IMAGES, WHOLE, nearest_shown
 from nsr.report.drawing import svg
 from nsr.report.files import RunFiles, folder_of
-from nsr.report.parts import Cell, Figure, Section, Table
+from nsr.report.parts import Figure, Section
+from nsr.run.tables import Cell, Table
 
 MOST = "most_sensitive"
 KINDS = {

@@ -13,7 +13,8 @@ from nsr.report.drawing import svg
 from nsr.report.facts import validation_attack
 from nsr.report.files import RunFiles
 from nsr.report.numbers import rounded
-from nsr.report.parts import Cell, Figure, Section, Table
+from nsr.report.parts import Figure, Section
+from nsr.run.tables import Cell, Table
 
 LISTED = 5  # most sensitive neurons of a layer
 NUMBERS = ["neuron", *MEASURES]

@@ -9,10 +9,11 @@ from typing import Any
 
 import nsr
 from nsr.report.files import RunFiles
-from nsr.report.parts import Cell, Section, Table
+from nsr.report.parts import Section
 from nsr.run.commands import command, parse_value
 from nsr.run.directory import flat, read_json, read_yaml
 from nsr.run.own import is_own
+from nsr.run.tables import Cell, Table
 
 PACKAGE = Path(nsr.__file__).parent
 CONFIGURATIONS = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir()), PACKAGE)
