@@ -35,7 +35,7 @@ from nsr.sensitivity import most_sensitive
 CAUTION = "before: initial weights, no reference for robustness; absolute sensitivity rises with the activations"
 
 
-def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
+def titles(settings: Mapping[str, Any], suite: Any, *, of: str = "") -> dict[str, str]:
     """Return {row: its title in a table}; an attack without `title` is called by its name in the configuration.
 
     Rows of equal titles have their names beside them.
@@ -43,6 +43,7 @@ def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
     Args:
         settings: of the command.
         suite: the AttackSuite, for the attack objects.
+        of: the word before a radius, which tables leave out.
     """
     found, balls = {"clean": "clean"}, {"clean": ""}
     for name, own in expanded(settings["test_attacks"]).items():
@@ -53,7 +54,7 @@ def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
             radius = f"{epsilon:.4g}" if isinstance(epsilon, float) else str(epsilon)
             prefix = "curve: " if name.startswith(CURVE) else ""
             bf16 = " (search in bf16)" * (getattr(suite.search, "precision", "") == "bf16")
-            balls[name] = f"{NORMS.get(norm, norm)} {radius}"
+            balls[name] = f"{NORMS.get(norm, norm)} {of}{radius}"
             found[name] = f"{prefix}{getattr(attack, 'title', name)}{bf16}, {balls[name]}"
     of_norms = {row: f"worst case, {balls[rows[-1]]}" for row, rows in suite.worst_cases.items()}
     return distinct(found) | of_norms | ({WORST: "worst case of all norms (union)"} if len(of_norms) > 1 else {})
