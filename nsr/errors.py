@@ -151,12 +151,12 @@ def check_length(name: str, value: Any, *, norm: str, epsilon: float) -> float:
     return float(check_number(name, number, lowest=0, highest=highest, got=value, advice=advice))
 
 
-def check_top(name: str, value: Any) -> int | float:
-    """Return a number of most sensitive neurons if it is a count (int) or a fraction (float), or raise InputError."""
+def check_top(name: str, value: Any, of: str = " of neurons") -> int | float:
+    """Return a number of things if it is a count (int) or a fraction (float), or raise InputError."""
     value = _as_python(value)
     if isinstance(value, float):
-        return check_number(name, value, above=0, highest=1, advice="a float is a fraction, an int a count of neurons")
-    return check_number(name, value, lowest=1, whole=True, advice="an int is a count of neurons, a float a fraction")
+        return check_number(name, value, above=0, highest=1, advice=f"a float is a fraction, an int a count{of}")
+    return check_number(name, value, lowest=1, whole=True, advice=f"an int is a count{of}, a float a fraction")
 
 
 # ---------------------------------------------------------------- tensors: each check waits for the device once

@@ -30,9 +30,10 @@ PROGRAM = """
 import json, sys, time
 from nsr.loggers import finish, log_results
 from nsr.loggers import wandb as service
+from nsr.loggers.fault_tolerant import fault_tolerant
 service.FINISH_SECONDS = 5
 begun = time.monotonic()
-logger = service.wandb_logger(save_dir=sys.argv[1])
+logger = fault_tolerant(service.wandb_logger(save_dir=sys.argv[1]))
 started = time.monotonic()
 slowest = 0.0
 for step in range(1000):
@@ -155,8 +156,9 @@ def test_wandb_on_a_full_disk(tmp_path):
 TENSORBOARD = """
 import sys
 from nsr.loggers import finish, log_results
+from nsr.loggers.fault_tolerant import fault_tolerant
 from nsr.loggers.tensorboard import tensorboard_logger
-logger = tensorboard_logger(save_dir=sys.argv[1])
+logger = fault_tolerant(tensorboard_logger(save_dir=sys.argv[1]))
 for step in range(20000):
     logger.log_metrics({f"metric{number}": step for number in range(5)}, step=step)
 logger.finalize("success")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from dataclasses import replace
@@ -23,6 +22,7 @@ from nsr.pictures.full import _filter_normalized, full_pictures, optimized_input
 from nsr.pictures.subject import PASS, operations
 from nsr.report.__main__ import main
 from nsr.report.files import read_files
+from nsr.report.numbers import plain
 
 EPSILON, IMAGES = 0.03, 40
 ATTACK = GradientAttack(epsilon=EPSILON, steps=4)
@@ -273,7 +273,7 @@ def test_files_are_complete_and_the_report_reads_them(pictures, tmp_path, monkey
     assert paths["examples/examples"].stat().st_size == 4 + 100 * 3000  # the largest below 350 kB
     (first, second) = read_files(tmp_path).pictures()
     assert (first.section, first.alt, first.caption) == ("examples", "<script>\\x1b", "\\x07")
-    assert second.data == json.loads(json.dumps(pictures["landscape"].data))
+    assert second.data == plain(pictures["landscape"].data)
     write_pictures(tmp_path, [pictures["landscape"]])  # in place of the earlier ones
     assert [each.name for each in sorted((tmp_path / "pictures").iterdir())] == ["index.json", "landscape.png"]
     monkeypatch.setattr("nsr.pictures.write.png", lambda figure, dots: 1 / 0)

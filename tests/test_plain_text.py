@@ -44,7 +44,7 @@ def test_a_plot_shows_names_as_text(tmp_path):
 
 
 def test_tables_and_lines_show_names_as_text(capsys):
-    report.show(report._table("title", ["attack", f"x\n{ESCAPES}"], [[ESCAPES, "1 %"]]), f"directory  {ESCAPES}")
+    report.show(report.screen_table("title", ["attack", f"x\n{ESCAPES}"], [[ESCAPES, "1 %"]]), f"directory  {ESCAPES}")
     printed = capsys.readouterr().out
     assert printed.count(r"[bold]a[/b]\x1b[31m") >= 2
     assert "directory  [bold]a[/b]\\x1b[31m" in printed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,15 +15,15 @@ import torch
 from nsr.app.command_line import make_importable
 from nsr.app.composition import compose_checked, without_hydra
 from nsr.app.job import make_job, quiet_lightning
-from nsr.app.pictures import recorded
+from nsr.app.pictures import subject
 from nsr.callbacks.checkpoints import PLACE
 from nsr.compare import exit_code
+from nsr.evaluation.outcomes import SuiteResult
 from nsr.models.weights import read_checkpoint
-from nsr.pictures import Subject, write_pictures
+from nsr.pictures import write_pictures
 from nsr.pictures.full import full_pictures
 from nsr.report.facts import radius_in_words
 from nsr.run.commands import override
-from nsr.run.files import sensitivity_file
 
 FOLDER = "pictures_full"
 ROW = "validation_attack"
@@ -39,28 +40,15 @@ def write(run: Path, trusted: Sequence[str] = ()) -> None:
     own = [override("checkpoint", str(path)), override("trusted", list(trusted)), "test_attacks=[clean]"]
     job = make_job(without_hydra(compose_checked("evaluate", own)), "evaluate")
     job.data.setup("test")
-    images, net = job.data.test_set, job.module.net
+    images = job.data.test_set
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     epoch = read_checkpoint(path)[PLACE]["epochs"]
     attack = job.suite.sensitivity_attack
     assert attack is not None  # evaluate.yaml has one
-    subject = Subject(
-        net=net.to(device),
-        root=net.net,  # type: ignore[arg-type]
-        layers=job.module.extractor.layers,
-        device=device,
-        read=lambda position: images[position][0],
-        labels=images.labels,
-        places=torch.arange(len(images)),
-        class_names=job.description.class_names,
-        outcomes={},
-        attacks={ROW: attack},
-        titles={ROW: f"{getattr(attack, 'title', 'attack')}, {radius_in_words(job.settings)}"},
-        sensitivities=recorded(sensitivity_file(run), epoch),
-        measured_on=f"the validation images, epoch {epoch}",
-        seed=job.settings["seed"],
-    )
-    write_pictures(run, full_pictures(subject, ROW), folder=FOLDER)
+    job.suite.result = SuiteResult({}, {}, torch.empty(0), images.labels, torch.arange(len(images)))  # of no test
+    title = f"{getattr(attack, 'title', 'attack')}, {radius_in_words(job.settings)}"
+    measured = replace(subject(job, run, device, epoch), attacks={ROW: attack}, titles={ROW: title})
+    write_pictures(run, full_pictures(measured, ROW), folder=FOLDER)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from nsr.evaluation.suite import AttackSuite
 from nsr.models.build import Allocations
 from nsr.models.preprocessing import unlike_published
 from nsr.models.weights import read_checkpoint
+from nsr.run.commands import name_of
 from nsr.run.directory import OWN, read_yaml, recorded_status
 from nsr.run.files import SCHEMA, write_json, write_text
 from nsr.run.own import commit, remember
@@ -173,7 +174,7 @@ def write_config(directory: Path, job: Job, earlier: Earlier | None = None) -> N
         extended.append({**lengths, "new_schedule": earlier.new_schedule})
     choices = {group: str(name) for group, name in hydra.runtime.choices.items() if "hydra" not in group and name}
     places = [row for row in hydra.overrides.hydra if row.startswith("hydra.searchpath=")]
-    typed = [row for row in [*places, *hydra.overrides.task] if row.lstrip("+~").partition("=")[0] not in OWN]
+    typed = [row for row in [*places, *hydra.overrides.task] if name_of(row) not in OWN]
     named = {"config_name": hydra.job.config_name} if hydra.job.config_name not in (None, "train", "evaluate") else {}
     content = {"schema": SCHEMA, **named, **job.record, "choices": choices, "overrides": typed}
     content |= {"extended": extended} if extended else {}

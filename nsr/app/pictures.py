@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from pytorch_lightning.loggers import Logger
-from torch import Tensor
 
 from nsr import loggers
 from nsr.app.job import Job
@@ -19,9 +17,9 @@ from nsr.errors import one_line
 from nsr.evaluation.report import titles
 from nsr.pictures import Subject, make_pictures, strongest_first, write_pictures
 from nsr.plots import accuracy_by_epsilon, class_accuracy, confusion_matrix, training_curves
-from nsr.plots.style import NORMS, png
+from nsr.plots.style import png
 from nsr.report.sections.robustness import by_class
-from nsr.run.files import sensitivity_file, whole_rows
+from nsr.run.files import layer_neurons, sensitivity_file
 from nsr.run.plain_text import printable
 
 if TYPE_CHECKING:
@@ -69,7 +67,7 @@ def summary_plots(job: Job, directory: Path) -> Iterator[tuple[str, Figure]]:
     """Yield (name on a dashboard, figure) of a finished training or evaluation."""
     import pandas
 
-    result, shown = job.suite.result, spelled(titles(job.settings, job.suite))
+    result, shown = job.suite.result, titles(job.settings, job.suite, of="epsilon ")
     if (path := directory / "metrics.csv").exists():
         yield "training/accuracy", training_curves(pandas.read_csv(path), title="accuracy of each epoch")
     if (path := directory / "curve.csv").exists():
@@ -95,7 +93,8 @@ def subject(job: Job, directory: Path, device: torch.device, epoch: int | None) 
         sensitivities = {layer: each.absolute for layer, each in result.sensitivities.items()}
         measured_on = f"{len(result.labels):,} test images"
     else:
-        sensitivities = recorded(sensitivity_file(directory), epoch)
+        neurons = layer_neurons(sensitivity_file(directory), epoch)
+        sensitivities = {layer: torch.tensor(own, dtype=torch.float64)[:, 0] for layer, own in neurons.items()}
         measured_on = f"the validation images, epoch {epoch}"
     return Subject(
         net=net,
@@ -108,22 +107,8 @@ def subject(job: Job, directory: Path, device: torch.device, epoch: int | None) 
         class_names=job.description.class_names,
         outcomes=result.outcomes,
         attacks=suite.attacks,
-        titles=spelled(titles(job.settings, suite)),
+        titles=titles(job.settings, suite, of="epsilon "),
         sensitivities=sensitivities,
         measured_on=measured_on,
         seed=suite.seed,
     )
-
-
-def spelled(shown: Mapping[str, str]) -> dict[str, str]:
-    """Return titles with the word that tables leave out: 'PGD-40, L-infinity epsilon 0.15'."""
-    pattern = rf", ({'|'.join(NORMS.values())}) (?=\S+$)"
-    return {row: re.sub(pattern, r", \1 epsilon ", title) for row, title in shown.items()}
-
-
-def recorded(path: Path, epoch: int) -> dict[str, Tensor]:
-    """Return {layer: absolute sensitivity (neuron,)} of an epoch of sensitivity.csv."""
-    found: dict[str, list[float]] = {}
-    for row in whole_rows(path, starting=f"{epoch},"):
-        found.setdefault(row["layer"], []).append(float(row["absolute"]))
-    return {layer: torch.tensor(values, dtype=torch.float64) for layer, values in found.items()}

@@ -27,10 +27,9 @@ from nsr.app.folders import CONFIGURATIONS, GROUPS
 from nsr.app.rules import PLACE
 from nsr.data import DataDescription
 from nsr.errors import InputError
-from nsr.run.commands import override
+from nsr.run.commands import name_of, override
 from nsr.run.directory import BESIDE, OWN, read_settings
 from nsr.run.own import trusted_names
-from nsr.run.resumption import name_of
 
 NOT_TAKEN = {*BESIDE, *OWN, "hydra", "logger", "trusted", "class_names", "data_origin"}
 KEY = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nsr.errors import InputError, fraction
+from nsr.run import directory
+from nsr.run.commands import name_of
 from nsr.run.rows import without_norm
 
 Flat = Mapping[str, Any]  # {dotted name: value}; a list is a value
@@ -60,7 +62,7 @@ def identity(settings: Mapping[str, Any], measured: Mapping[str, Any]) -> Identi
         measured: the settings of the measurement that its accuracies come from, {} where there is none yet.
     """
     choices = settings.get("choices") or {}
-    typed = frozenset(str(override).lstrip("+~").partition("=")[0] for override in settings.get("overrides") or ())
+    typed = frozenset(name_of(str(override)) for override in settings.get("overrides") or ())
     objective, stabilizer = (_component(settings, group, choices, typed) for group in ("objective", "stabilizer"))
     seed = settings.get("seed")
     return Identity(
@@ -89,15 +91,11 @@ def _component(
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return {dotted name: value} of every leaf; a list is a leaf, the text 8/255 a number."""
-    leaves: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{name}.")
-        else:
-            leaves[name] = value
+    leaves = {name: value for name, value in directory.flat(settings, prefix) if not isinstance(value, Mapping)}
+    for name in leaves:
+        if name.rpartition(".")[2] in LENGTHS:
             with suppress(InputError):  # a text that is no number stays a text
-                leaves[name] = fraction(name, value) if key in LENGTHS else value
+                leaves[name] = fraction(name, leaves[name])
     return leaves
 
 

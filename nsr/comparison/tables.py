@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import pandas
 
@@ -23,6 +24,7 @@ from nsr.comparison.leaders import Lead, leads
 from nsr.comparison.names import attack_names
 from nsr.comparison.statistics import Comparison, attack_columns, tested_metrics
 from nsr.run.rows import without_norm
+from nsr.run.tables import Cell, Table
 
 MISSING = "-"
 WIDE = 8  # layers that fit side by side
@@ -30,24 +32,7 @@ RUN_COLUMNS = ("run", "method", "seed", "status", "detail")
 SHOWN = {"absolute": "absolute", "relative": "relative", "mean_activation": "activation"}
 
 
-class Cell(NamedTuple):
-    """A text, and whether it is the best of its column."""
-
-    text: str
-    best: bool = False
-
-
-class Sheet(NamedTuple):
-    """A table; the first `texts` columns hold words, the others numbers."""
-
-    title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    texts: int = 1
-    note: str = ""  # printed below
-
-
-def sheets(comparison: Comparison) -> list[Sheet]:
+def sheets(comparison: Comparison) -> list[Table]:
     """List all tables that have rows."""
     found = [
         accuracies(comparison),
@@ -60,7 +45,7 @@ def sheets(comparison: Comparison) -> list[Sheet]:
     return [sheet for sheet in found if sheet.rows and len(sheet.headings) > 1]
 
 
-def accuracies(comparison: Comparison) -> Sheet:
+def accuracies(comparison: Comparison) -> Table:
     """Tabulate accuracies: clean, under each attack, worst case; the best mean is bold, a shown lead has a dagger."""
     runs, methods, names = comparison.runs, comparison.methods, headings(comparison)
     measured = [name for name in names if name in methods and methods[name].notna().any()]
@@ -72,7 +57,7 @@ def accuracies(comparison: Comparison) -> Sheet:
     rows = [[_marked(cell, row[0].text, lead) for cell, lead in zip(row, leading, strict=True)] for row in sheet.rows]
     caption = [conditions_sentence(runs), attacks_sentence(runs, {name: names[name] for name in measured})]
     caption += [seeds_sentence(methods), lead_sentence(found, decision, left_out, len(measured))]
-    return sheet._replace(rows=rows, note=" ".join(filter(None, caption)))
+    return replace(sheet, rows=rows, note=" ".join(filter(None, caption)))
 
 
 def headings(comparison: Comparison) -> dict[str, str]:
@@ -88,16 +73,16 @@ def _marked(cell: Cell, method: str, lead: Lead | None) -> Cell:
     return Cell(f"{cell.text}{DAGGER * lead.is_shown}", best=True)
 
 
-def sensitivities(comparison: Comparison) -> Sheet:
+def sensitivities(comparison: Comparison) -> Table:
     """Tabulate means over layers, at the best epoch and before training."""
     names = [f"{measure}{when}" for when in ("", "_before") for measure in MEASURES]
     names = [name for name in names if name in comparison.runs]
     shown = [SHOWN[name.removesuffix("_before")] + (", untrained" * name.endswith("_before")) for name in names]
     title = "neuron sensitivity on validation images, mean over layers: mean +- standard deviation over seeds"
-    return _over_seeds(comparison.methods, title, names, shown)._replace(note=sensitivity_caption(comparison))
+    return replace(_over_seeds(comparison.methods, title, names, shown), note=sensitivity_caption(comparison))
 
 
-def by_layer(comparison: Comparison, measure: str) -> Sheet:
+def by_layer(comparison: Comparison, measure: str) -> Table:
     """Tabulate one measure of each layer; methods are columns where there are many layers."""
     methods, layers = comparison.methods, layers_of(comparison.runs)
     columns = [_column(methods, f"{measure}/{layer}") for layer in layers]
@@ -106,11 +91,11 @@ def by_layer(comparison: Comparison, measure: str) -> Sheet:
     note = sensitivity_caption(comparison)
     if len(layers) > WIDE:
         rows = [[Cell(layer), *column] for layer, column in zip(layers, columns, strict=True)]
-        return Sheet(title, ["layer", *methods["method"]], rows, note=note)
-    return Sheet(title, ["method", *layers], list(zip(map(Cell, methods["method"]), *columns, strict=True)), note=note)
+        return Table(title, ["layer", *methods["method"]], rows, note=note)
+    return Table(title, ["method", *layers], list(zip(map(Cell, methods["method"]), *columns, strict=True)), note=note)
 
 
-def differences(comparison: Comparison) -> Sheet:
+def differences(comparison: Comparison) -> Table:
     """Tabulate each method minus the baseline at equal seeds; what survives Holm's correction is bold."""
     frame, names = comparison.differences, tested_metrics(comparison.runs)
     title = f"difference from {comparison.baseline} at equal seeds, accuracies in points: mean [95 % interval], p"
@@ -125,7 +110,7 @@ def differences(comparison: Comparison) -> Sheet:
     caption = [conditions_sentence(comparison.runs), attacks_sentence(comparison.runs, _measured(frame, shown))]
     caption += [decision.sentence("seeds"), covered(frame, names)]
     columns = ["method", "pairs", *(SHOWN.get(name) or shown[name] for name in names)]
-    return Sheet(title, columns, rows, note=" ".join(filter(None, caption)))
+    return Table(title, columns, rows, note=" ".join(filter(None, caption)))
 
 
 def _measured(frame: pandas.DataFrame, names: Mapping[str, str]) -> dict[str, str]:
@@ -149,7 +134,7 @@ def covered(frame: pandas.DataFrame, names: Sequence[str]) -> str:
     return f"{found}; not to other data, networks, radii or attacks."
 
 
-def correlated(comparison: Comparison) -> Sheet:
+def correlated(comparison: Comparison) -> Table:
     """Tabulate Spearman's correlation of sensitivity and robust accuracy; what survives Holm's correction is bold."""
     frame, measures = comparison.correlations, MEASURES[:2]
     name = headings(comparison).get(comparison.accuracy or "", "")
@@ -169,10 +154,10 @@ def correlated(comparison: Comparison) -> Sheet:
     note = " ".join(filter(None, [conditions_sentence(comparison.runs), decision.sentence("methods")]))
     if decision.comparisons:
         note += " A correlation generalizes to other methods on this data, network and attack; it is not a cause."
-    return Sheet(title, ["among", "layer", "methods", "runs", *measures], rows, texts=2, note=note)
+    return Table(title, ["among", "layer", "methods", "runs", *measures], rows, texts=2, note=note)
 
 
-def others(comparison: Comparison) -> Sheet:
+def others(comparison: Comparison) -> Table:
     """Tabulate the runs that are not in the other tables, and those with a remark."""
     frame = comparison.runs
     chosen = frame[(frame["status"] != "finished") | frame.get("detail", pandas.Series("", frame.index)).ne("")]
@@ -180,7 +165,7 @@ def others(comparison: Comparison) -> Sheet:
         [Cell(MISSING if name == "seed" and row[name] < 0 else str(row[name])) for name in RUN_COLUMNS]
         for row in chosen.to_dict("records")
     ]
-    return Sheet("unfinished runs and remarks", [*RUN_COLUMNS[:-1], "remark"], rows, texts=5)
+    return Table("unfinished runs and remarks", [*RUN_COLUMNS[:-1], "remark"], rows, texts=5)
 
 
 def commands(comparison: Comparison) -> list[str]:
@@ -202,12 +187,12 @@ def spread(mean: float, deviation: float, digits: int) -> str:
     return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" +- {deviation:.{digits}f}")
 
 
-def _over_seeds(methods: pandas.DataFrame, title: str, names: Sequence[str], headings: Sequence[str]) -> Sheet:
+def _over_seeds(methods: pandas.DataFrame, title: str, names: Sequence[str], headings: Sequence[str]) -> Table:
     """Return a row per method: how many of its runs have finished ('1 of 2' where some have not), then its metrics."""
     pairs = zip(methods["finished"], methods["runs"], strict=True)
     counts = [str(done) if done == total else f"{done} of {total}" for done, total in pairs]
     columns = [map(Cell, methods["method"]), map(Cell, counts), *(_column(methods, name) for name in names)]
-    return Sheet(title, ["method", "seeds", *headings], list(zip(*columns, strict=True)))
+    return Table(title, ["method", "seeds", *headings], list(zip(*columns, strict=True)))
 
 
 def _column(methods: pandas.DataFrame, name: str) -> list[Cell]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from pandas.api.types import is_numeric_dtype
 from rich.console import Console
@@ -13,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nsr.comparison.statistics import Comparison
-from nsr.comparison.tables import Sheet, commands, sheets
+from nsr.comparison.tables import commands, sheets
+from nsr.run import tables
 from nsr.run.files import write_text
 from nsr.run.plain_text import csv_cell, markdown_cell, printable
 
@@ -38,7 +38,7 @@ class _Screen(Console):
 
 def show(comparison: Comparison) -> None:
     """Print all tables, then notes and the commands that finish what is missing."""
-    console = _Screen(highlight=False)
+    console = _Screen(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 1000  # as wide as a table needs
     shown = ""
@@ -46,7 +46,7 @@ def show(comparison: Comparison) -> None:
         console.print(screen_table(sheet))
         if sheet.note and sheet.note != shown:  # the tables of layers have the same
             shown = sheet.note
-            console.print(Text(printable(sheet.note)), soft_wrap=True)
+            console.print(printable(sheet.note), soft_wrap=True)
     lines = [printable(f"note  {note}") for note in comparison.notes]
     if missing := commands(comparison):
         lines += [f"\n{UNFINISHED}: {len(missing)}; to finish them:"]
@@ -54,7 +54,7 @@ def show(comparison: Comparison) -> None:
     if len(missing) > SHOWN_COMMANDS:
         lines.append(f"  ... {len(missing) - SHOWN_COMMANDS} more: the column command of comparison.csv")
     for line in lines:
-        console.print(Text(line), soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def write(comparison: Comparison, folder: Path) -> list[str]:
@@ -70,23 +70,19 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
     return [*frames, *texts]
 
 
-def screen_table(sheet: Sheet) -> Table:
+def screen_table(sheet: tables.Table) -> Table:
     """Return a table for the screen; the best of each column in bold."""
-    table = Table(title=Text(printable(sheet.title)))
-    for place, heading in enumerate(sheet.headings):
-        whole = place == 0 and max(len(row[0].text) for row in sheet.rows) <= UNWRAPPED
-        justify: Literal["left", "right"] = "left" if place < sheet.texts else "right"
-        table.add_column(Text(printable(heading)), justify=justify, overflow="fold", no_wrap=whole)
-    for row in sheet.rows:
-        table.add_row(*(Text(printable(cell.text), style="bold" if cell.best else "") for cell in row))
-    return table
+    rows = [[Text(printable(cell.text), style="bold" if cell.best else "") for cell in row] for row in sheet.rows]
+    found = tables.screen_table(printable(sheet.caption), map(printable, sheet.headings), rows, texts=sheet.texts)
+    found.columns[0].no_wrap = max(len(row[0]) for row in rows) <= UNWRAPPED
+    return found
 
 
 def markdown(comparison: Comparison) -> str:
     """Return one section per table, then the notes and commands."""
     parts = ["# Comparison", ""]
     for sheet in sheets(comparison):
-        parts += [f"## {markdown_cell(sheet.title)}", "", *markdown_table(sheet), ""]
+        parts += [f"## {markdown_cell(sheet.caption)}", "", *markdown_table(sheet), ""]
         parts += [markdown_cell(sheet.note), ""] if sheet.note else []
     parts += [f"* {markdown_cell(note)}" for note in comparison.notes]
     if missing := commands(comparison):
@@ -94,7 +90,7 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def markdown_table(sheet: Sheet) -> list[str]:
+def markdown_table(sheet: tables.Table) -> list[str]:
     """Return the lines of a table, numbers aligned right."""
     rule = ["---" if place < sheet.texts else "---:" for place in range(len(sheet.headings))]
     body = [
@@ -111,14 +107,14 @@ def latex(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def latex_table(sheet: Sheet, label: str) -> str:
+def latex_table(sheet: tables.Table, label: str) -> str:
     """Return a table environment; the best of each column in bold."""
     columns = "l" * sheet.texts + "r" * (len(sheet.headings) - sheet.texts)
     rows = [[f"\\textbf{{{_tex(cell.text)}}}" if cell.best else _tex(cell.text) for cell in row] for row in sheet.rows]
     lines = [
         r"\begin{table}[t]",
         r"  \centering\small",
-        f"  \\caption{{{_tex(f'{sheet.title[0].upper()}{sheet.title[1:]}. {sheet.note}'.strip())}}}",
+        f"  \\caption{{{_tex(f'{sheet.caption[0].upper()}{sheet.caption[1:]}. {sheet.note}'.strip())}}}",
         f"  \\label{{{label}}}",
         f"  \\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
         r"    \toprule",

@@ -20,7 +20,7 @@ from nsr.data.class_order import Matched, Names, match_classes, read_class_order
 from nsr.data.description import DataDescription, check_description, mean_and_std
 from nsr.data.extra import MixedBatches, check_extra, read_extra
 from nsr.data.images import JoinedImages, check_labels, relabeled
-from nsr.errors import InputError, check_fits_memory, check_number
+from nsr.errors import InputError, check_fits_memory, check_number, check_top
 
 
 class ImageData(pl.LightningDataModule):
@@ -89,8 +89,8 @@ class ImageData(pl.LightningDataModule):
         name = "data.evaluation_batch_size"
         self.evaluation_batch_size = check_number(name, evaluation_batch_size, lowest=1, whole=True)
         self._check_description()
-        self.validation_images = _check_part("data.validation_images", validation_images)
-        self.test_images = None if test_images is None else _check_part("data.test_images", test_images)
+        self.validation_images = check_top("data.validation_images", validation_images, of=" of images")
+        self.test_images = None if test_images is None else check_top("data.test_images", test_images, of=" of images")
         self.split_seed = check_number("data.split_seed", split_seed, lowest=0, highest=2**32 - 1, whole=True)
         self.seed = check_number("data.seed", seed, lowest=0, whole=True)
         self.augment, self.mix = build_augmentation(augmentation)
@@ -334,9 +334,3 @@ class ImageData(pl.LightningDataModule):
             size_bytes = 4 * batch * (self.channels or 1) * self.image_size**2
             fix = "set a smaller data.image_size, data.batch_size or data.evaluation_batch_size"
             check_fits_memory(f"a batch of {batch} images of data.image_size={self.image_size}", size_bytes, fix)
-
-
-def _check_part(name: str, value: Any) -> Any:
-    advice = "an int is a count of images, a float a fraction of the training images"
-    bounds: dict[str, Any] = {"above": 0, "highest": 1} if isinstance(value, float) else {"lowest": 1, "whole": True}
-    return check_number(name, value, **bounds, advice=advice)

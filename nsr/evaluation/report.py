@@ -28,13 +28,14 @@ from nsr.run.files import (
     write_rows,
     write_sensitivities,
 )
-from nsr.run.plain_text import lines, printable
+from nsr.run.plain_text import lines
+from nsr.run.tables import screen_table
 from nsr.sensitivity import most_sensitive
 
 CAUTION = "before: initial weights, no reference for robustness; absolute sensitivity rises with the activations"
 
 
-def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
+def titles(settings: Mapping[str, Any], suite: Any, *, of: str = "") -> dict[str, str]:
     """Return {row: its title in a table}; an attack without `title` is called by its name in the configuration.
 
     Rows of equal titles have their names beside them.
@@ -42,6 +43,7 @@ def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
     Args:
         settings: of the command.
         suite: the AttackSuite, for the attack objects.
+        of: the word before a radius, which tables leave out.
     """
     found, balls = {"clean": "clean"}, {"clean": ""}
     for name, own in expanded(settings["test_attacks"]).items():
@@ -52,20 +54,10 @@ def titles(settings: Mapping[str, Any], suite: Any) -> dict[str, str]:
             radius = f"{epsilon:.4g}" if isinstance(epsilon, float) else str(epsilon)
             prefix = "curve: " if name.startswith(CURVE) else ""
             bf16 = " (search in bf16)" * (getattr(suite.search, "precision", "") == "bf16")
-            balls[name] = f"{NORMS.get(norm, norm)} {radius}"
+            balls[name] = f"{NORMS.get(norm, norm)} {of}{radius}"
             found[name] = f"{prefix}{getattr(attack, 'title', name)}{bf16}, {balls[name]}"
     of_norms = {row: f"worst case, {balls[rows[-1]]}" for row, rows in suite.worst_cases.items()}
     return distinct(found) | of_norms | ({WORST: "worst case of all norms (union)"} if len(of_norms) > 1 else {})
-
-
-def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table whose first column holds words, the others numbers."""
-    table = Table(title=title)
-    for place, heading in enumerate(headings):
-        table.add_column(lines(heading), justify="right" if place else "left", overflow="fold")  # no digit is cut off
-    for row in rows:
-        table.add_row(*map(printable, row))
-    return table
 
 
 def accuracy_table(columns: Mapping[str, Mapping[str, float]], attacks: Mapping[str, str]) -> Table:
@@ -74,7 +66,7 @@ def accuracy_table(columns: Mapping[str, Mapping[str, float]], attacks: Mapping[
         [name, *(f"{100 * metrics[f'{attack}_accuracy']:.2f} %" for metrics in columns.values())]
         for attack, name in attacks.items()
     )
-    return _table("accuracy on the test set", ["attack", *columns], rows)
+    return screen_table("accuracy on the test set", ["attack", *columns], rows)
 
 
 def evaluation_table(metrics: Mapping[str, float], attacks: Mapping[str, str], which: str) -> Table:
@@ -84,7 +76,7 @@ def evaluation_table(metrics: Mapping[str, float], attacks: Mapping[str, str], w
         accuracy, low, high = (100 * value for value in with_interval(metrics, attack))
         rows.append([name, f"{accuracy:.2f} %", f"{low:.1f} to {high:.1f} %"])
     title = f"{which}\nfloat32, eval mode; each attack alone on every image classified correctly without one"
-    return _table(title, ["attack", "accuracy", "95 % interval"], rows)
+    return screen_table(title, ["attack", "accuracy", "95 % interval"], rows)
 
 
 def metrics_table(metrics: Mapping[str, float], attacks: Iterable[str]) -> Table | str:
@@ -92,7 +84,7 @@ def metrics_table(metrics: Mapping[str, float], attacks: Iterable[str]) -> Table
     known = {f"{row}_{part}" for row in (*attacks, "corruptions") for part in ("accuracy", "low", "high")}
     own = {name: value for name, value in metrics.items() if name not in known}
     rows = [[name, f"{value:.4f}"] for name, value in own.items()]
-    return _table("further metrics", ["metric", "value"], rows) if rows else ""
+    return screen_table("further metrics", ["metric", "value"], rows) if rows else ""
 
 
 def before_after_table(records: Path, best_epoch: int) -> Table:
@@ -105,7 +97,7 @@ def before_after_table(records: Path, best_epoch: int) -> Table:
         pairs = zip(before[layer], after[layer], strict=True)
         rows.append([layer, *(f"{value:.4f}" for pair in pairs for value in pair)])
     title = f"sensitivity under the validation attack, before training and after epoch {best_epoch}"
-    table = _table(title, ["mean over the layer's neurons", *headings], rows)
+    table = screen_table(title, ["mean over the layer's neurons", *headings], rows)
     table.caption = CAUTION
     return table
 
@@ -119,7 +111,7 @@ def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, list_
         means = [f"{value:.4f}" for value in metrics.means().values()]
         rows.append([layer, str(len(metrics.absolute)), *means, named])
     headings = ["layer", "neurons", "absolute", "relative", "activation", "most sensitive neurons, id (absolute)"]
-    table = _table("sensitivity under sensitivity_attack, all test images", headings, rows)
+    table = screen_table("sensitivity under sensitivity_attack, all test images", headings, rows)
     table.columns[-1].justify = "left"
     return table
 
@@ -198,7 +190,7 @@ def show_images(path: Path, result: SuiteResult, class_names: Sequence[str]) -> 
     columns = zip(result.places.tolist(), result.labels.tolist(), *predicted, strict=True)
     rows = [[str(place), *map(named, labels)] for place, *labels in columns]
     headings = ["image", "label", *result.predictions]
-    show(_table("predictions of single test images", headings, rows), f"\nwritten to  {shown(path)}")
+    show(screen_table("predictions of single test images", headings, rows), f"\nwritten to  {shown(path)}")
 
 
 def show_corruptions(rows: Sequence[CorruptionAccuracy]) -> None:
@@ -214,7 +206,7 @@ def show_corruptions(rows: Sequence[CorruptionAccuracy]) -> None:
         [name, *(f"{100 * value:.2f} %" for value in (*accuracies, fmean(accuracies)))]
         for name, accuracies in by_name.items()
     )
-    show(_table("accuracy on corrupted images, by severity", headings, cells))
+    show(screen_table("accuracy on corrupted images, by severity", headings, cells))
 
 
 def show_checks(checks: Sequence[Check], title: str = "checks: the measured robustness may not be real") -> None:
@@ -222,19 +214,15 @@ def show_checks(checks: Sequence[Check], title: str = "checks: the measured robu
     triggered = [check for check in checks if check.triggered]
     passed, others = (sum(check.triggered is state for check in checks) for state in (False, None))
     if triggered:
-        table = Table(title=title)
-        for heading in ("check", "evidence", "usually means"):
-            table.add_column(heading, overflow="fold")
-        for check in triggered:
-            table.add_row(*map(printable, (f"{check.title} ({check.name})", check.evidence, check.meaning)))
-        show(table)
+        rows = [[f"{check.title} ({check.name})", check.evidence, check.meaning] for check in triggered]
+        show(screen_table(title, ["check", "evidence", "usually means"], rows, texts=3))
     counts = f"{len(triggered)} triggered, {passed} passed, {others} not evaluated"
     show(f"checks      {counts}; checks.json has the evidence")
 
 
 def show(*parts: Any) -> None:
     """Print tables and lines to standard output; where that is no terminal, as wide as they need."""
-    console = Console(highlight=False, markup=False)  # names and paths may hold brackets
+    console = Console(highlight=False, markup=False, emoji=False)  # names and paths may hold brackets
     if not console.is_terminal:
         console.width = 160
     for part in filter(None, parts):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsr.interventions.controls import LEAST, MOST, WHOLE
 from nsr.interventions.effects import Effects, Row
-from nsr.interventions.verdicts import FEWEST_IMAGES, is_uninformative, verdicts
+from nsr.interventions.verdicts import is_uninformative, verdicts
 from nsr.plots import intervention_effects, interventions, save
+from nsr.plots.contrasts import FEWEST_IMAGES, nearest_shown
 from nsr.run.files import write_json, write_rows
-from nsr.run.plain_text import printable
+from nsr.run.tables import screen_table
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-SHOWN_FRACTION = 0.5  # the tables and the plot of the network show the fraction nearest to it
 
 
 def write_effects(directory: Path, effects: Effects, *, settings: Mapping[str, Any]) -> list[str]:
@@ -46,11 +45,6 @@ def shown_fraction(effects: Effects) -> float:
     return nearest_shown(row.fraction for row in effects.rows if row.control == MOST)
 
 
-def nearest_shown(fractions: Iterable[float]) -> float:
-    """Return the fraction nearest to SHOWN_FRACTION, of two equally near ones the smaller."""
-    return min(sorted(fractions), key=lambda one: abs(one - SHOWN_FRACTION))
-
-
 # ---------------------------------------------------------------- tables
 
 
@@ -61,15 +55,15 @@ def tables(effects: Effects) -> Iterator[Table | str]:
         by_layer = _at_shown_fraction(effects, kind)
         first = next(iter(by_layer.values()))
         outcome = "correctly classified" if kind == "patch_clean" else "misclassified"
-        yield _table(
+        yield screen_table(
             f"{kind}: % of {first[MOST].images} images that become {outcome}, {of_neurons}",
-            list(first),
+            ["layer", *(control.replace("_", " ") for control in first)],
             ([layer, *(f"{100 * row.effect:.1f}" for row in rows.values())] for layer, rows in by_layer.items()),
         )
         controls = [control for control in first if control not in (MOST, LEAST, WHOLE)]
-        yield _table(
+        yield screen_table(
             f"{kind}: effect of the most sensitive neurons minus each control, percentage points [95 % interval]",
-            controls,
+            ["layer", *(control.replace("_", " ") for control in controls)],
             ([layer, *(contrast(rows[control]) for control in controls)] for layer, rows in by_layer.items()),
         )
         yield f"verdicts    {kind}, {of_neurons}; Holm's correction over all contrasts of the table"
@@ -94,14 +88,3 @@ def contrast(row: Row) -> str:
         return f"uninformative (overlap {100 * row.overlap:.0f} %)"
     points = [100 * value for value in (row.contrast, row.contrast_low, row.contrast_high) if value is not None]
     return f"{points[0]:+.1f} [{points[1]:+.1f}, {points[2]:+.1f}]"
-
-
-def _table(title: str, controls: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    from rich.table import Table
-
-    table = Table("layer", title=title)
-    for control in controls:
-        table.add_column(control.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*map(printable, row))
-    return table

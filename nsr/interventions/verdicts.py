@@ -9,11 +9,10 @@ from scipy.stats import norm
 from nsr.comparison.inference import ALPHA, holm
 from nsr.interventions.controls import LEAST, MOST, WHOLE
 from nsr.interventions.effects import Row
+from nsr.plots.contrasts import CONTROLS, FEWEST_IMAGES
 
-FEWEST_IMAGES = 50
 LARGEST_OVERLAP = 0.9  # with the most sensitive neurons; above it a control can hardly differ from them
 Layers = Mapping[str, Mapping[str, Row]]  # {layer: {control: row}}, of one kind and fraction
-IN_WORDS = {"by_activation": "the most active neurons", "by_relative": "the neurons of largest relative sensitivity"}
 
 
 def is_uninformative(row: Row) -> bool:
@@ -61,10 +60,5 @@ def _sentence(layer: str, rows: Mapping[str, Row], signs: Mapping[tuple[str, str
             key for key, row in rows.items() if key not in (MOST, LEAST, WHOLE) and is_uninformative(row)
         ],
     }
-    parts = [f"{text} {', '.join(map(_in_words, keys))}" for text, keys in groups.items() if keys]
+    parts = [f"{text} {', '.join(CONTROLS[key][0] for key in keys)}" for text, keys in groups.items() if keys]
     return f"{layer}: the most sensitive neurons {'; '.join(parts)}."
-
-
-def _in_words(control: str) -> str:
-    kind, _, rest = control.replace("_", " ").partition(" ")
-    return IN_WORDS.get(control, f"random neurons of {rest}" if kind == "random" else f"the neurons of largest {rest}")

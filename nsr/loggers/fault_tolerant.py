@@ -11,8 +11,14 @@ from threading import Thread
 from typing import Any
 from weakref import WeakSet
 
+from nsr.errors import one_line
+
 log = logging.getLogger(__name__)
 _failed: WeakSet[Any] = WeakSet()
+
+
+def _title(logger: Any) -> str:
+    return getattr(type(logger), "title", type(logger).__name__)
 
 
 @contextmanager
@@ -23,8 +29,8 @@ def tolerate_failures(logger: Any) -> Iterator[None]:
     except Exception as error:
         if logger not in _failed:
             _failed.add(logger)
-            title = getattr(type(logger), "title", type(logger).__name__)
-            log.warning("%s failed (%s); the run continues, its files are complete without it", title, reason(error))
+            text = "%s failed (%s); the run continues, its files are complete without it"
+            log.warning(text, _title(logger), one_line(error))
 
 
 def starts(logger: Any) -> bool:
@@ -35,7 +41,7 @@ def starts(logger: Any) -> bool:
     try:
         getattr(logger, "experiment", None)
     except Exception as error:
-        log.warning("%s failed (%s); this run continues without it", type(logger).__name__, reason(error))
+        log.warning("%s failed (%s); this run continues without it", _title(logger), one_line(error))
         return False
     return True
 
@@ -76,8 +82,3 @@ def call_within(seconds: float, call: Callable[[], object]) -> None:
     if not outcome.done():
         raise HangError(f"no answer within {seconds:g} s, so it is disabled")
     outcome.result()
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.loggers.logger import DummyLogger
 from torch.utils.tensorboard.summary import hparams
 
-from nsr.loggers.fault_tolerant import reason, tolerate_failures
 from nsr.metrics.layer_summary import COLUMNS, TABLE, SensitivityRecord
 from nsr.run.plain_text import markdown_cell
 from nsr.sensitivity import sensitivity_histogram
 
-log = logging.getLogger(__name__)
 
-
-class FaultTolerantTensorBoardLogger(TensorBoardLogger):
-    """Lightning's TensorBoardLogger; a file that cannot be written, on a full disk say, does not stop the run."""
+class _Logger(TensorBoardLogger):
+    """Lightning's TensorBoardLogger, with a table of the settings."""
 
     title = "TensorBoard"
 
@@ -33,36 +28,20 @@ class FaultTolerantTensorBoardLogger(TensorBoardLogger):
         self.logged: set[str] = set()
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        with tolerate_failures(self):
-            super().log_metrics(metrics, step)
-            self.logged |= metrics.keys()
+        super().log_metrics(metrics, step)
+        self.logged |= metrics.keys()
 
     def log_hyperparams(self, params: Any, metrics: dict[str, Any] | None = None, step: int | None = None) -> None:
-        with tolerate_failures(self):
-            super().log_hyperparams(params, metrics, step)
-            self.experiment.add_text("settings", _markdown(["setting", "value"], self.hparams.items()))
-
-    def save(self) -> None:
-        with tolerate_failures(self):
-            super().save()
-
-    def finalize(self, status: str) -> None:
-        with tolerate_failures(self):
-            super().finalize(status)
+        super().log_hyperparams(params, metrics, step)
+        self.experiment.add_text("settings", _markdown(["setting", "value"], self.hparams.items()))
 
 
-def tensorboard_logger(*, save_dir: str) -> TensorBoardLogger | DummyLogger:
-    """Lightning's TensorBoardLogger, files in `save_dir`/tensorboard, or a dummy where it cannot write.
+def tensorboard_logger(*, save_dir: str) -> TensorBoardLogger:
+    """Lightning's TensorBoardLogger, files in `save_dir`/tensorboard.
 
     A resumed run adds a file to the earlier ones; TensorBoard shows them as one run.
     """
-    logger = FaultTolerantTensorBoardLogger(save_dir=save_dir)
-    try:
-        _ = logger.experiment  # Lightning would make it in the middle of its own setup
-    except OSError as error:
-        log.warning("TensorBoard cannot write (%s); this run continues without it", reason(error))
-        return DummyLogger()
-    return logger
+    return _Logger(save_dir=save_dir)
 
 
 def log_sensitivities(logger: TensorBoardLogger, record: SensitivityRecord, *, step: int) -> None:

@@ -17,7 +17,8 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 
 from nsr.compat import wandb_flush_settings
-from nsr.loggers.fault_tolerant import HangError, call_within, reason, tolerate_failures
+from nsr.errors import one_line
+from nsr.loggers.fault_tolerant import HangError, call_within
 from nsr.metrics.layer_summary import COLUMNS, TABLE, SensitivityRecord
 from nsr.run.processes import global_rank
 from nsr.sensitivity import sensitivity_histogram
@@ -44,18 +45,16 @@ def _call(logger: WandbLogger, call: Callable[[], object], *, further_seconds: f
         raise
 
 
-class FaultTolerantWandbLogger(WandbLogger):
-    """Lightning's WandbLogger; a failing or hanging W&B does not stop the run."""
+class _HangTolerantLogger(WandbLogger):
+    """Lightning's WandbLogger; a W&B that hangs does not stop the run."""
 
     title = "W&B"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        with tolerate_failures(self):
-            _call(self, partial(super().log_metrics, metrics, step))
+        _call(self, partial(super().log_metrics, metrics, step))
 
     def log_hyperparams(self, params: Any) -> None:
-        with tolerate_failures(self):
-            _call(self, partial(super().log_hyperparams, params))
+        _call(self, partial(super().log_hyperparams, params))
 
 
 def wandb_logger(
@@ -89,13 +88,13 @@ def wandb_logger(
         if chosen not in LOCAL_MODES:
             return _start(save_dir, labels, chosen)
     except Exception as error:
-        log.warning("W&B is not reachable (%s); this run is recorded offline", reason(error))
+        log.warning("W&B is not reachable (%s); this run is recorded offline", one_line(error))
         wandb.teardown()  # its local process would keep the run's id
         chosen = "offline"
     try:
         return _start(save_dir, labels, chosen)
     except Exception as error:
-        log.warning("W&B cannot record (%s); this run continues without it", reason(error))
+        log.warning("W&B cannot record (%s); this run continues without it", one_line(error))
         return DummyLogger()
 
 
@@ -136,7 +135,7 @@ def _start(save_dir: str, labels: Mapping[str, Any], mode: str) -> WandbLogger:
         log.info("W&B: %s", run.url)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return FaultTolerantWandbLogger(project=labels["project"], save_dir=save_dir, experiment=run)
+    return _HangTolerantLogger(project=labels["project"], save_dir=save_dir, experiment=run)
 
 
 def _earlier_run(save_dir: str) -> str | None:

@@ -107,19 +107,15 @@ def attack_images(subject: Subject) -> Attacked | None:
         _attack(subject, found, list(_batches(wanted, subject.batch)), limit)
         if found.positions:
             del found.groups[len(found.positions) :]
-            found.note = _note(skipped, len(found.positions), len(wanted))
+            notes = [f"{title} is stronger, but exceeds the budget of operations for pictures." for title in skipped]
+            if (done := len(found.positions)) < len(wanted):
+                notes.append(f"The budget of operations for pictures ended at {done} of {len(wanted)} images.")
+            found.note = " ".join(notes)
             return found
         skipped.append(subject.titles.get(row, row))
     if skipped:
         log.warning(f"no pictures: {'; '.join(skipped)} on {FIRST} images exceed the budget of operations for pictures")
     return None
-
-
-def _note(skipped: Sequence[str], done: int, wanted: int) -> str:
-    """Return a sentence on each thing that the budget left out."""
-    texts = [f"{title} is stronger, but exceeds the budget of operations for pictures." for title in skipped]
-    texts += [f"The budget of operations for pictures ended at {done} of {wanted} images."] * (done < wanted)
-    return " ".join(texts)
 
 
 def _batches(positions: list[int], largest: int) -> Iterator[list[int]]:

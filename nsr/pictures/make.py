@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nsr import plots
 from nsr.errors import one_line
@@ -23,7 +22,6 @@ log = logging.getLogger(__name__)
 LANDSCAPES = 4  # images
 LANDSCAPE_BUDGET = 3.6e11  # operations: about 12 s of two cores
 MOST_CLASSES = 20  # columns of the heat map of classes
-DIGITS = 6  # significant, in the numbers behind a picture
 
 
 class _Material:
@@ -47,13 +45,6 @@ class _Material:
     def neuron_names(self) -> list[str]:
         """Return 'LAYER neuron NUMBER' for each."""
         return [printable(f"{layer.name} neuron {neuron}") for layer, neuron in self.neurons]
-
-    def numbered(self, values: Any) -> Any:
-        """Return numbers of a tensor as lists, with six significant digits."""
-        plain = values.tolist() if isinstance(values, Tensor) else values
-        if isinstance(plain, (list, tuple)):
-            return [self.numbered(value) for value in plain]
-        return float(f"{plain:.{DIGITS}g}") if isinstance(plain, float) else plain
 
 
 def make_pictures(subject: Subject) -> list[Picture]:
@@ -94,7 +85,7 @@ def _examples(found: _Material) -> Iterator[Picture]:
     data = [
         {"image": found.places[number], "label": int(labels[row]), "group": attacked.groups[number]}
         | {f"{view}_prediction": int(each[row].argmax()) for view, each in _named(probabilities)}
-        | {f"{view}_confidence": found.numbered(float(each[row].max())) for view, each in _named(probabilities)}
+        | {f"{view}_confidence": float(each[row].max()) for view, each in _named(probabilities)}
         for row, number in enumerate(order)
     ]
     counts = [attacked.groups.count(group) for group in headings]
@@ -129,7 +120,7 @@ def _steps(found: _Material) -> Iterator[Picture]:
     first, last = (100 * float(probabilities[step, label]) for step in (0, -1))
     alt = f"Along {len(probabilities) - 1} steps the probability of the class goes from {first:.0f} to {last:.0f} %."
     data = {"attack": attacked.row, "image": found.places[0], "label": label}
-    data |= {"probability": found.numbered(probabilities[:, label]), "prediction": probabilities.argmax(1).tolist()}
+    data |= {"probability": probabilities[:, label].tolist(), "prediction": probabilities.argmax(1).tolist()}
     yield Picture("attack_steps", "examples", figure, alt, caption, data)
 
 
@@ -153,7 +144,7 @@ def _classes(found: _Material) -> Iterator[Picture]:
     )
     size = f"a row for each of {len(means)} layers, a column for each of {len(labels)} classes"
     data = {"attack": found.attacked.row, "images": found.places, "classes": labels, "counts": counts}
-    data["absolute"] = {layer: found.numbered(values) for layer, values in means.items()}
+    data["absolute"] = means
     alt = f"Heat map of absolute sensitivity, {size}."
     yield Picture("class_sensitivity", "sensitivity", figure, alt, caption, data)
 
@@ -177,7 +168,7 @@ def _maps(found: _Material) -> Iterator[Picture]:
     alt = f"Feature maps of {len(numbers)} neurons on a clean image, its adversarial example, and the difference."
     data = {"attack": attacked.row, "image": found.places[0], "neurons": [_neuron(found, number) for number in numbers]}
     for number, row in zip(numbers, data["neurons"], strict=True):
-        row["mean_difference"] = found.numbered(float(found.views.moved[0, number]))
+        row["mean_difference"] = float(found.views.moved[0, number])
     yield Picture("feature_maps", "features", figure, alt, caption + _ranked(found), data)
 
 
@@ -191,7 +182,7 @@ def _ranked(found: _Material) -> str:
 
 def _neuron(found: _Material, number: int) -> dict[str, Any]:
     layer, neuron = found.neurons[number]
-    sensitivity = found.numbered(float(found.subject.sensitivities[layer.name][neuron]))
+    sensitivity = float(found.subject.sensitivities[layer.name][neuron])
     return {"layer": layer.name, "neuron": neuron, "sensitivity": sensitivity}
 
 
@@ -208,7 +199,7 @@ def _top(found: _Material) -> Iterator[Picture]:
         images.append(torch.stack([attacked.images[each] for each in best]))
         values.append(views.moved[order, number].tolist())
         boxes.append(fields)
-        row = {"images": [found.places[each] for each in best], "values": found.numbered(values[-1]), "boxes": fields}
+        row = {"images": [found.places[each] for each in best], "values": values[-1], "boxes": fields}
         data.append({**_neuron(found, number), **row})
     figure = plots.top_images(images, names=found.neuron_names, values=values, boxes=boxes)
     caption = (
@@ -251,6 +242,6 @@ def _landscape(found: _Material) -> Iterator[Picture]:
     alt = f"Loss of {len(numbers)} images over the adversarial and a random direction; {', '.join(ends)}."
     exact = [cross_entropy(each, found.labels[: len(each)]) for each in found.views.logits]
     data = {"attack": attacked.row, "images": [found.places[n] for n in numbers], "steps": losses.shape[1]}
-    data |= {"losses": found.numbered(losses), "correct": correct.int().tolist()}
-    data |= {f"{name}_loss": found.numbered(values[numbers]) for name, values in _named(exact)}
+    data |= {"losses": losses.tolist(), "correct": correct.int().tolist()}
+    data |= {f"{name}_loss": values[numbers].tolist() for name, values in _named(exact)}
     yield Picture("landscape", "landscape", figure, alt, caption, data)

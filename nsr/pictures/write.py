@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nsr.pictures.subject import Picture
 from nsr.plots.style import png
+from nsr.report.numbers import plain
 from nsr.run.files import write_json
 from nsr.run.plain_text import printable
 
@@ -33,7 +34,7 @@ def write_pictures(directory: Path, pictures: Iterable[Picture], *, folder: str 
                 {"id": picture.id, "section": picture.section, "file": name, "data": picture.data}
                 | {"alt": printable(picture.alt), "caption": printable(picture.caption)}
             )
-        write_json(partial / "index.json", entries)
+        write_json(partial / "index.json", plain(entries))
         if place.exists():
             shutil.rmtree(place)
         partial.replace(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from nsr.plots.style import COLUMN, ROW, legend, name_rows, new_figure, plot
@@ -13,18 +14,20 @@ if TYPE_CHECKING:
 
 OFFSET = 0.5  # points of a fraction between two controls, so that equal effects can be distinguished
 PANEL = 1.4  # inches of a further kind
+SHOWN_FRACTION = 0.5  # where only one fraction is shown, it is the nearest to this one
+FEWEST_IMAGES = 50  # for a verdict
 WHOLE = "whole_layer"
-CONTROLS = {  # name: (label, color, marker)
-    "most_sensitive": ("most sensitive", "#D55E00", "o"),
-    "random_equal_squared_difference": ("random, equal squared difference", "#E69F00", "P"),
-    "random_equal_sensitivity": ("random, equal sensitivity", "#0072B2", "s"),
-    "random_equal_size": ("random, equal size", "#56B4E9", "D"),
-    "least_sensitive": ("least sensitive", "#000000", "v"),
-    "by_activation": ("by clean activation", "#009E73", "^"),
-    "by_relative": ("by relative sensitivity", "#CC79A7", "<"),
-    "by_squared_difference": ("by squared difference", "#F0E442", "h"),
-    "by_attribution": ("by attribution", "#8B4513", "X"),
-    "by_conductance": ("by conductance", "#7F7F7F", ">"),
+CONTROLS = {  # name: (in words, color, marker)
+    "most_sensitive": ("the most sensitive neurons", "#D55E00", "o"),
+    "random_equal_squared_difference": ("random neurons of equal summed squared difference", "#E69F00", "P"),
+    "random_equal_sensitivity": ("random neurons of equal summed sensitivity", "#0072B2", "s"),
+    "random_equal_size": ("as many random neurons", "#56B4E9", "D"),
+    "least_sensitive": ("the least sensitive neurons", "#000000", "v"),
+    "by_activation": ("the neurons of largest clean activation", "#009E73", "^"),
+    "by_relative": ("the neurons of largest relative sensitivity", "#CC79A7", "<"),
+    "by_squared_difference": ("the neurons of largest squared difference", "#F0E442", "h"),
+    "by_attribution": ("the neurons of largest attribution", "#8B4513", "X"),
+    "by_conductance": ("the neurons of largest conductance", "#7F7F7F", ">"),
 }
 RANDOM = ("random_equal_size", "random_equal_sensitivity", "random_equal_squared_difference")
 LABELS = {
@@ -33,6 +36,11 @@ LABELS = {
     "zero_ablation": "zero ablation:\nimages misclassified",
     "mean_ablation": "mean ablation:\nimages misclassified",
 }
+
+
+def nearest_shown(fractions: Iterable[float]) -> float:
+    """Return the fraction nearest to SHOWN_FRACTION, of two equally near ones the smaller."""
+    return min(sorted(fractions), key=lambda one: abs(one - SHOWN_FRACTION))
 
 
 @plot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -16,11 +17,12 @@ from nsr.comparison.frames import MEASURES, layers_of, read_runs
 from nsr.comparison.names import method_names
 from nsr.comparison.plots import accuracy, drawn, layers, robustness
 from nsr.comparison.statistics import Comparison, compare, one_a_seed
-from nsr.comparison.tables import Sheet, commands, headings, sheets
+from nsr.comparison.tables import commands, headings, sheets
 from nsr.report.drawing import svg
 from nsr.report.page import html
-from nsr.report.parts import Cell, Figure, Section, Table
+from nsr.report.parts import Figure, Section
 from nsr.run.files import write_text
+from nsr.run.tables import Cell, Table
 
 PLOTS = {
     accuracy: ("Accuracy of each method", "One point for each seed, a bar at the mean; best checkpoints."),
@@ -84,14 +86,13 @@ def _plots(comparison: Comparison) -> list[Figure]:
     return found
 
 
-def _table(sheet: Sheet) -> Table:
+def _table(sheet: Table) -> Table:
     rows = [
-        [Cell(cell.text.replace(" +- ", " ± "), _number(cell.text), best=cell.best) for cell in row]
+        [replace(cell, text=cell.text.replace(" +- ", " ± "), value=_number(cell.text)) for cell in row]
         for row in sheet.rows
     ]
-    return Table(
-        f"{sheet.title[0].upper()}{sheet.title[1:]}".replace("+-", "±"), sheet.headings, rows, sheet.texts, sheet.note
-    )
+    caption = f"{sheet.caption[0].upper()}{sheet.caption[1:]}".replace("+-", "±")
+    return replace(sheet, caption=caption, rows=rows)
 
 
 def concordance(values: numpy.ndarray) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nsr.run.tables import Table
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -14,27 +16,6 @@ class Figure:
     image: str | bytes
     alt: str  # what it shows, for a screen reader
     caption: str  # with population, norm, epsilon and units
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; a number is shown as its text and sorted as the number."""
-
-    caption: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    texts: int = 1  # the first columns hold words, the others numbers
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A text, the number that it sorts by, and the column's best or a state ("triggered")."""
-
-    text: str
-    value: float | None = None
-    best: bool = False
-    state: str = ""
 
 
 @dataclass(frozen=True)

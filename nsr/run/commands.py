@@ -35,6 +35,11 @@ def override(name: str, value: Any) -> str:
     return f"{name}={_hydra(value)}"
 
 
+def name_of(row: str) -> str:
+    """Return the name that an override sets: 'optimizer.lr' of '+optimizer.lr=0.1'."""
+    return row.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
 def parse_value(text: str) -> str:
     """Return the text that Hydra reads from NAME=VALUE, without quotes and escapes; lists and numbers as written."""
     value = text.partition("=")[2].strip()

@@ -188,20 +188,13 @@ def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
         for part in (recorded, settings)
     )
     pairs = {name: (before.get(name, "nothing"), now.get(name, "nothing")) for name in before | now}
-    different = {name: pair for name, pair in pairs.items() if _differ(*pair)}
     return {
-        name: pair for name, pair in different.items() if not name.startswith("data_origin") or _is_content(name, pair)
+        name: (old, new)
+        for name, (old, new) in pairs.items()
+        if (old != new or (old == 1 and type(old) is not type(new)))  # 1 is a count and 1.0 all, of neurons or batches
+        # of data, the content alone
+        and (not name.startswith("data_origin") or (".content." in name and "nothing" not in (old, new)))
     }
-
-
-def _differ(before: Any, now: Any) -> bool:
-    """Return whether two values differ: 1 is a count and 1.0 all, of neurons or batches."""
-    return before != now or (before == 1 and type(before) is not type(now))
-
-
-def _is_content(name: str, pair: tuple[Any, Any]) -> bool:
-    """Return whether data differ, not only their place."""
-    return ".content." in name and "nothing" not in pair
 
 
 def run_status(

@@ -236,11 +236,10 @@ def layer_means(records: Path, epoch: int | None) -> dict[str, list[float]]:
 def means_of_neurons(rows: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, list[float]]:
     """Return {layer: [absolute, relative, mean activation]}, the means over its neurons."""
     means = {layer: [fmean(values) for values in zip(*neurons, strict=True)] for layer, neurons in rows.items()}
-    return {layer: [absolute, _ratio(absolute, active), active] for layer, (absolute, active) in means.items()}
-
-
-def _ratio(difference: float, activation: float) -> float:
-    return 0.0 if difference == 0 else difference / activation if activation else float("inf")
+    return {
+        layer: [absolute, 0.0 if absolute == 0 else absolute / active if active else float("inf"), active]
+        for layer, (absolute, active) in means.items()
+    }
 
 
 def validated(records: Path, epoch: float) -> dict[str, float]:

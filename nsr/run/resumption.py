@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nsr.errors import InputError
-from nsr.run.commands import override, parse_value
+from nsr.run.commands import name_of, override, parse_value
 from nsr.run.directory import OWN, changes, check_unused, process_status, read_json, read_yaml
 from nsr.run.files import COMPRESSED, SENSITIVITIES, damaged_part, regular
 from nsr.run.own import is_own
@@ -202,8 +202,3 @@ def override_value(overrides: Sequence[str], name: str) -> str | None:
     """Return the last `name=value` among the overrides of a command line, without its quotes."""
     values = [str(parse_value(row)) for row in overrides if name_of(row) == name]
     return values[-1] if values else None
-
-
-def name_of(row: str) -> str:
-    """Return the name that an override sets: 'optimizer.lr' of '+optimizer.lr=0.1'."""
-    return row.lstrip("+~").partition("=")[0].partition("@")[0]

@@ -19,9 +19,10 @@ from matplotlib.image import imread
 
 from nsr.compare import compare, main, read_runs
 from nsr.comparison import plots
-from nsr.comparison.tables import Cell, Sheet, decimals, sheets, spread
+from nsr.comparison.tables import decimals, sheets, spread
 from nsr.comparison.writing import latex, latex_table, markdown, markdown_table, write
 from nsr.plots.style import DARK, PAPER
+from nsr.run.tables import Cell, Table
 from tests.made_runs import make_evaluation, make_run
 
 ROOT = Path(__file__).parent.parent.parent
@@ -183,7 +184,7 @@ def test_the_numbers_of_a_table(result):
     assert rows["natural + sns"]["seeds"].text == "1 of 2"
     assert all(cell.best for cell in (row["clean"] for row in rows.values()))  # all equal
     wide = result.runs.assign(**{f"absolute/block{number}": 0.1 for number in range(9)})
-    found = {sheet.title: sheet for sheet in sheets(compare(wide, resamples=100))}[
+    found = {sheet.caption: sheet for sheet in sheets(compare(wide, resamples=100))}[
         "absolute sensitivity by layer: mean +- standard deviation over seeds"
     ]
     assert found.headings[:2] == ["layer", "natural"]  # many layers are rows
@@ -199,8 +200,8 @@ def test_digits_follow_the_smallest_number():
     assert spread(float("nan"), float("nan"), 3) == "-"
 
 
-ODD_ROW = [Cell("[x] | {y}^2 ~ z\\w <1>"), Cell("-1.5", True), Cell("-")]
-ODD = Sheet("50 % of a_b & c", ["method", "50 %", "a_b"], [ODD_ROW])
+ODD_ROW = [Cell("[x] | {y}^2 ~ z\\w <1>"), Cell("-1.5", best=True), Cell("-")]
+ODD = Table("50 % of a_b & c", ["method", "50 %", "a_b"], [ODD_ROW])
 
 
 def test_markdown_is_well_formed(result):

@@ -15,8 +15,8 @@ from nsr.comparison.frames import read_runs
 from nsr.comparison.reading import read_run
 from nsr.comparison.settings import ball_of
 from nsr.evaluation.report import metrics_table, write_evaluation
-from nsr.interventions.report import nearest_shown
 from nsr.metrics.sensitivity import LayerSensitivity
+from nsr.plots.contrasts import nearest_shown
 from nsr.report import comparison as several
 from nsr.report.files import read_files
 from nsr.report.sections import headline
@@ -142,5 +142,5 @@ def test_unequal_settings_are_not_tested(tmp_path):
 
 
 def test_titles_of_tables_hold_no_markup(tmp_path):
-    sheet = tables.Sheet("difference from \x1b[31m<img src=x>", ["method", "pairs"], [[tables.Cell("a")] * 2])
+    sheet = tables.Table("difference from \x1b[31m<img src=x>", ["method", "pairs"], [[tables.Cell("a")] * 2])
     assert "\x1b" not in str(writing.screen_table(sheet).title)

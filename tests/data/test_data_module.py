@@ -128,7 +128,7 @@ def test_describe():
         ({"batch_size": 2.5}, "data.batch_size is 2.5; it must be a whole number"),
         ({"evaluation_batch_size": -1}, "data.evaluation_batch_size is -1"),
         ({"validation_images": 0.0}, "data.validation_images is 0.0"),
-        ({"validation_images": 1.5}, "data.validation_images is 1.5; .* a float a fraction"),
+        ({"validation_images": 1.5}, "data.validation_images is 1.5; .* a float is a fraction"),
         ({"validation_images": True}, "data.validation_images is True"),
         ({"split_seed": -1}, "data.split_seed is -1"),
         ({"seed": -1}, "data.seed is -1"),

@@ -38,11 +38,11 @@ def test_one_plain_sentence_a_layer():
         )
     )
     assert found == {
-        "a": "a: the most sensitive neurons have a larger effect than random neurons of equal size; do not differ "
-        "measurably from random neurons of equal sensitivity; overlap by more than 90 % (uninformative) with the most "
-        "active neurons.",
-        "b": "b: the most sensitive neurons have a larger effect than random neurons of equal sensitivity; have a "
-        "smaller effect than random neurons of equal size.",
+        "a": "a: the most sensitive neurons have a larger effect than as many random neurons; do not differ "
+        "measurably from random neurons of equal summed sensitivity; overlap by more than 90 % (uninformative) with "
+        "the neurons of largest clean activation.",
+        "b": "b: the most sensitive neurons have a larger effect than random neurons of equal summed sensitivity; "
+        "have a smaller effect than as many random neurons.",
     }
 
 
@@ -71,7 +71,7 @@ def test_the_verdicts_are_printed_below_the_tables():
     parts = list(tables(Effects([*rows, whole], {}, {}, {})))
     assert [part for part in parts if isinstance(part, str)] == [
         "verdicts    patch_clean, 50 % of each layer's neurons; Holm's correction over all contrasts of the table",
-        "  a: the most sensitive neurons have a larger effect than random neurons of equal size.",
+        "  a: the most sensitive neurons have a larger effect than as many random neurons.",
     ]
 
 

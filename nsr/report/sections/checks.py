@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nsr.report.files import RunFiles
-from nsr.report.parts import Cell, Section, Table
+from nsr.report.parts import Section
+from nsr.run.tables import Cell, Table
 
 STATES = {True: "triggered", False: "passed", None: "not evaluated"}
 
@@ -25,7 +26,10 @@ def section(run: RunFiles) -> Section:
         for name, checks in found.items()
         if checks
     ]
-    paragraphs = [_counts(name, checks) for name, checks in found.items() if checks]
+    paragraphs = []
+    for name, checks in found.items():
+        counts = [f"{sum(_state(check) is state for check in checks)} {word}" for state, word in STATES.items()]
+        paragraphs += [f"{name.capitalize()}: {', '.join(counts)}."] if checks else []
     if not found.get("evaluation"):
         paragraphs.append(
             "The checks for gradient masking belong to an evaluation (nsr-evaluate); there is none with checks here."
@@ -37,11 +41,6 @@ def section(run: RunFiles) -> Section:
 def _state(check: dict[str, Any]) -> bool | None:
     state = check.get("triggered")
     return state if isinstance(state, bool) else None
-
-
-def _counts(name: str, checks: list[dict[str, Any]]) -> str:
-    counts = [f"{sum(_state(check) is state for check in checks)} {word}" for state, word in STATES.items()]
-    return f"{name.capitalize()}: {', '.join(counts)}."
 
 
 def _rows(checks: list[dict[str, Any]]) -> list[list[Cell]]:

@@ -12,8 +12,9 @@ from nsr.comparison.settings import in_threat_model
 from nsr.report.facts import facts, threat_model
 from nsr.report.files import RunFiles, folder_of, results_of
 from nsr.report.numbers import interval, percent
-from nsr.report.parts import Cell, Section, Table
+from nsr.report.parts import Section
 from nsr.run.rows import is_weak, without_norm
+from nsr.run.tables import Cell, Table
 
 CURVE, WORST, STRONG = "curve_x", "worst_case", "autoattack"
 FEW_IMAGES = 1000

@@ -9,24 +9,13 @@ import pandas
 
 from nsr.comparison.reading import evaluate_command
 from nsr.plots import interventions
+from nsr.plots.contrasts import CONTROLS, FEWEST_IMAGES, WHOLE, nearest_shown
 from nsr.report.drawing import svg
 from nsr.report.files import RunFiles, folder_of
-from nsr.report.parts import Cell, Figure, Section, Table
+from nsr.report.parts import Figure, Section
+from nsr.run.tables import Cell, Table
 
-SHOWN_FRACTION, FEWEST_IMAGES = 0.5, 50
 MOST = "most_sensitive"
-CONTROLS = {
-    "random_equal_size": "as many random neurons",
-    "random_equal_sensitivity": "random neurons with the same summed sensitivity",
-    "random_equal_squared_difference": "random neurons with the same summed squared difference",
-    "least_sensitive": "as many of the least sensitive neurons",
-    "by_activation": "as many neurons with the largest clean activations",
-    "by_relative": "as many neurons with the largest relative sensitivities",
-    "by_squared_difference": "as many neurons with the largest squared differences",
-    "by_attribution": "as many neurons with the largest attributions",
-    "by_conductance": "as many neurons with the largest conductance",
-    "whole_layer": "all neurons of the layer: the upper bound of an effect",
-}
 KINDS = {
     "patch_clean": "Clean activations put into the adversarial pass: images corrected",
     "patch_adversarial": "Adversarial activations put into the clean pass: images misclassified",
@@ -50,8 +39,7 @@ def section(run: RunFiles) -> Section | None:
 
 
 def _section(title: str, frame: pandas.DataFrame, summary: Mapping[str, Any]) -> Section:
-    fractions = sorted(set(frame["fraction"][frame["control"] == MOST]))
-    fraction = min(fractions, key=lambda one: abs(one - SHOWN_FRACTION))  # as nsr.interventions.report chooses it
+    fraction = nearest_shown(frame["fraction"][frame["control"] == MOST])
     shown = frame[frame["fraction"] == fraction]
     kinds = list(dict.fromkeys(frame["kind"]))
     text = (
@@ -63,9 +51,10 @@ def _section(title: str, frame: pandas.DataFrame, summary: Mapping[str, Any]) ->
     figures = [_contrasts(shown[shown["kind"] == kind], kind, fraction) for kind in kinds]
     verdicts = summary.get("verdicts")
     tables = [_verdicts(verdicts)] if isinstance(verdicts, Mapping) else []
-    names = [
-        [Cell(name.replace("_", " ")), Cell(words)] for name, words in CONTROLS.items() if name in set(frame["control"])
-    ]
+    words = {name: words for name, (words, *_) in CONTROLS.items() if name != MOST}
+    words[WHOLE] = "all neurons of the layer: the upper bound of an effect"
+    shown_names = set(frame["control"])
+    names = [[Cell(name.replace("_", " ")), Cell(text)] for name, text in words.items() if name in shown_names]
     tables += [_effects(shown, frame), Table("Controls", ["control", "neurons"], names, texts=2)]
     numbers = ["layer", "kind", "fraction", "control", "images", "effect", "contrast", "contrast_low", "contrast_high"]
     data = {"fraction": fraction, "rows": shown[numbers].to_dict("list"), "verdicts": verdicts}
@@ -103,8 +92,8 @@ def _verdicts(verdicts: Mapping[str, Any]) -> Table:
 
 def _effects(shown: pandas.DataFrame, frame: pandas.DataFrame) -> Table:
     controls = [MOST, *[name for name in dict.fromkeys(frame["control"]) if name != MOST]]
-    whole = frame[frame["control"] == "whole_layer"]
-    table = pandas.concat([shown[shown["control"] != "whole_layer"], whole])
+    whole = frame[frame["control"] == WHOLE]
+    table = pandas.concat([shown[shown["control"] != WHOLE], whole])
     effects = table.pivot_table(index=["layer", "kind"], columns="control", values="effect", sort=False)
     rows = [
         [Cell(str(layer)), Cell(str(kind).replace("_", " "))] + [_percent(values.get(control)) for control in controls]

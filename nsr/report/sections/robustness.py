@@ -17,9 +17,10 @@ from nsr.report.drawing import svg
 from nsr.report.facts import radius_in_words
 from nsr.report.files import RunFiles, folder_of
 from nsr.report.numbers import percent
-from nsr.report.parts import Cell, Figure, Section, Table
+from nsr.report.parts import Figure, Section
 from nsr.report.sections.headline import CURVE
 from nsr.run.rows import is_weak
+from nsr.run.tables import Cell, Table
 
 MOST_PAIRS = 20  # rows of the table of confusions
 

@@ -13,7 +13,8 @@ from nsr.report.drawing import svg
 from nsr.report.facts import validation_attack
 from nsr.report.files import RunFiles
 from nsr.report.numbers import rounded
-from nsr.report.parts import Cell, Figure, Section, Table
+from nsr.report.parts import Figure, Section
+from nsr.run.tables import Cell, Table
 
 LISTED = 5  # most sensitive neurons of a layer
 NUMBERS = ["neuron", *MEASURES]
@@ -28,12 +29,16 @@ def section(run: RunFiles) -> Section | None:
     figures: list[Figure] = []
     on = f"validation images, {validation_attack(run.run.settings)}"
     if len(layers):
-        figures += [_heat_map(layers, name, title, on) for name, title in MEASURES.items()]
+        on_largest = f"{on}; right: the layer's largest value, to which its row is scaled"
+        drawn = ((svg(sensitivity_heat_map(layers, measures=[name])), title) for name, title in MEASURES.items())
+        figures += [_map(image, layers, title, on_largest) for image, title in drawn]
         figures += [_stability(layers, on)] if layers["epoch"].nunique() > 1 else []
     figures += [] if before.empty else [_distribution(before, after, when, on)]
     tables = [] if after.empty else [_table(before, after, when), _listed(after, when)]
     listed = {} if after.empty else most(after).to_dict("list")
-    data = {"layers": layers.to_dict("list"), "means": _means(before, after), "listed": listed}
+    frames = {"before": before, "after": after}
+    means = {name: means_of(frame).to_dict("index") for name, frame in frames.items() if len(frame)}
+    data = {"layers": layers.to_dict("list"), "means": means, "listed": listed}
     model = run.run.settings.get("model")
     is_loaded = isinstance(model, Mapping) and bool(model.get("weights"))
     weights = "the weights that were loaded" if is_loaded else "its initial, usually random weights"
@@ -87,11 +92,6 @@ def most(frame: pandas.DataFrame) -> pandas.DataFrame:
     ]
 
 
-def _heat_map(layers: pandas.DataFrame, name: str, title: str, on: str) -> Figure:
-    largest = "; right: the layer's largest value, to which its row is scaled"
-    return _map(svg(sensitivity_heat_map(layers, measures=[name])), layers, title, on + largest)
-
-
 def _stability(layers: pandas.DataFrame, on: str) -> Figure:
     count = len(str(layers["most_sensitive"].iloc[0]).split())
     title = f"ranking: overlap of the {count} most sensitive neurons with the epoch before"
@@ -109,11 +109,6 @@ def _distribution(before: pandas.DataFrame, after: pandas.DataFrame, when: str, 
     caption = "Absolute sensitivity of the neurons of each layer: median, middle half (thick), 5 % to 95 % (thin); "
     caption += f"{on}; logarithmic scale, with neurons that never move at its left end."
     return Figure(svg(sensitivity_distribution({"before training": before, when: after})), alt, caption)
-
-
-def _means(before: pandas.DataFrame, after: pandas.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
-    frames = {"before": before, "after": after}
-    return {name: means_of(frame).to_dict("index") for name, frame in frames.items() if len(frame)}
 
 
 def _table(before: pandas.DataFrame, after: pandas.DataFrame, when: str) -> Table:

@@ -9,10 +9,11 @@ from typing import Any
 
 import nsr
 from nsr.report.files import RunFiles
-from nsr.report.parts import Cell, Section, Table
-from nsr.run.commands import command, parse_value
+from nsr.report.parts import Section
+from nsr.run.commands import command, name_of, parse_value
 from nsr.run.directory import flat, read_json, read_yaml
 from nsr.run.own import is_own
+from nsr.run.tables import Cell, Table
 
 PACKAGE = Path(nsr.__file__).parent
 CONFIGURATIONS = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir()), PACKAGE)
@@ -40,7 +41,7 @@ def changed(given: Mapping[str, Any], program: str) -> dict[str, tuple[Any, Any]
     usual = {key: value for entry in defaults["defaults"] if isinstance(entry, dict) for key, value in entry.items()}
     recorded = given.get("choices")
     choices = recorded if isinstance(recorded, Mapping) else {}
-    typed = {str(row).lstrip("+~").partition("=")[0]: str(row) for row in given.get("overrides") or ()}
+    typed = {name_of(str(row)): str(row) for row in given.get("overrides") or ()}
     found = {
         group: (choice, usual.get(group, "none"))
         for group, choice in choices.items()

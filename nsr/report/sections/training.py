@@ -14,7 +14,8 @@ from nsr.report.drawing import svg
 from nsr.report.facts import validation_attack
 from nsr.report.files import RunFiles
 from nsr.report.numbers import percent, rounded
-from nsr.report.parts import Cell, Figure, Section, Table
+from nsr.report.parts import Figure, Section
+from nsr.run.tables import Cell, Table
 
 RAMP = "nsr.callbacks.Ramp"
 
