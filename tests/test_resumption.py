@@ -9,11 +9,14 @@ import shutil
 import signal
 import socket
 import time
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from nsr.app.command_line import one_line_errors
@@ -91,6 +94,30 @@ def uninterrupted(tmp_path_factory):
         return made[choice]
 
     return make
+
+
+def numpy_schedule(optimizer: Any) -> torch.optim.lr_scheduler.LambdaLR:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: np.interp(epoch, [0, 3], [1, 0.1]))
+
+
+class Odd(pl.Callback):
+    """A callback whose state torch.load refuses."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ratio": Fraction(1, 3)}
+
+
+def test_a_learning_rate_of_numpy_is_stored_as_a_number(tmp_path):
+    run(tmp_path / "run", "~scheduler", "+scheduler._target_=tests.test_resumption.numpy_schedule")
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.1 * 0.005)
+
+
+def test_a_state_that_no_checkpoint_can_hold_is_named_before_the_first_epoch(tmp_path):
+    own = ["+callbacks.odd._target_=tests.test_resumption.Odd"]
+    with pytest.raises(RunStopped, match=r"callback Odd holds fractions\.Fraction; it must be of tensors, numbers"):
+        run(tmp_path / "run", *own)
+    assert len(list(whole_rows(tmp_path / "run" / "metrics.csv"))) == 1  # before training
 
 
 def ask_to_end(monkeypatch: Any, step: str, call: int) -> None:
