@@ -151,8 +151,8 @@ def check_length(name: str, value: Any, *, norm: str, epsilon: float) -> float:
     return float(check_number(name, number, lowest=0, highest=highest, got=value, advice=advice))
 
 
-def check_top(name: str, value: Any, of: str = " of neurons") -> int | float:
-    """Return a number of things if it is a count (int) or a fraction (float), or raise InputError."""
+def check_amount(name: str, value: Any, of: str = " of neurons") -> int | float:
+    """Return an amount if it is a count (int) or a fraction (float), or raise InputError."""
     value = _as_python(value)
     if isinstance(value, float):
         return check_number(name, value, above=0, highest=1, advice=f"a float is a fraction, an int a count{of}")

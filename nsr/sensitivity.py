@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nsr.errors import InputError, check_choice, check_top
+from nsr.errors import InputError, check_amount, check_choice
 
 KINDS = ("absolute", "relative", "mean_first")
 DISTANCES = ("l1", "l2", "squared", "cosine")
@@ -263,7 +263,7 @@ def most_sensitive(sensitivity: Tensor, top: int | float) -> Tensor:
 
 def largest(sensitivity: Tensor, top: int | float) -> Tensor:
     """Return what `most_sensitive` does without its check for nan, which waits for the device."""
-    top = check_top("top", top)
+    top = check_amount("top", top)
     if sensitivity.ndim != 1 or len(sensitivity) == 0:
         raise InputError(f"sensitivity has shape {tuple(sensitivity.shape)}; it must be (neuron,), not empty")
     neurons = len(sensitivity)

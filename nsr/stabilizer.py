@@ -13,7 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from nsr.errors import InputError, callable_name, check_choice, check_layers, check_number, check_top, named_arguments
+from nsr.errors import (
+    InputError,
+    callable_name,
+    check_amount,
+    check_choice,
+    check_layers,
+    check_number,
+    named_arguments,
+)
 from nsr.layers.names import matching_names
 from nsr.losses import margin
 from nsr.modes import BATCH_NORM
@@ -76,7 +84,7 @@ class SensitivityStabilizer(nn.Module):
     ):
         super().__init__()
         self.weight = check_number("stabilizer.weight", weight, lowest=0)
-        self.top = check_top("stabilizer.top", top)
+        self.top = check_amount("stabilizer.top", top)
         self.select = check_choice("stabilizer.select", select, SELECTIONS)
         self.equal_term_size = check_choice("stabilizer.equal_term_size", equal_term_size, (True, False))
         self.layers = None if layers is None else check_layers("stabilizer.layers", layers)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reference import PROPERTY
 
 from nsr import most_sensitive
-from nsr.errors import InputError, check_choice, check_epsilon, check_number, check_top, did_you_mean, fraction
+from nsr.errors import InputError, check_amount, check_choice, check_epsilon, check_number, did_you_mean, fraction
 from tests.conftest import refusal
 
 NAMES = (
@@ -169,12 +169,12 @@ def test_a_whole_number_beyond_any_float_is_refused():
 
 @pytest.mark.parametrize("top", [1, 7, 1000, 0.001, 0.3, 1.0])
 def test_top_passes(top):
-    assert check_top("top", top) is top
+    assert check_amount("top", top) is top
 
 
 @pytest.mark.parametrize("top", [0, -1, 0.0, -0.5, 1.5, True, False, None, "3", "0.3", math.nan, math.inf, [3]])
 def test_top_is_refused(top):
-    text = refusal(check_top, "top", top)
+    text = refusal(check_amount, "top", top)
     assert text.startswith(f"top is {top!r}; ")
     assert "fraction" in text
     assert "count" in text
@@ -182,7 +182,7 @@ def test_top_is_refused(top):
 
 def test_a_number_of_numpy_counts_as_python_s():
     assert type(check_number("steps", numpy.int64(3), whole=True)) is int
-    assert type(check_top("top", numpy.int64(3))) is int and type(check_top("top", numpy.float32(0.5))) is float
+    assert type(check_amount("top", numpy.int64(3))) is int and type(check_amount("top", numpy.float32(0.5))) is float
     assert check_epsilon("epsilon", numpy.float32(0.5), norm="linf") == 0.5
     for value in (numpy.bool_(True), numpy.float64("nan"), numpy.complex64(1), numpy.ones(1)):
         with pytest.raises(InputError):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from nsr.errors import InputError, check_choice, check_epsilon, check_layers, check_number, check_top
+from nsr.errors import InputError, check_amount, check_choice, check_epsilon, check_layers, check_number
 from nsr.run.rows import NORMS
 
 Rule = Callable[[str, Any], Any]
@@ -62,7 +62,7 @@ def refused(why: str, *, but: Any = None) -> Rule:
 
 def fraction_or_count(name: str, value: Any) -> Any:
     """Allow a float in (0, 1] or a whole number from 1."""
-    return check_top(name, value, of="")
+    return check_amount(name, value, of="")
 
 
 def devices(name: str, value: Any) -> Any:

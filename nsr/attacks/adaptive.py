@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nsr.attacks.best import Places
 from nsr.attacks.gradient import Goal, GradientAttack, OfLogits
-from nsr.errors import InputError, check_choice, check_layers, check_number, check_top
+from nsr.errors import InputError, check_amount, check_choice, check_layers, check_number
 from nsr.features import capture_features
 from nsr.layers import Layer, find_layers
 from nsr.sensitivity import largest, neuron_sensitivity
@@ -51,7 +51,7 @@ class AdaptiveAttack(GradientAttack):
     ):
         super().__init__(**settings)
         self.weight = check_number("weight", weight, lowest=0)
-        self.top = check_top("top", top)
+        self.top = check_amount("top", top)
         self.layers = None if layers is None else check_layers("layers", layers)
         self.cross_entropy = check_choice("cross_entropy", cross_entropy, (True, False))
         if not cross_entropy and (self.loss is not None or self.targeted):

@@ -20,7 +20,7 @@ from nsr.data.class_order import Matched, Names, match_classes, read_class_order
 from nsr.data.description import DataDescription, check_description, mean_and_std
 from nsr.data.extra import MixedBatches, check_extra, read_extra
 from nsr.data.images import JoinedImages, check_labels, relabeled
-from nsr.errors import InputError, check_fits_memory, check_number, check_top
+from nsr.errors import InputError, check_amount, check_fits_memory, check_number
 
 
 class ImageData(pl.LightningDataModule):
@@ -89,8 +89,10 @@ class ImageData(pl.LightningDataModule):
         name = "data.evaluation_batch_size"
         self.evaluation_batch_size = check_number(name, evaluation_batch_size, lowest=1, whole=True)
         self._check_description()
-        self.validation_images = check_top("data.validation_images", validation_images, of=" of images")
-        self.test_images = None if test_images is None else check_top("data.test_images", test_images, of=" of images")
+        self.validation_images = check_amount("data.validation_images", validation_images, of=" of images")
+        self.test_images = (
+            None if test_images is None else check_amount("data.test_images", test_images, of=" of images")
+        )
         self.split_seed = check_number("data.split_seed", split_seed, lowest=0, highest=2**32 - 1, whole=True)
         self.seed = check_number("data.seed", seed, lowest=0, whole=True)
         self.augment, self.mix = build_augmentation(augmentation)
