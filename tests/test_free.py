@@ -279,7 +279,7 @@ def test_a_schedule_follows_the_validated_accuracy():
     [
         (AdversarialTraining(), KeptPerturbation(epsilon=EPSILON), "objective=free and train_attack=kept belong toget"),
         (Free(), GradientAttack(epsilon=EPSILON, steps=1), "objective=free and train_attack=kept belong together"),
-        (Free(), None, "train_attack is None; this objective"),
+        (Free(), None, "train_attack is None"),
         (AdversarialTraining(), GradientAttack(epsilon=EPSILON, steps=1), "FreeClassifier needs objective=free"),
     ],
     ids=["objective", "attack", "no_attack", "both"],
