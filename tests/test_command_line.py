@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nsr.app import main
 from nsr.app.command_line import check_command_line, one_line_errors
 from nsr.app.resolvers import evaluation_directory
 from nsr.errors import InputError, RunStopped
@@ -443,3 +444,17 @@ def test_paths_are_printed_as_from_where_the_command_was_given(tmp_path):
 )
 def test_a_plus_is_offered_only_where_the_target_may_take_the_setting(override, offered):
     assert ("adds one" in refusal(made, "train", override)) == offered
+
+
+@pytest.mark.parametrize("program", [main.train, main.evaluate])
+@pytest.mark.parametrize("step", ["check", "command"])
+def test_ctrl_c_outside_a_job_is_one_line(program, step, monkeypatch, capsys):
+    def interrupt(*arguments: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "tolerate_closed_streams", lambda: None)
+    monkeypatch.setattr(main, "check_command_line", interrupt if step == "check" else lambda *arguments: None)
+    monkeypatch.setattr(main, f"_{program.__name__}", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        program()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted by SIGINT\n")

@@ -229,6 +229,16 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(interruption.exit_code)
 
 
+@contextmanager
+def one_line_interruption() -> Iterator[None]:
+    """End with one line and exit code 130 at Ctrl-C outside a job: in the checks, or waiting for those of a sweep."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted by SIGINT", file=sys.stderr)
+        sys.exit(130)
+
+
 def _fail(message: str, error: Exception) -> NoReturn:
     """End the command, or this job of a sweep; HYDRA_FULL_ERROR=1 raises the error itself."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":

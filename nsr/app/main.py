@@ -7,7 +7,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from nsr.app.command_line import check_command_line, end_of_sweep, one_line_errors
+from nsr.app.command_line import check_command_line, end_of_sweep, one_line_errors, one_line_interruption
 from nsr.app.folders import CONFIGURATIONS
 from nsr.run.processes import tolerate_closed_streams
 
@@ -15,16 +15,18 @@ from nsr.run.processes import tolerate_closed_streams
 def train() -> None:
     """Train a classifier; `--help` prints the choices."""
     tolerate_closed_streams()
-    check_command_line("train")
-    _train()
-    end_of_sweep()
+    with one_line_interruption():
+        check_command_line("train")
+        _train()
+        end_of_sweep()
 
 
 def evaluate() -> None:
     """Evaluate a checkpoint or third-party weights; `--help` prints the choices."""
     tolerate_closed_streams()
-    check_command_line("evaluate")
-    _evaluate()
+    with one_line_interruption():
+        check_command_line("evaluate")
+        _evaluate()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGURATIONS), config_name="train")
