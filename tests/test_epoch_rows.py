@@ -114,7 +114,7 @@ def test_an_epoch_that_is_cut_short_has_its_row(fit, steps, rows, caplog):
     assert fit(max_epochs=5, max_steps=steps) == rows
     messages = [row.message for row in caplog.records if "incomplete" in row.message]
     assert len(messages) == (steps % 4 != 0)
-    assert all(message.endswith(f"its row is of {steps} steps") for message in messages)
+    assert all(message.endswith(f"after step {steps} of the run") for message in messages)
 
 
 def test_a_run_that_max_time_ends(fit, monkeypatch):

@@ -90,7 +90,7 @@ class Checkpoints(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if is_training(trainer) and trainer.should_stop and not trainer.is_last_batch and trainer.is_global_zero:
-            text = "epoch %d is the last and incomplete: trainer.max_time or max_steps ended it; its row is of %d steps"
+            text = "epoch %d is incomplete: trainer.max_time or max_steps ended it after step %d of the run"
             log.warning(text, trainer.current_epoch + 1, trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
