@@ -41,7 +41,8 @@ SHORT = {
 }
 QUICKER = {"autoattack": "apgd_ce", "square": "fgsm", "adaptive": "fgsm"}  # attack: what takes its place
 NOT_HERE = {  # what a command needs -> where it is only composed
-    "a download": r"(data|experiment)=(cifar|svhn|stl10|mnist\b|fashion|speedrun)|zoo:(fashion|cifar)|datasets/cifar|torchvision\.datasets",
+    "a download": r"(data|experiment)=(cifar|svhn|stl10|mnist\b|fashion|speedrun)|datasets/cifar|torchvision\.datasets"
+    r"|zoo:(cifar|fashion)",
     "weights of others": r"model\.weights=(FILE|WEIGHTS)|imagenet_class_index",
     "GPUs": r"trainer=ddp\b|sync_batch_norm|devices=2",
     "a cluster": r"sweep=slurm",
