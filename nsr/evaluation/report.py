@@ -111,7 +111,7 @@ def most_sensitive_table(sensitivities: Mapping[str, LayerSensitivity], *, list_
         means = [f"{value:.4f}" for value in metrics.means().values()]
         rows.append([layer, str(len(metrics.absolute)), *means, named])
     headings = ["layer", "neurons", "absolute", "relative", "activation", "most sensitive neurons, id (absolute)"]
-    table = screen_table("sensitivity under sensitivity_attack, all test images", headings, rows)
+    table = screen_table("sensitivity under sensitivity_attack, on the measured test images", headings, rows)
     table.columns[-1].justify = "left"
     return table
 
