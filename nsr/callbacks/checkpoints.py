@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -21,6 +19,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import distributed
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from nsr.callbacks.averages import WeightAverages
 from nsr.compat import broadcast_no_signals, restore_loader_state
@@ -36,28 +35,17 @@ NOT_BEGUN = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
 
 
 class PlainCheckpointIO(TorchCheckpointIO):
-    """Writes straight to the disk; Lightning's own first copies the checkpoint to memory and to the system's /tmp.
-
-    What is written can be read with `weights_only`: numbers of numpy, such as a learning rate that numpy.interp gave,
-    are written as Python's; RunStopped names a part that holds anything else.
-    """
+    """Writes straight to the disk; Lightning's own first copies the checkpoint to memory and to the system's /tmp."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        content = _plain(checkpoint)
         Path(path).parent.mkdir(exist_ok=True)  # without parents: a deleted run directory stays deleted
-        with Path(path).open("wb") as file:
+        with Path(path).open("w+b") as file:
             try:
-                torch.save(content, file)
+                _save(checkpoint, file, "it")
             except RuntimeError as error:  # of torch's archive, which cannot be ended after the error of the disk
                 raise next((each for each in _before(error) if isinstance(each, OSError)), error) from None
-            except Exception as error:  # pickle raises nearly anything
-                raise _unreadable(content) from error
             file.flush()
             os.fsync(file.fileno())
-        try:
-            torch.load(path, map_location="cpu", mmap=True, weights_only=True)  # no tensor is read
-        except UnpicklingError as error:
-            raise _unreadable(content) from error
 
 
 class Checkpoints(pl.Callback):
@@ -113,11 +101,10 @@ class Checkpoints(pl.Callback):
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             is_of_the_disk = isinstance(error, OSError) or "write" in reason or "file" in reason  # torch: RuntimeError
-            if trainer.is_global_zero:
-                with suppress(OSError):
-                    partial.unlink(missing_ok=True)
-            if not trainer.is_global_zero or not is_of_the_disk or isinstance(error, RunStopped):
+            if not trainer.is_global_zero or not (is_of_the_disk or isinstance(error, RunStopped)):
                 raise
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
             text = f"no checkpoint can be written to {self.folder}: {reason}; what was written before is kept"
             raise RunStopped(text) from error
         trainer.strategy.barrier()
@@ -131,9 +118,9 @@ class Checkpoints(pl.Callback):
         trainer.num_sanity_val_steps = 0  # epoch 0 is recorded already
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        states = {each.state_key: each.state_dict() for each in trainer.callbacks}  # type: ignore[attr-defined]
-        if (odd := _odd_part({"callbacks": states})) is not None:
-            raise RunStopped(odd)  # not after the first epoch
+        schedules = [each.scheduler for each in trainer.lr_scheduler_configs]  # tried now, not after an epoch
+        for part in (*trainer.callbacks, *schedules):  # type: ignore[attr-defined]
+            _save(part.state_dict(), io.BytesIO(), f"the state of {type(part).__name__}")
         if self.place["batches"] == 0:
             trainer.fit_loop.restarting = False  # nothing of the epoch is done: it begins as any other
             progress = trainer.fit_loop.epoch_progress
@@ -281,34 +268,27 @@ class Interruption(pl.Callback):
             checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = begun
 
 
+def _save(content: Any, file: IO[bytes], name: str) -> None:
+    """Write what `torch.load` can read with `weights_only`; RunStopped where the content holds anything else."""
+    allowed = "tensors, numbers, texts, lists and dicts can be saved"
+    try:
+        torch.save(_plain(content), file)
+    except (OSError, RuntimeError):
+        raise
+    except Exception as error:  # pickle raises nearly anything
+        raise RunStopped(f"{name} cannot be saved ({one_line(error)}); {allowed}") from error
+    file.seek(0)
+    if others := get_unsafe_globals_in_checkpoint(file):
+        raise RunStopped(f"{name} holds {', '.join(sorted(others))}; {allowed}")
+
+
 def _plain(value: Any) -> Any:
-    """Return content with the numbers of numpy in plain dicts, lists and tuples as Python's."""
+    """Return content with NumPy's numbers, such as a learning rate of numpy.interp, as Python's."""
     if isinstance(value, np.generic):
         return value.item()
     if type(value) is dict:
         return {_plain(key): _plain(entry) for key, entry in value.items()}
     return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
-
-
-def _unreadable(checkpoint: Mapping[str, Any]) -> RunStopped:
-    """Return the error of a checkpoint that could not be read again."""
-    return RunStopped(_odd_part(checkpoint) or "no checkpoint can be written: it could not be read again")
-
-
-def _odd_part(checkpoint: Mapping[str, Any]) -> str | None:
-    """Return a line on the part of a checkpoint that could not be read with `weights_only`, None where all could."""
-    parts = {f"the state of callback {name}": state for name, state in checkpoint["callbacks"].items()}
-    for name, part in {**parts, **{name: part for name, part in checkpoint.items() if name != "callbacks"}}.items():
-        file = io.BytesIO()
-        try:
-            torch.save(_plain(part), file)
-            file.seek(0)
-            torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle raises nearly anything
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            problem = f"{name} holds {found[1]}" if found else f"{name}: {one_line(error)}"
-            return f"no checkpoint can be written: {problem}; it must be of tensors, numbers, texts, lists and dicts"
-    return None
 
 
 def _before(error: BaseException | None) -> Iterator[BaseException]:
